@@ -1,0 +1,29 @@
+"""Problems a user can mend, said in one clear message.
+
+A message says what arrived, what was wanted and what to do. Verbs print it and leave with exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave (configuration, files, data), never a bug of this package."""
+
+
+class LeakError(UserError):
+    """Test stimuli or test targets were asked for by code that must never see them."""
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest allowed name, or an empty string when none is near."""
+    near = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
+    """Build the error for a name that is not among the allowed ones: lists them and offers the nearest."""
+    names = sorted(str(a) for a in allowed)
+    return UserError(f"unknown {kind} {name!r}.{did_you_mean(name, names)} Allowed: {', '.join(names)}.")

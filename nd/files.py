@@ -1,0 +1,96 @@
+"""Files that are whole or absent: atomic writes, content hashes, HDF5 opened with a clear message.
+
+Every artifact is written under a temporary name in its own folder, flushed to disk and renamed, so a killed
+process or a full disk never leaves a half-written file under a final name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from nd.errors import UserError
+
+HASH_CHARS = 12  # 48 bits: a collision among 100,000 artifacts has probability 2e-5
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is fsynced and renamed, on any error removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented and with sorted keys so that files can be compared by eye and by hash."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or damaged one is a ``UserError`` that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Remove it and run the verb that wrote it again.") from None
+
+
+def sha256_file(path: Path) -> str:
+    """Return the first 12 hexadecimal digits of the SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:HASH_CHARS]
+
+
+def sha256_json(value: Any) -> str:
+    """Return the first 12 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_CHARS]
+
+
+def sha256_array(values: np.ndarray) -> str:
+    """Return the first 12 hexadecimal digits of the SHA-256 of an array's dtype, shape and bytes."""
+    digest = hashlib.sha256(f"{values.dtype.str}{values.shape}".encode())
+    digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()[:HASH_CHARS]
+
+
+@contextmanager
+def open_h5(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading; a missing, truncated or unreadable one is a ``UserError`` that names it."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist. Run the verb that writes it first (`nd prepare`, `nd extract`).")
+    try:
+        handle = h5py.File(path, "r")
+    except PermissionError:
+        raise UserError(f"{path} cannot be read: permission denied. Check the file's owner and mode.") from None
+    except OSError as error:
+        raise UserError(f"{path} is not a whole HDF5 file ({error}). It may be truncated: fetch or write it again.") from None
+    with handle:
+        yield handle

@@ -1,0 +1,1 @@
+"""The embedded world: drawn pictures, their captions, and simulated brains that see them."""

@@ -1,0 +1,196 @@
+"""The whole configuration as dataclasses: one per group, one comment per field.
+
+``opt`` attaches to each field the text that ``nd VERB --help`` prints, the allowed values, and whether the field is
+part of a run's identity. Identity fields decide *what* is computed and are hashed into ``run_id``; the others
+(devices, batch sizes, paths, loggers) only decide *how* and never change an id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1  # part of every run_id; raise it when the meaning of a field changes
+
+
+def opt(default: Any, text: str, *, identity: bool = True, choices: tuple[Any, ...] = (), path: bool = False) -> Any:
+    """Declare a field: default, help text, identity or not, allowed values, and whether a given path must exist."""
+    metadata = {"help": text, "identity": identity, "choices": choices, "path": path}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Which data set, how it is cut, and where its raw files lie."""
+
+    name: str = opt("scenes", "data set: its prepared files lie in <paths.data>/<name>", choices=("scenes", "digits69"))
+    file: str = opt("", "raw file of the data set (digits69: digit69_28x28.mat)", identity=False, path=True)
+    subjects: list[str] = opt(["subj01", "subj02", "subj03", "subj04"], "subjects of the data set", identity=False)
+    split: str = opt("scenes", "named frozen split", choices=("scenes", "digits69-cv10", "digits69-given"))
+    n_val: int = opt(100, "validation images, cut from the training images by image")
+    simulated: bool = opt(True, "voxels come from a simulated brain; every table says so", identity=False)
+    n_train: int = opt(1000, "scenes: training images, validation included")
+    n_test: int = opt(200, "scenes: test images")
+    n_repeats: int = opt(3, "scenes: presentations of every image")
+    n_voxels: int = opt(1500, "scenes: approximate voxels per subject")
+    image_size: int = opt(64, "side of the square stimuli, pixels")
+    world_seed: int = opt(7, "scenes: seed of the pictures and of the simulated brains")
+
+
+@dataclass(kw_only=True)
+class SubjectConfig:
+    """Whose voxels."""
+
+    name: str = opt("subj01", "subject")
+    roi: str = opt("all", "voxel mask: 'all' or the name of an ROI of the prepared file")
+
+
+@dataclass(kw_only=True)
+class MethodConfig:
+    """A recipe: which targets are decoded and how they become an image."""
+
+    name: str = opt("neuraldiffuser", "method")
+    variant: str = opt("nd", "whose arithmetic is followed", choices=("nd",))
+    generator: str = opt(
+        "guided_diffusion",
+        "what turns targets into images",
+        choices=("guided_diffusion", "pixels", "vae", "mean_image", "nearest_image", "random_image"),
+    )
+    targets: list[str] = opt(["z", "c", "g"], "targets the method decodes")
+    steps: int = opt(50, "DDIM steps of the full schedule")
+    strength: float = opt(0.75, "share of the schedule that is run: int(steps * strength) steps, in (0, 1]")
+    cfg_scale: float = opt(7.5, "classifier-free guidance scale, >= 1")
+    repeats: int = opt(5, "images sampled per stimulus, each from its own noise")
+
+
+@dataclass(kw_only=True)
+class TargetConfig:
+    """One target: the features a mapper learns to predict."""
+
+    name: str = opt("z", "target", choices=("z", "c", "g", "pixels"))
+    max_captions: int = opt(5, "c: captions averaged per image")
+    layers: list[int] = opt([0, 1, 2, 3, 4, 5], "g: image-tower blocks whose MLP-branch output is taken")
+    dtype: str = opt("float32", "storage type", choices=("float16", "float32"))
+
+
+@dataclass(kw_only=True)
+class MapperConfig:
+    """Voxels to one target."""
+
+    name: str = opt("ridge", "mapper", choices=("ridge",))
+    alphas: list[float] = opt(
+        [1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5],
+        "ridge penalties tried on the validation images; they add to the un-normalised Gram matrix",
+    )
+    rescale: str = opt(
+        "none", "spread of the predictions: as fitted, or restored to that of the training targets", choices=("none", "train")
+    )
+    refit: bool = opt(True, "after alpha is chosen, fit again on training and validation images together")
+
+
+@dataclass(kw_only=True)
+class BackboneConfig:
+    """The frozen diffusion model and image tower."""
+
+    name: str = opt("scenes", "backbone")
+    weights: str = opt("package://scenes", "diffusers folder: hub id, local folder, or package://<name> for shipped weights", identity=False)
+    image_tower: str = opt("package://scenes/image_tower", "open_clip folder, or '<model>:<pretrained tag>'", identity=False)
+    image_size: int = opt(64, "side of the square images it makes, pixels")
+    tower_size: int = opt(64, "side of the square images the image tower sees, pixels")
+    tower_mean: list[float] = opt([0.485, 0.456, 0.406], "mean subtracted before the image tower, per RGB channel in [0, 1]")
+    tower_std: list[float] = opt([0.229, 0.224, 0.225], "standard deviation divided by before the image tower, per RGB channel")
+    dtype: str = opt("float32", "arithmetic of sampling", choices=("float32", "bfloat16", "float16"))
+
+
+@dataclass(kw_only=True)
+class GuidanceConfig:
+    """Feature guidance: how strongly and how long decoded features steer the sampler."""
+
+    kappa: float = opt(300000.0, "guidance scale, >= 0; 0 switches guidance off")
+    eta: float = opt(0.2, "guided share of the sampled steps, the first int(n * eta), in [0, 1]")
+    layer_weights: list[float] = opt([1.5, 1.2, 1.0, 1.0, 1.0, 1.0], "weight of each layer after norm weighting")
+    through_unet: bool = opt(True, "let the gradient flow through the UNet")
+    normalise: bool = opt(
+        False, "scale-free kappa: the guidance term is kappa times the size of the predicted noise, whatever the gradient's size"
+    )
+
+
+@dataclass(kw_only=True)
+class ProtocolConfig:
+    """How images are scored: named, versioned, never mixed in one column."""
+
+    name: str = opt("scenes", "protocol", choices=("scenes", "digits69"))
+    version: int = opt(1, "version of the protocol")
+    image_size: int = opt(64, "side at which pixel metrics are computed")
+    network: str = opt("efficientnet_lite0", "network of the perceptual levels")
+    network_size: int = opt(128, "side of the images the network sees")
+    n_boot: int = opt(2000, "bootstrap resamples of the images")
+    label_identification: bool = opt(False, "also identify within images of the same class label")
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """Devices and batches: Lightning's business, never part of a run's identity."""
+
+    accelerator: str = opt("auto", "Lightning accelerator", identity=False, choices=("auto", "cpu", "gpu", "mps"))
+    devices: int = opt(1, "devices per node", identity=False)
+    num_nodes: int = opt(1, "nodes", identity=False)
+    strategy: str = opt("auto", "Lightning strategy; 'ddp' for several devices", identity=False, choices=("auto", "ddp", "ddp_spawn"))
+    batch_size: int = opt(64, "samples in flight per device", identity=False)
+    num_workers: int = opt(0, "loader processes", identity=False)
+    progress: bool = opt(True, "show a progress bar with rate and time left", identity=False)
+
+
+@dataclass(kw_only=True)
+class LoggerConfig:
+    """Where metrics are shown; off unless asked for."""
+
+    name: str = opt("none", "logger", identity=False, choices=("none", "csv", "wandb"))
+    project: str = opt("nd", "W&B project", identity=False)
+    mode: str = opt("offline", "W&B mode", identity=False, choices=("offline", "online", "disabled"))
+
+
+@dataclass(kw_only=True)
+class PathsConfig:
+    """Where files are written."""
+
+    root: str = opt(".", "folder the others lie in", identity=False)
+    data: str = opt("${paths.root}/data", "prepared data", identity=False)
+    cache: str = opt("${paths.root}/cache", "target stores", identity=False)
+    runs: str = opt("${paths.root}/runs", "run folders", identity=False)
+    results: str = opt("${paths.root}/results", "tables and reports", identity=False)
+
+
+@dataclass(kw_only=True)
+class DebugConfig:
+    """Shrunk runs for tests and first tries."""
+
+    name: str = opt("off", "debug preset", identity=False, choices=("off", "fast"))
+    limit_images: int = opt(0, "reconstruct only this many test images; 0 means all")
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Everything a verb needs."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    subject: SubjectConfig = field(default_factory=SubjectConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    mapper: MapperConfig = field(default_factory=MapperConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    seed: int = opt(42, "seed of the sampler's noise and of training; never of data or splits")
+    part: str = opt("test", "images that are predicted and reconstructed", choices=("val", "test"))
+    features: str = opt("predicted", "decoded targets, or the true ones (ceiling; marked everywhere)", choices=("predicted", "oracle"))
+    control: str = opt("none", "control: shuffle the voxels over the images before predicting", choices=("none", "shuffled_voxels"))
+    table: str = opt("", "table spec of experiments/ that run, table and report work on", identity=False)
+    check: bool = opt(False, "table: compare with the spec's expected values and fail when they differ", identity=False)
+    overrides: list[str] = opt([], "what was given on the command line; filled in, never set", identity=False)
