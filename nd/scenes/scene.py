@@ -80,7 +80,7 @@ class Thing:
 class Scene:
     """Everything a picture shows; drawing and captions read nothing else.
 
-    corner_rgbs: four colours down the picture; a wall uses the first and the last of them.
+    level_rgbs: four colours down the picture; a wall uses the first and the last of them.
     horizon: height of the horizon in landscapes. cells: stripes or checks across the picture.
     shade: strength of the light from the upper left on the objects. waves: (x cycles, y cycles, phase) of the
     soft brightness texture, whose amplitude is `texture`.
@@ -141,8 +141,8 @@ def _levels(
         return a, b, c, d
     first, second = (_jitter(rng, WALL_COLOURS[name], 0.04) for name in names)
     if background != "fade":
-        # Stripes and checks: the same colour, clearly lighter, so that the caption needs one word only.
-        lift = 0.0 if background == "plain" else 0.22
+        # Stripes and checks: two shades of one colour, so that the caption needs one word only.
+        lift = 0.0 if background == "plain" else 0.2 if sum(first) < 1.5 else -0.2
         second = _jitter(rng, (first[0] + lift, first[1] + lift, first[2] + lift), 0.02)
     return first, first, second, second
 

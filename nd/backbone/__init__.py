@@ -1,0 +1,1 @@
+"""Small Stable-Diffusion-shaped backbones: training, export and loading."""
