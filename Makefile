@@ -1,0 +1,57 @@
+# `make demo` and `make test` need nothing but python3 (3.11 or newer) and make: each builds .venv once and reuses it.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TABLE ?= scenes
+EXTRAS ?= dev,eval
+ND := $(BIN)/nd
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint type tests format doctor reproduce-table clean
+
+help: ## show these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "nd needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Give another with PYTHON=python3.11")'
+	@echo "building $(VENV) (once; several GB, a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+install: $(READY) ## build the environment in .venv
+
+demo: $(READY) ## reconstruct the embedded world end to end: table, report and picture grid in results/
+	$(ND) run experiment=scenes
+	$(ND) table experiment=scenes
+	$(ND) report experiment=scenes
+
+test: lint type tests ## lint, types and tests
+
+lint: $(READY) ## style and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell nd conf experiments tests README.md CHANGELOG.md Makefile
+
+type: $(READY) ## static types
+	$(BIN)/mypy nd
+
+tests: $(READY) ## the tests alone
+	$(BIN)/python -m pytest
+
+format: $(READY) ## rewrite files in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+doctor: $(READY) ## what is present, what is missing, how large
+	$(ND) doctor
+
+reproduce-table: $(READY) ## rebuild experiments/$(TABLE).yaml and compare with its expected values (TABLE=scenes)
+	$(ND) run table=$(TABLE)
+	$(ND) table table=$(TABLE) check=true
+
+clean: ## remove what can be rebuilt (.venv, caches); data, runs and results stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,126 @@
+"""Rules about the repository itself: imports point one way, nothing machine-specific, everything has a header."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A package may import from itself and from anything to its left, never from the right.
+ORDER = [
+    {"nd", "nd.errors", "nd.files", "nd.schema"},
+    {"nd.data"},
+    {"nd.scenes"},
+    {"nd.backbone"},
+    {"nd.targets"},
+    {"nd.mappers"},
+    {"nd.generate"},
+    {"nd.metrics"},
+    {"nd.results"},
+    {"nd.config", "nd.check", "nd.help"},
+    {f"nd.{v}" for v in "prepare extract train predict reconstruct evaluate run table report doctor".split()},
+    {"nd.cli", "nd.__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+
+
+def room_of(module: str) -> str:
+    """Name the package (or top-level module) of ``nd`` a dotted module name belongs to."""
+    return ".".join(module.split(".")[:2])
+
+
+def imports_of(source: str) -> list[str]:
+    """List every ``nd`` module a source text imports, at any depth."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [f"nd.{alias.name}" for alias in node.names] if node.module == "nd" else [node.module]
+    return [name for name in found if name == "nd" or name.startswith("nd.")]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def backward_imports(name: str, source: str) -> list[str]:
+    """List the imports of a module that point to the right of its own place."""
+    own = RANK[room_of(name)]
+    targets = [room_of(t) if room_of(t) in RANK else "nd" for t in imports_of(source)]
+    return [f"{name} imports {t}" for t in targets if RANK[t] > own]
+
+
+SOURCES = sorted((ROOT / "nd").rglob("*.py"))
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    assert [m for m in map(module_name, SOURCES) if room_of(m) not in RANK] == []
+
+
+def test_imports_point_one_way() -> None:
+    wrong = [w for path in SOURCES for w in backward_imports(module_name(path), path.read_text(encoding="utf-8"))]
+    assert wrong == []
+
+
+def test_the_import_rule_can_fail() -> None:
+    assert backward_imports("nd.data.trials", "from nd.generate.noise import noise_for") == ["nd.data.trials imports nd.generate"]
+    assert backward_imports("nd.metrics.pixel", "def f():\n    import nd.results.table") == ["nd.metrics.pixel imports nd.results"]
+    assert backward_imports("nd.targets.store", "from nd.data import splits") == []
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """List the files git tracks, or skip with the reason outside a checkout."""
+    got = subprocess.run(["git", "ls-files", "--", *patterns], cwd=ROOT, capture_output=True, text=True)
+    if got.returncode:
+        pytest.skip("not a git checkout: tracked files cannot be listed")
+    return [ROOT / line for line in got.stdout.splitlines() if (ROOT / line).exists()]
+
+
+def test_no_machine_paths_or_open_reads() -> None:
+    home = re.compile(r"(?<![\w.])/(home|Users|root|work|tmp)/\w")
+    bare = re.compile(r"\.(read_text|write_text)\((?![^)]*encoding)")
+    wrong = []
+    for path in tracked("*.py", "*.yaml", "*.toml", "*.md", "Makefile"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if path != Path(__file__) and (home.search(line) or (path.suffix == ".py" and bare.search(line))):
+                wrong.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert wrong == []
+
+
+def test_weights_are_never_unpickled() -> None:
+    for path in tracked("*.py"):
+        if path == Path(__file__):
+            continue
+        for call in re.findall(r"torch\.load\([^\n]*", path.read_text(encoding="utf-8")):
+            assert "weights_only=True" in call, f"{path.relative_to(ROOT)}: {call}"
+
+
+def test_every_conf_and_table_file_says_what_it_is() -> None:
+    files = tracked("conf/*.yaml", "experiments/*.yaml")
+    assert files
+    assert [str(p.relative_to(ROOT)) for p in files if not p.read_text(encoding="utf-8").startswith("#")] == []
+
+
+def test_shipped_weights_stay_small() -> None:
+    weights = [p for p in (ROOT / "nd" / "weights").rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in weights) <= 20e6
+    assert not [p for p in weights if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
+
+
+def test_modules_and_functions_stay_readable() -> None:
+    long = []
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 300:
+            long.append(f"{module_name(path)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno > 60:
+                long.append(f"{module_name(path)}.{node.name}: {node.end_lineno - node.lineno} lines")
+    assert long == []
