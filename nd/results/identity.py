@@ -1,0 +1,165 @@
+"""What makes two runs the same run: the part of a configuration that decides a verb's output, hashed into ``run_id``.
+
+An identity holds the values that differ from the dataclass defaults, so a new field with a default keeps every old id;
+``SCHEMA_VERSION`` is hashed with them and is raised when a field changes its meaning. Fields that a verb's output does
+not depend on are left out, so runs are shared: guided and unguided sampling read the same predictions, every method
+reads the same mappers. Where weights and data lie is not identity; their contents are compared when a finished run is
+used again (``nd.results.inputs``).
+
+Choices that are not obvious:
+
+- ``features=oracle`` and the floors read no voxels, so mapper, ROI and control do not count. The subject still does:
+  data sets whose test images differ by subject (NSD) then need no second rule, and a table row is one subject's.
+- The seed counts only where something is drawn: sampling noise, random images, the shuffled control. Closed-form
+  mappers draw nothing.
+- Guidance that guides no step (kappa 0, or eta below one step) is one thing, "off", whatever its other fields say.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from nd.errors import unknown
+from nd.files import sha256_json
+from nd.schema import SCHEMA_VERSION, Config
+
+VERBS = ("train", "predict", "reconstruct", "evaluate")  # the verbs that write run folders
+TRANSFORMING = ("guided_diffusion", "pixels", "vae", "nearest_image")  # generators that read decoded targets
+DRAWING = ("guided_diffusion", "random_image")  # generators that draw random numbers, one set per repeat
+SEEDED_MAPPERS: tuple[str, ...] = ()  # mappers whose fit draws random numbers
+
+TARGET_FIELDS = {"z": (), "c": ("target.max_captions",), "g": ("target.layers",), "pixels": ()}
+BACKBONE_FIELDS = {
+    "z": ("backbone.name", "backbone.image_size", "backbone.dtype"),
+    "c": ("backbone.name", "backbone.dtype"),
+    "g": ("backbone.name", "backbone.dtype", "backbone.tower_size", "backbone.tower_mean", "backbone.tower_std"),
+    "pixels": (),
+}
+METHOD_FIELDS = ("method.name", "method.generator")
+DIFFUSION_FIELDS = ("method.variant", "method.steps", "method.strength", "method.cfg_scale", "backbone.*")
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the identity fields of a configuration as ``{"group.field": value}``."""
+    values: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            values |= flat(value, f"{prefix}{item.name}.")
+        elif item.metadata.get("identity", True):
+            values[prefix + item.name] = list(value) if isinstance(value, (list, tuple)) else value
+    return values
+
+
+def guided_steps(cfg: Config) -> int:
+    """Return how many sampled steps are guided: the first ``int(n * eta)`` of ``n = int(steps * strength)``."""
+    if cfg.method.generator != "guided_diffusion" or cfg.guidance.kappa == 0:
+        return 0
+    return int(int(cfg.method.steps * cfg.method.strength) * cfg.guidance.eta)
+
+
+def reads_targets(cfg: Config) -> bool:
+    """Say whether the generator turns targets into images (the other generators are floors that read none)."""
+    return cfg.method.generator in TRANSFORMING
+
+
+def reads_predictions(cfg: Config) -> bool:
+    """Say whether ``reconstruct`` needs a predict run: not for oracle features, not for floors that read no targets."""
+    return reads_targets(cfg) and cfg.features == "predicted"
+
+
+def _target_fields(names: list[str]) -> list[str]:
+    listed = [name for target in names for name in TARGET_FIELDS.get(target, ("target.*",))]
+    return (
+        listed + [name for target in names for name in BACKBONE_FIELDS.get(target, ("backbone.*",))] + ["target.dtype"]
+    )
+
+
+def _train_fields(cfg: Config) -> list[str]:
+    seed = ["seed"] if cfg.mapper.name in SEEDED_MAPPERS else []
+    return ["data.*", "subject.*", "mapper.*", "target.name", *_target_fields([cfg.target.name]), *seed]
+
+
+def _predict_fields(cfg: Config) -> list[str]:
+    seed = ["seed"] if cfg.control != "none" or cfg.mapper.name in SEEDED_MAPPERS else []
+    targets = _target_fields(cfg.method.targets)
+    return ["data.*", "subject.*", "mapper.*", "method.targets", *targets, "part", "control", *seed]
+
+
+def _reconstruct_fields(cfg: Config) -> list[str]:
+    counted = ["data.*", "subject.name", "part", "debug.limit_images", *METHOD_FIELDS]
+    if reads_predictions(cfg):
+        counted += _predict_fields(cfg)
+    elif reads_targets(cfg):
+        counted += ["features", "method.targets", *_target_fields(cfg.method.targets)]
+    if cfg.method.generator in DRAWING:
+        counted += ["seed", "method.repeats"]
+    if cfg.method.generator == "guided_diffusion":
+        counted += DIFFUSION_FIELDS
+        counted += ["guidance.*"] if guided_steps(cfg) else []
+    return counted
+
+
+def _evaluate_fields(cfg: Config) -> list[str]:
+    return [*_reconstruct_fields(cfg), "protocol.*"]
+
+
+FIELDS = {
+    "train": _train_fields,
+    "predict": _predict_fields,
+    "reconstruct": _reconstruct_fields,
+    "evaluate": _evaluate_fields,
+}
+
+
+def _counts(name: str, counted: list[str]) -> bool:
+    return name in counted or f"{name.split('.')[0]}.*" in counted
+
+
+def _comparable(values: dict[str, Any]) -> dict[str, Any]:
+    # Predictions are stored by target name, so the order in which a method lists its targets changes nothing.
+    return values | {"method.targets": sorted(values["method.targets"])}
+
+
+def identity_of(verb: str, cfg: Config) -> dict[str, Any]:
+    """Return what decides a verb's output: its non-default values by dotted name, the verb and the schema version."""
+    if verb not in FIELDS:
+        raise unknown("verb with run folders", verb, VERBS)
+    counted, defaults = FIELDS[verb](cfg), _comparable(flat(Config()))
+    values = {name: value for name, value in _comparable(flat(cfg)).items() if _counts(name, counted)}
+    identity = {name: value for name, value in values.items() if value != defaults[name]}
+    if verb in ("reconstruct", "evaluate") and cfg.method.generator == "guided_diffusion" and not guided_steps(cfg):
+        identity["guidance"] = "off"
+    return identity | {"verb": verb, "schema": SCHEMA_VERSION}
+
+
+def run_id(verb: str, cfg: Config) -> str:
+    """Return the 12 hexadecimal digits that name a run."""
+    return sha256_json(identity_of(verb, cfg))
+
+
+def _recipe(cfg: Config) -> list[str]:
+    words = [cfg.method.name]
+    if cfg.method.generator == "guided_diffusion":
+        words.append("guided" if guided_steps(cfg) else "unguided")
+    if reads_targets(cfg) and cfg.features == "oracle":
+        words.append("oracle")
+    return words
+
+
+def run_name(verb: str, cfg: Config) -> str:
+    """Return a short readable name; it is a function of the identity and has only letters, digits, ``_ . -``."""
+    words = [cfg.data.name, cfg.subject.name]
+    if verb == "train":
+        words += [cfg.target.name, cfg.mapper.name]
+    elif verb == "predict":
+        words += ["_".join(sorted(cfg.method.targets)), cfg.mapper.name]
+    else:
+        words += _recipe(cfg)
+    if verb == "predict" or (verb != "train" and reads_predictions(cfg)):
+        words += ["shuffled"] if cfg.control != "none" else []
+    if verb != "train" and cfg.part != "test":
+        words.append(cfg.part)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(words))

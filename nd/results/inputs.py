@@ -1,0 +1,91 @@
+"""What a run read: files by content, earlier runs by fingerprint; and whether they are still the same.
+
+Paths are not part of a run's identity, so a finished run could be taken for one of other data or other weights that lie
+at the same place. Each manifest therefore records its inputs, and a finished run whose inputs have changed is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nd.files import sha256_file, sha256_json
+from nd.results.identity import reads_targets
+from nd.schema import Config
+
+WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt", ".bin", ".pt")
+SHIPPED = Path(__file__).resolve().parents[1] / "weights"
+
+
+def weights_folder(weights: str) -> Path | None:
+    """Return the local folder a ``backbone.weights`` value means, or None for a hub id."""
+    if weights.startswith("package://"):
+        return SHIPPED / weights.removeprefix("package://")
+    folder = Path(weights).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def _weight_files(cfg: Config) -> list[Path]:
+    folders = {weights_folder(cfg.backbone.weights), weights_folder(cfg.backbone.image_tower)} - {None}
+    found = {path for folder in folders if folder for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES}
+    return sorted(found)
+
+
+def _uses_backbone(verb: str, cfg: Config) -> bool:
+    if verb == "train":
+        return cfg.target.name != "pixels"
+    return verb == "reconstruct" and reads_targets(cfg) and set(cfg.method.targets) != {"pixels"}
+
+
+def input_files(verb: str, cfg: Config) -> list[Path]:
+    """Return the files whose contents decide a verb's output and that exist: prepared data and local weights."""
+    data = Path(cfg.paths.data) / cfg.data.name
+    paths = {"train": [f"{cfg.subject.name}.h5", "stimuli.h5"], "predict": [f"{cfg.subject.name}.h5"]}
+    listed = [data / name for name in paths.get(verb, ["stimuli.h5"])]
+    weights = _weight_files(cfg) if _uses_backbone(verb, cfg) else []
+    return [path for path in [*listed, *weights] if path.is_file()]
+
+
+def describe(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """Return size, modification time and content hash of files, by path."""
+    described = {}
+    for path in paths:
+        state = path.stat()
+        described[str(path.resolve())] = {
+            "size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": sha256_file(path),
+        }  # fmt: skip
+    return described
+
+
+def _same(path: Path, recorded: dict[str, Any]) -> bool:
+    state = path.stat()
+    if state.st_size != recorded["size"]:
+        return False
+    return state.st_mtime_ns == recorded["mtime_ns"] or sha256_file(path) == recorded["sha256"]
+
+
+def changed_files(recorded: dict[str, dict[str, Any]], present: list[Path]) -> list[str]:
+    """Return messages on the files whose contents are not those the run read.
+
+    A recorded file that is gone cannot be compared and is passed over (runs may be read without their data); one of the
+    same name that now lies elsewhere is compared by content, so moving a folder changes nothing.
+    """
+    by_name = {(path.parent.name, path.name): path for path in present}
+    changed = []
+    for name, state in recorded.items():
+        path = by_name.get((Path(name).parent.name, Path(name).name))
+        if path is not None and not _same(path, state):
+            changed.append(f"{path} has other contents than the file this run read ({state['sha256']})")
+    return changed
+
+
+def changed_inputs(recorded: dict[str, str], present: dict[str, str]) -> list[str]:
+    """Return messages on the named inputs whose hashes differ from the recorded ones."""
+    both = sorted(set(recorded) & set(present))
+    return [f"{name} was {recorded[name]}, is {present[name]}" for name in both if recorded[name] != present[name]]
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """Return a hash of a run's identity and of the contents of all it read: what a later run records as its input."""
+    files = sorted((Path(name).name, state["sha256"]) for name, state in manifest["files"].items())
+    return sha256_json({"identity": manifest["identity"], "inputs": manifest["inputs"], "files": files})
