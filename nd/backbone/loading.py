@@ -1,0 +1,212 @@
+"""The frozen backbone: VAE, UNet, scheduler, text encoder and image tower behind one object, loaded when first used.
+
+The same code opens the small backbones shipped in the package and Stable Diffusion from the hub.
+Shapes: B batch, 3 colours, H W rows and columns, C h w latent channels, rows and columns, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nd.backbone.image_tower import load_clip, tower_hash
+from nd.backbone.tower import preprocess, resize
+from nd.backbone.weights import PARTS, Source, find_source, hash_folder, weight_variant
+from nd.errors import UserError
+from nd.schema import BackboneConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu", *, dtype: str | None = None) -> Backbone:
+    """Find a backbone and return it; its modules are read when first used.
+
+    Args:
+        config: the backbone group.
+        device: where the modules go.
+        dtype: overrides `config.dtype`; features are always extracted in float32, whatever sampling uses.
+
+    Raises:
+        UserError: the weights are absent; says what is needed, from where and how large.
+    """
+    return Backbone(config, find_source(config.weights), torch.device(device), DTYPES[dtype or config.dtype])
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """The device that `trainer.accelerator` means on this machine; a GPU that is not there is a `UserError`."""
+    if accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available()):
+        if not torch.backends.mps.is_available():
+            raise UserError(
+                "trainer.accelerator=mps, but this machine has no Metal device. Use trainer.accelerator=auto."
+            )
+        return torch.device("mps")
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator=gpu, but PyTorch sees no GPU here. Use trainer.accelerator=auto or cpu.")
+    return torch.device("cuda" if accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu")
+
+
+class Backbone:
+    """Frozen modules in eval mode; `requires_grad` is off everywhere, gradients still flow through to the inputs."""
+
+    def __init__(self, config: BackboneConfig, source: Source, device: torch.device, dtype: torch.dtype) -> None:
+        self.config, self.source, self.device, self.dtype = config, source, device, dtype
+
+    # ---- modules -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def vae(self) -> Any:
+        """A diffusers AutoencoderKL."""
+        from diffusers import AutoencoderKL
+
+        return self._diffusers(AutoencoderKL, "vae")
+
+    @cached_property
+    def unet(self) -> Any:
+        """A diffusers UNet2DConditionModel."""
+        from diffusers import UNet2DConditionModel
+
+        return self._diffusers(UNet2DConditionModel, "unet")
+
+    @cached_property
+    def scheduler(self) -> Any:
+        """A DDIM scheduler with the folder's noise schedule, whichever scheduler the folder names (SD v1.4: PNDM)."""
+        from diffusers import DDIMScheduler
+
+        return DDIMScheduler.from_pretrained(self.source.part("scheduler"))
+
+    @cached_property
+    def text_encoder(self) -> Any:
+        """A transformers CLIPTextModel."""
+        from transformers import CLIPTextModel
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        folder = self.source.part("text_encoder")
+        variant = weight_variant(folder, "text_encoder")
+        load = CLIPTextModel.from_pretrained
+        return self._freeze(
+            load(folder, dtype=self.dtype, variant=variant, use_safetensors=True, local_files_only=True)
+        )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """A transformers CLIPTokenizer."""
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.source.part("tokenizer"), local_files_only=True)
+
+    @cached_property
+    def clip(self) -> Any:
+        """The whole open_clip model; only its image half is needed outside evaluation of the backbone itself."""
+        return self._freeze(load_clip(self.config.image_tower).to(self.dtype))
+
+    @property
+    def tower(self) -> Any:
+        """The image half of `clip`."""
+        return self.clip.visual
+
+    # ---- arithmetic ----------------------------------------------------------------------------------------------
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of one picture."""
+        config = self.vae.config
+        side = self.config.image_size // 2 ** (len(config["block_out_channels"]) - 1)
+        return int(config["latent_channels"]), side, side
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """(T, D) of an encoded caption."""
+        config = self.text_encoder.config
+        return int(config.max_position_embeddings), int(config.hidden_size)
+
+    @property
+    def scaling_factor(self) -> float:
+        """What latents are multiplied by to have about unit variance (SD v1: 0.18215, one over their deviation)."""
+        return float(self.vae.config["scaling_factor"])
+
+    def to_float(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Pictures as (B, 3, S, S) in [0, 1] on the backbone's device, S its image size.
+
+        images: uint8 (B, H, W, 3), or float (B, 3, H, W) in [0, 1].
+        """
+        if isinstance(images, np.ndarray):
+            moved = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+            images = moved.to(self.device).to(torch.float32).div_(255)
+        return resize(images.to(self.device), self.config.image_size).clamp(0, 1).to(self.dtype)
+
+    def encode_images(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w): the mode of the VAE's posterior times `scaling_factor`.
+
+        The mode, not a sample: a regression target should not carry noise that no voxel can explain.
+        """
+        posterior = self.vae.encode(self.to_float(images) * 2 - 1).latent_dist
+        return posterior.mode() * self.scaling_factor
+
+    def decode(self, latents_BChw: Tensor, *, clamp: bool = True) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] of scaled latents. Differentiable.
+
+        clamp: False leaves values outside [0, 1] as they are, with their gradients.
+        """
+        decoded = self.vae.decode(latents_BChw.to(self.dtype) / self.scaling_factor).sample
+        images = (decoded + 1) / 2
+        return images.clamp(0, 1) if clamp else images
+
+    def encode_text(self, captions: list[str]) -> Tensor:
+        """Last hidden states (B, T, D), after the final norm: what the UNet is conditioned on. Padded, truncated."""
+        length, _ = self.text_shape
+        coded = self.tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return self.text_encoder(input_ids=coded["input_ids"].to(self.device)).last_hidden_state
+
+    def uncond(self) -> Tensor:
+        """The encoded empty caption (1, T, D)."""
+        return self._uncond
+
+    @cached_property
+    def _uncond(self) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            return self.encode_text([""])
+
+    def tower_input(self, images_B3HW: Tensor) -> Tensor:
+        """Pictures in [0, 1] resized and normalised for the image tower. Differentiable."""
+        config = self.config
+        return preprocess(images_B3HW, config.tower_size, config.tower_mean, config.tower_std)
+
+    # ---- identity ------------------------------------------------------------------------------------------------
+
+    def hash_of(self, part: str) -> str:
+        """12 hexadecimal digits of one part's files; parts are the diffusers folder's subfolders and 'tower'."""
+        return tower_hash(self.config.image_tower) if part == "tower" else hash_folder(self.source.part(part))
+
+    @property
+    def weights_hash(self) -> dict[str, str]:
+        """Hash of every part; reads all files once per process."""
+        return {part: self.hash_of(part) for part in (*PARTS, "tower")}
+
+    # ---- help ----------------------------------------------------------------------------------------------------
+
+    def _diffusers(self, kind: Any, part: str) -> Any:
+        folder = self.source.part(part)
+        variant = weight_variant(folder, part)
+        try:
+            module = kind.from_pretrained(
+                folder,
+                torch_dtype=self.dtype,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,  # would need accelerate
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"cannot read {part} from {folder}: {str(error).splitlines()[0]}. Fetch it again."
+            ) from error
+        return self._freeze(module)
+
+    def _freeze(self, module: nn.Module) -> Any:
+        return module.to(self.device).requires_grad_(False).eval()

@@ -1,0 +1,118 @@
+"""The image tower as a feature extractor: what its blocks' MLP branches say about a picture.
+
+Shapes: B batch, 3 colours, H W rows and columns, T tokens (class token first, then patches row-major), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nd.errors import UserError
+
+PLAIN_BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
+
+
+def resize(images_B3HW: Tensor, size: int) -> Tensor:
+    """Resize pictures to `size` x `size`: bilinear, always antialiased; untouched when they already have that size.
+
+    Library defaults for antialiasing differ between versions; targets and guidance must see the same pictures, so it
+    is pinned here. Differentiable.
+    """
+    if images_B3HW.shape[-2:] == (size, size):
+        return images_B3HW
+    return functional.interpolate(images_B3HW, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def preprocess(images_B3HW: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Bring pictures to what an image tower expects. Differentiable.
+
+    Args:
+        images_B3HW: float RGB in [0, 1].
+        size: side of the tower's input, pixels.
+        mean: subtracted, one number per colour.
+        std: divided by, one number per colour.
+
+    Returns:
+        (B, 3, size, size), the dtype and device of the input.
+    """
+    resized = resize(images_B3HW, size)
+    mean_311 = resized.new_tensor(list(mean)).view(3, 1, 1)
+    std_311 = resized.new_tensor(list(std)).view(3, 1, 1)
+    return (resized - mean_311) / std_311
+
+
+class BlockFeatures:
+    """Outputs of `mlp.c_proj` in chosen blocks of an open_clip vision transformer, before the residual add.
+
+    These are the guidance features of NeuralDiffuser: recorded under the names 'Linear-2', 'Linear-4', ... they are the
+    MLP branches of the first blocks, not block outputs (HaoyyLi/NeuralDiffuser@9286cad:src/modules/utils/
+    guidance_function.py). The pass stops inside the last wanted block. Differentiable.
+    """
+
+    def __init__(self, tower: Any, layers: Sequence[int]) -> None:
+        """tower: open_clip `VisionTransformer`; layers: block numbers, counted from 0, in the order wanted."""
+        blocks = _plain_blocks(tower)
+        wrong = [layer for layer in layers if not 0 <= layer < len(blocks)]
+        if wrong or not layers:
+            raise UserError(
+                f"target.layers={list(layers)}: the image tower has {len(blocks)} blocks, "
+                f"so layers must be a non-empty list of numbers from 0 to {len(blocks) - 1}."
+            )
+        self.tower = tower
+        self.layers = tuple(layers)
+        self.blocks = blocks[: max(layers) + 1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(number of layers, tokens, width) of the features of one picture."""
+        tokens, width = self.tower.positional_embedding.shape
+        return len(self.layers), tokens, width
+
+    def __call__(self, images_B3HW: Tensor) -> list[Tensor]:
+        """Features (B, T, D) of each wanted layer, in the order of `layers`, of preprocessed pictures."""
+        x_BTD = self._embed(images_B3HW)
+        found: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks):
+            normed = block.ln_1(x_BTD)
+            attended, _ = block.attn(normed, normed, normed, need_weights=False)
+            x_BTD = x_BTD + block.ls_1(attended)
+            branch_BTD = block.mlp(block.ln_2(x_BTD))
+            if number in self.layers:
+                found[number] = branch_BTD
+            if number + 1 < len(self.blocks):
+                x_BTD = x_BTD + block.ls_2(branch_BTD)
+        return [found[layer] for layer in self.layers]
+
+    def _embed(self, images_B3HW: Tensor) -> Tensor:
+        """Patches and class token with their positions, normalised: the transformer's input (B, T, D)."""
+        tower = self.tower
+        self._check_size(images_B3HW)
+        patches_BTD = tower.conv1(images_B3HW).flatten(2).transpose(1, 2)
+        first_B1D = tower.class_embedding.to(patches_BTD.dtype).expand(len(patches_BTD), 1, -1)
+        x_BTD = torch.cat([first_B1D, patches_BTD], dim=1) + tower.positional_embedding.to(patches_BTD.dtype)
+        return tower.ln_pre(x_BTD)
+
+    def _check_size(self, images_B3HW: Tensor) -> None:
+        wanted, got = tuple(self.tower.image_size), tuple(images_B3HW.shape[-2:])
+        if got != wanted:
+            raise UserError(
+                f"the image tower was built for pictures of {wanted[0]}x{wanted[1]} pixels but was given "
+                f"{got[0]}x{got[1]}. Set backbone.tower_size={wanted[0]}."
+            )
+
+
+def _plain_blocks(tower: Any) -> list[Any]:
+    """The transformer blocks, after making sure that they are built as this module assumes."""
+    blocks = list(getattr(getattr(tower, "transformer", None), "resblocks", []))
+    plain = all(all(hasattr(block, part) for part in PLAIN_BLOCK_PARTS) for block in blocks)
+    if not blocks or not plain or not all(block.attn.batch_first for block in blocks):
+        raise UserError(
+            f"the image tower is a {type(tower).__name__}, but feature guidance needs an open_clip vision transformer "
+            "with plain residual blocks, for example backbone.image_tower=ViT-B-32-quickgelu:openai."
+        )
+    return blocks

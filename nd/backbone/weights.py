@@ -1,0 +1,157 @@
+"""Where a backbone's files lie: shipped in the package, in a local folder, or on the Hugging Face hub.
+
+Only safetensors are read: other weight formats can run code when they are opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import nd
+from nd.errors import UserError, unknown
+from nd.files import HASH_CHARS, sha256_file
+
+log = logging.getLogger(__name__)
+
+PACKAGE = "package://"
+SHIPPED = Path(nd.__file__).parent / "weights"
+
+# What each part of a diffusers folder needs. The whole-precision file is preferred; '.fp16' is taken where it is alone.
+WEIGHT_FILES = {
+    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
+    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
+    "text_encoder": ("model.safetensors", "model.fp16.safetensors"),
+}
+OTHER_FILES = {
+    "tokenizer": ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
+    "scheduler": ("scheduler_config.json",),
+}
+PARTS = (*WEIGHT_FILES, *OTHER_FILES)
+
+# Download sizes as listed on the hub, in GB, of the float32 safetensors.
+KNOWN = {
+    "CompVis/stable-diffusion-v1-4": "4.3 GB (unet 3.4, text_encoder 0.5, vae 0.3), licence CreativeML OpenRAIL-M",
+}
+USUAL_SIZE = "4 to 5 GB for a Stable Diffusion 1.x model; read its licence there"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A diffusers folder: on disk (`folder`), or a hub id whose parts are fetched when first needed."""
+
+    text: str
+    folder: Path | None
+
+    def part(self, name: str) -> Path:
+        """The folder of one part, its files in place.
+
+        Raises:
+            UserError: the part, or its safetensors, is neither here nor reachable.
+        """
+        root = self.folder if self.folder is not None else _fetch(self.text, name)
+        folder = root / name
+        if not folder.is_dir():
+            raise UserError(f"backbone.weights={self.text}: {root} has no folder {name!r}. {_remedy(self.text)}")
+        if name in WEIGHT_FILES and not any((folder / f).is_file() for f in WEIGHT_FILES[name]):
+            raise UserError(
+                f"backbone.weights={self.text}: {folder} holds no {WEIGHT_FILES[name][0]}. Only safetensors are read. "
+                f"{_remedy(self.text)}"
+            )
+        return folder
+
+
+def find_source(weights: str) -> Source:
+    """Turn `backbone.weights` into a source.
+
+    Args:
+        weights: 'package://<name>', a local folder, or a hub id '<owner>/<name>'.
+
+    Raises:
+        UserError: the package ships no such weights, or the folder is absent or not a diffusers folder.
+    """
+    if weights.startswith(PACKAGE):
+        return Source(weights, shipped_folder(weights, "backbone.weights"))
+    local = Path(weights).expanduser()
+    if local.is_dir():
+        if not any((local / part).is_dir() for part in PARTS):
+            raise UserError(f"backbone.weights={weights} is not a diffusers folder: it has none of {', '.join(PARTS)}.")
+        return Source(weights, local)
+    if weights.count("/") == 1 and not weights.startswith((".", "/", "~")):
+        return Source(weights, None)
+    raise UserError(f"backbone.weights={weights}: no such folder. {_remedy('CompVis/stable-diffusion-v1-4')}")
+
+
+def shipped_folder(weights: str, field: str) -> Path:
+    """The folder of 'package://<name>[/<sub>]'; a name that is not shipped is a `UserError` listing those that are."""
+    relative = weights.removeprefix(PACKAGE)
+    folder = SHIPPED / relative
+    if not relative or not folder.is_dir():
+        shipped = sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()) if SHIPPED.is_dir() else []
+        if relative.split("/")[0] in shipped:
+            raise UserError(f"{field}={weights}: this installation lacks {folder}. Install nd again.")
+        if not shipped:
+            raise UserError(
+                f"{field}={weights}: this installation ships no weights ({SHIPPED} is absent). Install nd again."
+            )
+        raise unknown(f"shipped backbone ({field})", weights, [PACKAGE + name for name in shipped])
+    return folder
+
+
+def weight_variant(folder: Path, part: str) -> str | None:
+    """'fp16' when a part's folder holds the half-precision file alone, else None."""
+    return None if (folder / WEIGHT_FILES[part][0]).is_file() else "fp16"
+
+
+def _fetch(hub_id: str, part: str) -> Path:
+    """Download one part of a hub model into the hub's cache (or find it there); returns the snapshot folder."""
+    names = [WEIGHT_FILES[part][0], "config.json"] if part in WEIGHT_FILES else list(OTHER_FILES[part])
+    return fetch(hub_id, [f"{part}/{name}" for name in names], _remedy(hub_id))
+
+
+def fetch(hub_id: str, patterns: list[str], remedy: str) -> Path:
+    """Files of a hub repository, from the local cache or the network; one clear message where neither has them."""
+    from huggingface_hub import snapshot_download  # slow to import, and not needed for local folders
+
+    # snapshot_download asks the hub once and gives up; the per-file calls of the libraries retry for half a minute.
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns, etag_timeout=10))
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # the hub client raises its HTTP library's own errors, which differ between versions
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    raise UserError(f"cannot fetch {hub_id} from the Hugging Face hub ({reason}). {remedy}")
+
+
+def _remedy(weights: str) -> str:
+    size = KNOWN.get(weights, USUAL_SIZE)
+    hub_id = weights if weights.count("/") == 1 and not weights.startswith(PACKAGE) else "<hub id>"
+    return (
+        f"Needed: a diffusers folder with {', '.join(PARTS)} in safetensors, e.g. "
+        f"https://huggingface.co/{hub_id} ({size}). "
+        "With a network it is fetched by itself; otherwise download it elsewhere and give its folder: "
+        "backbone.weights=/path/to/folder."
+    )
+
+
+def hash_folder(folder: Path) -> str:
+    """12 hexadecimal digits that change when any configuration or safetensors file directly in `folder` changes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".txt") and path.is_file():
+            digest.update(f"{path.name}:{_hash_file(path)};".encode())
+    return digest.hexdigest()[:HASH_CHARS]
+
+
+def _hash_file(path: Path) -> str:
+    stat = path.stat()
+    return _hash_version(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _hash_version(path: Path, size: int, mtime_ns: int) -> str:
+    """Content hash, computed once per version of a file: gigabytes are read once per process."""
+    return sha256_file(path)
