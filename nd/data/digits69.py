@@ -1,0 +1,104 @@
+"""Reader of digits69: real fMRI of one person seeing handwritten sixes and nines.
+
+M. van Gerven, F. de Lange, T. Heskes, "Neural decoding with hierarchical generative models", Neural Computation 22
+(2010). The file ``digit69_28x28.mat`` lies in the public repository of the DGMM method (C. Du et al.). It holds 90 + 10
+trials of different images, 3092 voxels, and pixels stored column by column. It is never shipped with this package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.data import digit_captions
+from nd.errors import UserError
+
+N_TRAIN = 90
+N_IMAGES = 100
+SIDE = 28
+DIGITS = (6, 9)
+# Both given parts hold their sixes first and then as many nines; the reader checks that the file says the same.
+LABELS: NDArray[np.int16] = np.repeat(np.array([6, 9, 6, 9], np.int16), [45, 45, 5, 5])
+
+SOURCE = (
+    "It is public: look for digit69_28x28.mat (2.4 MB) in the GitHub repository of the DGMM method (C. Du); "
+    "data of van Gerven, de Lange and Heskes, Neural Computation 2010"
+)
+KEYS = ("fmriTrn", "fmriTest", "stimTrn", "stimTest", "labelTrn", "labelTest")
+
+
+@dataclass(frozen=True)
+class Digits69:
+    """The whole data set: images 0-89 are the given training part, 90-99 the given test part.
+
+    voxels (100, V) float32 as released; images (100, 28, 28, 3) uint8, upright, three equal channels; labels (100,)
+    int16, 6 or 9; captions, several per image.
+    """
+
+    voxels: NDArray[np.float32]
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int16]
+    captions: list[list[str]]
+
+
+def read_digits69(file: str | Path) -> Digits69:
+    """Read the .mat file. Raises UserError where it is not given, absent, unreadable or another kind of file."""
+    content = _load(file)
+    both = {name: np.concatenate([content[f"{name}Trn"], content[f"{name}Test"]]) for name in ("fmri", "stim", "label")}
+    labels = np.array([DIGITS[int(v) - 1] if v in (1, 2) else 0 for v in both["label"].ravel()], np.int16)
+    if not np.array_equal(labels, LABELS):
+        raise UserError(
+            f"{file}: the labels are not those of digits69 (45 sixes, 45 nines; 5 sixes, 5 nines). {SOURCE}."
+        )
+    # (n, 784) column by column: the transpose of the reshaped picture is upright.
+    grey = both["stim"].reshape(-1, SIDE, SIDE).transpose(0, 2, 1).astype(np.uint8)
+    captions = [digit_captions.captions(image, int(label)) for image, label in zip(grey, labels, strict=True)]
+    return Digits69(both["fmri"].astype(np.float32), np.repeat(grey[..., None], 3, axis=3), labels, captions)
+
+
+def _load(file: str | Path) -> dict[str, NDArray[Any]]:
+    """The six arrays of the file, of checked shapes."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    if not str(file):
+        raise UserError(f"data=digits69 needs data.file=<path to digit69_28x28.mat>. {SOURCE}.")
+    if not Path(file).is_file():
+        raise UserError(f"data.file={file} does not exist or is not a file. {SOURCE}.")
+    try:
+        content = loadmat(str(file), variable_names=KEYS)
+    except PermissionError:
+        raise UserError(f"data.file={file} cannot be read: permission denied.") from None
+    # loadmat meets a damaged file with whatever its parser trips over.
+    except (
+        MatReadError,
+        NotImplementedError,
+        ValueError,
+        TypeError,
+        OSError,
+        KeyError,
+        IndexError,
+        OverflowError,
+    ) as error:
+        raise UserError(f"data.file={file} is not a readable MATLAB 5 file ({error}). {SOURCE}.") from None
+    _check(file, content)
+    return {key: np.asarray(content[key]) for key in KEYS}
+
+
+def _check(file: str | Path, content: dict[str, Any]) -> None:
+    missing = [key for key in KEYS if key not in content]
+    if missing:
+        raise UserError(f"data.file={file} is another kind of file: it lacks {', '.join(missing)}. {SOURCE}.")
+    n_voxels = content["fmriTrn"].shape[-1]
+    shapes = {"fmri": n_voxels, "stim": SIDE * SIDE, "label": 1}
+    for part, n_rows in (("Trn", N_TRAIN), ("Test", N_IMAGES - N_TRAIN)):
+        for name, n_columns in shapes.items():
+            arrived = content[name + part].shape
+            if arrived != (n_rows, n_columns):
+                raise UserError(
+                    f"data.file={file}: {name}{part} has shape {arrived}; wanted {(n_rows, n_columns)}. {SOURCE}."
+                )

@@ -1,0 +1,109 @@
+"""Named, frozen splits. Images, never trials, are divided, so no repeat of a test image is ever trained on.
+
+Membership follows the SHA-256 of "<purpose>:<image id>" and no random generator, so it is the same for every version of
+every library. A validation part always exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.data import digits69
+from nd.errors import UserError, unknown
+from nd.files import sha256_json
+from nd.schema import DataConfig
+
+N_FOLDS = 10
+SPLITS_OF = {"scenes": ("scenes",), "digits69": ("digits69-cv10", "digits69-given")}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Sorted, disjoint image ids (int32) to fit on, to choose with, and to be judged on."""
+
+    train: NDArray[np.int32]
+    val: NDArray[np.int32]
+    test: NDArray[np.int32]
+
+    @property
+    def seen(self) -> NDArray[np.int32]:
+        """Everything but the test images, sorted: what training and predicting may look at."""
+        return np.union1d(self.train, self.val)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A named split: its folds and the hash of all their image ids."""
+
+    name: str
+    folds: tuple[Fold, ...]
+    hash: str
+
+    @property
+    def test_ids(self) -> NDArray[np.int32]:
+        """Test images of all folds, sorted."""
+        return np.sort(np.concatenate([fold.test for fold in self.folds]))
+
+
+def get_split(data: DataConfig) -> Split:
+    """The split that ``data`` names. Raises UserError for a split of another data set or too few images."""
+    if data.split not in SPLITS_OF.get(data.name, ()):
+        raise unknown(f"split of data={data.name}", data.split, SPLITS_OF.get(data.name, ()))
+    if data.split == "scenes":
+        folds = [_scenes_fold(data)]
+    elif data.split == "digits69-given":
+        given = np.arange(digits69.N_TRAIN)
+        folds = [_digits_fold(data, given, np.arange(digits69.N_TRAIN, digits69.N_IMAGES), "digits69-given")]
+    else:
+        folds = _digits_folds(data)
+    parts = [[fold.train.tolist(), fold.val.tolist(), fold.test.tolist()] for fold in folds]
+    return Split(data.split, tuple(folds), sha256_json([data.split, parts]))
+
+
+def _shuffled(ids: Sequence[int] | NDArray[np.integer], purpose: str) -> list[int]:
+    """The ids in the order of a hash: a fixed shuffle that no library version changes."""
+    return sorted((int(i) for i in ids), key=lambda i: hashlib.sha256(f"{purpose}:{i}".encode()).digest())
+
+
+def _sorted(ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
+    return np.sort(np.asarray(ids, np.int32))
+
+
+def _check_n_val(data: DataConfig, n_seen: int) -> None:
+    if not 0 < data.n_val < n_seen:
+        raise UserError(
+            f"data.n_val={data.n_val} does not fit split {data.split!r}: the validation images are cut from {n_seen} "
+            f"training images, so n_val must be from 1 to {n_seen - 1}."
+        )
+
+
+def _scenes_fold(data: DataConfig) -> Fold:
+    """Pictures 0 .. n_train-1 are for training and validation, the next n_test for the test."""
+    if data.n_test < 1:
+        raise UserError(f"data.n_test={data.n_test}; a split needs at least 1 test image.")
+    _check_n_val(data, data.n_train)
+    order = _shuffled(range(data.n_train), "scenes-val")
+    test = np.arange(data.n_train, data.n_train + data.n_test)
+    return Fold(_sorted(order[data.n_val :]), _sorted(order[: data.n_val]), _sorted(test))
+
+
+def _digits_fold(data: DataConfig, seen: NDArray[np.integer], test: NDArray[np.integer], purpose: str) -> Fold:
+    """Cut n_val validation images from ``seen``, sixes and nines in turn."""
+    _check_n_val(data, len(seen))
+    by_class = [_shuffled(seen[digits69.LABELS[seen] == digit], f"{purpose}-val") for digit in digits69.DIGITS]
+    in_turn = [i for pair in zip(*by_class, strict=True) for i in pair]
+    val = in_turn[: data.n_val]
+    return Fold(_sorted(np.setdiff1d(seen, val)), _sorted(val), _sorted(test))
+
+
+def _digits_folds(data: DataConfig) -> list[Fold]:
+    """Ten folds of 5 sixes and 5 nines, over all 100 images."""
+    ids = np.arange(digits69.N_IMAGES)
+    dealt = [_shuffled(ids[digit == digits69.LABELS], "digits69-cv10") for digit in digits69.DIGITS]
+    tests = [np.array([i for order in dealt for i in order[k::N_FOLDS]]) for k in range(N_FOLDS)]
+    return [_digits_fold(data, np.setdiff1d(ids, test), test, f"digits69-cv10-{k}") for k, test in enumerate(tests)]
