@@ -1,0 +1,187 @@
+"""From what was given on the command line to a checked ``Config``, and from a function to a verb.
+
+Before Hydra runs, everything given is read and checked in one pass, and all problems are reported in one message;
+nothing is written by then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from nd.composing import HYDRA_VERSION_BASE, assemble, conf_dir, search_folders, search_path
+from nd.errors import UserError
+from nd.overrides import Reading, read
+from nd.rules import contradictions, without_effect
+from nd.schema import Config
+
+INTERRUPTED = 130  # what shells report: 128 + SIGINT
+
+Verb = Callable[[Config], Path | int | None]
+
+
+def compose(overrides: Sequence[str] = ()) -> Config:
+    """Compose and check a configuration.
+
+    Args:
+        overrides: as on the command line, e.g. ``["experiment=scenes", "guidance.kappa=0.5"]``.
+
+    Returns:
+        A fresh ``Config`` with ``overrides`` filled in.
+
+    Raises:
+        UserError: with every problem of the overrides, of the files of conf/ and between fields.
+    """
+    reading = read(overrides, search_folders(overrides))
+    config, problems = assemble(reading.single() + search_path(reading.hydra))
+    problems = reading.problems + problems + ([] if reading.problems or problems else contradictions(config))
+    if problems:
+        raise UserError(report(problems))
+    return config
+
+
+def derive(cfg: Config, *extra: str) -> Config:
+    """Compose again from the overrides of ``cfg`` and further ones, which win."""
+    return compose([*cfg.overrides, *extra])
+
+
+def verb(function: Verb) -> Callable[..., NoReturn]:
+    """Make a command of a function of the configuration: a Hydra application with the checks of this module.
+
+    The command takes its arguments from ``sys.argv`` unless given a list, and exits with 0, with the number the
+    function returned, with 2 after a ``UserError`` (message on stderr), or with 130 after an interruption.
+    """
+
+    def main(argv: list[str] | None = None) -> NoReturn:
+        name = function.__name__
+        try:
+            code = _run(name, function, list(sys.argv[1:] if argv is None else argv))
+        except UserError as error:
+            print(f"nd {name}: {error}", file=sys.stderr)
+            code = 2
+        except KeyboardInterrupt:
+            print(f"\nnd {name}: interrupted. The same command again resumes.", file=sys.stderr)
+            code = INTERRUPTED
+        sys.exit(code)
+
+    return main
+
+
+def check(name: str, overrides: Sequence[str], multirun: bool = False) -> Reading:
+    """Check everything given to the verb ``name``, every value of a sweep included; warn of what has no effect.
+
+    Raises:
+        UserError: all problems in one message.
+    """
+    reading = read(overrides, search_folders(overrides), multirun)
+    problems, warnings = list(reading.problems), []
+    for combination in reading.combinations():
+        config, found = assemble(combination + search_path(reading.hydra))
+        if not found:
+            found = contradictions(config, name, multirun)
+            warnings += without_effect(config, [g.key for g in reading.given], name)
+        problems += found
+    if problems:
+        raise UserError(report(problems))
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # further processes of one job would only repeat it
+        for warning in dict.fromkeys(warnings):
+            print(f"nd {name}: warning: {warning}", file=sys.stderr)
+    return reading
+
+
+def report(problems: Sequence[str]) -> str:
+    """Join problems, each said once, into one message."""
+    unique = list(dict.fromkeys(problems))
+    if len(unique) == 1:
+        return unique[0]
+    return "\n".join([f"{len(unique)} problems:", *(f"  {i}. {text}" for i, text in enumerate(unique, start=1))])
+
+
+def _run(name: str, function: Verb, argv: list[str]) -> int:
+    """Answer one command line: help, a printed configuration, or a checked Hydra run."""
+    if "-h" in argv or "--help" in argv:
+        from nd.help import verb_help
+
+        print(verb_help(name, [text for text in argv if not text.startswith("-")]))
+        return 0
+    args, flags = _parse(name, argv)
+    if args.hydra_help or args.shell_completion or args.info or args.version:
+        return _run_hydra(function, [*flags, *args.overrides])
+    reading = check(name, args.overrides, args.multirun or "hydra.mode=MULTIRUN" in args.overrides)
+    return _run_hydra(function, [*flags, *(one.text for one in reading.given), *reading.hydra])
+
+
+def _parse(name: str, argv: list[str]) -> tuple[Namespace, list[str]]:
+    """Split a command line with Hydra's parser into its arguments and the flags to pass on (``-m``, ``--cfg job``)."""
+    parser = get_args_parser()
+    parser.prog = f"nd {name}"
+    args = parser.parse_intermixed_args(argv)  # intermixed: flags may stand between overrides
+    if args.config_name or args.config_path:
+        raise UserError(
+            "--config-name and --config-path are not used; add a folder of your own with --config-dir=<folder>."
+        )
+    flags = list(argv)
+    for text in args.overrides:
+        flags.remove(text)
+    if args.config_dir:
+        args.overrides.append(f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]")
+        args.config_dir = None
+        flags = [text for text in flags if "config-dir" not in text and text != "-cd"]
+    return args, flags
+
+
+def _run_hydra(function: Verb, argv: list[str]) -> int:
+    """Run a verb's function under Hydra, once or as a sweep, and return the exit code."""
+    given, codes = list(sys.argv), []  # type: ignore[var-annotated]
+    errors: list[UserError] = []
+
+    def task(composed: DictConfig) -> None:
+        sys.argv = given  # Lightning starts further processes of a job with it
+        choices = HydraConfig.get()
+        overrides = [*search_path(choices.overrides.hydra), *choices.overrides.task]
+        try:
+            result = function(compose(overrides))
+            codes.append(result if isinstance(result, int) else 0)
+        except UserError as error:
+            if (
+                choices.mode == RunMode.MULTIRUN
+            ):  # said at once; Hydra goes on with the other jobs and raises at the end
+                print(f"job {choices.job.num} ({' '.join(overrides)}): {error}", file=sys.stderr)
+                raise
+            errors.append(error)
+
+    with _command_line([given[0], *argv]):
+        try:
+            hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(conf_dir()), config_name="config")(task)()
+        except HydraException as error:
+            raise UserError(" ".join(str(error).split())) from error
+    if errors:
+        raise errors[0]
+    return max(codes, default=0)
+
+
+@contextmanager
+def _command_line(argv: list[str]) -> Iterator[None]:
+    """Let Hydra see ``argv``, and let errors through instead of Hydra's shortened report."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
