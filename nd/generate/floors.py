@@ -1,0 +1,140 @@
+"""Generators without a sampler: floors that any method must beat, and pictures straight from one target.
+
+B images, R repeats, H W picture, N training images, P numbers per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nd.backbone.loading import Backbone, load_backbone
+from nd.generate.base import to_uint8
+from nd.generate.noise import keyed_generator
+from nd.generate.training import TrainingImages
+from nd.schema import Config
+from nd.targets.store import TargetStore, store_path
+
+
+class MeanImage:
+    """The mean training picture, the same for every image of a fold; R = 1."""
+
+    def __init__(self, training: TrainingImages) -> None:
+        self.training = training
+
+    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+        """Return (B, 1, H, W, 3) uint8."""
+        return np.stack([self.training.mean(self.training.fold_of(i)) for i in image_ids])[:, None]
+
+
+class RandomImage:
+    """Training pictures drawn at random, one per repeat; a function of (seed, image id, repeat)."""
+
+    def __init__(self, training: TrainingImages, seed: int, repeats: int) -> None:
+        self.training, self.seed, self.repeats = training, seed, repeats
+
+    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+        """Return (B, R, H, W, 3) uint8."""
+        return np.stack([self._of(i) for i in image_ids])
+
+    def _of(self, image_id: int) -> NDArray[np.uint8]:
+        fold = self.training.fold_of(image_id)
+        ids = self.training.ids(fold)
+        drawn = [ids[keyed_generator(self.seed, image_id, r).integers(len(ids))] for r in range(self.repeats)]
+        return self.training.images(fold, np.array(drawn))
+
+
+class NearestImage:
+    """The training picture whose true targets correlate best with the decoded ones; R = 1.
+
+    Per target, both sides are centred by the training mean (what all pictures share says nothing about which is near)
+    and correlated over all their numbers; the correlations are averaged over targets.
+    """
+
+    def __init__(self, training: TrainingImages, stores: Mapping[str, Path]) -> None:
+        """Take the training pictures and the store of each target that is compared."""
+        self.training, self.stores = training, stores
+
+    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+        """Return (B, 1, H, W, 3) uint8. Reads every target that has a store."""
+        folds = np.array([self.training.fold_of(i) for i in image_ids])
+        pictures: dict[int, NDArray[np.uint8]] = {}
+        for fold in np.unique(folds):
+            rows = np.flatnonzero(folds == fold)
+            decoded = {name: features[name][rows].cpu().numpy() for name in self.stores}
+            nearest = self.training.images(int(fold), self._nearest(int(fold), decoded))
+            pictures.update(zip(rows.tolist(), nearest, strict=True))
+        return np.stack([pictures[row] for row in range(len(folds))])[:, None]
+
+    def _nearest(self, fold: int, decoded: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int32]:
+        ids = self.training.ids(fold)
+        total = sum(
+            centred_correlation(values, TargetStore(self.stores[name], allowed_ids=ids).rows(ids))
+            for name, values in decoded.items()
+        )
+        return ids[np.argmax(total, axis=1)]
+
+
+def centred_correlation(decoded_BP: NDArray[np.float32], true_NP: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the correlation (B, N) of each decoded with each true row, after subtracting the mean of the true rows.
+
+    Rows of any shape are flattened. A row without variance correlates 0 with everything.
+    """
+    true_NP = true_NP.reshape(len(true_NP), -1)
+    mean_P = true_NP.mean(axis=0)
+    return _unit(decoded_BP.reshape(len(decoded_BP), -1) - mean_P) @ _unit(true_NP - mean_P).T
+
+
+def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    x = x - x.mean(axis=1, keepdims=True)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+class DecodedPixels:
+    """Decoded pixels, clipped; R = 1."""
+
+    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+        """Return (B, 1, H, W, 3) uint8. Reads feature pixels, (B, H, W, 3)."""
+        return to_uint8(features["pixels"].movedim(-1, 1)[:, None])
+
+
+class DecodedLatents:
+    """What the autoencoder makes of the decoded latents, with no diffusion; R = 1."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+
+    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+        """Return (B, 1, H, W, 3) uint8. Reads feature z."""
+        with torch.inference_mode():
+            return to_uint8(self.backbone.decode(features["z"])[:, None])
+
+
+def build_mean(cfg: Config, device: torch.device) -> MeanImage:
+    """Prepare the mean-image floor."""
+    return MeanImage(TrainingImages(cfg))
+
+
+def build_random(cfg: Config, device: torch.device) -> RandomImage:
+    """Prepare the random-image floor."""
+    return RandomImage(TrainingImages(cfg), cfg.seed, cfg.method.repeats)
+
+
+def build_nearest(cfg: Config, device: torch.device) -> NearestImage:
+    """Prepare the nearest-image floor over the method's targets."""
+    return NearestImage(TrainingImages(cfg), {name: store_path(cfg, name) for name in cfg.method.targets})
+
+
+def build_pixels(cfg: Config, device: torch.device) -> DecodedPixels:
+    """Prepare the decoded-pixels generator."""
+    return DecodedPixels()
+
+
+def build_latents(cfg: Config, device: torch.device) -> DecodedLatents:
+    """Load the autoencoder on a device."""
+    return DecodedLatents(load_backbone(cfg.backbone, device))

@@ -1,0 +1,114 @@
+"""Feature guidance: how far a noisy picture's features are from the decoded ones, and which way to move.
+
+Reference: NeuralDiffuser (Li et al., IEEE TIP 2025), arithmetic as in HaoyyLi/NeuralDiffuser@9286cad
+src/modules/guided_diffusion.py:153-215 and scripts/recon.py:131-162, with the differences stated below.
+
+B pictures, L layers, T tokens, D width, C h w latent, N flattened latent. abar is alpha_bar of the schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nd.generate.schedule import predict_x0
+
+
+def layer_weights(g_BLTD: Tensor, a_L: Sequence[float]) -> Tensor:
+    """Return the weight of each layer, per picture: a_l * (1/||g_l||) / sum_k (1/||g_k||).
+
+    Args:
+        g_BLTD: decoded features.
+        a_L: factor of each layer, applied after the norms' shares were taken (so the weights need not sum to 1).
+
+    Returns:
+        (B, L) float32, no gradient.
+    """
+    norms_BL = g_BLTD.detach().float().flatten(2).norm(dim=2)
+    # A layer that was decoded as all zeros gets the whole weight instead of a division by zero.
+    inverse_BL = 1 / norms_BL.clamp_min(torch.finfo(torch.float32).tiny ** 0.5)
+    return torch.as_tensor(a_L, device=g_BLTD.device) * inverse_BL / inverse_BL.sum(dim=1, keepdim=True)
+
+
+def feature_loss(features: Sequence[Tensor], g_BLTD: Tensor, weights_BL: Tensor) -> Tensor:
+    """Return each picture's loss, sum_l w_l * mean((f_l - g_l)^2), as (B,).
+
+    Nothing is averaged over pictures: the sum over a batch has, for every picture, the gradient that the picture
+    has alone. (The released loss averages over the batch and can therefore only be run on one picture.)
+
+    Args:
+        features: L tensors (B, T, D), of the picture in its present state.
+        g_BLTD: decoded features.
+        weights_BL: of ``layer_weights``.
+    """
+    errors = [(f.to(g_BLTD.dtype) - g_BLTD[:, i]).square().flatten(1).mean(dim=1) for i, f in enumerate(features)]
+    return (weights_BL * torch.stack(errors, dim=1)).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class FeatureGuidance:
+    """The direction, in latent space, in which the distance to the decoded features grows.
+
+    The clean latents implied by the *conditional* noise prediction are decoded to a picture, and the picture goes
+    through the image tower. The picture is not clamped on the way to the tower: a clamp has no gradient where a
+    pixel is saturated, so such pixels could never be corrected (the released code clamps).
+    """
+
+    denoise: Callable[[Tensor], Tensor]  # noisy latents (B, C, h, w) to conditional noise prediction, same shape
+    decode: Callable[[Tensor], Tensor]  # clean latents to pictures (B, 3, H, W), nominally in [0, 1], unclamped
+    features: Callable[[Tensor], Sequence[Tensor]]  # pictures to L tensors (B, T, D)
+    wanted: Tensor  # decoded features (B, L, T, D)
+    weights: Tensor  # of the layers, (B, L)
+    through_unet: bool = True  # False: the predicted noise counts as a constant
+
+    def gradient(self, z_BChw: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return d loss / d z_t, the conditional noise prediction, and the loss of each picture.
+
+        Returns:
+            gradient (B, C, h, w); noise prediction (B, C, h, w), to be used again for classifier-free guidance;
+            losses (B,). None of them carries a graph.
+        """
+        with torch.enable_grad():
+            z = z_BChw.detach().clone().requires_grad_(True)
+            eps = self.denoise(z) if self.through_unet else self._constant_noise(z)
+            loss_B = feature_loss(self.features(self.decode(predict_x0(z, eps, alpha_bar))), self.wanted, self.weights)
+            (gradient,) = torch.autograd.grad(loss_B.sum(), z)
+        return gradient, eps.detach(), loss_B.detach()
+
+    def _constant_noise(self, z: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.denoise(z)
+
+
+def guided_noise(eps: Tensor, gradient: Tensor, alpha_bar: float, kappa: float, *, normalise: bool) -> Tensor:
+    """Return the noise prediction that makes the sampler descend the loss.
+
+    As printed: eps + sqrt(1 - abar) * kappa * gradient, where a good kappa depends on the backbone, the tower and the
+    picture's size. With ``normalise`` the added term has kappa times the norm of ``eps``, per picture, whatever the
+    size of the gradient; a picture whose gradient is zero is left alone.
+
+    Args:
+        eps: (B, C, h, w) after classifier-free guidance.
+        gradient: of the loss with respect to z_t, same shape.
+        alpha_bar: in (0, 1).
+        kappa: at least 0.
+        normalise: scale-free kappa.
+    """
+    if not normalise:
+        return eps + (1 - alpha_bar) ** 0.5 * kappa * gradient
+    return eps + kappa * norm_of(eps) * unit_vectors(gradient)
+
+
+def norm_of(x_BChw: Tensor) -> Tensor:
+    """Return each picture's Euclidean norm, (B, 1, 1, 1) float32."""
+    return x_BChw.float().flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def unit_vectors(x_BChw: Tensor) -> Tensor:
+    """Return each picture's direction: norm 1, or 0 where the picture is zero; safe for values near underflow."""
+    largest = x_BChw.abs().amax(dim=(1, 2, 3), keepdim=True)
+    scaled = torch.where(largest > 0, x_BChw / torch.where(largest > 0, largest, 1), 0)
+    return scaled / norm_of(scaled).clamp_min(1)

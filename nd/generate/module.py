@@ -1,0 +1,127 @@
+"""Sampling as a LightningModule, so that devices, nodes and launchers are Lightning's business.
+
+B images of a batch, R repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.multiprocessing import ProcessRaisedException
+from torch.utils.data import DataLoader, Dataset
+
+from nd.errors import UserError
+from nd.generate.base import Generator
+from nd.generate.features import FeatureSource
+from nd.generate.parts import Parts
+from nd.generate.progress import ImageProgress, quiet_lightning
+from nd.schema import TrainerConfig
+
+Batch = tuple[list[int], dict[str, Tensor]]
+
+
+class Work(Dataset[Batch]):
+    """Whole batches of images with the targets a generator wants."""
+
+    def __init__(self, batches: Sequence[Sequence[int]], source: FeatureSource | None, targets: Sequence[str]) -> None:
+        """Take batches of image ids; ``source`` may be None where ``targets`` is empty."""
+        self.batches, self.source, self.targets = batches, source, targets
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return one batch: image ids and, per target, (B, *shape) float32."""
+        ids = [int(i) for i in self.batches[index]]
+        if self.source is None:
+            return ids, {}
+        return ids, {name: torch.from_numpy(self.source.rows(name, ids)) for name in self.targets}
+
+
+class Reconstruction(LightningModule):
+    """Turns batches of targets into pictures and writes each batch as it is finished."""
+
+    def __init__(
+        self, build: Callable[[torch.device], Generator], work: Work, parts: Parts, num_workers: int = 0
+    ) -> None:
+        """Take what is needed to build the generator in each process, the work, and where pictures go."""
+        super().__init__()
+        self.build, self.work, self.parts, self.num_workers = build, work, parts, num_workers
+        self.generator: Generator | None = None
+
+    def on_predict_start(self) -> None:
+        """Build the generator on this process's device."""
+        self.generator = self.build(self.device)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return this process's share: every n-th whole batch, so that the cut never depends on the process count."""
+        mine = self.work.batches[self.trainer.global_rank :: self.trainer.world_size]
+        share = Work(mine, self.work.source, self.work.targets)
+        return DataLoader(share, batch_size=None, num_workers=self.num_workers)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        """Make and write the pictures of one batch."""
+        assert self.generator is not None
+        image_ids, features = batch
+        self.parts.write(image_ids, self.generator(image_ids, features))
+
+    def on_predict_end(self) -> None:
+        """Wait for the other processes, so that whoever merges finds every part."""
+        self.trainer.strategy.barrier("reconstruct")
+
+
+def run_work(
+    build: Callable[[torch.device], Generator], work: Work, parts: Parts, cfg: TrainerConfig, n_images: int
+) -> None:
+    """Make the pictures of ``work`` on the configured devices; returns when every process has written its parts.
+
+    Args:
+        build: makes the generator on a device; called once in every process, so it must be picklable.
+        work: unfinished batches.
+        parts: where pictures are written.
+        cfg: devices and progress.
+        n_images: of the whole run, for the progress bar.
+
+    Raises:
+        UserError: of the generator, whichever process it came from.
+    """
+    module = Reconstruction(build, work, parts, cfg.num_workers)
+    bar = [ImageProgress(n_images, parts)] if cfg.progress else []
+    with quiet_lightning():
+        try:
+            build_trainer(cfg, bar).predict(module, return_predictions=False)
+        except ProcessRaisedException as error:
+            raise user_error_of(error) from error
+
+
+def build_trainer(cfg: TrainerConfig, callbacks: list[Any]) -> Trainer:
+    """Return a Trainer that predicts and leaves no files behind.
+
+    Several devices without a chosen strategy get ``ddp_spawn``: it starts the other processes from this one instead
+    of running the whole command once per device.
+    """
+    many = cfg.devices > 1 or cfg.num_nodes > 1
+    return Trainer(
+        accelerator=cfg.accelerator,
+        devices=cfg.devices,
+        num_nodes=cfg.num_nodes,
+        strategy="ddp_spawn" if many and cfg.strategy == "auto" else cfg.strategy,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        inference_mode=False,  # the guided steps need a graph; the sampler switches gradients itself
+        use_distributed_sampler=False,  # the module hands out whole batches
+    )
+
+
+def user_error_of(error: ProcessRaisedException) -> Exception:
+    """Return the UserError another process died of, or the error itself where it is something else."""
+    last = str(error).strip().splitlines()[-1]
+    name, _, message = last.partition(": ")
+    return UserError(message) if name.rpartition(".")[2] in ("UserError", "LeakError") else error

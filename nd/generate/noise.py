@@ -1,0 +1,41 @@
+"""Starting noise that belongs to an image and a repeat, and to nothing else.
+
+B images, R repeats per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def noise_for(seed: int, image_ids: Sequence[int], repeats: int, shape: Sequence[int]) -> Tensor:
+    """Draw standard normal noise for every (image, repeat), a function of (seed, image id, repeat) alone.
+
+    Drawn on the CPU with a counter-based generator, so that batch size, order, device count and what was sampled
+    before never change it. The released NeuralDiffuser gives all images the same five noises
+    (HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:188-217); here every image has its own.
+
+    Args:
+        seed: at least 0.
+        image_ids: B stimulus numbers, at least 0.
+        repeats: R, at least 1.
+        shape: of one latent, for example (4, 16, 16).
+
+    Returns:
+        (B, R, *shape) float32.
+    """
+    noise = np.empty((len(image_ids), repeats, *shape), dtype=np.float32)
+    for row, image_id in enumerate(image_ids):
+        for repeat in range(repeats):
+            generator = keyed_generator(seed, int(image_id), repeat)
+            noise[row, repeat] = generator.standard_normal(tuple(shape), dtype=np.float32)
+    return torch.from_numpy(noise)
+
+
+def keyed_generator(seed: int, image_id: int, repeat: int) -> np.random.Generator:
+    """Return the random generator of one repeat of one image."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, image_id, repeat])))

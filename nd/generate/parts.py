@@ -1,0 +1,103 @@
+"""Pictures on disk as they are finished: one whole file per batch, merged in canonical order at the end.
+
+The images of a run are cut into batches once, in the order of their ids, and every batch is computed whole. A run
+that was killed computes only what has no file yet; with the same batch size these are whole batches of the same cut,
+so the merged file is the same to the last bit.
+
+B images of a part, N images of a run, R repeats, H W picture.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.errors import UserError
+from nd.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+
+def partition(image_ids: Sequence[int], batch: int) -> list[list[int]]:
+    """Cut images, in the order given, into batches of ``batch`` images (the last may be smaller)."""
+    return [[int(i) for i in image_ids[k : k + batch]] for k in range(0, len(image_ids), batch)]
+
+
+class Parts:
+    """The finished batches of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        """Look at a folder of parts; it is made when the first part is written.
+
+        The folder belongs to one run: whether the run's inputs are still the same is checked before it is opened.
+        """
+        self.folder = folder
+
+    def finished(self) -> set[int]:
+        """Return the ids of the images that have a picture."""
+        return {image_id for _, ids in self._scan() for image_id in ids}
+
+    def unfinished(self, batches: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return the batches without their finished images; whole batches unless the batch size was changed."""
+        done = self.finished()
+        left = ([i for i in batch if i not in done] for batch in batches)
+        return [batch for batch in left if batch]
+
+    def write(self, image_ids: Sequence[int], images_BRHW3: NDArray[np.uint8]) -> Path:
+        """Write one batch, whole or not at all."""
+        path = self.folder / f"part-{int(image_ids[0]):06d}.h5"
+        with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+            file["images"] = images_BRHW3
+            file["image_id"] = np.asarray(image_ids, dtype=np.int32)
+        return path
+
+    def merge(self, image_ids: Sequence[int], target: Path, attributes: Mapping[str, str | int | float | bool]) -> None:
+        """Write all pictures, in the order of ``image_ids``, to one file.
+
+        The file holds images (N, R, H, W, 3) uint8 and image_id (N,) int32.
+
+        Raises:
+            UserError: if a picture is missing.
+        """
+        rows: dict[int, NDArray[np.uint8]] = {}
+        for path, ids in self._scan():
+            with h5py.File(path, "r") as file:
+                rows.update(zip(ids, file["images"][:], strict=True))
+        missing = [i for i in image_ids if i not in rows]
+        if missing:
+            raise UserError(
+                f"{self.folder} has no picture of {len(missing)} images ({_few(missing)}). Run the same command again."
+            )
+        with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
+            file["images"] = np.stack([rows[i] for i in image_ids])
+            file["image_id"] = np.asarray(image_ids, dtype=np.int32)
+            file.attrs.update(attributes)
+
+    def remove(self) -> None:
+        """Delete the parts, once they are merged."""
+        for path in self._files():
+            path.unlink()
+        if self.folder.exists():
+            self.folder.rmdir()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.h5"))
+
+    def _scan(self) -> list[tuple[Path, list[int]]]:
+        found = []
+        for path in self._files():
+            try:
+                with h5py.File(path, "r") as file:
+                    found.append((path, [int(i) for i in file["image_id"][:]]))
+            except (OSError, KeyError):
+                log.warning("%s is damaged; its images are computed again", path)
+        return found
+
+
+def _few(ids: Sequence[int]) -> str:
+    return ", ".join(str(i) for i in ids[:5]) + (", ..." if len(ids) > 5 else "")

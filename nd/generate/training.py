@@ -1,0 +1,52 @@
+"""Which images are reconstructed, and which training images each of them may be compared with."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.data.prepared import Stimuli, stimuli_path
+from nd.data.splits import Fold, get_split
+from nd.schema import Config
+
+
+def part_ids(cfg: Config) -> list[int]:
+    """Return the ids of the images of ``cfg.part``, over all folds, each once and sorted: the canonical order."""
+    folds = get_split(cfg.data).folds
+    return sorted({int(i) for fold in folds for i in _part(fold, cfg.part)})
+
+
+class TrainingImages:
+    """The training pictures of the fold in which an image is held out. Test pictures are out of reach."""
+
+    def __init__(self, cfg: Config) -> None:
+        """Read the split; for test images, validation images count as training images."""
+        self.path, self.part = stimuli_path(cfg), cfg.part
+        self.folds = get_split(cfg.data).folds
+        # An image can be a validation image of several folds; the first one counts, as it does for predictions.
+        self._fold_of = {int(i): k for k, fold in reversed(list(enumerate(self.folds))) for i in _part(fold, cfg.part)}
+
+    def fold_of(self, image_id: int) -> int:
+        """Return the number of the fold in which an image is held out."""
+        return self._fold_of[image_id]
+
+    def ids(self, fold: int) -> NDArray[np.int32]:
+        """Return the sorted ids of a fold's training images."""
+        return self.folds[fold].seen if self.part == "test" else self.folds[fold].train
+
+    def images(self, fold: int, image_ids: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return training pictures (n, H, W, 3) uint8 of a fold; LeakError for any other picture."""
+        return Stimuli(self.path, allowed_ids=self.ids(fold)).images(image_ids)
+
+    @lru_cache(maxsize=16)  # noqa: B019 - one object per process and run
+    def mean(self, fold: int) -> NDArray[np.uint8]:
+        """Return the mean training picture (H, W, 3) of a fold, rounded."""
+        images = self.images(fold, self.ids(fold))
+        return np.rint(images.mean(axis=0, dtype=np.float64)).astype(np.uint8)
+
+
+def _part(fold: Fold, part: str) -> NDArray[np.int32]:
+    return fold.test if part == "test" else fold.val
