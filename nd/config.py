@@ -117,7 +117,7 @@ def _run(name: str, function: Verb, argv: list[str]) -> int:
         print(verb_help(name, [text for text in argv if not text.startswith("-")]))
         return 0
     args, flags = _parse(name, argv)
-    if args.hydra_help or args.shell_completion or args.info or args.version:
+    if args.hydra_help or args.shell_completion or args.info:
         return _run_hydra(function, [*flags, *args.overrides])
     reading = check(name, args.overrides, args.multirun or "hydra.mode=MULTIRUN" in args.overrides)
     return _run_hydra(function, [*flags, *(one.text for one in reading.given), *reading.hydra])
@@ -144,7 +144,8 @@ def _parse(name: str, argv: list[str]) -> tuple[Namespace, list[str]]:
 
 def _run_hydra(function: Verb, argv: list[str]) -> int:
     """Run a verb's function under Hydra, once or as a sweep, and return the exit code."""
-    given, codes = list(sys.argv), []  # type: ignore[var-annotated]
+    given = list(sys.argv)
+    codes: list[int] = []
     errors: list[UserError] = []
 
     def task(composed: DictConfig) -> None:

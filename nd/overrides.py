@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import product
@@ -23,7 +25,7 @@ MAX_COMBINATIONS = 64  # of a sweep checked as combinations; beyond it every val
 
 @dataclass(frozen=True)
 class Given:
-    """One override: its key, the texts of its values (several in a sweep), and how Hydra is told (without any ``+``)."""
+    """One override: its key, the texts of its values (several in a sweep), and what Hydra is told (no ``+``)."""
 
     key: str
     values: tuple[str, ...]
@@ -50,13 +52,12 @@ class Reading:
     def combinations(self) -> list[list[str]]:
         """Return the override lists a sweep stands for: all combinations, or each value once where they are many."""
         given = _last_wins(self.given)
-        total = 1
-        for one in given:
-            total *= len(one.values)
-        if total <= MAX_COMBINATIONS:
-            return [[f"{g.key}={v}" for g, v in zip(given, row)] for row in product(*(g.values for g in given))]
-        longest = max(len(g.values) for g in given)
-        return [[f"{g.key}={g.values[min(i, len(g.values) - 1)]}" for g in given] for i in range(longest)]
+        if math.prod(len(one.values) for one in given) <= MAX_COMBINATIONS:
+            rows = list(product(*(one.values for one in given)))
+        else:
+            longest = max(len(one.values) for one in given)
+            rows = [tuple(one.values[min(i, len(one.values) - 1)] for one in given) for i in range(longest)]
+        return [[f"{one.key}={value}" for one, value in zip(given, row, strict=True)] for row in rows]
 
 
 def field_names(node: Any = Config, prefix: str = "") -> list[str]:
@@ -85,18 +86,20 @@ def group_options(group: str, folders: Sequence[Path]) -> list[str]:
 
 
 def unknown_key(key: str, names: Iterable[str], where: str = "") -> str:
-    """Say that a key is unknown, with the nearest known one and what its group holds."""
+    """Say that a key is unknown, with the nearest known one and the fields of its group."""
     names = list(names)
     group, _, leaf = key.rpartition(".")
-    siblings = [n for n in names if n.rpartition(".")[0] == group] if group else []
-    same_leaf = [n for n in names if n.rpartition(".")[2] == leaf]
-    if len(same_leaf) == 1:
-        hint = f" Did you mean {same_leaf[0]!r}?"
-    else:
-        hint = did_you_mean(key, siblings) or did_you_mean(key, names)
-        hint = hint or did_you_mean(leaf, [n.rpartition(".")[2] for n in names])
-    held = f" Fields of {group}: {', '.join(n.rpartition('.')[2] for n in siblings)}." if siblings else ""
+    siblings = [name for name in names if group and name.rpartition(".")[0] == group]
+    hint = did_you_mean(key, siblings) or _same_leaf(leaf, names) or did_you_mean(key, names)
+    held = f" Fields of {group}: {', '.join(name.rpartition('.')[2] for name in siblings)}." if siblings else ""
     return f"{key}: unknown key{where}.{hint}{held}"
+
+
+def _same_leaf(leaf: str, names: list[str]) -> str:
+    """Offer the field whose own name, whatever its group, is nearest: ``kapa`` means ``guidance.kappa``."""
+    leaves = {name.rpartition(".")[2]: name for name in names}
+    near = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)
+    return f" Did you mean {leaves[near[0]]!r}?" if near else ""
 
 
 def read(overrides: Sequence[str], folders: Sequence[Path], multirun: bool = False) -> Reading:

@@ -12,8 +12,8 @@ from nd.errors import did_you_mean
 from nd.schema import Config
 
 DIGITS69_SOURCE = (
-    "data.file: digits69 is not prepared under {folder} and no file was given. Fetch digit69_28x28.mat (public, 2 MB; the"
-    " DGMM repository github.com/ChangdeDu/DGMM, data of van Gerven, de Lange & Heskes 2010, NeuroImage) and pass"
+    "data.file: digits69 is not prepared under {folder} and no file was given. Fetch digit69_28x28.mat (public;"
+    " the DGMM repository github.com/ChangdeDu/DGMM, data of van Gerven, de Lange & Heskes 2010, NeuroImage) and pass"
     " data.file=<path>/digit69_28x28.mat."
 )
 DIGITS69_IMAGES = {"digits69-cv10": 90, "digits69-given": 90}  # training images of a fold, validation included
@@ -36,8 +36,8 @@ def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[
     found = [problem for rule in rules for problem in rule(cfg)]
     if multirun and cfg.trainer.strategy in ("auto", "ddp") and (cfg.trainer.devices != 1 or cfg.trainer.num_nodes > 1):
         found.append(
-            f"trainer.devices: {cfg.trainer.devices} devices with strategy {cfg.trainer.strategy} start this command again"
-            " in every process, which inside a sweep (-m) would start the sweep again. Give each job one device"
+            f"trainer.devices: {cfg.trainer.devices} devices with strategy {cfg.trainer.strategy} start this command"
+            " again in every process, which inside a sweep (-m) would start the sweep again. Give each job one device"
             " (trainer.devices=1), or run the commands one by one without -m."
         )
     prepared = Path(cfg.paths.data) / cfg.data.name
@@ -58,8 +58,8 @@ def _data(cfg: Config) -> Iterator[str]:
     if data.n_val >= n_train:
         yield f"data.n_val: {data.n_val} validation images leave nothing of {n_train} training images; give fewer."
     if cfg.subject.name not in data.subjects:
-        near = did_you_mean(cfg.subject.name, data.subjects)
-        yield f"subject: {cfg.subject.name} is not a subject of {data.name}.{near} Subjects: {', '.join(data.subjects)}."
+        near, listed = did_you_mean(cfg.subject.name, data.subjects), ", ".join(data.subjects)
+        yield f"subject: {cfg.subject.name} is not a subject of {data.name}.{near} Subjects: {listed}."
     if len(set(data.subjects)) < len(data.subjects):
         yield f"data.subjects: {data.subjects} names a subject twice."
 
@@ -181,23 +181,16 @@ def _idle(cfg: Config, verb: str) -> list[tuple[tuple[str, ...], str, bool]]:
     steering = tuple(f"guidance.{n}" for n in ("eta", "layer_weights", "through_unet", "normalise"))
     generator, logger = cfg.method.generator, cfg.logger.name
     no_diffusion = generator != "guided_diffusion"
-    single_target = verb in ("extract", "train")
+    one = cfg.target.name if verb in ("extract", "train") else ""  # the only target this verb works on
+    data, scenes = cfg.data.name, cfg.data.name == "scenes"
     return [
         (("guidance.kappa", *steering), f"generator {generator} is not guided", no_diffusion),
         (sampling, f"generator {generator} does not sample", no_diffusion),
         (steering, "guidance.kappa is 0", not no_diffusion and cfg.guidance.kappa == 0),
-        (
-            tuple(f"data.{n}" for n in SCENES_ONLY),
-            f"it belongs to data=scenes, not {cfg.data.name}",
-            cfg.data.name != "scenes",
-        ),
-        (("data.file",), "data=scenes is made, not read", cfg.data.name == "scenes"),
-        (("target.layers",), f"target {cfg.target.name} has no layers", single_target and cfg.target.name != "g"),
-        (
-            ("target.max_captions",),
-            f"target {cfg.target.name} has no captions",
-            single_target and cfg.target.name != "c",
-        ),
+        (tuple(f"data.{n}" for n in SCENES_ONLY), f"it belongs to data=scenes, not {data}", not scenes),
+        (("data.file",), "data=scenes is made, not read", scenes),
+        (("target.layers",), f"target {one} has no layers", one not in ("", "g")),
+        (("target.max_captions",), f"target {one} has no captions", one not in ("", "c")),
         (("control",), f"generator {generator} uses no voxels", generator in NO_VOXELS),
         (("logger.project", "logger.mode"), f"logger is {logger}", logger != "wandb"),
     ]

@@ -1,0 +1,36 @@
+"""The console script: ``nd VERB key=value ...`` hands over to the verb's module."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NoReturn
+
+from nd.errors import did_you_mean
+
+VERBS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate", "run", "table", "report", "doctor")
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Answer ``nd [--help | --version | VERB ...]``; exits with the verb's code, or 2 for an unknown verb."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if not given or given[0] in ("-h", "--help", "help"):
+        from nd.help import overview
+
+        print(overview())
+        sys.exit(0 if given else 2)
+    if given[0] in ("-V", "--version"):
+        from nd import __version__
+
+        print(f"nd {__version__}")
+        sys.exit(0)
+    name = given[0]
+    if name not in VERBS:
+        print(f"nd: unknown verb {name!r}.{did_you_mean(name, VERBS)} Verbs: {', '.join(VERBS)}.", file=sys.stderr)
+        sys.exit(2)
+    importlib.import_module(f"nd.{name}").main(given[1:])
+    raise AssertionError(f"nd.{name}.main returned instead of exiting")
+
+
+if __name__ == "__main__":
+    main()
