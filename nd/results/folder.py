@@ -50,9 +50,9 @@ def is_rank_zero() -> bool:
     return next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0") == "0"
 
 
-def command_for(cfg: Config, verb: str) -> str:
-    """Return the shell command that makes a run."""
-    return shlex.join(["nd", verb, *cfg.overrides])
+def command_for(cfg: Config, verb: str, *extra: str) -> str:
+    """Return the shell command that runs a verb on a configuration, with further overrides."""
+    return shlex.join(["nd", verb, *cfg.overrides, *extra])
 
 
 @dataclass(frozen=True)

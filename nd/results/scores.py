@@ -1,0 +1,83 @@
+"""The scores of one run as ``nd evaluate`` left them: a summary, one row per image, what they are comparable with."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.errors import UserError
+from nd.files import read_json, sha256_json
+
+BETTER = ("higher", "lower")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric over the images: mean, 95% bootstrap interval over images, the value by chance (None: none known)."""
+
+    mean: float
+    lo: float
+    hi: float
+    chance: float | None = None
+    better: str = "higher"
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """All scores of one run, and what must agree before they may stand in one table."""
+
+    path: Path
+    protocol: str  # name and version
+    test_set: str  # hash of the image ids
+    scores: dict[str, Score]
+    n_images: int
+    n_repeats: int
+    oracle: bool
+    simulated: bool
+    control: str
+
+    @property
+    def comparable(self) -> tuple[str, str, int]:
+        """Protocol, test set and number of images: equal for all rows of a table."""
+        return self.protocol, self.test_set, self.n_images
+
+
+def read_per_image(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Return the columns of ``per_image.csv`` by name, each (n,); ``image_id`` is one of them. Empty cells are NaN."""
+    try:
+        with open(path, newline="", encoding="utf-8") as handle:
+            rows = list(csv.DictReader(handle))
+        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in (rows[0] if rows else ())}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}). Remove its folder and run `nd evaluate` again.") from None
+
+
+def _score(given: dict[str, Any]) -> Score:
+    return Score(given["mean"], given["lo"], given["hi"], given.get("chance"), given.get("better", "higher"))
+
+
+def read_scores(folder: Path) -> RunScores:
+    """Read ``scores.json`` of an evaluate run."""
+    given = read_json(folder / "scores.json")
+    ids = read_per_image(folder / "per_image.csv").get("image_id", np.zeros(0))
+    try:
+        return RunScores(
+            path=folder,
+            protocol=f"{given['protocol']['name']} v{given['protocol']['version']}",
+            test_set=sha256_json(sorted(int(i) for i in ids)),
+            scores={name: _score(score) for name, score in given["metrics"].items()},
+            n_images=given["n_images"],
+            n_repeats=given["n_repeats"],
+            oracle=given["oracle"],
+            simulated=given["simulated"],
+            control=given["control"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / 'scores.json'} lacks {error}. Remove its folder and run `nd evaluate` again."
+        ) from None
