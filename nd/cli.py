@@ -6,22 +6,18 @@ import importlib
 import sys
 from typing import NoReturn
 
+from nd import __version__
 from nd.errors import did_you_mean
-
-VERBS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate", "run", "table", "report", "doctor")
+from nd.help import VERBS, overview
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Answer ``nd [--help | --version | VERB ...]``; exits with the verb's code, or 2 for an unknown verb."""
     given = list(sys.argv[1:] if argv is None else argv)
     if not given or given[0] in ("-h", "--help", "help"):
-        from nd.help import overview
-
         print(overview())
         sys.exit(0 if given else 2)
     if given[0] in ("-V", "--version"):
-        from nd import __version__
-
         print(f"nd {__version__}")
         sys.exit(0)
     name = given[0]

@@ -71,6 +71,9 @@ def verb(function: Verb) -> Callable[..., NoReturn]:
         except UserError as error:
             print(f"nd {name}: {error}", file=sys.stderr)
             code = 2
+        except BrokenPipeError:  # the reader of a pipe (`nd train --help | head`) has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
         except KeyboardInterrupt:
             print(f"\nnd {name}: interrupted. The same command again resumes.", file=sys.stderr)
             code = INTERRUPTED

@@ -76,7 +76,7 @@ def verb_help(name: str, overrides: Sequence[str] = ()) -> str:
         *_fields(config),
         "",
         "flags",
-        "  -m            sweep: several values (seed=1,2) run one job each; hydra/launcher=joblib runs them side by side",
+        "  -m            sweep: several values (seed=1,2) run one job each, with hydra/launcher=joblib side by side",
         "  --cfg job     print the composed configuration and run nothing",
         "  --config-dir  a folder of your own groups and experiments, searched after conf/",
     ]
@@ -138,7 +138,7 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(_shown(item) for item in value)}]"
-    return "''" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+    return "''" if value == "" else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from nd.data.prepared import data_folder
 from nd.errors import did_you_mean
+from nd.results.specs import available
 from nd.schema import Config
 
-DIGITS69_SOURCE = (
-    "data.file: digits69 is not prepared under {folder} and no file was given. Fetch digit69_28x28.mat (public;"
-    " the DGMM repository github.com/ChangdeDu/DGMM, data of van Gerven, de Lange & Heskes 2010, NeuroImage) and pass"
-    " data.file=<path>/digit69_28x28.mat."
-)
 DIGITS69_IMAGES = {"digits69-cv10": 90, "digits69-given": 90}  # training images of a fold, validation included
 NEEDS = {  # targets a generator cannot do without
     "guided_diffusion": ("z", "c"),
@@ -40,9 +37,24 @@ def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[
             " again in every process, which inside a sweep (-m) would start the sweep again. Give each job one device"
             " (trainer.devices=1), or run the commands one by one without -m."
         )
-    prepared = Path(cfg.paths.data) / cfg.data.name
+    return found + _files(cfg, verb)
+
+
+def _files(cfg: Config, verb: str) -> list[str]:
+    """What this verb reads from disk and cannot make itself."""
+    found, prepared = [], data_folder(cfg)
     if cfg.data.name == "digits69" and verb in ("prepare", "run") and not cfg.data.file and not prepared.is_dir():
-        found.append(DIGITS69_SOURCE.format(folder=prepared))
+        from nd.data.digits69 import SOURCE  # imports scipy, which every other command line can do without
+
+        found.append(
+            f"data.file: digits69 is not prepared under {prepared} and no file was given. {SOURCE}. Pass it as"
+            " data.file=<path>/digit69_28x28.mat."
+        )
+    if cfg.table and verb in ("run", "table", "report"):
+        if cfg.table.endswith((".yaml", ".yml")):
+            found += [] if Path(cfg.table).is_file() else [f"table: there is no file {cfg.table}."]
+        elif cfg.table not in (names := available()):
+            found.append(f"table: {cfg.table} is unknown.{did_you_mean(cfg.table, names)} Tables: {', '.join(names)}.")
     return found
 
 

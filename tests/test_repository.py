@@ -22,7 +22,7 @@ ORDER = [
     {"nd.generate"},
     {"nd.metrics"},
     {"nd.results"},
-    {"nd.config", "nd.composing", "nd.overrides", "nd.check", "nd.rules", "nd.help"},
+    {"nd.config", "nd.composing", "nd.overrides", "nd.check", "nd.rules", "nd.help", "nd.needs"},
     {f"nd.{v}" for v in "prepare extract train predict reconstruct evaluate run table report doctor".split()},
     {"nd.cli", "nd.__main__"},
 ]

@@ -1,0 +1,85 @@
+"""`nd doctor`: what is present, what is missing, how large, and under which terms; nothing is written.
+
+The exit code is 0 only when everything the composed configuration needs is there or is made by nd itself.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from nd import __version__
+from nd.config import conf_dir, verb
+from nd.needs import NSD_TERMS, TERMS, byte_text, local_folder, memory_estimate, needs
+from nd.results.manifest import versions
+from nd.schema import Config
+
+MARKS = {"ok": "ok     ", "made": "to make", "missing": "MISSING"}
+
+
+def doctor(cfg: Config) -> int:
+    """Say whether this machine can run the composed configuration: versions, device, memory, disk, data, weights with
+    sizes and licences, and a rough memory estimate. Exit code 0 when it can, 1 when something is missing."""
+    found = needs(cfg)
+    for title, lines in (
+        ("software", _software()),
+        ("machine", _machine(cfg)),
+        (f"needed by {_name(cfg)}", [f"{MARKS[n.state]} {n.what:<16} {n.where}  ({n.note})" for n in found]),
+        ("memory, roughly", _memory(cfg)),
+        ("terms", [TERMS.get(cfg.data.name, ""), NSD_TERMS]),
+    ):
+        print(title)
+        for line in lines:
+            print(textwrap.fill(line, 118, initial_indent="  ", subsequent_indent=" " * 10, break_on_hyphens=False))
+    missing = [need.what for need in found if need.state == "missing"]
+    print(f"cannot run yet, missing: {', '.join(missing)}" if missing else "ready to run")
+    return 1 if missing else 0
+
+
+def _name(cfg: Config) -> str:
+    return " ".join(cfg.overrides) or f"data={cfg.data.name} method={cfg.method.name}"
+
+
+def _software() -> Iterator[str]:
+    yield f"nd {__version__}, Python {platform.python_version()}, conf {conf_dir()}"
+    yield ", ".join(f"{name} {version}" for name, version in versions().items())
+
+
+def _machine(cfg: Config) -> Iterator[str]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield f"{platform.system()} {platform.machine()}, {cores} cores, {byte_text(_memory_bytes())} memory"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield f"GPU {index}: {properties.name}, {byte_text(properties.total_memory)}"
+    if not torch.cuda.is_available():
+        yield "no CUDA GPU; " + (
+            "Apple GPU (mps)" if torch.backends.mps.is_available() else "everything runs on the CPU"
+        )
+    folder = Path(cfg.paths.root).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    yield f"{byte_text(shutil.disk_usage(folder).free)} free on disk at {folder}"
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _memory(cfg: Config) -> Iterator[str]:
+    n_voxels = 3092 if cfg.data.name == "digits69" else cfg.data.n_voxels
+    for what, size in memory_estimate(cfg, n_voxels).items():
+        yield f"{byte_text(size):>9}  {what}"
+    if local_folder(cfg.backbone.weights) is None:
+        yield f"{'4.3 GB':>9}  weights of the backbone, on disk and in memory"
+
+
+main = verb(doctor)
+
+if __name__ == "__main__":
+    main()
