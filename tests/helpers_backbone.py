@@ -76,13 +76,9 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _text_encoder(n_tokens: int) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=n_tokens, hidden_size=TEXT_WIDTH, intermediate_size=32,
-            num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=TEXT_LENGTH, bos_token_id=n_tokens - 2, eos_token_id=n_tokens - 1,
-            pad_token_id=n_tokens - 1,
-        )
-    )  # fmt: skip
+    special = {"bos_token_id": n_tokens - 2, "eos_token_id": n_tokens - 1, "pad_token_id": n_tokens - 1}
+    sizes = {"hidden_size": TEXT_WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return CLIPTextModel(CLIPTextConfig(vocab_size=n_tokens, max_position_embeddings=TEXT_LENGTH, **sizes, **special))
 
 
 def _image_tower(folder: Path, n_tokens: int) -> None:

@@ -6,7 +6,10 @@ Shapes: B batch, 3 colours, H W rows and columns, C h w latent channels, rows an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +53,18 @@ def pick_device(accelerator: str) -> torch.device:
     return torch.device("cuda" if accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu")
 
 
+@contextmanager
+def _reading(part: str, folder: Path) -> Iterator[None]:
+    """Turn whatever a library raises on damaged or unfitting files into one message that names them."""
+    try:
+        yield
+    except Exception as error:  # the libraries raise their own, OS, JSON and plain errors, which differ by version
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cannot read the backbone's {part} from {folder}: {reason} Fetch or write it again."
+        ) from error
+
+
 class Backbone:
     """Frozen modules in eval mode; `requires_grad` is off everywhere, gradients still flow through to the inputs."""
 
@@ -77,7 +92,9 @@ class Backbone:
         """A DDIM scheduler with the folder's noise schedule, whichever scheduler the folder names (SD v1.4: PNDM)."""
         from diffusers import DDIMScheduler
 
-        return DDIMScheduler.from_pretrained(self.source.part("scheduler"))
+        folder = self.source.part("scheduler")
+        with _reading("scheduler", folder):
+            return DDIMScheduler.from_pretrained(folder)
 
     @cached_property
     def text_encoder(self) -> Any:
@@ -87,18 +104,20 @@ class Backbone:
 
         transformers_logging.disable_progress_bar()
         folder = self.source.part("text_encoder")
-        variant = weight_variant(folder, "text_encoder")
-        load = CLIPTextModel.from_pretrained
-        return self._freeze(
-            load(folder, dtype=self.dtype, variant=variant, use_safetensors=True, local_files_only=True)
-        )
+        options: dict[str, Any] = {"variant": weight_variant(folder, "text_encoder"), "use_safetensors": True}
+        with _reading("text_encoder", folder):
+            return self._freeze(
+                CLIPTextModel.from_pretrained(folder, dtype=self.dtype, local_files_only=True, **options)
+            )
 
     @cached_property
     def tokenizer(self) -> Any:
         """A transformers CLIPTokenizer."""
         from transformers import CLIPTokenizer
 
-        return CLIPTokenizer.from_pretrained(self.source.part("tokenizer"), local_files_only=True)
+        folder = self.source.part("tokenizer")
+        with _reading("tokenizer", folder):
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
     @cached_property
     def clip(self) -> Any:
@@ -192,20 +211,10 @@ class Backbone:
 
     def _diffusers(self, kind: Any, part: str) -> Any:
         folder = self.source.part(part)
-        variant = weight_variant(folder, part)
-        try:
-            module = kind.from_pretrained(
-                folder,
-                torch_dtype=self.dtype,
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=True,
-                low_cpu_mem_usage=False,  # would need accelerate
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"cannot read {part} from {folder}: {str(error).splitlines()[0]}. Fetch it again."
-            ) from error
+        options = {"variant": weight_variant(folder, part), "use_safetensors": True, "local_files_only": True}
+        with _reading(part, folder):
+            # low_cpu_mem_usage would need accelerate
+            module = kind.from_pretrained(folder, torch_dtype=self.dtype, low_cpu_mem_usage=False, **options)
         return self._freeze(module)
 
     def _freeze(self, module: nn.Module) -> Any:

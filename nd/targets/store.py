@@ -1,0 +1,97 @@
+"""The features of one target for all stimuli, on disk: written once, read by rows or columns through a memory map.
+
+One HDF5 file: `features` (N, P) uncompressed and contiguous, `image_id` (N,) int32, and attributes. A contiguous
+dataset is read at any row and column without touching the rest, which ridge regression over many columns needs.
+Shapes: N images of the stimuli file, n images asked for, P numbers per image (the product of the target's shape).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.backbone.loading import load_backbone
+from nd.data.prepared import Stimuli, check_allowed, stimuli_path
+from nd.errors import UserError
+from nd.files import open_h5, sha256_json
+from nd.schema import Config
+from nd.targets.base import Extractor
+from nd.targets.registry import build_extractor
+
+LAYOUT_VERSION = 1
+
+
+def store_path(cfg: Config, target_name: str = "") -> Path:
+    """Where the store of a target lies: `<paths.cache>/targets/<data>-<target>-<fingerprint>.h5`.
+
+    Args:
+        cfg: configuration; `cfg.target` gives the target's settings whatever its own name is.
+        target_name: target, by default `cfg.target.name`.
+
+    Raises:
+        UserError: the stimuli or the backbone's weights, whose contents are part of the name, are absent.
+    """
+    name = target_name or cfg.target.name
+    # Features are extracted in float32 whatever the sampler's arithmetic is, so they do not depend on it.
+    extractor = build_extractor(name, cfg, load_backbone(cfg.backbone, dtype="float32"))
+    fingerprint = store_fingerprint(extractor, Stimuli(stimuli_path(cfg)).hash, cfg.target.dtype)
+    return Path(cfg.paths.cache) / "targets" / f"{cfg.data.name}-{name}-{fingerprint}.h5"
+
+
+def store_fingerprint(extractor: Extractor, stimuli_hash: str, dtype: str) -> str:
+    """12 hexadecimal digits of everything the stored values depend on."""
+    return sha256_json([LAYOUT_VERSION, extractor.fingerprint(), stimuli_hash, dtype])
+
+
+class TargetStore:
+    """A finished store opened for reading; with `allowed_ids` every other image is out of reach (`LeakError`).
+
+    Attributes: `shape` of one image's features; `size` P; `fingerprint`; `target`; `image_id` (N,) int32 of all images.
+    """
+
+    def __init__(self, path: Path, allowed_ids: NDArray[Any] | None = None) -> None:
+        """Open the file. UserError: missing, truncated or not a target store."""
+        self.path = Path(path)
+        self.allowed_ids = None if allowed_ids is None else np.unique(allowed_ids)
+        if not self.path.exists():
+            target = self.path.stem.split("-")[1] if self.path.stem.count("-") > 1 else "<name>"
+            raise UserError(f"the features {self.path} do not exist. Run: nd extract target={target}")
+        with open_h5(self.path) as handle:
+            if "features" not in handle or "fingerprint" not in handle.attrs:
+                raise UserError(f"{self.path} is not a target store. Remove it and run `nd extract` again.")
+            self.image_id: NDArray[np.int32] = handle["image_id"][()]
+            self.shape: tuple[int, ...] = tuple(json.loads(handle.attrs["shape"]))
+            self.fingerprint = str(handle.attrs["fingerprint"])
+            self.target = str(handle.attrs["target"])
+            self._map = _memory_map(handle["features"], self.path)
+        self.size = int(np.prod(self.shape))
+        self._row = {int(i): row for row, i in enumerate(self.image_id)}
+
+    def rows(self, ids: NDArray[Any]) -> NDArray[np.float32]:
+        """Features (n, *shape) float32, in the order of `ids`."""
+        return self.columns(ids, 0, self.size).reshape(-1, *self.shape)
+
+    def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
+        """Numbers `start` to `stop` of the flattened features, (n, stop - start) float32, in the order of `ids`."""
+        return np.asarray(self._map[self._rows(ids), start:stop], np.float32)
+
+    def _rows(self, ids: NDArray[Any]) -> NDArray[np.intp]:
+        ids = np.asarray(ids, np.int64).reshape(-1)
+        if self.allowed_ids is not None:
+            check_allowed(f"target {self.target!r} of {self.path.name}", ids, self.allowed_ids)
+        absent = [int(i) for i in ids if int(i) not in self._row]
+        if absent:
+            raise UserError(f"{self.path} holds no image {absent[0]} ({len(absent)} of {len(ids)} are absent).")
+        return np.array([self._row[int(i)] for i in ids], np.intp)
+
+
+def _memory_map(features: h5py.Dataset, path: Path) -> np.memmap[Any, Any]:
+    offset = features.id.get_offset()
+    if offset is None or path.stat().st_size < offset + features.size * features.dtype.itemsize:
+        raise UserError(f"{path} is truncated. Remove it and run `nd extract` again.")
+    return np.memmap(path, features.dtype, "r", offset, features.shape)
