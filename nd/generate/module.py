@@ -27,8 +27,8 @@ Batch = tuple[list[int], dict[str, Tensor]]
 class Work(Dataset[Batch]):
     """Whole batches of images with the targets a generator wants."""
 
-    def __init__(self, batches: Sequence[Sequence[int]], source: FeatureSource | None, targets: Sequence[str]) -> None:
-        """Take batches of image ids; ``source`` may be None where ``targets`` is empty."""
+    def __init__(self, batches: Sequence[Sequence[int]], source: FeatureSource, targets: Sequence[str]) -> None:
+        """Take batches of image ids."""
         self.batches, self.source, self.targets = batches, source, targets
 
     def __len__(self) -> int:
@@ -37,8 +37,6 @@ class Work(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         """Return one batch: image ids and, per target, (B, *shape) float32."""
         ids = [int(i) for i in self.batches[index]]
-        if self.source is None:
-            return ids, {}
         return ids, {name: torch.from_numpy(self.source.rows(name, ids)) for name in self.targets}
 
 
