@@ -27,6 +27,8 @@ from nd.overrides import Reading, read
 from nd.rules import contradictions, without_effect
 from nd.schema import Config
 
+# Groups on whose choice the rules between fields hang: where it was no option, only the fields are checked.
+DECISIVE = {"data", "experiment", "method", "protocol", "backbone"}
 INTERRUPTED = 130  # what shells report: 128 + SIGINT
 
 Verb = Callable[[Config], Path | int | None]
@@ -45,11 +47,20 @@ def compose(overrides: Sequence[str] = ()) -> Config:
         UserError: with every problem of the overrides, of the files of conf/ and between fields.
     """
     reading = read(overrides, search_folders(overrides))
-    config, problems = assemble(reading.single() + search_path(reading.hydra))
-    problems = reading.problems + problems + ([] if reading.problems or problems else contradictions(config))
-    if problems:
-        raise UserError(report(problems))
+    config, problems = _examine(reading.single(), reading)
+    if reading.problems or problems:
+        raise UserError(report([*reading.problems, *problems]))
     return config
+
+
+def _examine(
+    overrides: list[str], reading: Reading, name: str = "", multirun: bool = False
+) -> tuple[Config, list[str]]:
+    """Compose one combination of what was read and list its problems, contradictions between fields included."""
+    config, problems = assemble(overrides + search_path(reading.hydra))
+    if not reading.lost & DECISIVE and not any(problem.startswith("conf:") for problem in problems):
+        problems += contradictions(config, name, multirun)
+    return config, problems
 
 
 def derive(cfg: Config, *extra: str) -> Config:
@@ -91,10 +102,9 @@ def check(name: str, overrides: Sequence[str], multirun: bool = False) -> Readin
     reading = read(overrides, search_folders(overrides), multirun)
     problems, warnings = list(reading.problems), []
     for combination in reading.combinations():
-        config, found = assemble(combination + search_path(reading.hydra))
+        config, found = _examine(combination, reading, name, multirun)
         if not found:
-            found = contradictions(config, name, multirun)
-            warnings += without_effect(config, [g.key for g in reading.given], name)
+            warnings += without_effect(config, [one.key for one in reading.given], name)
         problems += found
     if problems:
         raise UserError(report(problems))

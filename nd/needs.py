@@ -26,7 +26,7 @@ NSD_TERMS = (
 )
 
 # Stable Diffusion v1.4, where its files are not on this disk.
-SD14 = {
+SD14: dict[str, dict[str, Any]] = {
     "vae": {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4},
     "unet": {"block_out_channels": [320, 640, 1280, 1280]},
     "text_encoder": {"hidden_size": 768, "max_position_embeddings": 77},

@@ -39,6 +39,7 @@ class Reading:
     given: list[Given] = field(default_factory=list)
     hydra: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)  # groups whose choice was no option, so that their default stands in
 
     @property
     def sweeps(self) -> bool:
@@ -141,6 +142,7 @@ def _read_one(override: Override, text: str, folders: Sequence[Path], multirun: 
     problems = [_bad_option(key, value, folders) for value in values] if key in groups else []
     found = [problem for problem in problems if problem]
     reading.problems += found
+    reading.lost |= {key} if found else set()
     if not found and values:
         reading.given.append(Given(key, tuple(values), text.lstrip("+")))
 

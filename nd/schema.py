@@ -58,7 +58,7 @@ class MethodConfig:
         "what turns targets into images",
         choices=("guided_diffusion", "pixels", "vae", "mean_image", "nearest_image", "random_image"),
     )
-    targets: list[str] = opt(["z", "c", "g"], "targets the method decodes")
+    targets: list[str] = opt(["z", "c", "g"], "targets the method decodes", choices=("z", "c", "g", "pixels"))
     steps: int = opt(50, "DDIM steps of the full schedule")
     strength: float = opt(0.75, "share of the schedule that is run: int(steps * strength) steps, in (0, 1]")
     cfg_scale: float = opt(7.5, "classifier-free guidance scale, >= 1")
@@ -85,7 +85,9 @@ class MapperConfig:
         "ridge penalties tried on the validation images; they add to the un-normalised Gram matrix",
     )
     rescale: str = opt(
-        "none", "spread of the predictions: as fitted, or restored to that of the training targets", choices=("none", "train")
+        "none",
+        "spread of the predictions: as fitted, or restored to that of the training targets",
+        choices=("none", "train"),
     )
     refit: bool = opt(True, "after alpha is chosen, fit again on training and validation images together")
 
@@ -95,12 +97,22 @@ class BackboneConfig:
     """The frozen diffusion model and image tower."""
 
     name: str = opt("scenes", "backbone")
-    weights: str = opt("package://scenes", "diffusers folder: hub id, local folder, or package://<name> for shipped weights", identity=False)
-    image_tower: str = opt("package://scenes/image_tower", "open_clip folder, or '<model>:<pretrained tag>'", identity=False)
+    weights: str = opt(
+        "package://scenes",
+        "diffusers folder: hub id, local folder, or package://<name> for shipped weights",
+        identity=False,
+    )
+    image_tower: str = opt(
+        "package://scenes/image_tower", "open_clip folder, or '<model>:<pretrained tag>'", identity=False
+    )
     image_size: int = opt(64, "side of the square images it makes, pixels")
     tower_size: int = opt(64, "side of the square images the image tower sees, pixels")
-    tower_mean: list[float] = opt([0.485, 0.456, 0.406], "mean subtracted before the image tower, per RGB channel in [0, 1]")
-    tower_std: list[float] = opt([0.229, 0.224, 0.225], "standard deviation divided by before the image tower, per RGB channel")
+    tower_mean: list[float] = opt(
+        [0.485, 0.456, 0.406], "mean subtracted before the image tower, per RGB channel in [0, 1]"
+    )
+    tower_std: list[float] = opt(
+        [0.229, 0.224, 0.225], "standard deviation divided by before the image tower, per RGB channel"
+    )
     dtype: str = opt("float32", "arithmetic of sampling", choices=("float32", "bfloat16", "float16"))
 
 
@@ -113,7 +125,8 @@ class GuidanceConfig:
     layer_weights: list[float] = opt([1.5, 1.2, 1.0, 1.0, 1.0, 1.0], "weight of each layer after norm weighting")
     through_unet: bool = opt(True, "let the gradient flow through the UNet")
     normalise: bool = opt(
-        False, "scale-free kappa: the guidance term is kappa times the size of the predicted noise, whatever the gradient's size"
+        False,
+        "scale-free kappa: the guidance term has kappa times the size of the predicted noise",
     )
 
 
@@ -137,7 +150,9 @@ class TrainerConfig:
     accelerator: str = opt("auto", "Lightning accelerator", identity=False, choices=("auto", "cpu", "gpu", "mps"))
     devices: int = opt(1, "devices per node", identity=False)
     num_nodes: int = opt(1, "nodes", identity=False)
-    strategy: str = opt("auto", "Lightning strategy; 'ddp' for several devices", identity=False, choices=("auto", "ddp", "ddp_spawn"))
+    strategy: str = opt(
+        "auto", "Lightning strategy; 'ddp' for several devices", identity=False, choices=("auto", "ddp", "ddp_spawn")
+    )
     batch_size: int = opt(64, "samples in flight per device", identity=False)
     num_workers: int = opt(0, "loader processes", identity=False)
     progress: bool = opt(True, "show a progress bar with rate and time left", identity=False)
@@ -189,8 +204,12 @@ class Config:
     debug: DebugConfig = field(default_factory=DebugConfig)
     seed: int = opt(42, "seed of the sampler's noise and of training; never of data or splits")
     part: str = opt("test", "images that are predicted and reconstructed", choices=("val", "test"))
-    features: str = opt("predicted", "decoded targets, or the true ones (ceiling; marked everywhere)", choices=("predicted", "oracle"))
-    control: str = opt("none", "control: shuffle the voxels over the images before predicting", choices=("none", "shuffled_voxels"))
+    features: str = opt(
+        "predicted", "decoded targets, or the true ones (ceiling; marked everywhere)", choices=("predicted", "oracle")
+    )
+    control: str = opt(
+        "none", "control: shuffle the voxels over the images before predicting", choices=("none", "shuffled_voxels")
+    )
     table: str = opt("", "table spec of experiments/ that run, table and report work on", identity=False)
     check: bool = opt(False, "table: compare with the spec's expected values and fail when they differ", identity=False)
     overrides: list[str] = opt([], "what was given on the command line; filled in, never set", identity=False)
