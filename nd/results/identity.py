@@ -31,10 +31,10 @@ DRAWING = ("guided_diffusion", "random_image")  # generators that draw random nu
 SEEDED_MAPPERS: tuple[str, ...] = ()  # mappers whose fit draws random numbers
 
 TARGET_FIELDS = {"z": (), "c": ("target.max_captions",), "g": ("target.layers",), "pixels": ()}
-BACKBONE_FIELDS = {
-    "z": ("backbone.name", "backbone.image_size", "backbone.dtype"),
-    "c": ("backbone.name", "backbone.dtype"),
-    "g": ("backbone.name", "backbone.dtype", "backbone.tower_size", "backbone.tower_mean", "backbone.tower_std"),
+BACKBONE_FIELDS = {  # not its dtype: targets are extracted in float32 whatever the sampler's arithmetic is
+    "z": ("backbone.name", "backbone.image_size"),
+    "c": ("backbone.name",),
+    "g": ("backbone.name", "backbone.tower_size", "backbone.tower_mean", "backbone.tower_std"),
     "pixels": (),
 }
 METHOD_FIELDS = ("method.name", "method.generator")
@@ -96,6 +96,8 @@ def _reconstruct_fields(cfg: Config) -> list[str]:
         counted += ["features", "method.targets", *_target_fields(cfg.method.targets)]
     if cfg.method.generator in DRAWING:
         counted += ["seed", "method.repeats"]
+    if cfg.method.generator == "vae":
+        counted += ["backbone.dtype"]
     if cfg.method.generator == "guided_diffusion":
         counted += DIFFUSION_FIELDS
         counted += ["guidance.*"] if guided_steps(cfg) else []

@@ -25,12 +25,21 @@ ROLE_NOTES = {
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row: what it is, whose brain, and its scores."""
+    """One row for one subject: the entry of the spec, its evaluate run, and the scores there."""
 
-    row: Row
-    subject: str
-    run: RunScores
+    entry: Entry
     folder: RunFolder
+    run: RunScores
+
+    @property
+    def row(self) -> Row:
+        """The row of the spec."""
+        return self.entry.row
+
+    @property
+    def subject(self) -> str:
+        """Whose voxels."""
+        return self.entry.subject
 
     @property
     def label(self) -> str:
@@ -116,10 +125,7 @@ def collect(spec: TableSpec, entries: Sequence[Entry], command: str) -> Table:
     missing = [entry for entry, folder in zip(entries, folders, strict=True) if not folder.is_done()]
     if missing:
         raise UserError(_missing_message(spec, missing, len(entries), command))
-    rows = [
-        TableRow(entry.row, entry.subject, read_scores(folder.path), folder)
-        for entry, folder in zip(entries, folders, strict=True)
-    ]
+    rows = [TableRow(entry, folder, read_scores(folder.path)) for entry, folder in zip(entries, folders, strict=True)]
     _refuse_mixed(rows)
     _refuse_mislabelled(rows)
     _refuse_empty_columns(spec, rows)

@@ -1,0 +1,146 @@
+"""The chain of steps behind a row, each done once however many rows share it, and only where its result is missing."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nd.errors import UserError
+from nd.files import sha256_json
+from nd.results.folder import RunFolder
+from nd.results.identity import VERBS, flat, reads_predictions, reads_targets
+from nd.schema import Config
+
+log = logging.getLogger(__name__)
+
+Action = Callable[[Config], None]
+SHARED = ("prepare", "extract", "train", "predict")  # steps that rows have in common: a user's mistake there stops all
+
+
+class StepFailed(Exception):  # noqa: N818 - a fact about a step, carried to the rows that need it
+    """A step that this row needs has failed; the text says which and why."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verb on one configuration."""
+
+    verb: str
+    cfg: Config
+
+    @property
+    def folder(self) -> RunFolder | None:
+        """The step's run folder; None for ``prepare`` and ``extract``, which look after their own files."""
+        return RunFolder.open(self.cfg, self.verb) if self.verb in VERBS else None
+
+    @property
+    def name(self) -> str:
+        """What the step makes, for people."""
+        if self.folder is not None:
+            return self.folder.path.name
+        return self.cfg.data.name if self.verb == "prepare" else f"{self.cfg.data.name} {self.cfg.target.name}"
+
+    @property
+    def key(self) -> str:
+        """Equal for steps that do the same thing."""
+        if self.folder is not None:
+            return f"{self.verb} {self.folder.run_id}"
+        groups = ("data.",) if self.verb == "prepare" else ("data.", "backbone.", "target.")
+        kept = {name: value for name, value in flat(self.cfg).items() if name.startswith(groups)}
+        return f"{self.verb} {sha256_json(kept)}"
+
+
+def steps_of(cfg: Config, with_target: Callable[[Config, str], Config]) -> list[Step]:
+    """Return the steps of one row in order; ``with_target`` gives the configuration for one target."""
+    per_target = [with_target(cfg, name) for name in cfg.method.targets] if reads_targets(cfg) else []
+    steps = [Step("prepare", cfg), *(Step("extract", one) for one in per_target)]
+    if reads_predictions(cfg):
+        steps += [*(Step("train", one) for one in per_target), Step("predict", cfg)]
+    return [*steps, Step("reconstruct", cfg), Step("evaluate", cfg)]
+
+
+def check_finished(steps: Sequence[Step]) -> None:
+    """Refuse finished runs whose inputs have changed since, with all that was made from them."""
+    folders = [folder for step in steps if (folder := step.folder) is not None and folder.path.exists()]
+    for position, folder in enumerate(folders):
+        try:
+            folder.is_done()
+        except UserError as error:
+            later = [str(other.path) for other in folders[position + 1 :] if other.verb != folder.verb]
+            derived = "\nWhat was made from it must go too: " + " ".join(later) if later else ""
+            raise UserError(f"{error}{derived}") from None
+
+
+class Chain:
+    """Runs steps, remembers what it has done, and prints one line for each."""
+
+    def __init__(self, actions: Mapping[str, Action], say: Callable[[str], None] = print) -> None:
+        """Take what does each verb, and where lines go."""
+        self.actions, self.say = actions, say
+        self.seen: dict[str, str] = {}  # step key -> "" when well, else what went wrong
+
+    def run_row(self, steps: Sequence[Step]) -> None:
+        """Do what is missing of one row.
+
+        Raises:
+            StepFailed: a step went wrong; other rows may still succeed.
+            UserError: a mistake in something all rows share; nothing else can succeed.
+        """
+        check_finished(steps)
+        last = steps[-1]
+        if last.folder is not None and last.folder.done:
+            self._note(last, "done already")
+            return
+        predicted = any(step.verb == "predict" and step.folder and step.folder.done for step in steps)
+        for step in steps:
+            if not (predicted and step.verb == "train"):  # a finished prediction needs its mappers no more
+                self._do(step)
+
+    def _do(self, step: Step) -> None:
+        if step.key in self.seen:
+            if self.seen[step.key]:
+                raise StepFailed(self.seen[step.key])
+            return
+        if step.folder is not None and step.folder.done:
+            self._note(step, "done already")
+            return
+        begun = time.monotonic()
+        try:
+            self.actions[step.verb](step.cfg)
+        except Exception as error:
+            self._fail(step, error)
+        self._note(step, f"{time.monotonic() - begun:.1f} s")
+
+    def _note(self, step: Step, text: str) -> None:
+        self.seen[step.key] = ""
+        self.say(f"  {step.verb:<12}{step.name:<64}{text:>14}")
+
+    def _fail(self, step: Step, error: Exception) -> None:
+        if isinstance(error, UserError) and step.verb in SHARED:
+            raise error
+        where = "" if step.folder is None else f" (traceback: {step.folder.path / 'status'})"
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}{where}"
+        self.seen[step.key] = f"{step.verb} {step.name}: {message}"
+        self.say(f"  {step.verb:<12}{step.name:<64}{'FAILED':>14}\n    {message}")
+        log.debug("step failed", exc_info=error)
+        raise StepFailed(self.seen[step.key]) from error
+
+
+def needs_own_process(cfg: Config) -> bool:
+    """Say whether Lightning will start further processes from the command line, which must then be this step's."""
+    return (cfg.trainer.devices != 1 or cfg.trainer.num_nodes > 1) and cfg.trainer.strategy in ("auto", "ddp")
+
+
+def in_own_process(verb: str, cfg: Config) -> None:
+    """Run one verb as a process of its own; an exit code other than 0 is an error."""
+    command = [sys.executable, "-m", f"nd.{verb}", *cfg.overrides]
+    code = subprocess.run(command, check=False, cwd=Path.cwd()).returncode
+    if code == 2:
+        raise UserError(f"nd {verb} refused; its message is above.")
+    if code:
+        raise RuntimeError(f"nd {verb} ended with exit code {code}; its message is above.")

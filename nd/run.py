@@ -1,0 +1,85 @@
+"""`nd run`: the whole chain from data to scores, doing only what is missing.
+
+With a table (`table=scenes`, or the experiment's own) every row of its spec is run for its subjects, and steps that
+rows share are done once. Without one (`table=`) the composed configuration is run. A row that fails is reported at
+once; the others go on, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import time
+from dataclasses import replace
+
+from nd.config import derive, verb
+from nd.results.chain import Action, Chain, StepFailed, in_own_process, needs_own_process, steps_of
+from nd.results.folder import RunFolder
+from nd.results.specs import Entry, Row, expand, load_spec
+from nd.schema import Config, TargetConfig
+
+ACTIONS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
+
+
+def run(cfg: Config) -> int:
+    """Run every row and print where its scores lie; returns the exit code."""
+    begun = time.monotonic()
+    entries = entries_of(cfg)
+    chain = Chain({name: action_of(name) for name in ACTIONS})
+    failures: dict[str, str] = {}
+    for entry in entries:
+        print(f"{entry.label}")
+        try:
+            chain.run_row(steps_of(entry.cfg, with_target))
+        except StepFailed as failure:
+            failures[entry.label] = str(failure)
+    print_summary(entries, failures, time.monotonic() - begun)
+    return 1 if failures else 0
+
+
+def entries_of(cfg: Config) -> list[Entry]:
+    """Return the rows to run: those of the table, or the one composed configuration."""
+    if cfg.table:
+        return expand(load_spec(cfg.table), cfg, derive)
+    return [Entry(Row(label=cfg.method.name), cfg.subject.name, cfg)]
+
+
+def with_target(cfg: Config, name: str) -> Config:
+    """Return the configuration of ``extract`` and ``train`` for one target of a row."""
+    about_target = [item for item in cfg.overrides if item.lstrip("+").startswith(("target", "experiment", "debug"))]
+    target = _target_of(name, tuple(about_target))
+    return replace(cfg, target=target, overrides=[*cfg.overrides, f"target={name}"])
+
+
+@functools.cache
+def _target_of(name: str, about_target: tuple[str, ...]) -> TargetConfig:
+    # Composing takes a third of a second; rows differ in method and guidance, never in how a target is defined.
+    return derive(Config(), *about_target, f"target={name}").target
+
+
+def action_of(name: str) -> Action:
+    """Return what does a verb: its function, loaded when first needed, or a process of its own."""
+
+    def act(cfg: Config) -> None:
+        if name in ("reconstruct", "evaluate") and needs_own_process(cfg):
+            in_own_process(name, cfg)
+        else:
+            getattr(importlib.import_module(f"nd.{name}"), name)(cfg)
+
+    return act
+
+
+def print_summary(entries: list[Entry], failures: dict[str, str], seconds: float) -> None:
+    """Print every row with the folder of its scores, and the failures once more."""
+    print(f"\n{len(entries) - len(failures)} of {len(entries)} rows done in {seconds:.0f} s")
+    for entry in entries:
+        state = "FAILED" if entry.label in failures else str(RunFolder.open(entry.cfg, "evaluate").path)
+        print(f"  {entry.label:<40}{state}")
+    for label, failure in failures.items():
+        print(f"{label} failed at {failure}")
+
+
+main = verb(run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""`nd table`: the scores of a table's rows beside each other, as text and as md, csv and tex files.
+
+With `check=true` the scores are compared with the expected values of the spec; the exit code is 1 when they differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nd.config import derive, verb
+from nd.results.folder import command_for
+from nd.results.formats import text, write_table
+from nd.results.specs import expand, load_spec
+from nd.results.table import Table, collect, unexpected
+from nd.schema import Config
+
+
+def read_table(cfg: Config) -> Table:
+    """Return the table that ``table=`` names, from its finished runs."""
+    spec = load_spec(cfg.table)
+    named = any(item.startswith("table=") for item in cfg.overrides)
+    command = command_for(cfg, "run", *([] if named else [f"table={cfg.table}"]))
+    return collect(spec, expand(spec, cfg, derive), command)
+
+
+def table(cfg: Config) -> int:
+    """Print the table and write its files; returns the exit code."""
+    made = read_table(cfg)
+    print(text(made))
+    for path in write_table(made, Path(cfg.paths.results)):
+        print(f"wrote {path}")
+    return compare(made) if cfg.check else 0
+
+
+def compare(made: Table) -> int:
+    """Print what differs from the expected values; returns 1 when anything does."""
+    differing = unexpected(made)
+    compared = sum(len(scores) for scores in made.spec.expected.values())
+    if differing:
+        print(f"{len(differing)} of {compared} scores differ from those expected:")
+        print("\n".join(f"  {line}" for line in differing))
+        return 1
+    print(f"all {compared} scores are as expected, within {made.spec.tolerance}")
+    return 0
+
+
+main = verb(table)
+
+if __name__ == "__main__":
+    main()
