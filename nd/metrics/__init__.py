@@ -1,0 +1,1 @@
+"""How reconstructions are judged: pure functions, torchmetrics classes over them, protocols, intervals."""

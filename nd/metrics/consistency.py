@@ -1,0 +1,37 @@
+"""Repeat consistency: how alike the images are that were sampled for one stimulus from different noise.
+
+Published claims of consistency name no formula; whether guidance raises it depends on the measure, so three are given.
+
+B stimuli, R repeats, C H W picture, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from nd.errors import UserError
+from nd.metrics.correlation import cosine, pixcorr
+from nd.metrics.ssim import ssim
+
+Similarity = Callable[[Tensor, Tensor], Tensor]
+SIMILARITIES: dict[str, Similarity] = {"pixcorr": pixcorr, "ssim": ssim, "feature": cosine}
+
+
+def repeat_consistency(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
+    """Mean similarity (B,) over all R (R - 1) / 2 pairs of repeats.
+
+    Args:
+        repeats_BR: (B, R, ...) images in [0, 1] (pixcorr, ssim) or features (cosine).
+        similarity: one of ``SIMILARITIES``.
+
+    Raises:
+        UserError: fewer than two repeats.
+    """
+    if repeats_BR.shape[1] < 2:
+        raise UserError(f"repeat consistency: {repeats_BR.shape[1]} repeat per image, at least 2 are needed.")
+    pairs = combinations(range(repeats_BR.shape[1]), 2)
+    return torch.stack([similarity(repeats_BR[:, a], repeats_BR[:, b]) for a, b in pairs]).mean(0)

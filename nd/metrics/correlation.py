@@ -1,0 +1,64 @@
+"""Pearson correlation of rows, and with it PixCorr and the feature distance.
+
+A constant row has no correlation. It is given 0 ("explains nothing"), never NaN, which would count as a failure in one
+metric and vanish from the mean of another; how many there were is reported beside the scores.
+
+B batch (images), C H W picture, D features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nd.errors import UserError
+
+
+def same_shape(x: Tensor, y: Tensor, what: str) -> None:
+    """Raise UserError unless both hold the same number of items of the same size."""
+    if x.shape != y.shape:
+        raise UserError(
+            f"{what}: {tuple(x.shape)} against {tuple(y.shape)}. Both sides need the same images in the same order "
+            "and one size; resize or select first."
+        )
+
+
+def all_finite(x: Tensor, what: str) -> None:
+    """Raise UserError where a value is NaN or infinite."""
+    if not bool(torch.isfinite(x).all()):
+        raise UserError(f"{what}: {int((~torch.isfinite(x)).sum())} values are NaN or infinite; none can be scored.")
+
+
+def pearson(x_BD: Tensor, y_BD: Tensor) -> Tensor:
+    """Correlation (B,) of matching rows in float64, in [-1, 1]; 0 where a row is constant."""
+    same_shape(x_BD, y_BD, "correlation")
+    all_finite(x_BD, "correlation")
+    all_finite(y_BD, "correlation")
+    x, y = x_BD.double(), y_BD.double()
+    constant = (x.amin(1) == x.amax(1)) | (y.amin(1) == y.amax(1))
+    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    size = x.norm(dim=1) * y.norm(dim=1)
+    r = (x * y).sum(1) / size.clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(constant, 0.0, r).clamp(-1, 1)
+
+
+def pixcorr(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+    """PixCorr (B,): correlation over all pixels and channels of each pair of images; best 1.
+
+    Source: Ozcelik & VanRullen 2023 (evaluate_reconstruction.py:78-83); the size is the protocol's (theirs: 425).
+    """
+    return pearson(x_BCHW.flatten(1), y_BCHW.flatten(1))
+
+
+def feature_distance(pred_BD: Tensor, true_BD: Tensor) -> Tensor:
+    """Correlation distance (B,) in [0, 2], best 0: ``scipy.spatial.distance.correlation`` of matching rows.
+
+    Source: the EfficientNet-B1 and SwAV columns of Ozcelik & VanRullen 2023 and MindEye2 (final_evaluations.ipynb).
+    """
+    return 1 - pearson(pred_BD.flatten(1), true_BD.flatten(1))
+
+
+def cosine(x_BD: Tensor, y_BD: Tensor) -> Tensor:
+    """Cosine (B,) of matching rows in float64; 0 where a row is all zeros."""
+    same_shape(x_BD, y_BD, "cosine")
+    return torch.cosine_similarity(x_BD.double().flatten(1), y_BD.double().flatten(1), dim=1)

@@ -1,0 +1,71 @@
+"""Pictures as the metrics want them: checked, as floats in [0, 1], channels first, resized with everything said.
+
+N images, R repeats, B batch, C = 3 channels (RGB), H W picture.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from nd.errors import UserError, unknown
+
+FILTERS = ("bilinear", "bicubic")
+# ITU-R BT.709 luma as scikit-image's rgb2gray rounds it; published SSIM values were computed with these three.
+LUMA = (0.2125, 0.7154, 0.0721)
+
+
+def check_pictures(images: NDArray[Any], what: str) -> None:
+    """Raise UserError unless ``images`` is (..., H, W, 3), uint8 or finite floats in [0, 1]; ``what`` names them."""
+    if images.ndim < 3 or images.shape[-1] != 3:
+        raise UserError(
+            f"{what}: shape {images.shape} was found, RGB pictures (..., H, W, 3) were wanted. "
+            "Repeat the channel of grey pictures three times; put channels last."
+        )
+    if images.dtype == np.uint8:
+        return
+    if not np.issubdtype(images.dtype, np.floating):
+        raise UserError(f"{what}: {images.dtype} pixels were found, uint8 or floats in [0, 1] were wanted.")
+    bad = int((~np.isfinite(images)).sum())
+    if bad:
+        raise UserError(f"{what}: {bad} pixels are NaN or infinite. Find out where they come from; none is scored.")
+    if images.min() < 0 or images.max() > 1:
+        raise UserError(
+            f"{what}: pixels run from {images.min():.4g} to {images.max():.4g}, floats in [0, 1] were wanted. "
+            "Divide 0-255 values by 255, or store them as uint8."
+        )
+
+
+def to_float(images: NDArray[Any]) -> Tensor:
+    """Turn checked pictures (N, H, W, 3) into float32 (N, 3, H, W) in [0, 1]."""
+    tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    return tensor.float().div(255) if images.dtype == np.uint8 else tensor.float()
+
+
+def resize(images_BCHW: Tensor, size: int, method: str, antialias: bool) -> Tensor:
+    """Resize to ``size`` x ``size``, clipped to [0, 1]; pictures of that size are returned as they are.
+
+    Antialias is never left to a library's default: it changed between torchvision 0.16 and 0.17, and scores with it.
+    """
+    if method not in FILTERS:
+        raise unknown("resize filter", method, FILTERS)
+    if images_BCHW.shape[-2:] == (size, size):
+        return images_BCHW
+    resized = F.interpolate(images_BCHW, (size, size), mode=method, align_corners=False, antialias=antialias)
+    return resized.clamp(0, 1)
+
+
+def to_grey(images_BCHW: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) to luma (B, H, W) in [0, 1]."""
+    return torch.einsum("bchw,c->bhw", images_BCHW, images_BCHW.new_tensor(LUMA))
+
+
+def is_constant(images_BCHW: Tensor) -> Tensor:
+    """(B,) bool: pictures whose every value is the same, for which no correlation is defined."""
+    flat = images_BCHW.flatten(1)
+    return flat.amin(1) == flat.amax(1)
