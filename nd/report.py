@@ -1,0 +1,26 @@
+"""`nd report`: a table with its pictures and plots as one self-contained HTML page, and a PNG grid beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nd.config import verb
+from nd.results.folder import command_for
+from nd.schema import Config
+from nd.table import read_table
+
+
+def report(cfg: Config) -> None:
+    """Write the page and the grid of the table that ``table=`` names."""
+    from nd.results.report import write_report  # loads matplotlib
+
+    table = read_table(cfg)
+    commands = [command_for(cfg, name) for name in ("run", "table", "report")]
+    for path in write_report(table, Path(cfg.paths.results), " && ".join(commands)):
+        print(f"wrote {path}")
+
+
+main = verb(report)
+
+if __name__ == "__main__":
+    main()
