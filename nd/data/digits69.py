@@ -15,7 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.data import digit_captions
+from nd.data.stimuli import write_stimuli
+from nd.data.subject import write_subject
 from nd.errors import UserError
+from nd.files import sha256_file
+from nd.schema import DataConfig
 
 N_TRAIN = 90
 N_IMAGES = 100
@@ -58,6 +62,54 @@ def read_digits69(file: str | Path) -> Digits69:
     grey = both["stim"].reshape(-1, SIDE, SIDE).transpose(0, 2, 1).astype(np.uint8)
     captions = [digit_captions.captions(image, int(label)) for image, label in zip(grey, labels, strict=True)]
     return Digits69(both["fmri"].astype(np.float32), np.repeat(grey[..., None], 3, axis=3), labels, captions)
+
+
+def settings_of(data: DataConfig) -> dict[str, Any]:
+    """Everything the prepared files depend on; the file's hash is empty where no file was given.
+
+    Raises UserError for settings that this data set does not have.
+    """
+    if len(data.subjects) != 1 or data.image_size != SIDE:
+        raise UserError(
+            f"digits69 has one subject and pictures of {SIDE} pixels; got data.subjects={list(data.subjects)} and "
+            f"data.image_size={data.image_size}. Take both from data=digits69."
+        )
+    exists = bool(data.file) and Path(data.file).is_file()
+    return {
+        "name": data.name,
+        "subjects": list(data.subjects),
+        "file_sha256": sha256_file(Path(data.file)) if exists else "",
+    }
+
+
+def write_digits69(data: DataConfig, folder: Path) -> None:
+    """Write the prepared files into ``folder``. Raises UserError where ``data.file`` cannot be read."""
+    content = read_digits69(data.file)
+    ids = np.arange(N_IMAGES, dtype=np.int32)
+    stimuli_hash = write_stimuli(
+        folder / "stimuli.h5", images=content.images, captions=content.captions, image_id=ids, labels=content.labels
+    )
+    zeros = np.zeros_like(ids)
+    write_subject(
+        folder / f"{data.subjects[0]}.h5",
+        voxels=content.voxels,
+        image_id=ids,
+        session=zeros,
+        repeat=zeros,
+        trial=ids,
+        rois={},
+        ijk=np.full((content.voxels.shape[1], 3), -1, np.int16),
+        attributes={
+            "name": data.subjects[0],
+            "source": "digits69 (van Gerven et al. 2010)",
+            "simulated": False,
+            "mask": "as released; voxel positions and areas are not in the file",
+            "betas": "one response per image, as released",
+            "scaling": "none",
+            "file_sha256": sha256_file(Path(data.file)),
+            "stimuli_hash": stimuli_hash,
+        },
+    )
 
 
 def _load(file: str | Path) -> dict[str, NDArray[Any]]:
