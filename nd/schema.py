@@ -137,7 +137,11 @@ class ProtocolConfig:
     name: str = opt("scenes", "protocol", choices=("scenes", "digits69"))
     version: int = opt(1, "version of the protocol")
     image_size: int = opt(64, "side at which pixel metrics are computed")
-    network: str = opt("efficientnet_lite0", "network of the perceptual levels")
+    resize_filter: str = opt("bilinear", "filter where pictures have another size", choices=("bilinear", "bicubic"))
+    resize_antialias: bool = opt(True, "low-pass before shrinking; never left to a library's default")
+    network: str = opt(
+        "efficientnet_lite0", "network of the feature levels; 'none' leaves them out", choices=("efficientnet_lite0", "none")
+    )
     network_size: int = opt(128, "side of the images the network sees")
     n_boot: int = opt(2000, "bootstrap resamples of the images")
     label_identification: bool = opt(False, "also identify within images of the same class label")
