@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-
 Needs = Literal["images", "captions"]
 
 

@@ -39,4 +39,4 @@ class Pixels:
                 f"the stimuli are {batch.shape[1]}x{batch.shape[2]} pixels but data.image_size={self.image_size}. "
                 f"Set data.image_size={batch.shape[1]}."
             )
-        return batch.astype(np.float32) / 255
+        return np.asarray(batch, np.float32) / np.float32(255)

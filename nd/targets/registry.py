@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 from nd.backbone.loading import Backbone
 from nd.errors import unknown
@@ -26,3 +27,15 @@ def build_extractor(name: str, cfg: Config, backbone: Backbone) -> Extractor:
     if name not in EXTRACTORS:
         raise unknown("target", name, EXTRACTORS)
     return EXTRACTORS[name](cfg, backbone)
+
+
+def column_groups(name: str, shape: tuple[int, ...], layers: Sequence[int]) -> list[tuple[str, int, int]]:
+    """Parts of a flattened target that are decoded with settings of their own: (label, first column, end column).
+
+    Layers of g differ in scale and in how well they can be decoded; the other targets are one part.
+    """
+    size = math.prod(shape)
+    if name != "g":
+        return [(name, 0, size)]
+    width = size // shape[0]
+    return [(f"block {layer}", k * width, (k + 1) * width) for k, layer in enumerate(layers)]

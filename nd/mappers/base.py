@@ -1,0 +1,73 @@
+"""What every mapper offers, and what it is given to learn from.
+
+Shapes: N images, V voxels, P numbers of a flattened target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Columns(Protocol):
+    """Targets read by image and by columns, so that no mapper needs all of them in memory."""
+
+    @property
+    def size(self) -> int:
+        """P."""
+
+    def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
+        """(n, stop - start) float32, rows in the order of `ids`."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns `start` to `stop` of a target that share their settings, e.g. one layer of g."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """One fold's training and validation images. Nothing of a test image can be reached from it.
+
+    Attributes:
+        train_voxels, val_voxels: (N, V) float32 responses as measured, one row per image.
+        train_ids, val_ids: (N,) image ids of these rows.
+        targets: reader that refuses every other image.
+        groups: cover all columns of the target, in order.
+    """
+
+    train_voxels: NDArray[np.float32]
+    val_voxels: NDArray[np.float32]
+    train_ids: NDArray[np.int32]
+    val_ids: NDArray[np.int32]
+    targets: Columns
+    groups: tuple[Group, ...]
+
+
+class Mapper(Protocol):
+    """Voxels to one target. Fitted by `fit`, or restored by its class from `state` and `details`."""
+
+    name: str
+
+    def fit(self, data: FoldData) -> None:
+        """Learn from one fold."""
+
+    def predict(self, voxels_NV: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Predicted targets (N, P) float32 of responses as measured."""
+
+    def state(self) -> dict[str, NDArray[np.float32]]:
+        """Arrays that `predict` needs."""
+
+    def details(self) -> dict[str, Any]:
+        """What was chosen and how well the validation images were predicted; plain JSON values.
+
+        Holds `scores`: mean correlation over target dimensions, two-way identification of the validation images among
+        their predictions, and the unexplained share of the variance.
+        """

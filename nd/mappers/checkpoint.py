@@ -1,0 +1,126 @@
+"""A fitted mapper on disk: `<name>.safetensors` with the arrays and `<name>.json` with everything else.
+
+The JSON file is written last and holds the arrays' hash, so a checkpoint is whole or absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from nd.errors import UserError
+from nd.files import atomic_path, read_json, sha256_file, write_json
+from nd.mappers.base import Mapper
+from nd.mappers.registry import restore_mapper
+from nd.schema import MapperConfig
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a checkpoint was fitted on; a mapper is used for nothing else.
+
+    Attributes:
+        subject, roi, n_voxels, mask_hash: whose voxels, which of them and in which order.
+        split_hash, fold: which images were seen.
+        target, target_shape, target_fingerprint: what is predicted.
+    """
+
+    subject: str
+    roi: str
+    n_voxels: int
+    mask_hash: str
+    split_hash: str
+    fold: int
+    target: str
+    target_shape: list[int]
+    target_fingerprint: str
+
+
+def checkpoint_path(folder: Path, fold: int) -> Path:
+    """The arrays' file of one fold in a train run folder."""
+    return folder / "checkpoint" / f"fold-{fold:02d}.safetensors"
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a whole checkpoint lies at `path` (a killed run may have left arrays without their JSON)."""
+    details = path.with_suffix(".json")
+    return path.exists() and details.exists() and read_json(details)["arrays"] == sha256_file(path)
+
+
+def save(path: Path, mapper: Mapper, config: MapperConfig, origin: Origin) -> None:
+    """Write a fitted mapper, arrays first. `UserError` where the disk is full."""
+    with atomic_path(path) as temporary:
+        save_file(mapper.state(), temporary)
+    content = {"format": FORMAT, "mapper": asdict(config), "origin": asdict(origin), "arrays": sha256_file(path)}
+    write_json(path.with_suffix(".json"), {**content, "details": mapper.details()})
+
+
+def read_details(path: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint. `UserError` where it is missing or of another format."""
+    content = read_json(path.with_suffix(".json"))
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {content.get('format')}, this version reads {FORMAT}. Train again."
+        )
+    return dict(content)
+
+
+def load(path: Path, wanted: Origin, train_command: str) -> Mapper:
+    """Read a mapper for use on the voxels and target that `wanted` describes.
+
+    Raises:
+        UserError: fitted on other voxels, another target or another split (names both and the command that trains the
+            right one), or damaged.
+    """
+    content = read_details(path)
+    check_origin(path, Origin(**content["origin"]), wanted, train_command)
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}). Remove its run folder and run: {train_command}") from None
+    return restore_mapper(MapperConfig(**content["mapper"]), arrays, content["details"])
+
+
+def check_origin(path: Path, found: Origin, wanted: Origin, train_command: str) -> None:
+    """Compare what a checkpoint was fitted on with what it is wanted for; the first difference is a `UserError`."""
+    for differs, message in _differences(found, wanted):
+        if differs(found, wanted):
+            raise UserError(f"{path} {message} Train for these settings: {train_command}")
+
+
+def _differences(found: Origin, wanted: Origin) -> list[tuple[Callable[[Origin, Origin], bool], str]]:
+    """Tests in the order in which their messages help most."""
+    return [
+        (
+            lambda a, b: a.n_voxels != b.n_voxels,
+            f"was trained on {found.n_voxels} voxels of {found.subject} (subject.roi={found.roi}), but "
+            f"{wanted.subject} (subject.roi={wanted.roi}) has {wanted.n_voxels}.",
+        ),
+        (
+            lambda a, b: a.mask_hash != b.mask_hash,
+            f"was trained on other voxels: mask {found.mask_hash} of {found.subject} (subject.roi={found.roi}), not "
+            f"{wanted.mask_hash} of {wanted.subject} (subject.roi={wanted.roi}); both have {wanted.n_voxels} voxels.",
+        ),
+        (
+            lambda a, b: a.target != b.target or a.target_shape != b.target_shape,
+            f"predicts target {found.target!r} of shape {found.target_shape}, but {wanted.target!r} of shape "
+            f"{wanted.target_shape} is wanted.",
+        ),
+        (
+            lambda a, b: a.target_fingerprint != b.target_fingerprint,
+            f"was trained on features {found.target_fingerprint} of target {found.target!r}, but the present backbone, "
+            f"stimuli and settings give {wanted.target_fingerprint}.",
+        ),
+        (
+            lambda a, b: (a.split_hash, a.fold) != (b.split_hash, b.fold),
+            f"was trained on fold {found.fold} of split {found.split_hash}, but fold {wanted.fold} of "
+            f"{wanted.split_hash} is wanted: its test images may have been seen.",
+        ),
+    ]
