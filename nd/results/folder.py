@@ -51,8 +51,9 @@ def is_rank_zero() -> bool:
 
 
 def command_for(cfg: Config, verb: str, *extra: str) -> str:
-    """Return the shell command that runs a verb on a configuration, with further overrides."""
-    return shlex.join(["nd", verb, *cfg.overrides, *extra])
+    """Return the shell command that runs a verb on a configuration, with further overrides; of two for a key, the last."""
+    last = {item.split("=", 1)[0]: item for item in (*cfg.overrides, *extra)}
+    return shlex.join(["nd", verb, *last.values()])
 
 
 @dataclass(frozen=True)

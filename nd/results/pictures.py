@@ -27,7 +27,7 @@ from nd.results.table import Table, TableRow
 
 N_SHOWN = 12
 RANKED_BY = "pixcorr"
-CELL, GAP, LABEL_WIDTH, LABEL_SIZE = 112, 4, 210, 16  # of the PNG grid, pixels
+CELL, GAP, LABEL_WIDTH, LABEL_SIZE = 120, 4, 210, 16  # of the PNG grid, pixels; the cell is about that
 
 
 @dataclass(frozen=True)
@@ -103,19 +103,26 @@ def png(image_HW3: NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
+def cell_side(side: int) -> int:
+    """Return the side at which pictures are shown: a whole multiple of theirs, so that all pixels look alike."""
+    return side * max(1, round(CELL / side)) if side <= CELL else CELL
+
+
 def grid_image(shown: Gallery, title: str) -> Image.Image:
     """Return the gallery as one picture: a labelled row for the stimuli and for each method."""
-    step = CELL + GAP
+    cell = cell_side(shown.pictures[0].shape[1])
+    step = cell + GAP
     size = (LABEL_WIDTH + step * len(shown.image_ids) + GAP, 40 + step * len(shown.labels) + GAP)
     canvas = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(LABEL_SIZE)
     draw.text((GAP + 6, 10), title, fill="#222222", font=font)
     for line, (label, images) in enumerate(zip(shown.labels, shown.pictures, strict=True)):
         top = 40 + line * step
-        draw.multiline_text((GAP + 6, top + CELL // 2), _wrapped(label), fill="#222222", font=font, anchor="lm")
+        draw.multiline_text((GAP + 6, top + cell // 2), _wrapped(label), fill="#222222", font=font, anchor="lm")
         for column, image in enumerate(images):
             # Nearest neighbour where it enlarges: what was decoded is shown, not what resampling makes of it.
-            tile = Image.fromarray(image).resize((CELL, CELL), Image.Resampling.NEAREST)
+            rule = Image.Resampling.NEAREST if image.shape[0] <= cell else Image.Resampling.LANCZOS
+            tile = Image.fromarray(image).resize((cell, cell), rule)
             canvas.paste(tile, (LABEL_WIDTH + column * step, top))
     return canvas
 

@@ -128,7 +128,7 @@ def page(table: Table, shown: Gallery, command: str) -> str:
     published = [published_line(row, table) for row in table.spec.published]
     sections = [
         _section("Pictures", gallery_html(shown)),
-        _section("Scores", scores_html(table), f'<p class="soft">{_e(table.caption)}</p>', _items(table.notes)),
+        _section("Scores", scores_html(table), "<br>", _items(table.notes)),
         _section("Paired differences over images, with 95% bootstrap intervals", _items(differences)),
         _section("Scores with intervals; dashed: chance", plot),
         _section("Guidance tuned on validation images", _tuning_html(table)),
