@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 Action = Callable[[Config], None]
 SHARED = ("prepare", "extract", "train", "predict")  # steps that rows have in common: a user's mistake there stops all
+LINKS = {"reconstruct": ("predictions", "predict"), "evaluate": ("images", "reconstruct")}  # input name, its verb
 
 
 class StepFailed(Exception):  # noqa: N818 - a fact about a step, carried to the rows that need it
@@ -64,12 +65,18 @@ def steps_of(cfg: Config, with_target: Callable[[Config, str], Config]) -> list[
     return [*steps, Step("reconstruct", cfg), Step("evaluate", cfg)]
 
 
+def _links(folder: RunFolder, earlier: Sequence[RunFolder]) -> dict[str, str]:
+    """Return the fingerprints, as they are now, of the finished runs that this one was made from."""
+    name, verb = LINKS.get(folder.verb, ("", ""))
+    return {name: other.fingerprint for other in earlier if other.verb == verb and other.done}
+
+
 def check_finished(steps: Sequence[Step]) -> None:
     """Refuse finished runs whose inputs have changed since, with all that was made from them."""
     folders = [folder for step in steps if (folder := step.folder) is not None and folder.path.exists()]
     for position, folder in enumerate(folders):
         try:
-            folder.is_done()
+            folder.is_done(_links(folder, folders[:position]))
         except UserError as error:
             later = [str(other.path) for other in folders[position + 1 :] if other.verb != folder.verb]
             derived = "\nWhat was made from it must go too: " + " ".join(later) if later else ""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.errors import UserError
-from nd.files import read_json, sha256_json
+from nd.files import read_json
 
 BETTER = ("higher", "lower")
 
@@ -64,12 +64,11 @@ def _score(given: dict[str, Any]) -> Score:
 def read_scores(folder: Path) -> RunScores:
     """Read ``scores.json`` of an evaluate run."""
     given = read_json(folder / "scores.json")
-    ids = read_per_image(folder / "per_image.csv").get("image_id", np.zeros(0))
     try:
         return RunScores(
             path=folder,
             protocol=f"{given['protocol']['name']} v{given['protocol']['version']}",
-            test_set=sha256_json(sorted(int(i) for i in ids)),
+            test_set=given["test_set"],
             scores={name: _score(score) for name, score in given["metrics"].items()},
             n_images=given["n_images"],
             n_repeats=given["n_repeats"],
