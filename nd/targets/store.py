@@ -37,10 +37,14 @@ def store_path(cfg: Config, target_name: str = "") -> Path:
         UserError: the stimuli or the backbone's weights, whose contents are part of the name, are absent.
     """
     name = target_name or cfg.target.name
+    return Path(cfg.paths.cache) / "targets" / f"{cfg.data.name}-{name}-{wanted_fingerprint(cfg, name)}.h5"
+
+
+def wanted_fingerprint(cfg: Config, target_name: str) -> str:
+    """The fingerprint of a target under the present settings, weights and stimuli; loads no model."""
     # Features are extracted in float32 whatever the sampler's arithmetic is, so they do not depend on it.
-    extractor = build_extractor(name, cfg, load_backbone(cfg.backbone, dtype="float32"))
-    fingerprint = store_fingerprint(extractor, Stimuli(stimuli_path(cfg)).hash, cfg.target.dtype)
-    return Path(cfg.paths.cache) / "targets" / f"{cfg.data.name}-{name}-{fingerprint}.h5"
+    extractor = build_extractor(target_name, cfg, load_backbone(cfg.backbone, dtype="float32"))
+    return store_fingerprint(extractor, Stimuli(stimuli_path(cfg)).hash, cfg.target.dtype)
 
 
 def store_fingerprint(extractor: Extractor, stimuli_hash: str, dtype: str) -> str:

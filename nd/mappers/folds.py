@@ -1,0 +1,97 @@
+"""Fitting and using the mappers of a split, one per fold, with the test images of each fold out of reach.
+
+Shapes: N images, V voxels, P numbers of a flattened target.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nd.data.prepared import Subject, mean_betas
+from nd.data.splits import Fold, Split
+from nd.errors import UserError
+from nd.mappers.base import FoldData, Group
+from nd.mappers.checkpoint import Origin, check_origin, checkpoint_path, is_saved, load, read_details, save
+from nd.mappers.registry import build_mapper
+from nd.schema import Config
+from nd.targets.registry import column_groups
+from nd.targets.store import TargetStore
+
+log = logging.getLogger(__name__)
+
+
+def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprint: str) -> Origin:
+    """What the mapper of one fold is fitted on; `cfg.target.name` is its target, `fingerprint` that of its features."""
+    return Origin(
+        subject=subject.name,
+        roi=cfg.subject.roi,
+        n_voxels=subject.n_voxels,
+        mask_hash=subject.mask_hash,
+        split_hash=split.hash,
+        fold=fold,
+        target=cfg.target.name,
+        target_fingerprint=fingerprint,
+    )
+
+
+def fold_data(subject: Subject, fold: Fold, store: Path, layers: list[int]) -> FoldData:
+    """Responses (mean over each image's repeats) and targets of a fold's training and validation images, no others."""
+    targets = TargetStore(store, allowed_ids=fold.seen)
+    groups = tuple(Group(*part) for part in column_groups(targets.target, targets.shape, layers))
+    train, val = mean_betas(subject, fold.train), mean_betas(subject, fold.val)
+    return FoldData(train, val, fold.train, fold.val, targets, groups)
+
+
+def fit_fold(
+    cfg: Config, subject: Subject, split: Split, fold: int, store: Path, folder: Path, device: torch.device
+) -> dict[str, Any]:
+    """Fit and save one fold's mapper unless that is done; returns its details (penalties and validation scores)."""
+    path = checkpoint_path(folder, fold)
+    if not is_saved(path):
+        features = TargetStore(store)
+        mapper = build_mapper(cfg.mapper, device)
+        mapper.fit(fold_data(subject, split.folds[fold], store, cfg.target.layers))
+        save(path, mapper, cfg.mapper, origin_of(cfg, subject, split, fold, features.fingerprint), features.shape)
+    details: dict[str, Any] = read_details(path)["details"]
+    log.info("target %s, fold %d: %s", cfg.target.name, fold, details["scores"])
+    return details
+
+
+def check_folds(folder: Path, wanted: list[Origin], train_command: str) -> None:
+    """Compare the checkpoints of a train run folder with what they are wanted for; the first difference is an error."""
+    for origin in wanted:
+        path = checkpoint_path(folder, origin.fold)
+        if path.with_suffix(".json").exists():
+            check_origin(path, Origin(**read_details(path)["origin"]), origin, train_command)
+
+
+def predict_fold(
+    folder: Path, origin: Origin, voxels_NV: NDArray[np.float32], train_command: str
+) -> NDArray[np.float32]:
+    """Predictions (N, *shape of the target) float32 of responses as measured, by the mapper of one fold."""
+    path = checkpoint_path(folder, origin.fold)
+    predicted_NP = load(path, origin, train_command).predict(voxels_NV)
+    if not np.isfinite(predicted_NP).all():
+        raise UserError(
+            f"{path} predicts values that are not finite. Remove its run folder and run again: {train_command}"
+        )
+    return predicted_NP.reshape(-1, *read_details(path)["shape"])
+
+
+def derangement(seed: int, fold: int, n_images: int) -> NDArray[np.intp]:
+    """A random order (N,) that leaves no image at its place, a function of seed and fold: the shuffled control.
+
+    It is one random cycle through all images.
+    """
+    if n_images < 2:
+        raise UserError(f"control=shuffled_voxels needs at least 2 images in fold {fold}, which has {n_images}.")
+    order = np.random.default_rng([seed, fold]).permutation(n_images)
+    shuffled = np.empty(n_images, np.intp)
+    shuffled[order] = np.roll(order, 1)
+    return shuffled

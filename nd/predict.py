@@ -1,0 +1,91 @@
+"""`nd predict`: the method's targets, decoded from a subject's voxels, for the images of one part of the split.
+
+Writes predictions.h5 into the run folder: one dataset (n, *shape) float32 per target, `image_id` (n,) and `fold` (n,)
+int32. Every image is predicted by the mapper of a fold that has not seen it; no target is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.config import derive, verb
+from nd.schema import Config
+
+if TYPE_CHECKING:
+    from nd.data.prepared import Subject
+    from nd.data.splits import Split
+    from nd.mappers.checkpoint import Origin
+    from nd.results.folder import RunFolder
+
+Trained = tuple["RunFolder", list["Origin"]]
+
+
+def predict(cfg: Config) -> Path:
+    """Predict every target of `cfg.method.targets`; returns the run folder."""
+    from nd.data.prepared import Subject, subject_path
+    from nd.data.splits import get_split
+    from nd.results.folder import RunFolder
+
+    subject, split = Subject(subject_path(cfg), cfg.subject.roi), get_split(cfg.data)
+    mappers = {name: trained(derive(cfg, f"target={name}"), subject, split) for name in cfg.method.targets}
+    folder, inputs = RunFolder.open(cfg, "predict"), {f"train {name}": m[0].fingerprint for name, m in mappers.items()}
+    if folder.is_done(inputs):
+        print(f"{folder.path} is finished; nothing to do")
+        return folder.path
+    with folder.writing(cfg, inputs) as path:
+        n_images = write_predictions(path / "predictions.h5", cfg, subject, split, mappers)
+    what = "with shuffled voxels " if cfg.control == "shuffled_voxels" else ""
+    print(f"wrote {', '.join(mappers)} of {n_images} {cfg.part} images {what}at {folder.path / 'predictions.h5'}")
+    return folder.path
+
+
+def trained(cfg: Config, subject: Subject, split: Split) -> Trained:
+    """The finished train run of one target, made sure to fit this subject's voxels and the present features."""
+    from nd.mappers.folds import check_folds, origin_of
+    from nd.results.folder import RunFolder, found
+    from nd.targets.store import wanted_fingerprint
+
+    fingerprint = wanted_fingerprint(cfg, cfg.target.name)
+    origins = [origin_of(cfg, subject, split, k, fingerprint) for k in range(len(split.folds))]
+    folder = RunFolder.open(cfg, "train")
+    # Before `found`, whose complaint about changed inputs would not say that the number of voxels differs.
+    check_folds(folder.path, origins, folder.command)
+    return found(cfg, "train"), origins
+
+
+def write_predictions(path: Path, cfg: Config, subject: Subject, split: Split, mappers: dict[str, Trained]) -> int:
+    """Predict fold by fold and target by target, and write the file atomically; returns the number of rows."""
+    import h5py
+
+    from nd.files import atomic_path
+    from nd.mappers.folds import predict_fold
+
+    ids = [fold.test if cfg.part == "test" else fold.val for fold in split.folds]
+    voxels = [responses(cfg, subject, fold, ids[fold]) for fold in range(len(ids))]
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file["image_id"] = np.concatenate(ids).astype(np.int32)
+        file["fold"] = np.repeat(np.arange(len(ids), dtype=np.int32), [len(fold) for fold in ids])
+        for name, (folder, origins) in mappers.items():
+            parts = [predict_fold(folder.path, o, voxels[o.fold], folder.command) for o in origins]
+            file[name] = np.concatenate(parts)
+        file.attrs.update({"part": cfg.part, "control": cfg.control, "subject": subject.name})
+    return sum(len(fold) for fold in ids)
+
+
+def responses(cfg: Config, subject: Subject, fold: int, image_ids: NDArray[Any]) -> NDArray[np.float32]:
+    """Mean responses (n, V) to some images; the control gives each image those to another one of its fold."""
+    from nd.data.prepared import mean_betas
+    from nd.mappers.folds import derangement
+
+    voxels = mean_betas(subject, image_ids)
+    return voxels[derangement(cfg.seed, fold, len(voxels))] if cfg.control == "shuffled_voxels" else voxels
+
+
+main = verb(predict)
+
+if __name__ == "__main__":
+    main()
