@@ -35,12 +35,13 @@ def correlation_matrix(true_ND: Tensor, pred_ND: Tensor) -> Tensor:
         UserError: values that are not finite.
     """
     means = [row_means(true_ND, "stimuli"), row_means(pred_ND, "reconstructions")]
-    products, squares = 0.0, [0.0, 0.0]
+    products = torch.zeros(len(true_ND), len(pred_ND), dtype=torch.float64)
+    squares = [torch.zeros(len(rows), dtype=torch.float64) for rows in (true_ND, pred_ND)]
     for start in range(0, true_ND.shape[1], CHUNK):
         true, pred = (
             rows[:, start : start + CHUNK].float() - mean for rows, mean in zip((true_ND, pred_ND), means, strict=True)
         )
-        products = products + (true @ pred.T).double()
+        products += true @ pred.T
         squares = [total + part.square().sum(1).double() for total, part in zip(squares, (true, pred), strict=True)]
     norms = [row_norms(rows, total) for rows, total in zip((true_ND, pred_ND), squares, strict=True)]
     return products / norms[0][:, None] / norms[1][None, :]

@@ -1,0 +1,86 @@
+"""`nd evaluate`: pictures to scores under a named protocol; the only verb that compares with the test stimuli.
+
+Writes into the run folder ``scores.json`` (mean, interval, chance level of every metric, and what they are comparable
+with) and ``per_image.csv`` (one row per image: ``image_id`` and every metric, repeats averaged; an empty cell is a
+score that does not exist, such as identification within a class of one).
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.config import verb
+from nd.data.prepared import Stimuli, stimuli_path
+from nd.data.splits import get_split
+from nd.files import sha256_json, write_json, write_text
+from nd.generate.training import part_ids
+from nd.metrics.cache import stimulus_features
+from nd.metrics.protocol import describe
+from nd.metrics.reconstructions import check_ids, read_images
+from nd.metrics.score import PerImage, score_images
+from nd.metrics.summary import one_metric, per_image_csv, score_table
+from nd.results.folder import RunFolder, found
+from nd.schema import Config
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: Config) -> Path:
+    """Score the pictures of the matching reconstruct run; returns the run folder."""
+    run = found(cfg, "reconstruct")
+    folder = RunFolder.open(cfg, "evaluate")
+    inputs = {"images": run.fingerprint}
+    if folder.is_done(inputs):
+        log.info("nothing to do: %s is finished", folder.path)
+        return folder.path
+    images, image_ids, facts = read_images(run.path / "images.h5")
+    check_ids(image_ids, part_ids(cfg)[: cfg.debug.limit_images or None], run.path / "images.h5")
+    scored = compare(cfg, images, image_ids)
+    with folder.writing(cfg, inputs):
+        write_text(folder.path / "per_image.csv", per_image_csv(image_ids, scored.scores))
+        summary = summarise(cfg, scored, image_ids, images.shape[1], facts)
+        write_json(folder.path / "scores.json", summary)
+    print(score_table(summary))
+    print(f"wrote scores of {len(image_ids)} images at {folder.path / 'scores.json'}")
+    return folder.path
+
+
+def compare(cfg: Config, images: NDArray[np.uint8], image_ids: NDArray[np.int32]) -> PerImage:
+    """Score pictures against the stimuli of the same ids, whose features are kept under ``paths.cache``."""
+    stimuli = Stimuli(stimuli_path(cfg))
+    shown = stimuli.images(image_ids)
+    labels = stimuli.labels(image_ids) if cfg.protocol.label_identification else None
+    known = stimulus_features(Path(cfg.paths.cache) / "stimulus_features", shown, cfg.protocol)
+    return score_images(images, shown, cfg.protocol, labels, known)
+
+
+def summarise(
+    cfg: Config, scored: PerImage, image_ids: NDArray[np.int32], n_repeats: int, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything ``scores.json`` holds: the metrics with their intervals, and what they are comparable with."""
+    return {
+        "metrics": {name: one_metric(name, values, cfg.protocol.n_boot) for name, values in scored.scores.items()},
+        "protocol": describe(cfg.protocol),
+        "aggregation": "each repeat scored, repeats averaged within an image, interval over images",
+        "n_images": len(image_ids),
+        "n_repeats": n_repeats,
+        "n_constant_pictures": scored.n_constant,
+        "test_set": sha256_json([int(i) for i in image_ids]),
+        "split": {"name": cfg.data.split, "hash": get_split(cfg.data).hash, "part": cfg.part},
+        "subject": cfg.subject.name,
+        "generator": cfg.method.generator,
+        "oracle": bool(facts.get("oracle", cfg.features == "oracle")),
+        "simulated": cfg.data.simulated,
+        "control": str(facts.get("control", cfg.control)),
+    }
+
+
+main = verb(evaluate)
+
+if __name__ == "__main__":
+    main()
