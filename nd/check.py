@@ -68,9 +68,8 @@ def _build(values: dict[str, Any], node: Any, prefix: str, problems: list[str]) 
                 problems.append(f"{name}: {value!r} was given, wanted a group of fields ({name}.<field>=value).")
             continue
         found = check_field(name, value, hints[one.name], one)
-        if found is not None:
-            problems.append(found)
-        else:
+        problems += [found] if found else []
+        if not found or (one.metadata["path"] and isinstance(value, str)):  # a given path stays given, if absent
             typed[one.name] = convert(value, hints[one.name])
     return node(**typed)
 

@@ -29,6 +29,7 @@ from nd.schema import Config
 
 # Groups on whose choice the rules between fields hang: where it was no option, only the fields are checked.
 DECISIVE = {"data", "experiment", "method", "protocol", "backbone"}
+SWITCHES = ("run", "multirun", "resolve", "hydra-help", "shell-completion")  # Hydra's, passed on
 INTERRUPTED = 130  # what shells report: 128 + SIGINT
 
 Verb = Callable[[Config], Path | int | None]
@@ -142,16 +143,11 @@ def _parse(name: str, argv: list[str]) -> tuple[Namespace, list[str]]:
     parser.prog = f"nd {name}"
     args = parser.parse_intermixed_args(argv)  # intermixed: flags may stand between overrides
     if args.config_name or args.config_path:
-        raise UserError(
-            "--config-name and --config-path are not used; add a folder of your own with --config-dir=<folder>."
-        )
-    flags = list(argv)
-    for text in args.overrides:
-        flags.remove(text)
+        raise UserError("--config-name and --config-path are not used; add a folder with --config-dir=<folder>.")
     if args.config_dir:
         args.overrides.append(f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]")
-        args.config_dir = None
-        flags = [text for text in flags if "config-dir" not in text and text != "-cd"]
+    flags = [f"--{name}" for name in SWITCHES if getattr(args, name.replace("-", "_"))]
+    flags += [f"--{name}={getattr(args, name)}" for name in ("cfg", "package", "info") if getattr(args, name)]
     return args, flags
 
 

@@ -1,0 +1,183 @@
+"""Command lines as a user types them: one clear message, exit code 2, nothing written; help and sweeps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nd.help import VERBS, verb_help
+from nd.overrides import field_names, group_names
+
+ROOT = Path(__file__).parent.parent
+PROBE = '''
+"""A verb for tests."""
+import sys
+from nd.config import verb
+from nd.errors import UserError
+from nd.schema import Config
+
+
+def probe(cfg: Config) -> int | None:
+    """Does what the seed says."""
+    print("ran", cfg.seed, cfg.subject.name, sys.argv[1:])
+    if cfg.seed == 7:
+        raise UserError("seven is not wanted")
+    if cfg.seed == 8:
+        raise KeyboardInterrupt
+    if cfg.seed == 9:
+        raise ZeroDivisionError
+    return 1 if cfg.seed == 6 else None
+
+
+main = verb(probe)
+if __name__ == "__main__":
+    main()
+'''
+
+
+def run(*words: str, cwd: Path, program: tuple[str, ...] = ("-m", "nd")) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *program, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> tuple[str, ...]:
+    script = tmp_path / "probe.py"
+    script.write_text(PROBE, encoding="utf-8")
+    return (str(script),)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["train", "mapper.alhpa=3"], "nd train: mapper.alhpa: unknown key. Did you mean 'mapper.alphas'?"),
+        (["run", "+guidance.kapa=3"], "nd run: guidance.kapa: unknown key. Did you mean 'guidance.kappa'?"),
+        (["run", "subject=subj09"], "Options of subject: subj01, subj02, subj03, subj04."),
+        (["prepare", "data=digits69", "data.file=/nope"], "nd prepare: data.file: /nope does not exist."),
+        (["run", "-m", "seed=1,x"], "nd run: seed: 'x' is text, wanted a whole number."),
+        (["trian"], "nd: unknown verb 'trian'. Did you mean 'train'? Verbs: prepare, extract"),
+        (["run", "--config-name", "mine"], "add a folder with --config-dir"),
+    ],
+)
+def test_a_mistake_is_one_message_with_code_2_and_writes_nothing(words: list[str], wanted: str, empty: Path) -> None:
+    done = run(*words, cwd=empty)
+    assert done.returncode == 2
+    assert wanted in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert written(empty) == []
+
+
+def test_the_module_of_a_verb_is_the_same_command(empty: Path) -> None:
+    done = run("mapper.alhpa=3", cwd=empty, program=("-m", "nd.doctor"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("nd doctor: mapper.alhpa: unknown key.")
+
+
+@pytest.mark.parametrize(
+    ("seed", "code", "wanted"),
+    [
+        (5, 0, ""),
+        (6, 1, ""),
+        (7, 2, "nd probe: seven is not wanted\n"),
+        (8, 130, "nd probe: interrupted. The same command again resumes.\n"),
+        (9, 1, "ZeroDivisionError\n"),
+    ],
+)
+def test_exit_codes(seed: int, code: int, wanted: str, probe: tuple[str, ...], empty: Path) -> None:
+    done = run(f"seed={seed}", cwd=empty, program=probe)
+    assert done.returncode == code
+    assert done.stderr.endswith(wanted)
+    assert ("Traceback" in done.stderr) == (seed == 9)
+    assert done.stdout == f"ran {seed} subj01 ['seed={seed}']\n"  # the verb sees the command line as it was given
+    assert written(empty) == []
+
+
+def test_a_sweep_runs_every_job_and_tells_of_the_one_that_failed(probe: tuple[str, ...], empty: Path) -> None:
+    done = run("seed=7,1", "-m", "subject=subj01,subj02", cwd=empty, program=probe)
+    jobs = [line.split(" [")[0] for line in done.stdout.splitlines() if line.startswith("ran")]
+    assert jobs == ["ran 7 subj01", "ran 7 subj02", "ran 1 subj01", "ran 1 subj02"]
+    assert done.returncode == 2
+    assert "job 0 (seed=7 subject=subj01): seven is not wanted" in done.stderr
+    assert all(path.startswith("runs") for path in written(empty))
+    assert run("seed=1,2", "-m", "paths.root=other", cwd=empty, program=probe).returncode == 0
+    assert (empty / "other" / "runs" / "multirun").is_dir()
+
+
+def test_cfg_job_prints_the_configuration_and_runs_nothing(probe: tuple[str, ...], empty: Path) -> None:
+    done = run("guidance.kappa=5", "--cfg", "job", cwd=empty, program=probe)
+    assert done.returncode == 0
+    assert "kappa: 5" in done.stdout
+    assert "ran" not in done.stdout
+    assert written(empty) == []
+    assert run("guidance.kapa=5", "--cfg", "job", cwd=empty, program=probe).returncode == 2
+
+
+def test_a_folder_of_ones_own_joins_conf(probe: tuple[str, ...], tmp_path: Path, empty: Path) -> None:
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    mine = tmp_path / "own" / "experiment" / "mine.yaml"
+    mine.write_text("# @package _global_\nsubject:\n  name: subj03\nseed: 11\n", encoding="utf-8")
+    done = run("--config-dir", str(tmp_path / "own"), "experiment=mine", cwd=empty, program=probe)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ran 11 subj03")
+    assert "Options of experiment: digits69, scenes." in run("experiment=mine", cwd=empty, program=probe).stderr
+
+
+def test_help_explains_every_verb_group_and_field_and_is_quick(empty: Path) -> None:
+    begun = time.monotonic()
+    overview = run("--help", cwd=empty)
+    seconds = time.monotonic() - begun
+    assert overview.returncode == 0
+    assert all(f"\n  {name} " in overview.stdout for name in VERBS)
+    assert seconds < 15  # 0.3 s on an idle machine
+    text = verb_help("train")
+    assert all(f"\n  {group} " in text for group in group_names([ROOT / "conf"]))
+    assert all(f" {name}=" in text for name in field_names())
+    assert "[none | shuffled_voxels]" in text.replace("\n" + " " * 42, " ")
+    assert "data.name=digits69" in verb_help("train", ["experiment=digits69"])
+
+
+def test_help_and_the_check_import_nothing_heavy(empty: Path) -> None:
+    heavy = ["torch", "diffusers", "transformers", "open_clip", "matplotlib", "pytorch_lightning", "scipy"]
+    code = (
+        "import sys; from nd.cli import main; from nd.config import check; from nd.help import verb_help;"
+        f"check('run', ['seed=1']); verb_help('run'); print([name for name in {heavy} if name in sys.modules])"
+    )
+    assert run(code, cwd=empty, program=("-c",)).stdout == "[]\n"
+
+
+def test_version_and_no_verb(empty: Path) -> None:
+    from nd import __version__
+
+    assert run("--version", cwd=empty).stdout == f"nd {__version__}\n"
+    bare = run(cwd=empty)
+    assert bare.returncode == 2
+    assert "usage" in bare.stdout
+
+
+def test_doctor_says_what_is_missing_and_writes_nothing(empty: Path) -> None:
+    done = run("doctor", "experiment=digits69", "table=", cwd=empty)
+    assert done.returncode == 1
+    assert "MISSING raw file" in done.stdout
+    assert "missing: prepared data, raw file" in done.stdout.splitlines()[-1]
+    assert "Neural Computation" in done.stdout
+    assert "trainer.batch_size" in done.stdout
+    assert written(empty) == []

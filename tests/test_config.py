@@ -1,0 +1,337 @@
+"""Composition and its check: what is accepted, what is refused, and that everything wrong is said at once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from nd.composing import schema_defaults
+from nd.config import check, compose, derive
+from nd.errors import UserError
+from nd.overrides import field_names, group_names, group_options, read
+from nd.schema import Config, SubjectConfig
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+GROUPS = group_names([CONF])
+OPTIONS = [(group, option) for group in GROUPS for option in group_options(group, [CONF])]
+
+
+def message(*overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        compose(overrides)
+    return str(caught.value)
+
+
+def test_nothing_given_is_scenes_with_neuraldiffuser() -> None:
+    cfg = compose()
+    assert (cfg.data.name, cfg.method.name, cfg.backbone.name, cfg.protocol.name) == (
+        "scenes", "neuraldiffuser", "scenes", "scenes",
+    )  # fmt: skip
+    assert cfg.overrides == []
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_file_of_conf_composes(group: str, option: str) -> None:
+    needed = ["data=digits69"] if (group, option) == ("protocol", "digits69") else []
+    cfg = compose([*needed, f"{group}={option}"])
+    if hasattr(getattr(cfg, group, None), "name") and group != "paths":
+        assert getattr(cfg, group).name == option
+
+
+@pytest.mark.parametrize("experiment", group_options("experiment", [CONF]))
+def test_every_experiment_composes_with_every_method_and_small(experiment: str) -> None:
+    for method in group_options("method", [CONF]):
+        small = compose([f"experiment={experiment}", f"method={method}", "debug=fast"])
+        assert small.method.name == method
+        assert (small.method.steps, small.method.repeats, small.protocol.n_boot) == (4, 2, 50)
+        assert small.debug.limit_images == 6
+        assert small.paths.runs == "debug-runs/runs"
+
+
+def test_every_group_of_conf_is_in_the_schema_and_back() -> None:
+    nested = {one.name for one in fields(Config) if is_dataclass(one.default_factory)}
+    assert set(GROUPS) == nested | {"experiment"}
+
+
+def test_every_field_explains_itself() -> None:
+    def unexplained(node: type, prefix: str = "") -> list[str]:
+        found = [] if (node.__doc__ or "").strip().endswith(".") else [prefix or "root"]
+        for one in fields(node):
+            if is_dataclass(one.default_factory):
+                found += unexplained(one.default_factory, f"{prefix}{one.name}.")
+            elif len(one.metadata.get("help", "")) < 4:
+                found.append(prefix + one.name)
+        return found
+
+    assert unexplained(Config) == []
+
+
+def test_defaults_are_among_their_own_choices() -> None:
+    for name in field_names():
+        group, _, leaf = name.rpartition(".")
+        node = getattr(Config(), group) if group else Config()
+        (declared,) = [one for one in fields(node) if one.name == leaf]
+        values = getattr(node, leaf)
+        choices = declared.metadata["choices"]
+        assert not choices or set(values if isinstance(values, list) else [values]) <= set(choices), name
+
+
+def test_debug_wins_over_an_experiment_and_the_command_line_over_debug() -> None:
+    cfg = compose(["debug=fast", "experiment=digits69", "method.steps=9"])
+    assert cfg.data.name == "digits69"
+    assert (cfg.method.steps, cfg.method.repeats) == (9, 2)
+
+
+def test_an_experiment_wins_over_its_groups_and_the_protocol_follows_the_data() -> None:
+    assert compose(["experiment=scenes"]).method.steps != Config().method.steps
+    assert compose(["data=digits69"]).protocol.name == "digits69"
+
+
+def test_paths_follow_the_root() -> None:
+    cfg = compose(["paths.root=elsewhere", "paths.data=shared"])
+    assert (cfg.paths.data, cfg.paths.cache, cfg.paths.runs) == ("shared", "elsewhere/cache", "elsewhere/runs")
+
+
+def test_values_get_their_declared_type() -> None:
+    cfg = compose(["guidance.kappa=3", "mapper.alphas=[1,2]", "subject.roi=1", "table="])
+    assert isinstance(cfg.guidance.kappa, float)
+    assert [type(alpha) for alpha in cfg.mapper.alphas] == [float, float]
+    assert cfg.subject.roi == "1"
+    assert cfg.table == ""
+
+
+def test_overrides_are_kept_without_signs_and_the_last_wins() -> None:
+    cfg = compose(["seed=1", "+guidance.kappa=3", "seed=2"])
+    assert cfg.overrides == ["guidance.kappa=3", "seed=2"]
+    assert cfg.seed == 2
+
+
+def test_derive_adds_to_what_was_given() -> None:
+    cfg = derive(compose(["seed=5", "target=z"]), "target=g", "guidance.kappa=0")
+    assert (cfg.seed, cfg.target.name, cfg.guidance.kappa) == (5, "g", 0.0)
+    assert cfg.overrides == ["seed=5", "target=g", "guidance.kappa=0"]
+
+
+def test_derived_configurations_share_nothing() -> None:
+    first, second = compose(["seed=5"]), compose(["seed=5"])
+    first.method.targets.append("pixels")
+    assert second.method.targets == ["z", "c", "g"]
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    absent = tmp_path / "nope.mat"
+    text = message(
+        "mapper.alhpa=3",
+        "+guidance.kapa=3",
+        "++trainr.devices=2",
+        "subject=subj09",
+        "~data",
+        "nonsense",
+        f"data.file={absent}",
+        "method.steps=many",
+        "method.cfg_scale=.5",
+        "guidance.eta=1.5",
+        "features=orcale",
+    )
+    for wanted in (
+        r"mapper\.alhpa: unknown key\. Did you mean 'mapper\.alphas'\?",
+        r"guidance\.kapa: unknown key\. Did you mean 'guidance\.kappa'\?",
+        r"trainr\.devices: unknown key\. Did you mean 'trainer\.devices'\?",
+        r"subject=subj09: unknown option\..* Options of subject: subj01, subj02, subj03, subj04\.",
+        r"~data: nothing can be removed",
+        r"nonsense: cannot be read as key=value",
+        rf"data\.file: {re.escape(str(absent))} does not exist",
+        r"method\.steps: 'many' is text, wanted a whole number",
+        r"method\.cfg_scale: 0\.5 is below 1",
+        r"guidance\.eta: 1\.5 lies outside \[0, 1\]",
+        r"features: 'orcale' is not allowed\. Did you mean 'oracle'\? Allowed: predicted, oracle",
+    ):
+        assert re.search(wanted, text), f"{wanted} not in:\n{text}"
+    assert text.startswith("11 problems:")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("kapa=3", "Did you mean 'guidance.kappa'"),
+        ("steps=3", "Did you mean 'method.steps'"),
+        ("guidance.kappa.x=3", "guidance.kappa.x: unknown key"),
+        ("data@other=scenes", "data@other: unknown key"),
+        ("data={n_val:3}", "unknown option"),
+        ("data=null", "unknown option"),
+        ("overrides=[a]", "overrides: unknown key"),
+        ("hydra.searchpath=[file:///no/such/folder]", "no/such/folder is not a folder"),
+        ("seed=1,2", "several values need -m"),
+        ("method.targets=z,c", r"written method\.targets=\[z,c\]"),
+        ("method.targets=[z,q]", r"method\.targets\[1\]: 'q' is not allowed"),
+        ("method.targets=z", "wanted a list"),
+        ("seed=1.5", "seed: 1.5 is a number, wanted a whole number"),
+        ("seed=true", "wanted a whole number"),
+        ("seed=null", "seed: None is empty"),
+        ("mapper.refit=no", "wanted true or false"),
+        ("mapper.alphas=[1,x]", r"mapper\.alphas\[1\]: 'x' is text, wanted a number"),
+        ("guidance.kappa=nan", "wanted a finite number"),
+        ("data.file=null", "for none write ''"),
+        ("data.file=???", r"data\.file: must be given"),
+        ("paths.data=${nothing}/x", "nothing"),
+        ("guidance.kappa=-1", "kappa: -1.0 is negative"),
+        ("method.strength=0", "lies outside"),
+        ("method.strength=1.1", "lies outside"),
+        ("method.steps=1", "= 0 steps would be run"),
+        ("method.steps=2000", "exceeds the 1000 training steps"),
+        ("method.repeats=0", "wanted 1 or more"),
+        ("part=val", r"part: val needs mapper\.refit=false"),
+        ("data.subjects=[a,b]", "subject: subj01 is not a subject of scenes"),
+        ("protocol=digits69", "protocol: digits69 does not fit data scenes"),
+        ("data.split=digits69-cv10", r"data\.split: digits69-cv10 does not cut data scenes"),
+        ("data.n_val=1000", "leave nothing of 1000 training images"),
+        ("method.targets=[z,c]", "needs target g"),
+        ("method.generator=pixels", r"generator pixels needs \['pixels'\]"),
+        ("target.layers=[0,0]", "must be different block numbers"),
+        ("target.layers=[0,1]", "6 weights for 2 target.layers"),
+        ("mapper.alphas=[]", "one or more positive numbers"),
+        ("backbone.tower_std=[1,1]", "three numbers"),
+        ("backbone.weights=./nope", r"backbone\.weights: \./nope does not exist"),
+        ("trainer.devices=0", "or -1 for all"),
+        ("subject.name=subj9", "is not a subject of scenes. Did you mean 'subj0"),
+    ],
+)
+def test_a_mistake_is_named(given: str, wanted: str) -> None:
+    text = message(given)
+    assert re.search(wanted, text), text
+
+
+def test_oracle_and_a_voxel_control_contradict() -> None:
+    assert "features=oracle uses none" in message("features=oracle", "control=shuffled_voxels")
+    assert compose(["part=val", "features=oracle"]).part == "val"
+
+
+def test_a_missing_file_offers_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "digit69_28x28.mat").write_bytes(b"")
+    assert "Did you mean 'digit69_28x28.mat'?" in message("data=digits69", f"data.file={tmp_path}/digit69_28x82.mat")
+
+
+def test_no_contradictions_are_invented_from_a_mistaken_choice() -> None:
+    text = message("data=digts69", "protocol=digits69")
+    assert text == "data=digts69: unknown option. Did you mean 'digits69'? Options of data: digits69, scenes."
+
+
+def test_mistakes_in_files_are_found_and_located(tmp_path: Path) -> None:
+    (tmp_path / "guidance").mkdir()
+    (tmp_path / "guidance" / "mine.yaml").write_text("kapa: 3.0\neta: much\n", encoding="utf-8")
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nmethod:\n  stepz: 3\nhorizon: 4\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text, encoding="utf-8")
+    said = message(f"hydra.searchpath=[file://{tmp_path}]", "guidance=mine", "experiment=mine")
+    assert "guidance.kapa: unknown key in" in said
+    assert "guidance/mine.yaml. Did you mean 'guidance.kappa'?" in said
+    assert "guidance.eta: 'much' is text, wanted a number" in said
+    assert re.search(r"method\.stepz: unknown key in .*experiment/mine\.yaml\. Did you mean 'method\.steps'", said)
+    assert "horizon: unknown key" in said
+
+
+@pytest.mark.parametrize("text", ["kappa: [1\n", "defaults:\n  - override /data: scens\n", "defaults:\n  - nothing\n"])
+def test_broken_files_are_one_message(text: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "broken.yaml").write_text(f"# @package _global_\n{text}", encoding="utf-8")
+    assert message(f"hydra.searchpath=[file://{tmp_path}]", "experiment=broken").startswith("conf: ")
+
+
+def test_a_group_replaced_by_a_value_is_found(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nguidance: 3\n"
+    (tmp_path / "experiment" / "flat.yaml").write_text(text, encoding="utf-8")
+    assert "guidance: 3 was given, wanted a group of fields" in message(
+        f"hydra.searchpath=[file://{tmp_path}]", "experiment=flat"
+    )
+
+
+# ---- checks that know the verb ---------------------------------------------------------------------------------------
+
+
+def test_every_value_of_a_sweep_is_checked() -> None:
+    with pytest.raises(UserError) as caught:
+        check(
+            "train", ["seed=1,x", "subject=subj01,subj7", "guidance.eta=.1,2", "method.steps=range(1,3)"], multirun=True
+        )
+    text = str(caught.value)
+    for wanted in ("seed: 'x' is text", "subject=subj7: unknown option", "eta: 2.0 lies outside", "= 0 steps"):
+        assert wanted in text
+    assert text.count("eta: 2.0") == 1
+
+
+def test_contradictions_between_swept_values_are_found() -> None:
+    with pytest.raises(UserError, match="leave nothing of 100"):
+        check("train", ["data.n_train=100,1000", "data.n_val=50,200"], multirun=True)
+    check("train", ["data.n_train=500,1000", "data.n_val=50,200"], multirun=True)
+
+
+def test_sweeps_expand_to_all_combinations_and_stay_bounded() -> None:
+    folders = [CONF]
+    rows = read(["seed=1,2", "subject=glob(*)"], folders, multirun=True).combinations()
+    assert len(rows) == 8
+    assert ["seed=2", "subject=subj03"] in rows
+    many = read(["seed=range(0,50)", "guidance.kappa=range(0,30)"], folders, multirun=True).combinations()
+    assert len(many) == 50
+    assert {row[1] for row in many} == {f"guidance.kappa={k}" for k in range(30)}
+
+
+def test_several_devices_inside_a_sweep_are_refused() -> None:
+    for given in (["trainer=ddp"], ["trainer.devices=2"], ["trainer.num_nodes=2"]):
+        with pytest.raises(UserError, match=r"trainer\.devices=1"):
+            check("reconstruct", [*given, "seed=1,2"], multirun=True)
+        check("reconstruct", given)
+
+
+def test_digits69_without_its_file_names_the_source(tmp_path: Path) -> None:
+    given = ["experiment=digits69", "table=", f"paths.root={tmp_path}"]
+    for name in ("prepare", "run"):
+        with pytest.raises(UserError, match=r"DGMM(.|\n)*data\.file="):
+            check(name, given)
+    check("doctor", given)
+    (tmp_path / "data" / "digits69").mkdir(parents=True)
+    check("run", given)
+
+
+def test_an_unknown_table_is_named() -> None:
+    with pytest.raises(UserError, match="table: scens is unknown"):
+        check("run", ["table=scens"])
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "wanted"),
+    [
+        ("run", ["guidance=none", "guidance.eta=.3"], "guidance.eta has no effect: guidance.kappa is 0"),
+        ("run", ["method=vae", "guidance.kappa=3"], "guidance.kappa has no effect: generator vae is not guided"),
+        ("run", ["method=ridge_pixels", "method.steps=9"], "method.steps has no effect"),
+        ("run", ["guidance.eta=.01"], "guidance has no effect: int(steps run * eta) is 0 guided steps"),
+        ("train", ["target=z", "target.layers=[1,2,3,4,5,6]"], "target.layers has no effect: target z has no layers"),
+        ("prepare", ["data=digits69", "data.n_test=3"], "data.n_test has no effect"),
+        ("run", ["logger.project=mine"], "logger.project has no effect: logger is none"),
+        ("run", ["method=mean_image", "control=shuffled_voxels"], "control has no effect"),
+        ("run", ["data=digits69"], "backbone scenes was not made for data digits69"),
+    ],
+)
+def test_what_has_no_effect_is_a_warning(
+    verb: str, given: list[str], wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data" / "digits69").mkdir(parents=True)
+    check(verb, [*given, f"paths.root={tmp_path}"])
+    assert f"nd {verb}: warning: {wanted}" in capsys.readouterr().err
+
+
+def test_presets_alone_warn_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    for method in group_options("method", [CONF]):
+        for experiment in ("scenes", "digits69"):
+            check("predict", [f"experiment={experiment}", f"method={method}", "debug=fast"])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_schema_node_holds_every_field_but_the_record_of_overrides() -> None:
+    values = schema_defaults()
+    assert "overrides" not in values
+    assert set(values["subject"]) == {one.name for one in fields(SubjectConfig)}
