@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 Action = Callable[[Config], None]
 SHARED = ("prepare", "extract", "train", "predict")  # steps that rows have in common: a user's mistake there stops all
-LINKS = {"reconstruct": ("predictions", "predict"), "evaluate": ("images", "reconstruct")}  # input name, its verb
 
 
 class StepFailed(Exception):  # noqa: N818 - a fact about a step, carried to the rows that need it
@@ -65,22 +64,28 @@ def steps_of(cfg: Config, with_target: Callable[[Config, str], Config]) -> list[
     return [*steps, Step("reconstruct", cfg), Step("evaluate", cfg)]
 
 
-def _links(folder: RunFolder, earlier: Sequence[RunFolder]) -> dict[str, str]:
-    """Return the fingerprints, as they are now, of the finished runs that this one was made from."""
-    name, verb = LINKS.get(folder.verb, ("", ""))
-    return {name: other.fingerprint for other in earlier if other.verb == verb and other.done}
+def _links(step: Step, earlier: Sequence[Step]) -> dict[str, str]:
+    """Return the fingerprints, as they are now, of the finished runs a step was made from, named as its verb does."""
+    done = [(other, other.folder) for other in earlier if other.folder is not None and other.folder.done]
+    if step.verb == "predict":
+        return {f"train {other.cfg.target.name}": run.fingerprint for other, run in done if other.verb == "train"}
+    names = {("reconstruct", "predict"): "predictions", ("evaluate", "reconstruct"): "images"}
+    pairs = ((names.get((step.verb, other.verb)), run) for other, run in done)
+    return {name: run.fingerprint for name, run in pairs if name}
 
 
 def check_finished(steps: Sequence[Step]) -> None:
-    """Refuse finished runs whose inputs have changed since, with all that was made from them."""
-    folders = [folder for step in steps if (folder := step.folder) is not None and folder.path.exists()]
-    for position, folder in enumerate(folders):
+    """Refuse finished runs whose inputs have changed since, and name all that was made from them."""
+    for position, step in enumerate(steps):
         try:
-            folder.is_done(_links(folder, folders[:position]))
+            if step.folder is not None:
+                step.folder.is_done(_links(step, steps[:position]))
         except UserError as error:
-            later = [str(other.path) for other in folders[position + 1 :] if other.verb != folder.verb]
-            derived = "\nWhat was made from it must go too: " + " ".join(later) if later else ""
-            raise UserError(f"{error}{derived}") from None
+            later = [other.folder for other in steps[position + 1 :] if other.folder and other.verb != step.verb]
+            derived = " ".join(str(folder.path) for folder in later if folder.path.exists())
+            raise UserError(
+                f"{error}\nWhat was made from it must go too: {derived}" if derived else str(error)
+            ) from None
 
 
 class Chain:

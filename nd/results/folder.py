@@ -51,7 +51,7 @@ def is_rank_zero() -> bool:
 
 
 def command_for(cfg: Config, verb: str, *extra: str) -> str:
-    """Return the shell command that runs a verb on a configuration and further overrides; of two for a key, the last."""
+    """Return the shell command that runs a verb on a configuration with further overrides; of one key, the last."""
     last = {item.split("=", 1)[0]: item for item in (*cfg.overrides, *extra)}
     return shlex.join(["nd", verb, *last.values()])
 
