@@ -23,7 +23,21 @@ ORDER = [
     {"nd.metrics"},
     {"nd.results"},
     {"nd.config", "nd.composing", "nd.overrides", "nd.check", "nd.rules", "nd.help", "nd.needs"},
-    {f"nd.{v}" for v in "prepare extract train predict reconstruct evaluate run table report doctor".split()},
+    {
+        f"nd.{v}"
+        for v in [
+            "prepare",
+            "extract",
+            "train",
+            "predict",
+            "reconstruct",
+            "evaluate",
+            "run",
+            "table",
+            "report",
+            "doctor",
+        ]
+    },
     {"nd.cli", "nd.__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
@@ -70,8 +84,12 @@ def test_imports_point_one_way() -> None:
 
 
 def test_the_import_rule_can_fail() -> None:
-    assert backward_imports("nd.data.trials", "from nd.generate.noise import noise_for") == ["nd.data.trials imports nd.generate"]
-    assert backward_imports("nd.metrics.pixel", "def f():\n    import nd.results.table") == ["nd.metrics.pixel imports nd.results"]
+    assert backward_imports("nd.data.trials", "from nd.generate.noise import noise_for") == [
+        "nd.data.trials imports nd.generate"
+    ]
+    assert backward_imports("nd.metrics.pixel", "def f():\n    import nd.results.table") == [
+        "nd.metrics.pixel imports nd.results"
+    ]
     assert backward_imports("nd.targets.store", "from nd.data import splits") == []
 
 
