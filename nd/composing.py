@@ -16,6 +16,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,7 @@ from yaml import YAMLError
 
 from nd.check import build
 from nd.errors import UserError
+from nd.overrides import group_names
 from nd.schema import Config
 
 HYDRA_VERSION_BASE = "1.3"
@@ -57,25 +59,37 @@ def search_path(overrides: Sequence[str]) -> list[str]:
 
 
 def assemble(overrides: list[str]) -> tuple[Config, list[str]]:
-    """Compose without raising: the configuration as far as it is sound, and the problems of files and values."""
-    values, choices, problems = _load(tuple(overrides))
-    config, found = build(copy.deepcopy(values), lambda key: _origin(key, choices, search_folders(overrides)))
+    """Compose without raising: the configuration as far as it is sound, and the problems of files and values.
+
+    Files are read and merged once per choice of groups; fields are set on a copy, as Hydra does it after merging.
+    """
+    folders = search_folders(overrides)
+    groups = {*group_names(folders), "hydra.searchpath"}
+    chosen = tuple(text for text in overrides if text.partition("=")[0] in groups)
+    loaded, choices, problems = _load(chosen)
+    job = copy.deepcopy(loaded)
+    for text in overrides:
+        if text not in chosen:
+            override = OverridesParser.create().parse_override(text)
+            OmegaConf.update(job, override.key_or_group, override.value(), merge=True)
+    values, unresolved = _resolved(job)
+    config, found = build(values, lambda key: _origin(key, choices, folders))
     config.overrides = list(overrides)
-    return config, list(problems) + found
+    return config, [*problems, *unresolved, *found]
 
 
 @lru_cache(maxsize=256)
-def _load(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
-    """Return composed values, the chosen option of every group, and problems of composition itself."""
+def _load(overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str], tuple[str, ...]]:
+    """Return the composed configuration, the chosen option of every group, and problems of composition itself."""
     try:
         with _own_hydra() as own:
             loaded = own.compose_config("config", list(overrides), RunMode.RUN, from_shell=False)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        return {}, {}, (f"conf: {' '.join(str(error).split())}",)
+        return OmegaConf.create(), {}, (f"conf: {' '.join(str(error).split())}",)
     choices = {str(k): str(v) for k, v in loaded.hydra.runtime.choices.items()}
     job = OmegaConf.masked_copy(loaded, [key for key in loaded if key != "hydra"])
-    values, problems = _resolved(job)
-    return values, choices, tuple(problems)
+    OmegaConf.set_struct(job, False)
+    return job, choices, ()
 
 
 @contextmanager

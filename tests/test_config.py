@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
+import hydra
 import pytest
+from omegaconf import OmegaConf
 
 from nd.composing import schema_defaults
 from nd.config import check, compose, derive
@@ -114,6 +116,15 @@ def test_derive_adds_to_what_was_given() -> None:
     cfg = derive(compose(["seed=5", "target=z"]), "target=g", "guidance.kappa=0")
     assert (cfg.seed, cfg.target.name, cfg.guidance.kappa) == (5, "g", 0.0)
     assert cfg.overrides == ["seed=5", "target=g", "guidance.kappa=0"]
+
+
+def test_values_are_set_as_hydra_sets_them() -> None:
+    given = ["experiment=digits69", "mapper.alphas=[1,2]", "paths.data=${paths.root}/x", "subject.roi='a,b'", "seed=3"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        reference = OmegaConf.to_container(hydra.compose("config", given), resolve=True)
+    ours = asdict(compose(given))
+    assert ours.pop("overrides") == given
+    assert ours == reference
 
 
 def test_derived_configurations_share_nothing() -> None:
