@@ -5,6 +5,7 @@ B images of a batch, R repeats.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,6 +95,12 @@ def run_work(
             build_trainer(cfg, bar).predict(module, return_predictions=False)
         except ProcessRaisedException as error:
             raise user_error_of(error) from error
+        except SystemExit as exit_:
+            # What Lightning makes of Ctrl-C, with further ones ignored; the verbs have their own answer to it.
+            if not isinstance(exit_.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
 
 
 def build_trainer(cfg: TrainerConfig, callbacks: list[Any]) -> Trainer:

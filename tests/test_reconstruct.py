@@ -1,0 +1,156 @@
+"""The reconstruct verb: run folder, resume, oracle features, floors, and messages."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from helpers_backbone import tiny_backbone
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nd.config import compose, derive
+from nd.data.prepared import stimuli_path, write_stimuli
+from nd.errors import UserError
+from nd.generate.guided_diffusion import GuidedDiffusion
+from nd.generate.parts import Parts
+from nd.reconstruct import reconstruct
+from nd.results.folder import RunFolder
+from nd.schema import Config
+
+N_TRAIN, N_TEST, SIZE = 8, 5, 16
+SHAPES = {"z": (4, 4, 4), "c": (8, 16), "g": (6, 17, 16)}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_backbone(folder)
+    return folder
+
+
+@pytest.fixture
+def cfg(backbone: Path, tmp_path: Path) -> Config:
+    """Stimuli and a finished predict run for a tiny backbone: 3 sampled steps, 1 guided, 2 images at a time."""
+    cfg = compose(
+        [
+            f"paths.root={tmp_path}",
+            f"backbone.weights={backbone}",
+            f"backbone.image_tower={backbone}/image_tower",
+            f"backbone.image_size={SIZE}",
+            f"backbone.tower_size={SIZE}",
+            f"data.image_size={SIZE}",
+            f"data.n_train={N_TRAIN}",
+            "data.n_val=2",
+            f"data.n_test={N_TEST}",
+            "method.steps=4",
+            "method.repeats=2",
+            "guidance.kappa=0.5",
+            "guidance.eta=0.4",
+            "guidance.normalise=true",
+            "trainer.accelerator=cpu",
+            "trainer.batch_size=4",
+            "trainer.progress=false",
+        ]
+    )
+    n = N_TRAIN + N_TEST
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (n, SIZE, SIZE, 3)).astype(np.uint8)
+    write_stimuli(
+        stimuli_path(cfg), images=images, captions=[[f"{i} is it"] for i in range(n)], image_id=np.arange(n)
+    )
+    write_predictions(cfg, {name: random.standard_normal((N_TEST, *shape)) for name, shape in SHAPES.items()})
+    return cfg
+
+
+def write_predictions(cfg: Config, values: Mapping[str, NDArray[np.float64]]) -> None:
+    folder = RunFolder.open(cfg, "predict")
+    with folder.writing(cfg), h5py.File(folder.path / "predictions.h5", "w") as file:
+        file["image_id"] = np.arange(N_TRAIN, N_TRAIN + N_TEST)
+        for name, rows in values.items():
+            file[name] = rows.astype(np.float32)
+
+
+def test_run_folder_holds_images_and_a_second_run_does_nothing(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    path = reconstruct(cfg)
+    assert f"wrote 5 images at {path / 'images.h5'}" in capsys.readouterr().out
+    with h5py.File(path / "images.h5") as file:
+        assert file["images"].shape == (N_TEST, 2, SIZE, SIZE, 3)
+        assert file["image_id"][:].tolist() == [8, 9, 10, 11, 12]
+        assert dict(file.attrs) == {
+            "oracle": False, "seed": 42, "part": "test", "generator": "guided_diffusion", "control": "none",
+            "simulated": True,
+        }  # fmt: skip
+    assert RunFolder.open(cfg, "reconstruct").done
+    assert not (path / "parts").exists()
+    written = (path / "images.h5").stat().st_mtime_ns
+    assert reconstruct(cfg) == path
+    assert (path / "images.h5").stat().st_mtime_ns == written
+
+
+def test_killed_run_goes_on_and_gives_the_same_bytes(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (reconstruct(cfg) / "images.h5").read_bytes()
+    again = derive(cfg, f"paths.runs={tmp_path}/other")
+    with h5py.File(RunFolder.open(cfg, "predict").path / "predictions.h5") as file:
+        write_predictions(again, {name: file[name][:] for name in SHAPES})
+    generate, made = GuidedDiffusion.__call__, []
+
+    def dying(self: GuidedDiffusion, ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+        if made:
+            raise KeyboardInterrupt
+        made.extend(ids)
+        return generate(self, ids, features)
+
+    monkeypatch.setattr(GuidedDiffusion, "__call__", dying)
+    with pytest.raises(KeyboardInterrupt):  # Lightning turns it into exit(1) and ignores further ones
+        reconstruct(again)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    folder = RunFolder.open(again, "reconstruct")
+    assert not folder.done
+    assert Parts(folder.path / "parts").finished() == {8, 9}
+    monkeypatch.setattr(GuidedDiffusion, "__call__", lambda s, ids, f: made.extend(ids) or generate(s, ids, f))
+    assert (reconstruct(again) / "images.h5").read_bytes() == whole
+    assert made == [8, 9, 10, 11, 12]
+
+
+def test_oracle_run_is_marked_and_reads_no_predictions(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nd.extract")
+    from nd.extract import extract
+
+    oracle = derive(cfg, "features=oracle", "method.steps=2", "debug.limit_images=2")
+    with pytest.raises(UserError, match="nd extract target=z"):
+        reconstruct(oracle)
+    for target in SHAPES:
+        extract(derive(oracle, f"target={target}"))
+    monkeypatch.setattr("nd.reconstruct.found", lambda *_: pytest.fail("an oracle run needs no predictions"))
+    with h5py.File(reconstruct(oracle) / "images.h5") as file:
+        assert bool(file.attrs["oracle"])
+        assert file["image_id"][:].tolist() == [8, 9]
+
+
+def test_floor_needs_neither_predictions_nor_backbone(cfg: Config, tmp_path: Path) -> None:
+    floor = derive(cfg, "method=mean_image", "method.repeats=1")
+    RunFolder.open(cfg, "predict").path.rename(tmp_path / "gone")
+    with h5py.File(reconstruct(floor) / "images.h5") as file:
+        assert file["images"].shape == (N_TEST, 1, SIZE, SIZE, 3)
+        assert len(np.unique(file["images"][:, 0], axis=0)) == 1
+
+
+def test_missing_predictions_name_the_command_and_write_nothing(cfg: Config, tmp_path: Path) -> None:
+    other = derive(cfg, "subject=subj02")
+    with pytest.raises(UserError, match=r"nd predict .*subject=subj02"):
+        reconstruct(other)
+    assert not RunFolder.open(other, "reconstruct").path.exists()
+
+
+def test_latents_that_explode_give_one_clear_message(cfg: Config) -> None:
+    wild = derive(cfg, "guidance.kappa=1e38", "guidance.normalise=false")
+    with pytest.raises(UserError, match=r"image 8, repeat 0, stopped being finite at step [12] of 3"):
+        reconstruct(wild)
+    assert not RunFolder.open(wild, "reconstruct").path.exists()
