@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
-from nd.schema import BackboneConfig
+from nd.data.prepared import data_folder
+from nd.schema import BackboneConfig, Config, DataConfig
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +19,26 @@ def tiny_backbone_config(tmp_path_factory: pytest.TempPathFactory) -> BackboneCo
     from helpers_backbone import tiny_backbone
 
     return tiny_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="session")
+def digits69_file() -> Path:
+    """The measured data of digits69; skips with the reason where it is absent."""
+    given = os.environ.get("ND_DIGITS69_FILE")
+    path = Path(given) if given else ROOT.parent / "shared" / "data" / "digit69_28x28.mat"
+    if not path.is_file():
+        pytest.skip("needs digit69_28x28.mat (public, DGMM repository): set ND_DIGITS69_FILE to its path")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A configuration whose Scenes folder is prepared: 2 subjects, 60 + 12 images, 2 repeats. Read only."""
+    from nd.scenes.world import write_world
+
+    data = DataConfig(subjects=["subj01", "subj02"], n_train=60, n_val=10, n_test=12, n_repeats=2, n_voxels=150)
+    cfg = Config(data=data)
+    cfg.paths.data = str(tmp_path_factory.mktemp("world"))
+    data_folder(cfg).mkdir()
+    write_world(data, data_folder(cfg))
+    return cfg

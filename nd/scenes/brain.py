@@ -83,7 +83,8 @@ class Brain:
     ) -> Float:
         """(T, V) single-trial betas of the pictures ``image`` (T,), seen in ``session`` (T,); not yet z-scored."""
         n_sessions = session.max() + 1
-        gain = 1 + GAIN_SD * rng.standard_normal((n_sessions, 1)).astype(np.float32)
+        gain = rng.standard_normal((n_sessions, 1)).astype(np.float32)
+        gain = 1 + GAIN_SD * (gain - gain.mean())  # ncsnr speaks of the mean gain
         offset = rng.standard_normal((n_sessions, self.n_voxels)).astype(np.float32)
         noise_TV = self._noise(rng, session)
         noise_TV /= self.ncsnr

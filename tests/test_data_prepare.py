@@ -1,0 +1,177 @@
+"""nd prepare: whole or nothing, once, and never over something else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from nd.data import folder as folder_module
+from nd.data.folder import make_folder
+from nd.data.prepared import Subject, data_folder, stimuli_path, subject_path
+from nd.errors import UserError
+from nd.prepare import main, prepare
+from nd.schema import Config, DataConfig, PathsConfig
+
+
+def tiny(root: Path, **more: Any) -> Config:
+    settings = {"n_train": 20, "n_val": 5, "n_test": 5, "n_voxels": 40, "n_repeats": 2, **more}
+    return Config(data=DataConfig(**settings), paths=PathsConfig(data=str(root)))
+
+
+def digits(root: Path, file: Path | str) -> Config:
+    data = DataConfig(
+        name="digits69", split="digits69-cv10", n_val=10, subjects=["subj01"], image_size=28, file=str(file)
+    )
+    return Config(data=data, paths=PathsConfig(data=str(root)))
+
+
+def names(root: Path) -> set[str]:
+    return {p.name for p in root.rglob("*") if not p.name.endswith(".lock")}
+
+
+def test_prepare_writes_all_and_then_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = tiny(tmp_path)
+    folder = prepare(cfg)
+    assert f"wrote scenes: 4 subjects and the stimuli, 0.2 MB at {folder}" in capsys.readouterr().out
+    assert names(folder) == {"stimuli.h5", "manifest.json", *(f"subj0{k}.h5" for k in range(1, 5))}
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    prepare(cfg)
+    assert "already prepared" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert Subject(subject_path(cfg)).image_id.shape == (50,)
+    assert stimuli_path(cfg).is_file()
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    prepare(tiny(tmp_path))
+    with pytest.raises(UserError, match=r"other settings \(world_seed: made with 7, asked for 8\).*paths.data"):
+        prepare(tiny(tmp_path, world_seed=8))
+
+
+def test_one_subject_alone_is_the_same_subject(tmp_path: Path) -> None:
+    for name, subjects in (("a", ["subj02"]), ("b", ["subj01", "subj02"])):
+        prepare(tiny(tmp_path / name, subjects=subjects))
+    a, b = (Subject(tmp_path / name / "scenes" / "subj02.h5") for name in "ab")
+    np.testing.assert_array_equal(a.voxels(np.arange(50)), b.voxels(np.arange(50)))
+    assert a.mask_hash == b.mask_hash
+
+
+def test_a_folder_of_other_origin_is_left_alone(tmp_path: Path) -> None:
+    cfg = tiny(tmp_path)
+    data_folder(cfg).mkdir()
+    (data_folder(cfg) / "mine.txt").write_text("keep", encoding="utf-8")
+    with pytest.raises(UserError, match=r"holds no manifest.json, so `nd prepare` did not write it"):
+        prepare(cfg)
+    assert names(tmp_path) == {"scenes", "mine.txt"}
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    cfg = tiny(tmp_path)
+    path = prepare(cfg) / "subj03.h5"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"subj03.h5 has 2000 bytes instead of \d+.*Remove"):
+        prepare(cfg)
+
+
+def test_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "subj01.h5").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    target = tmp_path / "new" / "data" / "scenes"
+    with pytest.raises(
+        UserError, match=r"cannot write .*scenes: No space left on device. Free some space or set paths.data"
+    ):
+        make_folder(target, {"name": "x"}, fill, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=r"cannot write .*data/scenes.*set paths.data to another folder"):
+        prepare(tiny(tmp_path / "data"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="Permission denied"):
+        prepare(tiny(tmp_path / "data"))
+
+
+def test_a_killed_prepare_leaves_nothing_and_the_same_command_finishes(tmp_path: Path) -> None:
+    """SIGKILL when the first files are written: only the hidden folder is there; the next call removes it."""
+    code = f"""
+import os, signal
+from pathlib import Path
+from typing import Any
+from nd.data.folder import make_folder
+def fill(folder):
+    (folder / "subj01.h5").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+make_folder(Path({str(tmp_path / "scenes")!r}), {{"name": "x"}}, fill, {{}})
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert not (tmp_path / "scenes").exists()
+    assert make_folder(tmp_path / "scenes", {"name": "x"}, lambda f: (f / "a").touch(), {})
+    assert names(tmp_path) == {"scenes", "a", "manifest.json"}
+
+
+def test_two_writers_make_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second writer finds the folder done once it holds the lock, and writes nothing."""
+    make_folder(tmp_path / "scenes", {"name": "x"}, lambda f: (f / "a").touch(), {})
+    answers = iter([False, True])
+    monkeypatch.setattr(folder_module, "is_prepared", lambda *_: next(answers))
+    assert not make_folder(tmp_path / "scenes", {"name": "x"}, lambda f: pytest.fail("wrote twice"), {})
+
+
+def test_voxels_with_nan_exit_code_2_names_the_file(tmp_path: Path) -> None:
+    cfg = tiny(tmp_path)
+    with h5py.File(prepare(cfg) / "subj01.h5", "r+") as handle:
+        handle["voxels"][7, 3] = np.nan
+    with pytest.raises(UserError, match=r"subj01.h5: voxel 3 of trial 7 is nan"):
+        Subject(subject_path(cfg))
+
+
+def test_settings_that_make_no_experiment(tmp_path: Path) -> None:
+    cfg = tiny(tmp_path, n_voxels=3, image_size=8)
+    with pytest.raises(UserError, match=r"data.n_voxels=3 is below 18; data.image_size=8 is below 32"):
+        prepare(cfg)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_digits69_is_known_again_without_its_file(digits69_file: Path, tmp_path: Path) -> None:
+    prepare(digits(tmp_path, digits69_file))
+    prepare(digits(tmp_path, ""))
+    copy = tmp_path / "other.mat"
+    copy.write_bytes(digits69_file.read_bytes() + b" ")
+    with pytest.raises(UserError, match=r"other settings \(file_sha256"):
+        prepare(digits(tmp_path, copy))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["data=digits69", "data.file=/nope"], "/nope"),
+        (["paths.data={root}/file/data"], "cannot write"),
+        (["data.n_voxels=3"], "data.n_voxels=3 is below 18"),
+    ],
+)
+def test_the_verb_leaves_with_2_and_writes_nothing(
+    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    arguments = [f"paths.root={tmp_path}", *(g.format(root=tmp_path) for g in given)]
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+    assert names(tmp_path) == {"file"}

@@ -1,0 +1,88 @@
+"""Splits: by image, disjoint, frozen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nd.data.digits69 import LABELS
+from nd.data.splits import Fold, get_split
+from nd.errors import UserError
+from nd.schema import DataConfig
+
+SCENES = DataConfig()
+CV10 = DataConfig(name="digits69", split="digits69-cv10", n_val=10)
+GIVEN = DataConfig(name="digits69", split="digits69-given", n_val=10)
+ALL = pytest.mark.parametrize("data", [SCENES, CV10, GIVEN], ids=lambda d: d.split)
+
+
+def assert_sound(fold: Fold, n_images: int) -> None:
+    parts = [fold.train, fold.val, fold.test]
+    together = np.concatenate(parts)
+    assert len(np.unique(together)) == len(together) == n_images
+    assert (together.min(), together.max()) == (0, n_images - 1)
+    for part in parts:
+        assert len(part)
+        assert part.dtype == np.int32
+        assert (np.diff(part) > 0).all()
+
+
+@ALL
+def test_parts_are_sorted_disjoint_and_complete(data: DataConfig) -> None:
+    for fold in get_split(data).folds:
+        assert_sound(fold, 1200 if data.name == "scenes" else 100)
+        assert len(fold.val) == data.n_val
+        np.testing.assert_array_equal(fold.seen, np.sort(np.concatenate([fold.train, fold.val])))
+
+
+# A changed hash means that every score under the split's name was earned on other images: give it a new name instead.
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [(SCENES, "c9d2ff9db3d1"), (CV10, "c5be1f9558da"), (GIVEN, "6f579d9b0e31")],
+    ids=lambda v: getattr(v, "split", ""),
+)
+def test_hash_is_pinned(data: DataConfig, expected: str) -> None:
+    assert get_split(data).hash == expected
+
+
+@ALL
+def test_hash_follows_the_images(data: DataConfig) -> None:
+    fewer = DataConfig(name=data.name, split=data.split, n_val=data.n_val - 1)
+    assert get_split(data).hash == get_split(data).hash != get_split(fewer).hash
+
+
+def test_world_seed_and_subjects_do_not_move_the_split() -> None:
+    other = DataConfig(world_seed=99, subjects=["subj04"], n_voxels=50, n_repeats=1)
+    assert get_split(other).hash == get_split(SCENES).hash
+
+
+def test_scenes_test_images_follow_the_training_images() -> None:
+    split = get_split(DataConfig(n_train=48, n_val=12, n_test=6))
+    np.testing.assert_array_equal(split.test_ids, np.arange(48, 54))
+
+
+def test_ten_folds_test_every_image_once_and_are_balanced() -> None:
+    split = get_split(CV10)
+    assert len(split.folds) == 10
+    np.testing.assert_array_equal(split.test_ids, np.arange(100))
+    for fold in split.folds:
+        assert [int((LABELS[fold.test] == d).sum()) for d in (6, 9)] == [5, 5]
+        assert [int((LABELS[fold.val] == d).sum()) for d in (6, 9)] == [5, 5]
+
+
+def test_given_split_is_that_of_the_file() -> None:
+    (fold,) = get_split(GIVEN).folds
+    np.testing.assert_array_equal(fold.test, np.arange(90, 100))
+
+
+@pytest.mark.parametrize("n_val", [0, -1, 1000, 5000])
+def test_n_val_that_leaves_nothing(n_val: int) -> None:
+    with pytest.raises(UserError, match=rf"data.n_val={n_val} does not fit split 'scenes'.*from 1 to 999"):
+        get_split(DataConfig(n_val=n_val))
+
+
+def test_split_of_another_data_set() -> None:
+    with pytest.raises(
+        UserError, match=r"unknown split of data=digits69 'scenes'.*Allowed: digits69-cv10, digits69-given"
+    ):
+        get_split(DataConfig(name="digits69", split="scenes"))
