@@ -34,10 +34,8 @@ class Interval:
 def bootstrap_means(values_N: NDArray[np.float64], n_boot: int, seed: int) -> NDArray[np.float64]:
     """(S,) means of resamples with replacement; the resamples depend on N, ``n_boot`` and ``seed`` alone."""
     n = len(values_N)
-    rng = np.random.default_rng(seed)
-    # Counts of a multinomial draw are a resample; (S, N) counts are smaller than (S, N) gathered values.
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=n_boot)
-    return np.asarray(counts @ values_N / n)
+    drawn = np.random.default_rng(seed).integers(n, size=(n_boot, n), dtype=np.int32)
+    return np.asarray(values_N[drawn].mean(1))
 
 
 def bca_levels(values_N: NDArray[np.float64], means_S: NDArray[np.float64], level: float) -> NDArray[np.float64]:
