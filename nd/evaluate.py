@@ -25,6 +25,7 @@ from nd.metrics.reconstructions import check_ids, read_images
 from nd.metrics.score import PerImage, score_images
 from nd.metrics.summary import one_metric, per_image_csv, score_table
 from nd.results.folder import RunFolder, found
+from nd.results.wandb import log_scores
 from nd.schema import Config
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def evaluate(cfg: Config) -> Path:
         write_text(folder.path / "per_image.csv", per_image_csv(image_ids, scored.scores))
         summary = summarise(cfg, scored, image_ids, images.shape[1], facts)
         write_json(folder.path / "scores.json", summary)
+    log_scores(cfg, folder, {name: score["mean"] for name, score in summary["metrics"].items()})
     print(score_table(summary))
     print(f"wrote scores of {len(image_ids)} images at {folder.path / 'scores.json'}")
     return folder.path

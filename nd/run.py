@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import time
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 
 from nd.config import derive, verb
@@ -25,7 +27,7 @@ def run(cfg: Config) -> int:
     """Run every row and print where its scores lie; returns the exit code."""
     begun = time.monotonic()
     entries = entries_of(cfg)
-    chain = Chain({name: action_of(name) for name in ACTIONS})
+    chain = Chain({name: action_of(name, quiet=len(entries) > 1) for name in ACTIONS})
     failures: dict[str, str] = {}
     for entry in entries:
         print(f"{entry.label}")
@@ -57,13 +59,17 @@ def _target_of(name: str, about_target: tuple[str, ...]) -> TargetConfig:
     return derive(Config(), *about_target, f"target={name}").target
 
 
-def action_of(name: str) -> Action:
-    """Return what does a verb: its function, loaded when first needed, or a process of its own."""
+def action_of(name: str, quiet: bool) -> Action:
+    """Return what does a verb: its function, loaded when first needed, or a process of its own.
+
+    With ``quiet`` the verb's own closing lines are left out: of many rows, a line per step says enough.
+    """
 
     def act(cfg: Config) -> None:
         if name in ("reconstruct", "evaluate") and needs_own_process(cfg):
             in_own_process(name, cfg)
-        else:
+            return
+        with redirect_stdout(io.StringIO()) if quiet else nullcontext():
             getattr(importlib.import_module(f"nd.{name}"), name)(cfg)
 
     return act
