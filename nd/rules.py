@@ -10,7 +10,6 @@ from pathlib import Path
 
 from nd.data.prepared import data_folder
 from nd.errors import did_you_mean
-from nd.results.specs import available
 from nd.schema import Config
 
 DIGITS69_IMAGES = {"digits69-cv10": 90, "digits69-given": 90}  # training images of a fold, validation included
@@ -50,11 +49,6 @@ def _files(cfg: Config, verb: str) -> list[str]:
             f"data.file: digits69 is not prepared under {prepared} and no file was given. {SOURCE}. Pass it as"
             " data.file=<path>/digit69_28x28.mat."
         )
-    if cfg.table and verb in ("run", "table", "report"):
-        if cfg.table.endswith((".yaml", ".yml")):
-            found += [] if Path(cfg.table).is_file() else [f"table: there is no file {cfg.table}."]
-        elif cfg.table not in (names := available()):
-            found.append(f"table: {cfg.table} is unknown.{did_you_mean(cfg.table, names)} Tables: {', '.join(names)}.")
     return found
 
 
@@ -128,6 +122,10 @@ def _targets(cfg: Config) -> Iterator[str]:
     yield from _at_least(1, data=cfg.target, names=("max_captions",), key="target")
     if not mapper.alphas or any(alpha <= 0 for alpha in mapper.alphas):
         yield f"mapper.alphas: {mapper.alphas} must hold one or more positive numbers."
+    if mapper.folds < 0 or mapper.folds == 1:
+        yield f"mapper.folds: {mapper.folds} must be 0 (choose alpha on the validation images) or at least 2."
+    if mapper.voxel_power < 0:
+        yield f"mapper.voxel_power: {mapper.voxel_power} must be at least 0."
     for name in ("tower_mean", "tower_std"):
         if len(getattr(cfg.backbone, name)) != 3:
             yield f"backbone.{name}: {getattr(cfg.backbone, name)} must hold three numbers, one per RGB channel."

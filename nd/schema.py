@@ -90,6 +90,10 @@ class MapperConfig:
         choices=("none", "train"),
     )
     refit: bool = opt(True, "after alpha is chosen, fit again on training and validation images together")
+    folds: int = opt(0, "choose alpha over this many folds of the images fitted on; 0: on the validation images")
+    voxel_power: float = opt(
+        0.0, "weigh each voxel by the share of its variance that the target explains, to this power; 0: all alike"
+    )
 
 
 @dataclass(kw_only=True)
@@ -140,7 +144,9 @@ class ProtocolConfig:
     resize_filter: str = opt("bilinear", "filter where pictures have another size", choices=("bilinear", "bicubic"))
     resize_antialias: bool = opt(True, "low-pass before shrinking; never left to a library's default")
     network: str = opt(
-        "efficientnet_lite0", "network of the feature levels; 'none' leaves them out", choices=("efficientnet_lite0", "none")
+        "efficientnet_lite0",
+        "network of the feature levels; 'none' leaves them out",
+        choices=("efficientnet_lite0", "none"),
     )
     network_size: int = opt(128, "side of the images the network sees")
     n_boot: int = opt(2000, "bootstrap resamples of the images")

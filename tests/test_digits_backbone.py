@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 def digits() -> ModuleType:
     path = ROOT / "experiments" / "digits-backbone" / "digits.py"
     spec = importlib.util.spec_from_file_location("digits_backbone_digits", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -71,8 +72,10 @@ def test_distance_is_the_root_mean_square_of_the_best_shift(digits: ModuleType) 
 def test_jitter_adds_copies_that_differ_and_repeats_itself(digits: ModuleType) -> None:
     images = blobs(4, seed=3)
     pool = digits.jittered(images, copies=2, seed=5)
-    assert pool.shape == (12, 28, 28) and pool.dtype == np.uint8
-    assert np.array_equal(pool[:4], images) and not np.array_equal(pool[4:8], images)
+    assert pool.shape == (12, 28, 28)
+    assert pool.dtype == np.uint8
+    assert np.array_equal(pool[:4], images)
+    assert not np.array_equal(pool[4:8], images)
     assert np.array_equal(pool, digits.jittered(images, copies=2, seed=5))
 
 
@@ -86,7 +89,8 @@ def test_reads_the_package_layout(digits: ModuleType, tmp_path: Path) -> None:
         value = [digit / 10] * (28 * 28) * 2
         (tmp_path / f"{digit}.json").write_text(json.dumps({"data": value}), encoding="utf-8")
     images, labels = digits.read_mnist_package(tmp_path)
-    assert images.shape == (20, 28, 28) and labels.tolist() == sorted([*range(10)] * 2)
+    assert images.shape == (20, 28, 28)
+    assert labels.tolist() == sorted([*range(10)] * 2)
     assert images[labels == 4].max() == 102
 
 
@@ -102,10 +106,13 @@ def test_strokes_are_measured() -> None:
 
 def test_captions_say_what_is_drawn() -> None:
     said = digit_captions.captions(stroke(slice(11, 17), lean=8), 1)
-    assert said[0] == "a handwritten one" and said[1] == "a thick one leaning right"
+    assert said[0] == "a handwritten one"
+    assert said[1] == "a thick one leaning right"
     known = set(digit_captions.vocabulary())
     for image in [*blobs(30, seed=4), stroke(slice(12, 14)), np.zeros((28, 28), np.uint8)]:
         said = digit_captions.captions(image, 9)
-        assert len(said) == 5 and said == digit_captions.captions(image, 9)
+        assert len(said) == 5
+        assert said == digit_captions.captions(image, 9)
         words = [caption.split() for caption in said]
-        assert max(map(len, words)) <= digit_captions.MAX_WORDS and known.issuperset(w for ws in words for w in ws)
+        assert max(map(len, words)) <= digit_captions.MAX_WORDS
+        assert known.issuperset(w for ws in words for w in ws)

@@ -103,6 +103,65 @@ def test_penalty_is_the_best_on_validation_images_for_every_group() -> None:
     assert found["signal"] < found["noise"]
 
 
+def test_folds_choose_the_penalty_over_all_images_fitted_on() -> None:
+    voxels, targets = linear_brain(60, 80, 5, noise=6.0)
+    alphas = [1.0, 30.0, 300.0, 3e3, 3e4]
+    mapper = Ridge(MapperConfig(alphas=alphas, folds=4))
+    mapper.fit(fold(voxels, targets, 45))
+    errors = np.zeros(len(alphas))
+    total = 0.0
+    for k in range(4):
+        held = np.arange(60) % 4 == k
+        mean = targets[~held].mean(0)
+        total += ((targets[held] - mean) ** 2).sum()
+        for i, alpha in enumerate(alphas):
+            oracle = linear_model.Ridge(alpha=alpha).fit(z_score(voxels[~held], voxels[~held]), targets[~held])
+            errors[i] += ((oracle.predict(z_score(voxels[~held], voxels[held])) - targets[held]) ** 2).sum()
+    (found,) = mapper.details()["groups"]
+    assert found["unexplained"] == pytest.approx(errors / total, rel=1e-3)
+    assert found["alpha"] == alphas[int(errors.argmin())]
+
+
+def test_folds_of_a_mapper_that_is_judged_on_validation_images_do_not_see_them() -> None:
+    voxels, targets = linear_brain(60, 40, 5, noise=6.0)
+    one, other = (Ridge(MapperConfig(folds=5, refit=False, voxel_power=1.0)) for _ in range(2))
+    one.fit(fold(voxels, targets, 45))
+    voxels[45:], targets[45:] = voxels[45:] * 3 + 1, -targets[45:]
+    other.fit(fold(voxels, targets, 45))
+    assert one.details() == other.details()
+    assert all(np.array_equal(one.state()[k], other.state()[k]) for k in one.state())
+
+
+def test_more_folds_than_images() -> None:
+    with pytest.raises(UserError, match=r"mapper.folds=61 folds cannot be cut from 60 images"):
+        Ridge(MapperConfig(folds=61)).fit(fold(*linear_brain(60, 40, 5), 45))
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_voxel_weights_equal_ridge_on_weighted_voxels(power: float) -> None:
+    voxels, targets = linear_brain(60, 90, 25, noise=3.0)
+    mapper = Ridge(MapperConfig(alphas=[40.0], refit=False, voxel_power=power))
+    mapper.fit(fold(voxels, targets, 45))
+    scaled = z_score(voxels[:45], voxels)
+    left = np.linalg.svd((targets[:45] - targets[:45].mean(0)).astype(float), full_matrices=False)[0][:, :10]
+    explained = ((left.T @ scaled[:45]) ** 2).sum(0) / 45
+    weights = explained**power / np.sqrt((explained ** (2 * power)).mean())
+    oracle = linear_model.Ridge(alpha=40.0).fit(scaled[:45] * weights, targets[:45].astype(float))
+    np.testing.assert_allclose(mapper.predict(voxels), oracle.predict(scaled * weights), rtol=1e-3, atol=1e-3)
+
+
+def test_voxel_weights_find_the_voxels_that_respond() -> None:
+    voxels, targets = linear_brain(160, 40, 6, noise=2.0)
+    silent = np.random.default_rng(5).normal(size=(160, 2000)).astype(np.float32)
+    everything = np.concatenate([voxels, silent], axis=1)
+    scores = {}
+    for power in (0.0, 1.0):
+        mapper = Ridge(MapperConfig(refit=False, voxel_power=power))
+        mapper.fit(fold(everything, targets, 120))
+        scores[power] = mapper.details()["scores"]["unexplained"]
+    assert scores[1.0] < 0.8 * scores[0.0]
+
+
 def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     voxels, targets = linear_brain(50, 30, 11)
     whole, blocked = (Ridge(MapperConfig(rescale="train")) for _ in range(2))

@@ -1,7 +1,8 @@
 """Closed-form ridge regression from voxels to a target, its penalty chosen on the validation images.
 
 Every group of columns (each layer of g, or the whole target) has one penalty: the one with the smallest squared error
-on the validation images after fitting on the training images. Squared error and not correlation, because predictions
+on the validation images after fitting on the training images, or, where images are few, over `folds` folds of all the
+images it is then fitted on. Squared error and not correlation, because predictions
 are used for their size as well as for their direction: z starts the sampler, and guidance minimises a squared error.
 Penalties add to the un-normalised Gram matrix of z-scored voxels, as in scikit-learn.
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,11 +26,22 @@ from nd.errors import UserError
 from nd.mappers.base import Columns, FoldData, Group
 from nd.mappers.spectrum import Spectrum, decompose
 from nd.mappers.validation import ValidationScores
+from nd.mappers.voxel_weights import leading_components, voxel_weights
 from nd.schema import MapperConfig
 
 log = logging.getLogger(__name__)
 
 BLOCK_NUMBERS = 1 << 23  # numbers of one block of targets: 32 MB in float32
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A fit on some images, and what it predicts others from, under every penalty."""
+
+    spectrum: Spectrum
+    fitted_ids: NDArray[np.int32]
+    held_ids: NDArray[np.int32]
+    projected: Tensor  # (A, N, R)
 
 
 class Ridge:
@@ -62,16 +75,14 @@ class Ridge:
         return self._details
 
     def fit(self, data: FoldData) -> None:
-        """Choose penalties on the validation images, then fit (on both parts when `refit` is set)."""
-        scaler = Scaler.fit(data.train_voxels)
-        spectrum = self._decompose(scaler, data.train_voxels)
-        chosen = self._choose(data, spectrum, self._tensor(scaler.transform(data.val_voxels)))
-        ids = data.train_ids
+        """Choose penalties on images held out from fitting, then fit (on both parts when `refit` is set)."""
+        voxels, ids = data.train_voxels, data.train_ids
         if self.config.refit:
-            voxels = np.concatenate([data.train_voxels, data.val_voxels])
-            ids = np.concatenate([data.train_ids, data.val_ids])
-            scaler = Scaler.fit(voxels)
-            spectrum = self._decompose(scaler, voxels)
+            voxels = np.concatenate([voxels, data.val_voxels])
+            ids = np.concatenate([ids, data.val_ids])
+        chosen = self._choose(data, self._trials(data, voxels, ids))
+        scaler = self._scaler(data, voxels, ids)
+        spectrum = self._decompose(scaler, voxels)
         mean, coefficients = self._solve(data, ids, spectrum, chosen)
         self._arrays = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale, "target_mean": mean}
         self._arrays |= _compact(spectrum.right.cpu(), coefficients)
@@ -89,14 +100,36 @@ class Ridge:
 
     # ---- choosing --------------------------------------------------------------------------------------------------
 
-    def _choose(self, data: FoldData, spectrum: Spectrum, val_NV: Tensor) -> dict[str, float]:
-        """The penalty of every group; records all validation scores."""
+    def _trials(self, data: FoldData, voxels: NDArray[np.float32], ids: NDArray[np.int32]) -> list[Trial]:
+        """One trial on the validation images, or one for each of `folds` folds of the images to be fitted on."""
+        if not self.config.folds:
+            return [self._trial(data, data.train_voxels, data.train_ids, data.val_voxels, data.val_ids)]
+        if self.config.folds > len(ids):
+            raise UserError(f"mapper.folds={self.config.folds} folds cannot be cut from {len(ids)} images; use fewer.")
+        rank = np.argsort(np.argsort(ids))  # every folds-th image, whatever the order of the rows
+        folds = [rank % self.config.folds == k for k in range(self.config.folds)]
+        return [self._trial(data, voxels[~held], ids[~held], voxels[held], ids[held]) for held in folds]
+
+    def _trial(
+        self,
+        data: FoldData,
+        voxels: NDArray[np.float32],
+        ids: NDArray[np.int32],
+        held_voxels: NDArray[np.float32],
+        held_ids: NDArray[np.int32],
+    ) -> Trial:
+        scaler = self._scaler(data, voxels, ids)
+        spectrum = self._decompose(scaler, voxels)
+        gains_AR = torch.stack([spectrum.gain(alpha) for alpha in sorted(self.config.alphas)]).float()
+        held_NR = self._tensor(scaler.transform(held_voxels)) @ spectrum.right
+        return Trial(spectrum, ids, held_ids, held_NR * gains_AR[:, None])
+
+    def _choose(self, data: FoldData, trials: list[Trial]) -> dict[str, float]:
+        """The penalty of every group; records all scores of the images held out."""
         alphas = sorted(self.config.alphas)
-        gains_AR = torch.stack([spectrum.gain(alpha) for alpha in alphas]).float()
-        projected_ANR = (val_NV @ spectrum.right) * gains_AR[:, None]
         chosen, groups, overall = {}, [], None
         for group in data.groups:
-            scores = self._validate(data, spectrum, projected_ANR, group)
+            scores = self._validate(data, trials, group)
             best = int(scores.unexplained().argmin())
             chosen[group.name] = alphas[best]
             groups.append(_group_details(group, alphas, best, scores))
@@ -106,15 +139,22 @@ class Ridge:
         self._details = {"alphas": alphas, "groups": groups, "scores": overall.summary()}
         return chosen
 
-    def _validate(self, data: FoldData, spectrum: Spectrum, projected_ANR: Tensor, group: Group) -> ValidationScores:
-        scores, flat = ValidationScores(), projected_ANR.flatten(0, 1)
-        for start, stop in _blocks(group, len(data.train_ids)):
-            train_NK = self._columns(data.targets, data.train_ids, start, stop)
-            mean_K = train_NK.mean(0)
-            predicted = flat @ spectrum.components(train_NK - mean_K)
-            true_NK = self._columns(data.targets, data.val_ids, start, stop) - mean_K
-            scores.add(predicted.unflatten(0, projected_ANR.shape[:2]), true_NK)
+    def _validate(self, data: FoldData, trials: list[Trial], group: Group) -> ValidationScores:
+        """Scores over the held-out images of all trials, each relative to the mean of its trial's fitted images."""
+        scores = ValidationScores()
+        for start, stop in _blocks(group, sum(len(trial.held_ids) for trial in trials) + len(data.train_ids)):
+            parts = [self._held_out(data, trial, start, stop) for trial in trials]
+            predicted_ANK, true_NK = (torch.cat(both, dim=-2) for both in zip(*parts, strict=True))
+            scores.add(predicted_ANK, true_NK)
         return scores
+
+    def _held_out(self, data: FoldData, trial: Trial, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Predictions (A, N, K) and truths (N, K) of a trial's held-out images."""
+        fitted_NK = self._columns(data.targets, trial.fitted_ids, start, stop)
+        mean_K = fitted_NK.mean(0)
+        predicted = trial.projected.flatten(0, 1) @ trial.spectrum.components(fitted_NK - mean_K)
+        true_NK = self._columns(data.targets, trial.held_ids, start, stop) - mean_K
+        return predicted.unflatten(0, trial.projected.shape[:2]), true_NK
 
     # ---- fitting ---------------------------------------------------------------------------------------------------
 
@@ -142,6 +182,16 @@ class Ridge:
 
     def _tensor(self, values: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+    def _scaler(self, data: FoldData, voxels: NDArray[np.float32], ids: NDArray[np.int32]) -> Scaler:
+        """Z-scores voxels and multiplies them by their weights, all found on the given images."""
+        scaler = Scaler.fit(voxels)
+        if self.config.voxel_power == 0:
+            return scaler
+        spans = [span for group in data.groups for span in _blocks(group, len(ids))]
+        components_NK = leading_components(data.targets.columns(ids, *span) for span in spans)
+        weights_V = voxel_weights(scaler.transform(voxels), components_NK, self.config.voxel_power)
+        return Scaler(mean=scaler.mean, scale=scaler.scale / weights_V)
 
     def _decompose(self, scaler: Scaler, voxels: NDArray[np.float32]) -> Spectrum:
         return decompose(self._tensor(scaler.transform(voxels)))
