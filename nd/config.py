@@ -24,13 +24,15 @@ from omegaconf import DictConfig
 from nd.composing import HYDRA_VERSION_BASE, assemble, conf_dir, search_folders, search_path
 from nd.errors import UserError
 from nd.overrides import Reading, read
+from nd.results.specs import expand, load_spec
 from nd.rules import contradictions, without_effect
 from nd.schema import Config
 
 # Groups on whose choice the rules between fields hang: where it was no option, only the fields are checked.
 DECISIVE = {"data", "experiment", "method", "protocol", "backbone"}
 SWITCHES = ("run", "multirun", "resolve", "hydra-help", "shell-completion")  # Hydra's, passed on
-INTERRUPTED = 130  # what shells report: 128 + SIGINT
+INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
+TABLE_VERBS = ("run", "table", "report")  # work on every row of a table where one is named
 
 Verb = Callable[[Config], Path | int | None]
 
@@ -47,8 +49,12 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: with every problem of the overrides, of the files of conf/ and between fields.
     """
+    return _compose(overrides)
+
+
+def _compose(overrides: Sequence[str], name: str = "") -> Config:
     reading = read(overrides, search_folders(overrides))
-    config, problems = _examine(reading.single(), reading)
+    config, problems, _ = _examine(reading.single(), reading, name)
     if reading.problems or problems:
         raise UserError(report([*reading.problems, *problems]))
     return config
@@ -56,12 +62,39 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
 def _examine(
     overrides: list[str], reading: Reading, name: str = "", multirun: bool = False
-) -> tuple[Config, list[str]]:
-    """Compose one combination of what was read and list its problems, contradictions between fields included."""
+) -> tuple[Config, list[str], list[str]]:
+    """Compose one combination of what was read; return it with its problems and its warnings.
+
+    A verb that works on a table composes every row of it anew, so its rows are examined instead.
+    """
     config, problems = assemble(overrides + search_path(reading.hydra))
-    if not reading.lost & DECISIVE and not any(problem.startswith("conf:") for problem in problems):
-        problems += contradictions(config, name, multirun)
-    return config, problems
+    if reading.lost & DECISIVE or any(problem.startswith("conf:") for problem in problems):
+        return config, problems, []
+    rows = [config]
+    if name in TABLE_VERBS and config.table:
+        rows, found = _rows(config)
+        problems += found
+    problems += [problem for row in rows for problem in contradictions(row, name, multirun)]
+    if problems:
+        return config, problems, []
+    warnings = [without_effect(row, [one.key for one in reading.given], name) for row in rows]
+    return config, [], [one for one in warnings[0] if all(one in others for others in warnings)]
+
+
+def _rows(config: Config) -> tuple[list[Config], list[str]]:
+    """Compose every row of the table a configuration names; return them with the problems met."""
+    problems: list[str] = []
+
+    def loosely(cfg: Config, *extra: str) -> Config:
+        row = read([*cfg.overrides, *extra], search_folders(cfg.overrides))
+        composed, found = assemble(row.single() + search_path(row.hydra))
+        problems.extend([*row.problems, *found])
+        return composed
+
+    try:
+        return [entry.cfg for entry in expand(load_spec(config.table), config, loosely)], problems
+    except UserError as error:
+        return [], [str(error)]
 
 
 def derive(cfg: Config, *extra: str) -> Config:
@@ -85,7 +118,7 @@ def verb(function: Verb) -> Callable[..., NoReturn]:
             code = 2
         except BrokenPipeError:  # the reader of a pipe (`nd train --help | head`) has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 0
+            code = BROKEN_PIPE
         except KeyboardInterrupt:
             print(f"\nnd {name}: interrupted. The same command again resumes.", file=sys.stderr)
             code = INTERRUPTED
@@ -103,10 +136,9 @@ def check(name: str, overrides: Sequence[str], multirun: bool = False) -> Readin
     reading = read(overrides, search_folders(overrides), multirun)
     problems, warnings = list(reading.problems), []
     for combination in reading.combinations():
-        config, found = _examine(combination, reading, name, multirun)
-        if not found:
-            warnings += without_effect(config, [one.key for one in reading.given], name)
+        _, found, remarks = _examine(combination, reading, name, multirun)
         problems += found
+        warnings += remarks
     if problems:
         raise UserError(report(problems))
     if os.environ.get("LOCAL_RANK", "0") == "0":  # further processes of one job would only repeat it
@@ -162,7 +194,7 @@ def _run_hydra(function: Verb, argv: list[str]) -> int:
         choices = HydraConfig.get()
         overrides = [*search_path(choices.overrides.hydra), *choices.overrides.task]
         try:
-            result = function(compose(overrides))
+            result = function(_compose(overrides, function.__name__))
             codes.append(result if isinstance(result, int) else 0)
         except UserError as error:
             if (

@@ -1,6 +1,8 @@
-"""`nd doctor`: what is present, what is missing, how large, and under which terms; nothing is written.
+"""`nd doctor`: whether this machine can run the composed configuration; nothing is written.
 
-The exit code is 0 only when everything the composed configuration needs is there or is made by nd itself.
+Says which versions, devices, memory and disk there are, which data and weights are needed, present or missing, how
+large they are and under which terms, and roughly how much memory the largest steps take. The exit code is 0 when
+everything is there or is made by nd itself, 1 when something is missing.
 """
 
 from __future__ import annotations
@@ -22,8 +24,7 @@ MARKS = {"ok": "ok     ", "made": "to make", "missing": "MISSING"}
 
 
 def doctor(cfg: Config) -> int:
-    """Say whether this machine can run the composed configuration: versions, device, memory, disk, data, weights with
-    sizes and licences, and a rough memory estimate. Exit code 0 when it can, 1 when something is missing."""
+    """Print what is there and what is missing; returns the exit code."""
     found = needs(cfg)
     for title, lines in (
         ("software", _software()),

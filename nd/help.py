@@ -1,4 +1,4 @@
-"""The texts of ``nd --help`` and ``nd VERB --help``, made from the verbs' docstrings, conf/ and the schema.
+"""The texts of ``nd --help`` and ``nd VERB --help``, made from the docstrings of the verbs, conf/ and the schema.
 
 Nothing here imports a verb: docstrings are read from the source, so help answers at once.
 """
@@ -67,7 +67,7 @@ def verb_help(name: str, overrides: Sequence[str] = ()) -> str:
     lines = [
         f"usage  nd {name} [group=option] [group.field=value] [-m] [--cfg job]",
         "",
-        *_wrapped(_docstring(name) or VERBS.get(name, ""), ""),
+        *(line for paragraph in _description(name) for line in _wrapped(paragraph, "")),
         "",
         "groups (group=option)",
         *_groups(conf_dir()),
@@ -90,15 +90,13 @@ def _composed(overrides: Sequence[str]) -> tuple[Config, str]:
         return compose(), "with nothing given"
 
 
-def _docstring(name: str) -> str:
-    """Return the first paragraph of the docstring of the verb's function, read without importing its module."""
+def _description(name: str) -> list[str]:
+    """Return the paragraphs of the docstring of the verb's module, read without importing it."""
     file = Path(__file__).parent / f"{name}.py"
     if not file.is_file():
-        return ""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    texts = [ast.get_docstring(node) for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    text = next((text for text in [*texts, ast.get_docstring(tree)] if text), "")
-    return " ".join(text.split("\n\n")[0].split())
+        return [VERBS.get(name, "")]
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or VERBS.get(name, "")
+    return [" ".join(paragraph.replace("``", "`").split()) for paragraph in text.split("\n\n")]
 
 
 def _groups(folder: Path) -> Iterator[str]:
@@ -107,8 +105,13 @@ def _groups(folder: Path) -> Iterator[str]:
 
 
 def _fields(node: Any, prefix: str = "") -> Iterator[str]:
-    """Yield one entry per field: name, composed value, comment, allowed values."""
-    for one in fields(node):
+    """Yield one entry per field: name, composed value, comment, allowed values; fields of no group last."""
+    ordered = sorted(fields(node), key=lambda one: not is_dataclass(one.default_factory))
+    first_of_root = next((one.name for one in ordered if not prefix and not is_dataclass(one.default_factory)), "")
+    for one in ordered:
+        if one.name == first_of_root:
+            yield ""
+            yield "  of no group:"
         value = getattr(node, one.name)
         if is_dataclass(one.default_factory):
             yield ""

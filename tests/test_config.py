@@ -309,8 +309,33 @@ def test_digits69_without_its_file_names_the_source(tmp_path: Path) -> None:
 
 
 def test_an_unknown_table_is_named() -> None:
-    with pytest.raises(UserError, match="table: scens is unknown"):
+    with pytest.raises(UserError, match=r"unknown table 'scens'. Did you mean 'scenes'\?"):
         check("run", ["table=scens"])
+
+
+def test_the_rows_of_a_table_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"data\.file: digits69 is not prepared"):
+        check("run", ["table=digits69", f"paths.root={tmp_path}"])
+    with pytest.raises(UserError, match=r"kappa: -1\.0 is negative"):
+        check("table", ["table=scenes", "guidance.kappa=-1"])
+    check("table", ["table=digits69", "protocol=digits69"])  # its rows have the data that fit
+    check("run", ["table=scenes", "guidance.eta=.5", "method.steps=10"])  # idle in some rows only
+    assert capsys.readouterr().err == ""
+    check("run", ["table=scenes", "data.file=" + str(tmp_path)])
+    assert "data.file has no effect" in capsys.readouterr().err
+
+
+def test_mistakes_in_a_table_are_found_before_it_runs(tmp_path: Path) -> None:
+    spec = tmp_path / "mine.yaml"
+    spec.write_text(
+        "title: Mine\nexperiment: scenes\nsubjects: [subj01]\ncolumns: [{metric: pixcorr}]\n"
+        "rows:\n  - {label: a, overrides: [method=neuraldifuser]}\n  - {label: b, overrides: [guidance.eta=7]}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(UserError) as caught:
+        check("run", [f"table={spec}"])
+    assert "method=neuraldifuser: unknown option. Did you mean 'neuraldiffuser'" in str(caught.value)
+    assert "guidance.eta: 7.0 lies outside" in str(caught.value)
 
 
 @pytest.mark.parametrize(
