@@ -104,7 +104,7 @@ def test_ssim_of_photographs_is_two_dimensional() -> None:
     value = float(ssim(x, y))
     assert value == pytest.approx(by_skimage(x[0], y[0]), abs=1e-9)
     by_columns = by_skimage(x[0], y[0], channel_axis=-1)  # what multichannel=True meant in scikit-image 0.17
-    assert by_columns > value + 0.05
+    assert by_columns > value + 0.03
 
 
 def test_ssim_is_one_for_equal_pictures_and_needs_eleven_pixels() -> None:
