@@ -70,6 +70,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         _HELD.discard(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # at once, even where a child that is starting still shares it
         os.close(descriptor)
 
 
