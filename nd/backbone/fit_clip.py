@@ -7,7 +7,7 @@ Shapes: N pictures, K captions of each, B batch, L tokens, D text width, E embed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nd.backbone.fit_vae import as_tensor
-from nd.backbone.loop import Draw, Optimisation, fit
+from nd.backbone.loop import Draw, Optimisation, fit, is_falling
 
 # Pictures enter as 2x - 1: mean and deviation of one half, declared in open_clip_config.json.
 PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
@@ -35,12 +35,15 @@ class ClipRecipe:
     image_layers: int = 12
     image_head_width: int = 32
     patch: int = 8
+    # Half of the patches are hidden until the learning rate falls: twice the pictures a second, and the last stretch
+    # sees whole pictures (FLIP, Li et al. 2023, section 3.1).
+    patch_dropout: float = 0.5
     text_width: int = 128
     text_heads: int = 4
     text_layers: int = 3
     how: Optimisation = field(
         default_factory=lambda: Optimisation(
-            steps=1800, batch=128, learning_rate=1e-3, warmup=150, weight_decay=0.05, average=0.99
+            steps=1400, batch=128, learning_rate=1e-3, warmup=150, weight_decay=0.05, average=0.99
         )
     )
 
@@ -75,10 +78,12 @@ def fit_clip(
 ) -> CLIP:
     """Both towers fitted to uint8 RGB pictures and their captions (the same number for every picture)."""
     torch.manual_seed(seed)
-    model = CLIP(**clip_config(recipe, images_NHW3.shape[1], tokenizer))
+    config = clip_config(recipe, images_NHW3.shape[1], tokenizer)
+    model = CLIP(**config | {"vision_cfg": config["vision_cfg"] | {"patch_dropout": recipe.patch_dropout}})
     ids_NKL = tokenize(tokenizer, captions)
 
     def loss_of_step(draw: Draw) -> Tensor:
+        model.visual.patch_dropout.prob = 0.0 if is_falling(draw.step, recipe.how) else recipe.patch_dropout
         rows = draw.numpy.integers(len(images_NHW3), size=recipe.how.batch)
         ids_BL = ids_NKL[rows, draw.numpy.integers(ids_NKL.shape[1], size=len(rows))]
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.how.bf16):
@@ -157,8 +162,3 @@ def embed_images(model: CLIP, images_NHW3: NDArray[np.uint8], batch: int = 128) 
 def embed_texts(model: CLIP, ids_NL: Tensor) -> Tensor:
     """Unit-length caption embeddings (N, E)."""
     return model.encode_text(ids_NL, normalize=True)
-
-
-def recipe_numbers(recipe: ClipRecipe) -> dict[str, Any]:
-    """The recipe as plain numbers, for the record."""
-    return asdict(recipe)

@@ -1,7 +1,7 @@
 """The one training loop behind the autoencoder, the CLIP and the denoiser: resumable, bf16, with a moving average.
 
 Every step draws from generators seeded by (seed, step), so a run that was interrupted sees the same batches as one
-that was not.
+that was not. In several processes (torch.distributed) each draws batches of its own and the gradients are averaged.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
@@ -57,9 +58,31 @@ def rate_factor(step: int, how: Optimisation) -> float:
     return max(0.0, min(1.0, (step + 1) / max(1, how.warmup), falling))
 
 
+def is_falling(step: int, how: Optimisation) -> bool:
+    """Whether the learning rate has begun its final fall."""
+    return how.steps - step < how.decay_share * how.steps
+
+
+def rank() -> int:
+    """Number of this process; 0 where there is one only."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def share_gradients(model: nn.Module) -> None:
+    """Average the gradients over the processes; nothing where there is one only."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients]) / dist.get_world_size()
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
 def draw_of_step(seed: int, step: int) -> Draw:
-    """Generators that depend on (seed, step) only."""
-    rng = np.random.default_rng([seed, step])
+    """Generators that depend on (seed, step, rank of the process) only; PyTorch's global one is seeded likewise."""
+    rng = np.random.default_rng([seed, step, rank()] if rank() else [seed, step])
+    torch.manual_seed(int(rng.integers(2**62)))  # for layers that draw by themselves, such as dropout
     return Draw(step, rng, torch.Generator().manual_seed(int(rng.integers(2**62))))
 
 
@@ -117,6 +140,7 @@ class _Run:
             group["lr"] = self.how.learning_rate * rate_factor(self.step, self.how)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        share_gradients(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
         self.optimiser.step()
         self.step += 1
@@ -131,6 +155,8 @@ class _Run:
                 p.copy_(averaged)
 
     def save(self, after: AfterCheckpoint | None) -> None:
+        if rank():
+            return  # all processes hold the same weights
         if self.checkpoint is not None:
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             partial = self.checkpoint.with_suffix(".partial")

@@ -1,0 +1,168 @@
+"""Fit the denoiser of a small backbone: noise prediction on scaled latents, given the text encoder's hidden states.
+
+Shapes: N pictures, K captions of each, B batch, C h w latent channels, rows and columns, L tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from nd.backbone.fit_clip import tokenize
+from nd.backbone.loop import AfterCheckpoint, Draw, Optimisation, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnetRecipe:
+    """Sizes and training of the denoiser. Attention to the text at all resolutions but the finest."""
+
+    widths: tuple[int, ...] = (40, 80, 128)
+    layers_per_block: int = 1
+    heads: int = 4
+    norm_groups: int = 8
+    empty_share: float = 0.1  # classifier-free guidance needs the unconditional prediction too
+    mean_share: float = 0.5  # of the others: the mean over several captions, which is what decoding predicts
+    snr_cap: float = 5.0  # min-SNR weighting, Hang et al. 2023
+    how: Optimisation = field(
+        default_factory=lambda: Optimisation(steps=9000, batch=64, learning_rate=1e-3, warmup=300, average=0.999)
+    )
+
+
+def sd_scheduler() -> DDIMScheduler:
+    """Stable Diffusion v1's noise schedule (its scheduler_config.json)."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        steps_offset=1,
+        set_alpha_to_one=False,
+        clip_sample=False,
+        prediction_type="epsilon",
+    )
+
+
+def build_unet(recipe: UnetRecipe, latent_size: int, latent_channels: int, text_width: int) -> UNet2DConditionModel:
+    """An untrained denoiser."""
+    attending = len(recipe.widths) - 1
+    return UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=recipe.widths,
+        layers_per_block=recipe.layers_per_block,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * attending,
+        up_block_types=("CrossAttnUpBlock2D",) * attending + ("UpBlock2D",),
+        cross_attention_dim=text_width,
+        attention_head_dim=recipe.heads,  # as in Stable Diffusion v1, diffusers reads this as the number of heads
+        norm_num_groups=recipe.norm_groups,
+    )
+
+
+def fit_unet(
+    latents_NChw: Tensor,
+    states_NKLD: NDArray[np.float16],
+    empty_LD: NDArray[np.float16],
+    recipe: UnetRecipe,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    after_checkpoint: AfterCheckpoint | None = None,
+) -> UNet2DConditionModel:
+    """The denoiser fitted to scaled latents and the hidden states of their captions (`encode_captions`).
+
+    empty_LD: the hidden states of the empty caption. The other arguments are those of `nd.backbone.loop.fit`.
+    """
+    torch.manual_seed(seed)
+    _, channels, size, _ = latents_NChw.shape
+    model = build_unet(recipe, size, channels, states_NKLD.shape[-1])
+    signal = sd_scheduler().alphas_cumprod
+
+    def loss_of_step(draw: Draw) -> Tensor:
+        rows = draw.numpy.integers(len(latents_NChw), size=recipe.how.batch)
+        condition_BLD = draw_conditions(states_NKLD[rows], empty_LD, recipe, draw.numpy)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.how.bf16):
+            return unet_loss(model, latents_NChw[rows], condition_BLD, signal, recipe.snr_cap, draw.torch)
+
+    fit(model, loss_of_step, recipe.how, seed=seed, checkpoint=checkpoint, after_checkpoint=after_checkpoint)
+    return model
+
+
+def draw_conditions(
+    states_BKLD: NDArray[np.float16], empty_LD: NDArray[np.float16], recipe: UnetRecipe, rng: np.random.Generator
+) -> Tensor:
+    """(B, L, D): for each picture the empty caption, one caption, or the mean over a random subset of its captions."""
+    batch, n = states_BKLD.shape[:2]
+    # How many captions enter each mean: 1, or anything up to all of them; ranks of random numbers choose which.
+    counts = np.where(rng.random(batch) < recipe.mean_share, rng.integers(1, n + 1, batch), 1)
+    chosen_BK = rng.random((batch, n)).argsort(1) < counts[:, None]
+    weights_BK = chosen_BK / counts[:, None]
+    mean_BLD = np.einsum("bk,bkld->bld", weights_BK.astype(np.float32), states_BKLD.astype(np.float32))
+    mean_BLD[rng.random(batch) < recipe.empty_share] = empty_LD
+    return torch.from_numpy(mean_BLD)
+
+
+def unet_loss(
+    model: UNet2DConditionModel,
+    latents_BChw: Tensor,
+    condition_BLD: Tensor,
+    signal: Tensor,
+    snr_cap: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Squared error of the predicted noise, weighted by min(SNR, cap) / SNR. signal: alpha-bar of every timestep."""
+    steps_B = torch.randint(len(signal), (len(latents_BChw),), generator=generator)
+    noise_BChw = torch.randn(latents_BChw.shape, generator=generator)
+    kept_B111 = signal[steps_B].view(-1, 1, 1, 1)
+    noisy_BChw = kept_B111.sqrt() * latents_BChw + (1 - kept_B111).sqrt() * noise_BChw
+    predicted_BChw = model(noisy_BChw, steps_B, condition_BLD).sample.float()
+    snr_B111 = kept_B111 / (1 - kept_B111)
+    return (snr_B111.clamp(max=snr_cap) / snr_B111 * (predicted_BChw - noise_BChw).square()).mean()
+
+
+@torch.inference_mode()
+def encode_captions(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Sequence[Sequence[str]], batch: int = 256
+) -> NDArray[np.float16]:
+    """The text encoder's last hidden states of every caption: (N, K, L, D) float16."""
+    parts = []
+    for start in range(0, len(captions), batch):
+        ids_BKL = tokenize(tokenizer, captions[start : start + batch])
+        states_MLD = encoder(ids_BKL.flatten(0, 1)).last_hidden_state
+        parts.append(states_MLD.unflatten(0, ids_BKL.shape[:2]).half().numpy())
+    return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def generate(
+    model: UNet2DConditionModel,
+    condition_NLD: Tensor,
+    empty_LD: Tensor,
+    *,
+    guidance: float,
+    steps: int,
+    seed: int,
+    batch: int = 64,
+) -> Tensor:
+    """Scaled latents (N, C, h, w) sampled with DDIM and classifier-free guidance, for looking at and for quality."""
+    scheduler = sd_scheduler()
+    scheduler.set_timesteps(steps)
+    size, channels = model.config["sample_size"], model.config["in_channels"]
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for condition_BLD in condition_NLD.split(batch):
+        latents_BChw = torch.randn((len(condition_BLD), channels, size, size), generator=generator)
+        both_2BLD = torch.cat([empty_LD.expand_as(condition_BLD), condition_BLD])
+        for t in scheduler.timesteps:
+            without, given = model(torch.cat([latents_BChw] * 2), t, both_2BLD).sample.chunk(2)
+            latents_BChw = scheduler.step(without + guidance * (given - without), t, latents_BChw).prev_sample
+        out.append(latents_BChw)
+    return torch.cat(out)
