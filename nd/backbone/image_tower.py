@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import open_clip
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
 from nd.backbone.weights import PACKAGE, fetch, hash_folder, shipped_folder
 from nd.errors import UserError, unknown
@@ -64,6 +64,9 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _split(spec: str) -> tuple[str, str]:
+    import open_clip  # takes seconds; hashing a local folder does without
+    from open_clip.pretrained import list_pretrained_tags_by_model
+
     model, _, tag = spec.partition(":")
     if model not in open_clip.list_models():
         raise unknown(f"open_clip model ({FIELD})", model, [m for m in open_clip.list_models() if m.startswith("ViT")])
@@ -74,6 +77,9 @@ def _split(spec: str) -> tuple[str, str]:
 
 
 def _tag_settings(model: str, tag: str) -> dict[str, Any]:
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
     settings = get_pretrained_cfg(model, tag)
     config = open_clip.get_model_config(model) or {}
     if config.get("quick_gelu", False) and not settings.get("quick_gelu", False):
@@ -103,8 +109,22 @@ def _tag_file(spec: str) -> Path:
 
 
 def _create(spec: str, name: str, **options: Any) -> Any:
+    import open_clip
+
     try:
-        return open_clip.create_model(name, require_pretrained=True, **options)
+        with _quiet():
+            return open_clip.create_model(name, require_pretrained=True, **options)
     except Exception as error:  # open_clip and safetensors raise their own, OS, JSON and plain errors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{FIELD}={spec}: open_clip cannot load it ({reason}). Is the folder whole?") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep open_clip's progress, which it logs as the root logger's own, out of the user's terminal."""
+    root, only_warnings = logging.getLogger(), lambda record: record.levelno >= logging.WARNING
+    root.addFilter(only_warnings)
+    try:
+        yield
+    finally:
+        root.removeFilter(only_warnings)

@@ -59,7 +59,8 @@ def fit_fold(
         mapper.fit(fold_data(subject, split.folds[fold], store, cfg.target.layers))
         save(path, mapper, cfg.mapper, origin_of(cfg, subject, split, fold, features.fingerprint), features.shape)
     details: dict[str, Any] = read_details(path)["details"]
-    log.info("target %s, fold %d: %s", cfg.target.name, fold, details["scores"])
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in details["scores"].items())
+    log.info("target %s, fold %d of %d: %s", cfg.target.name, fold + 1, len(split.folds), scores)
     return details
 
 

@@ -135,7 +135,7 @@ class Ridge:
             groups.append(_group_details(group, alphas, best, scores))
             overall = scores.at(best) if overall is None else overall.merge(scores.at(best))
         assert overall is not None, "a target has at least one group"
-        _warn_at_edge(alphas, chosen)
+        _warn_at_edge(alphas, groups)
         self._details = {"alphas": alphas, "groups": groups, "scores": overall.summary()}
         return chosen
 
@@ -238,7 +238,9 @@ def _group_details(group: Group, alphas: list[float], best: int, scores: Validat
     return {"name": group.name, "columns": [group.start, group.stop], "alpha": alphas[best], **rounded}
 
 
-def _warn_at_edge(alphas: list[float], chosen: dict[str, float]) -> None:
-    edges = {name: alpha for name, alpha in chosen.items() if len(alphas) > 1 and alpha in (alphas[0], alphas[-1])}
-    if edges:
-        log.warning("the best of mapper.alphas lies at the end of the list for %s; a wider list may do better", edges)
+def _warn_at_edge(alphas: list[float], groups: list[dict[str, Any]]) -> None:
+    """Say so when a wider list of penalties might do better; where nothing can be decoded, none would."""
+    ends = (alphas[0], alphas[-1])
+    at_end = {g["name"]: g["alpha"] for g in groups if g["alpha"] in ends and min(g["unexplained"]) < 1}
+    if at_end and len(alphas) > 1:
+        log.warning("the best of mapper.alphas lies at the end of the list for %s; a wider list may do better", at_end)
