@@ -33,7 +33,7 @@ test: lint type tests ## lint, types and tests
 lint: $(READY) ## style and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell nd conf experiments tests README.md CHANGELOG.md Makefile
+	$(BIN)/codespell nd conf experiments README.md CHANGELOG.md Makefile
 
 type: $(READY) ## static types
 	$(BIN)/mypy nd
