@@ -10,6 +10,7 @@ B images of a part, N images of a run, R repeats, H W picture.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Parts:
         The folder belongs to one run: whether the run's inputs are still the same is checked before it is opened.
         """
         self.folder = folder
+        self._known: dict[str, list[int]] = {}  # parts never change, so each is looked into once
 
     def finished(self) -> set[int]:
         """Return the ids of the images that have a picture."""
@@ -64,39 +66,43 @@ class Parts:
         Raises:
             UserError: if a picture is missing.
         """
-        rows: dict[int, NDArray[np.uint8]] = {}
-        for path, ids in self._scan():
-            with h5py.File(path, "r") as file:
-                rows.update(zip(ids, file["images"][:], strict=True))
-        missing = [i for i in image_ids if i not in rows]
+        found, row_of = self._scan(), {image_id: row for row, image_id in enumerate(image_ids)}
+        there = {image_id for _, ids in found for image_id in ids}
+        missing = [i for i in image_ids if i not in there]
         if missing:
             raise UserError(
                 f"{self.folder} has no picture of {len(missing)} images ({_few(missing)}). Run the same command again."
             )
         with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
-            file["images"] = np.stack([rows[i] for i in image_ids])
+            for path, ids in found:  # one part in memory at a time
+                with h5py.File(path, "r") as part:
+                    images = part["images"][:]
+                merged = file.require_dataset("images", (len(image_ids), *images.shape[1:]), np.uint8)
+                for image_id, pictures in zip(ids, images, strict=True):
+                    if image_id in row_of:
+                        merged[row_of[image_id]] = pictures
             file["image_id"] = np.asarray(image_ids, dtype=np.int32)
             file.attrs.update(attributes)
 
     def remove(self) -> None:
-        """Delete the parts, once they are merged."""
-        for path in self._files():
-            path.unlink()
-        if self.folder.exists():
-            self.folder.rmdir()
+        """Delete the parts, once they are merged, with what killed processes have left half-written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.h5"))
 
     def _scan(self) -> list[tuple[Path, list[int]]]:
-        found = []
-        for path in self._files():
+        return [(path, ids) for path in self._files() if (ids := self._ids(path))]
+
+    def _ids(self, path: Path) -> list[int]:
+        if path.name not in self._known:
             try:
                 with h5py.File(path, "r") as file:
-                    found.append((path, [int(i) for i in file["image_id"][:]]))
+                    self._known[path.name] = [int(i) for i in file["image_id"][:]]
             except (OSError, KeyError):
                 log.warning("%s is damaged; its images are computed again", path)
-        return found
+                return []
+        return self._known[path.name]
 
 
 def _few(ids: Sequence[int]) -> str:
