@@ -7,7 +7,6 @@ once; the others go on, and the exit code is 1.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import io
 import time
@@ -15,12 +14,15 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 
 from nd.config import derive, verb
+from nd.errors import UserError
 from nd.results.chain import Action, Chain, StepFailed, in_own_process, needs_own_process, steps_of
 from nd.results.folder import RunFolder
 from nd.results.specs import Entry, Row, expand, load_spec
 from nd.schema import Config, TargetConfig
 
 ACTIONS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
+ABOUT_TARGET = ("target", "experiment", "debug", "hydra")  # overrides that can change what a target is
+_TARGETS: dict[tuple[str, ...], TargetConfig] = {}
 
 
 def run(cfg: Config) -> int:
@@ -34,6 +36,8 @@ def run(cfg: Config) -> int:
         try:
             chain.run_row(steps_of(entry.cfg, with_target))
         except StepFailed as failure:
+            if len(entries) == 1 and isinstance(failure.__cause__, UserError):
+                raise failure.__cause__ from None
             failures[entry.label] = str(failure)
     print_summary(entries, failures, time.monotonic() - begun)
     return 1 if failures else 0
@@ -48,15 +52,11 @@ def entries_of(cfg: Config) -> list[Entry]:
 
 def with_target(cfg: Config, name: str) -> Config:
     """Return the configuration of ``extract`` and ``train`` for one target of a row."""
-    about_target = [item for item in cfg.overrides if item.lstrip("+").startswith(("target", "experiment", "debug"))]
-    target = _target_of(name, tuple(about_target))
-    return replace(cfg, target=target, overrides=[*cfg.overrides, f"target={name}"])
-
-
-@functools.cache
-def _target_of(name: str, about_target: tuple[str, ...]) -> TargetConfig:
-    # Composing takes a third of a second; rows differ in method and guidance, never in how a target is defined.
-    return derive(Config(), *about_target, f"target={name}").target
+    # Composing takes a third of a second; rows differ in method and guidance, hardly ever in what a target is.
+    key = (name, *(item for item in cfg.overrides if item.lstrip("+").startswith(ABOUT_TARGET)))
+    if key not in _TARGETS:
+        _TARGETS[key] = derive(cfg, f"target={name}").target
+    return replace(cfg, target=_TARGETS[key], overrides=[*cfg.overrides, f"target={name}"])
 
 
 def action_of(name: str, quiet: bool) -> Action:

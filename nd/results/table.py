@@ -161,11 +161,12 @@ def _refuse_mixed(rows: Sequence[TableRow]) -> None:
 def _refuse_mislabelled(rows: Sequence[TableRow]) -> None:
     """A row that saw the true features, or shuffled voxels, must be shown as such; the spec cannot say otherwise."""
     for row in rows:
-        for fact, role in ((row.run.oracle, "oracle"), (row.run.control != "none", "control")):
+        facts = (("oracle", "an oracle", row.run.oracle), ("control", "a control", row.run.control != "none"))
+        for role, kind, fact in facts:
             if fact != (row.row.role == role):
                 is_or_not = "is" if fact else "is not"
                 raise UserError(
-                    f"row {row.row.label!r} has role {row.row.role!r}, but its run {is_or_not} an {role} run "
+                    f"row {row.row.label!r} has role {row.row.role!r}, but its run {is_or_not} {kind} run "
                     f"({row.run.path}). Correct the role or the overrides in the table spec."
                 )
     if len({row.run.simulated for row in rows}) > 1:
