@@ -91,6 +91,8 @@ def convert(value: Any, hint: Any) -> Any:
     """Return a checked value with exactly the declared type (whole numbers become floats where floats are declared)."""
     if typing.get_origin(hint) is list:
         return [convert(item, typing.get_args(hint)[0]) for item in value]
+    if hint is str and str(value).startswith("~/"):  # in a file of conf/
+        return str(Path(value).expanduser())
     return hint(value)
 
 

@@ -32,9 +32,9 @@ HYDRA_VERSION_BASE = "1.3"
 
 
 def conf_dir() -> Path:
-    """Return the folder of the configuration files: conf/ beside the package, or nd/_conf inside a wheel."""
+    """Return the folder of the configuration files: nd/_conf in an installed wheel, conf/ beside nd/ in a checkout."""
     package = Path(__file__).resolve().parent
-    for folder in (package.parent / "conf", package / "_conf"):
+    for folder in (package / "_conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
     raise UserError(

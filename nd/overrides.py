@@ -112,7 +112,8 @@ def read(overrides: Sequence[str], folders: Sequence[Path], multirun: bool = Fal
         multirun: whether several values (``a=1,2``) are allowed.
     """
     reading = Reading()
-    for text in overrides:
+    for given in overrides:
+        text = given.replace("=~/", f"={Path.home()}/", 1)  # left alone by shells, refused by the parser
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:

@@ -106,6 +106,13 @@ def test_values_get_their_declared_type() -> None:
     assert cfg.table == ""
 
 
+def test_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "digits.mat").write_bytes(b"")
+    cfg = compose(["data=digits69", "data.file=~/digits.mat", "paths.root=~/nd"])
+    assert (cfg.data.file, cfg.paths.runs) == (f"{tmp_path}/digits.mat", f"{tmp_path}/nd/runs")
+
+
 def test_overrides_are_kept_without_signs_and_the_last_wins() -> None:
     cfg = compose(["seed=1", "+guidance.kappa=3", "seed=2"])
     assert cfg.overrides == ["guidance.kappa=3", "seed=2"]
