@@ -16,14 +16,14 @@ from nd.schema import Config
 
 def extract(cfg: Config) -> Path:
     """Compute what is missing of `cfg.target.name`; returns the store's path."""
-    from nd.backbone.loading import load_backbone, pick_device
+    from nd.backbone.loading import Backbone, pick_device
     from nd.data.prepared import Stimuli, stimuli_path
     from nd.targets.fill import extract_to_store
     from nd.targets.registry import build_extractor
     from nd.targets.store import TargetStore, store_path
 
     begun, stimuli, path = time.monotonic(), Stimuli(stimuli_path(cfg)), store_path(cfg)
-    backbone = load_backbone(cfg.backbone, pick_device(cfg.trainer.accelerator), dtype="float32")
+    backbone = Backbone(cfg.backbone, pick_device(cfg.trainer.accelerator), dtype="float32")
     computed = extract_to_store(
         build_extractor(cfg.target.name, cfg, backbone),
         stimuli,

@@ -37,7 +37,9 @@ def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu", *,
     Raises:
         UserError: the weights are absent; says what is needed, from where and how large.
     """
-    return Backbone(config, find_source(config.weights), torch.device(device), DTYPES[dtype or config.dtype])
+    backbone = Backbone(config, device, dtype=dtype)
+    _ = backbone.source
+    return backbone
 
 
 def pick_device(accelerator: str) -> torch.device:
@@ -66,10 +68,19 @@ def _reading(part: str, folder: Path) -> Iterator[None]:
 
 
 class Backbone:
-    """Frozen modules in eval mode; `requires_grad` is off everywhere, gradients still flow through to the inputs."""
+    """Frozen modules in eval mode; `requires_grad` is off everywhere, gradients still flow through to the inputs.
 
-    def __init__(self, config: BackboneConfig, source: Source, device: torch.device, dtype: torch.dtype) -> None:
-        self.config, self.source, self.device, self.dtype = config, source, device, dtype
+    Nothing is looked for before it is used, so code that needs no weights runs without any.
+    """
+
+    def __init__(self, config: BackboneConfig, device: str | torch.device = "cpu", *, dtype: str | None = None) -> None:
+        """Arguments as for `load_backbone`, which also makes sure that the weights are there."""
+        self.config, self.device, self.dtype = config, torch.device(device), DTYPES[dtype or config.dtype]
+
+    @cached_property
+    def source(self) -> Source:
+        """Where the diffusers folder lies."""
+        return find_source(self.config.weights)
 
     # ---- modules -------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from nd.backbone.loading import load_backbone
+from nd.backbone.loading import Backbone
 from nd.data.prepared import Stimuli, check_allowed, stimuli_path
 from nd.errors import UserError
 from nd.files import open_h5, sha256_json
@@ -43,7 +43,7 @@ def store_path(cfg: Config, target_name: str = "") -> Path:
 def wanted_fingerprint(cfg: Config, target_name: str) -> str:
     """The fingerprint of a target under the present settings, weights and stimuli; loads no model."""
     # Features are extracted in float32 whatever the sampler's arithmetic is, so they do not depend on it.
-    extractor = build_extractor(target_name, cfg, load_backbone(cfg.backbone, dtype="float32"))
+    extractor = build_extractor(target_name, cfg, Backbone(cfg.backbone, dtype="float32"))
     return store_fingerprint(extractor, Stimuli(stimuli_path(cfg)).hash, cfg.target.dtype)
 
 
