@@ -34,6 +34,8 @@ class SameConv2d(nn.Conv2d):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
         (kernel, _), (stride, _) = self.kernel_size, self.stride
+        if stride == 1:  # both sides alike: the convolution pads itself, without a copy
+            return F.conv2d(x_BCHW, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
         padding = []
         for size in (x_BCHW.shape[-1], x_BCHW.shape[-2]):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
@@ -59,8 +61,8 @@ class Block(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, c_in, H, W) to (B, c_out, H', W')."""
-        y = F.relu6(self.bn0(self.expand_conv(x_BCHW))) if self.expand else x_BCHW
-        y = F.relu6(self.bn1(self.depthwise_conv(y)))
+        y = F.relu6(self.bn0(self.expand_conv(x_BCHW)), inplace=True) if self.expand else x_BCHW
+        y = F.relu6(self.bn1(self.depthwise_conv(y)), inplace=True)
         y = self.bn2(self.project_conv(y))
         return x_BCHW + y if self.skip else y
 
@@ -85,12 +87,12 @@ class EfficientNetLite0(nn.Module):
     def features(self, x_BCHW: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
         """Outputs of the blocks asked for, in rising order, then the pooled head activations (B, 1280)."""
         wanted = []
-        x = F.relu6(self.bn0(self.conv_stem(x_BCHW)))
+        x = F.relu6(self.bn0(self.conv_stem(x_BCHW)), inplace=True)
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in blocks:
                 wanted.append(x)
-        head = F.relu6(self.bn1(self.conv_head(x))).mean(dim=(-2, -1))
+        head = F.relu6(self.bn1(self.conv_head(x)), inplace=True).mean(dim=(-2, -1))
         return [*wanted, head]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
