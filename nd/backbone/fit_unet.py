@@ -24,7 +24,7 @@ from nd.backbone.loop import AfterCheckpoint, Draw, Optimisation, fit
 class UnetRecipe:
     """Sizes and training of the denoiser. Attention to the text at all resolutions but the finest."""
 
-    widths: tuple[int, ...] = (40, 80, 128)
+    widths: tuple[int, ...] = (40, 80, 112)
     layers_per_block: int = 1
     heads: int = 4
     norm_groups: int = 8
@@ -150,18 +150,27 @@ def generate(
     guidance: float,
     steps: int,
     seed: int,
-    batch: int = 64,
+    start_NChw: Tensor | None = None,
+    strength: float = 1.0,
+    batch: int = 50,
 ) -> Tensor:
-    """Scaled latents (N, C, h, w) sampled with DDIM and classifier-free guidance, for looking at and for quality."""
+    """Scaled latents (N, C, h, w) sampled with DDIM and classifier-free guidance, to judge a denoiser by.
+
+    start_NChw: scaled latents to start from (image to image), noised to the level of the last `strength` of the
+    steps; without them sampling starts from noise alone.
+    """
     scheduler = sd_scheduler()
     scheduler.set_timesteps(steps)
+    times = scheduler.timesteps[steps - round(steps * strength) :]
     size, channels = model.config["sample_size"], model.config["in_channels"]
-    generator = torch.Generator().manual_seed(seed)
+    shape = (len(condition_NLD), channels, size, size)
+    latents_NChw = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    if start_NChw is not None:
+        latents_NChw = scheduler.add_noise(start_NChw, latents_NChw, times[:1])
     out = []
-    for condition_BLD in condition_NLD.split(batch):
-        latents_BChw = torch.randn((len(condition_BLD), channels, size, size), generator=generator)
+    for latents_BChw, condition_BLD in zip(latents_NChw.split(batch), condition_NLD.split(batch), strict=True):
         both_2BLD = torch.cat([empty_LD.expand_as(condition_BLD), condition_BLD])
-        for t in scheduler.timesteps:
+        for t in times:
             without, given = model(torch.cat([latents_BChw] * 2), t, both_2BLD).sample.chunk(2)
             latents_BChw = scheduler.step(without + guidance * (given - without), t, latents_BChw).prev_sample
         out.append(latents_BChw)

@@ -59,7 +59,7 @@ def fit_vae(
             return vae_loss(model, images_B3HW, recipe.kl_weight, draw.torch)
 
     fit(model, loss_of_step, recipe.how, seed=seed, checkpoint=checkpoint)
-    sample = images_NHW3[: 2000]
+    sample = images_NHW3[:2000]
     model.register_to_config(scaling_factor=float(1 / encode(model, sample, scaled=False).std()))
     return model
 

@@ -7,7 +7,6 @@ that was not. In several processes (torch.distributed) each draws batches of its
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,7 +160,7 @@ class _Run:
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             partial = self.checkpoint.with_suffix(".partial")
             torch.save(self._state(), partial)
-            os.replace(partial, self.checkpoint)
+            partial.replace(self.checkpoint)
         if after is not None:
             current = [p.detach().clone() for p in self.model.parameters()]
             self.load_average()

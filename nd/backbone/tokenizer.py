@@ -10,6 +10,7 @@ import json
 import string
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -41,7 +42,7 @@ def train_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     spelt = [[*word[:-1], word[-1] + WORD_END] for word in words]
     merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter(pair for word in spelt for pair in zip(word, word[1:], strict=False))
+        pairs = Counter(pair for word in spelt for pair in pairwise(word))
         if not pairs:
             return merges
         best = max(pairs, key=lambda pair: (pairs[pair], pair))

@@ -45,6 +45,7 @@ TWO = (
     "a {first} {here} and a {second} {there} {ground}",
     "two things {ground} a {first} and a {second}",
 )
+PLACES_AND_WALLS = "at in on the top bottom left centre right a wall fade to vertical horizontal stripes checks"
 RELATIONS = {  # before, after, here, there
     "across": ("left of", "right of", "on the left", "on the right"),
     "down": ("above", "below", "at the top", "at the bottom"),
@@ -60,7 +61,7 @@ def captions(scene: Scene, n: int = 5) -> list[str]:
 
 def vocabulary() -> list[str]:
     """Every word that a caption can hold, sorted."""
-    phrases = [*ONE, *TWO, "on in the a wall to fade vertical horizontal stripes checks at top bottom centre left right"]
+    phrases = [*ONE, *TWO, PLACES_AND_WALLS]
     phrases += [p for group in (SIZE_WORDS, SHAPE_WORDS, LANDSCAPE_PHRASES) for words in group.values() for p in words]
     phrases += [p for words in RELATIONS.values() for p in words] + [*OBJECT_COLOURS, *WALL_COLOURS]
     return sorted({w for p in phrases for w in p.split() if "{" not in w})

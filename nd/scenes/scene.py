@@ -132,9 +132,7 @@ def _jitter(rng: np.random.Generator, rgb: RGB, spread: float) -> RGB:
     return float(moved[0]), float(moved[1]), float(moved[2])
 
 
-def _levels(
-    rng: np.random.Generator, background: str, names: tuple[str, ...]
-) -> tuple[RGB, RGB, RGB, RGB]:
+def _levels(rng: np.random.Generator, background: str, names: tuple[str, ...]) -> tuple[RGB, RGB, RGB, RGB]:
     """Four colours from top to bottom; all of a wall's are its one or two colours."""
     if background in LANDSCAPES:
         a, b, c, d = (_jitter(rng, rgb, 0.05) for rgb in LANDSCAPES[background])
@@ -159,9 +157,7 @@ def _things(rng: np.random.Generator) -> tuple[Thing, ...]:
     return tuple(_thing(rng, c, x, y, (0.180, 0.215)) for c, (x, y) in zip(colours, places, strict=True))
 
 
-def _thing(
-    rng: np.random.Generator, colour: str, x: float, y: float, large: tuple[float, float]
-) -> Thing:
+def _thing(rng: np.random.Generator, colour: str, x: float, y: float, large: tuple[float, float]) -> Thing:
     size = str(rng.choice(["small", "large"]))
     return Thing(
         shape=SHAPES[rng.integers(len(SHAPES))],
