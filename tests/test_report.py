@@ -148,19 +148,29 @@ def test_a_table_without_pictures_says_so(table: Table) -> None:
         gallery(replace(table, spec=replace(table.spec, pictures=[])))
 
 
-def test_a_curve_that_is_no_curve_is_refused(table: Table, tmp_path: Path) -> None:
+def test_a_curve_that_is_no_curve_is_refused(table: Table, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "tuning.json").write_text('{"points": []}', encoding="utf-8")
     with pytest.raises(UserError, match=r"tuning\.json is no tuning record: KeyError\('metric'\)"):
         write_report(table, tmp_path / "results", "nd run")
-    (tmp_path / "tuning.json").unlink()
-    with pytest.raises(UserError, match=r"tuning\.json does not exist"):
-        write_report(table, tmp_path / "results", "nd run")
     assert not (tmp_path / "results").exists()
+    (tmp_path / "tuning.json").unlink()
+    html, _ = write_report(table, tmp_path / "results", "nd run")
+    assert "Guidance tuned" not in html.read_text(encoding="utf-8")
+    assert "tuning.json does not exist; the report is without its tuning curve" in caplog.text
 
 
 def test_plots_are_the_same_every_time(table: Table) -> None:
     assert svg(score_plot(table)) == svg(score_plot(table))
-    assert svg(tuning_plot(TUNING)).startswith(b"<?xml")
+    assert svg(tuning_plot(TUNING)) == svg(tuning_plot(TUNING))
+    assert [len(tuning_plot(t).axes) for t in (TUNING, TUNING | {"oracle_points": TUNING["points"]})] == [1, 2]
+
+
+def test_the_tuning_curve_marks_what_was_chosen() -> None:
+    (panel,) = tuning_plot(TUNING).axes
+    lines = {line.get_label(): (line.get_xdata(), line.get_ydata()) for line in panel.lines}
+    assert set(lines) == {"eta 0.1", "eta 0.2", "no guidance", "chosen: kappa 0.3, eta 0.2"}
+    np.testing.assert_allclose(lines["eta 0.1"], [[0.1, 0.3], [0.51, 0.53]])
+    np.testing.assert_allclose(lines["chosen: kappa 0.3, eta 0.2"], [[0.3], [0.56]])
 
 
 def test_score_plot_shows_means_and_chance(table: Table) -> None:

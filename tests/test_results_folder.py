@@ -218,8 +218,31 @@ def test_weights_are_compared_by_content(cfg: Config, tmp_path: Path) -> None:
     weights.write_bytes(b"2")
     with pytest.raises(UserError, match=r"model\.safetensors has other contents"):
         find(cfg, "train")
-    cfg.target.name = "pixels"  # read no weights
-    assert not [p for p in inputs.input_files("train", cfg) if p.suffix == ".safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "target", "generator", "kappa", "parts"),
+    [
+        ("train", "z", "", 1.0, {"vae"}),
+        ("train", "c", "", 1.0, {"text_encoder"}),
+        ("train", "g", "", 1.0, {"image_tower"}),
+        ("train", "pixels", "", 1.0, set()),
+        ("predict", "z", "", 1.0, set()),
+        ("reconstruct", "z", "vae", 1.0, {"vae"}),
+        ("reconstruct", "z", "guided_diffusion", 1.0, {"vae", "unet", "text_encoder", "image_tower"}),
+        ("reconstruct", "z", "guided_diffusion", 0.0, {"vae", "unet", "text_encoder"}),
+        ("reconstruct", "z", "mean_image", 1.0, set()),
+    ],
+)
+def test_only_the_weights_that_are_used_count(
+    cfg: Config, tmp_path: Path, verb: str, target: str, generator: str, kappa: float, parts: set[str]
+) -> None:
+    cfg.backbone.weights, cfg.backbone.image_tower = str(tmp_path), str(tmp_path / "image_tower")
+    for part in ("vae", "unet", "text_encoder", "image_tower"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "model.safetensors").write_bytes(b"1")
+    cfg.target.name, cfg.method.generator, cfg.guidance.kappa = target, generator, kappa
+    assert {path.parent.name for path in inputs.input_files(verb, cfg)} == parts
 
 
 def test_an_unfinished_run_is_not_continued_from_other_inputs(cfg: Config) -> None:

@@ -206,7 +206,7 @@ def test_the_exit_code_tells_of_a_failed_row(
     failing.seed = 5
     assert nd.run.run(failing) == 1
     verbs.errors["reconstruct"] = UserError("kappa is too large")
-    with pytest.raises(UserError, match="^kappa is too large$"):
+    with pytest.raises(UserError, match=r"^kappa is too large$"):
         nd.run.run(failing)
     shown = capsys.readouterr().out
     assert "1 of 1 rows done" in shown

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from nd.files import sha256_file, sha256_json
-from nd.results.identity import reads_targets
+from nd.results.identity import guided_steps
 from nd.schema import Config
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt", ".bin", ".pt")
+DIFFUSION_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
+TARGET_PARTS = {"z": ("vae",), "c": ("text_encoder", "tokenizer"), "g": ("image_tower",), "pixels": ()}
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 
 
@@ -25,16 +27,24 @@ def weights_folder(weights: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _weight_files(cfg: Config) -> list[Path]:
-    folders = {weights_folder(cfg.backbone.weights), weights_folder(cfg.backbone.image_tower)} - {None}
-    found = {path for folder in folders if folder for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES}
-    return sorted(found)
-
-
-def _uses_backbone(verb: str, cfg: Config) -> bool:
+def _parts(verb: str, cfg: Config) -> tuple[str, ...]:
+    """Return the parts of the backbone that a verb's output depends on, as folders of its weights."""
     if verb == "train":
-        return cfg.target.name != "pixels"
-    return verb == "reconstruct" and reads_targets(cfg) and set(cfg.method.targets) != {"pixels"}
+        return TARGET_PARTS.get(cfg.target.name, DIFFUSION_PARTS)
+    if verb == "reconstruct" and cfg.method.generator == "vae":
+        return ("vae",)
+    if verb == "reconstruct" and cfg.method.generator == "guided_diffusion":
+        return (*DIFFUSION_PARTS, *(("image_tower",) if guided_steps(cfg) else ()))
+    return ()
+
+
+def _weight_files(verb: str, cfg: Config) -> list[Path]:
+    weights = weights_folder(cfg.backbone.weights)
+    folders = {part: weights / part for part in DIFFUSION_PARTS} if weights else {}
+    tower = weights_folder(cfg.backbone.image_tower)
+    folders |= {"image_tower": tower} if tower else {}
+    wanted = [folders[part] for part in _parts(verb, cfg) if part in folders]
+    return sorted(path for folder in wanted for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES)
 
 
 def input_files(verb: str, cfg: Config) -> list[Path]:
@@ -42,8 +52,7 @@ def input_files(verb: str, cfg: Config) -> list[Path]:
     data = Path(cfg.paths.data) / cfg.data.name
     paths = {"train": [f"{cfg.subject.name}.h5", "stimuli.h5"], "predict": [f"{cfg.subject.name}.h5"]}
     listed = [data / name for name in paths.get(verb, ["stimuli.h5"])]
-    weights = _weight_files(cfg) if _uses_backbone(verb, cfg) else []
-    return [path for path in [*listed, *weights] if path.is_file()]
+    return [path for path in [*listed, *_weight_files(verb, cfg)] if path.is_file()]
 
 
 def describe(paths: list[Path]) -> dict[str, dict[str, Any]]:

@@ -70,33 +70,34 @@ def tuning_plot(tuning: dict[str, Any]) -> Figure:
 
     Args:
         tuning: as in ``tuning.json``: ``metric``; ``points``, each with ``kappa``, ``eta`` and the metric; ``chosen``
-            with ``kappa`` and ``eta``; ``n_images``.
+            with ``kappa`` and ``eta``; ``n_images``; and perhaps ``oracle_points``, the same for true features.
     """
-    metric, points, chosen = tuning["metric"], tuning["points"], tuning["chosen"]
-    etas = sorted({point["eta"] for point in points if point["kappa"] > 0})
-    colours = mpl.colormaps["viridis"]
+    series = {"decoded features": tuning["points"], "true features (oracle)": tuning.get("oracle_points", [])}
+    series = {title: points for title, points in series.items() if points}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 3.2), layout="constrained")
-        panel = figure.subplots()
-        for k, eta in enumerate(etas):
-            line = sorted((p["kappa"], p[metric]) for p in points if p["eta"] == eta and p["kappa"] > 0)
-            colour = colours(0.1 + 0.75 * k / max(1, len(etas) - 1))
-            panel.plot(*zip(*line, strict=True), "o-", color=colour, markersize=4, label=f"eta {eta:g}")
-        _draw_unguided(panel, points, metric)
-        best = [p for p in points if p["kappa"] == chosen["kappa"] and p["eta"] == chosen["eta"]]
-        panel.plot(
-            [p["kappa"] for p in best], [p[metric] for p in best], "o", markersize=12, fillstyle="none", color=INK,
-            label=f"chosen: kappa {chosen['kappa']:g}, eta {chosen['eta']:g}",
-        )  # fmt: skip
-        panel.set_xscale("log")
-        panel.set_xlabel("kappa, guidance scale")
-        panel.set_ylabel(f"{metric}, {tuning.get('n_images', '')} validation images")
-        panel.grid(color=FAINT, linewidth=0.5)
-        panel.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure = Figure(figsize=(2.0 + 4.2 * len(series), 3.2), layout="constrained")
+        panels = figure.subplots(1, len(series), squeeze=False)[0]
+        for panel, (title, points) in zip(panels, series.items(), strict=True):
+            _draw_tuning(panel, points, tuning["metric"], tuning["chosen"])
+            panel.set_title(title, fontsize=10, loc="left")
+        panels[0].set_ylabel(f"{tuning['metric']}, {tuning['n_images']} validation images")
+        panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
-def _draw_unguided(panel: Any, points: list[dict[str, Any]], metric: str) -> None:
-    unguided = [point[metric] for point in points if point["kappa"] == 0]
-    if unguided:
-        panel.axhline(unguided[0], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label="no guidance")
+def _draw_tuning(panel: Any, points: list[dict[str, Any]], metric: str, chosen: dict[str, float]) -> None:
+    guided = [point for point in points if point["kappa"] > 0]
+    etas = sorted({point["eta"] for point in guided})
+    for k, eta in enumerate(etas):
+        line = sorted((point["kappa"], point[metric]) for point in guided if point["eta"] == eta)
+        colour = mpl.colormaps["viridis"](0.1 + 0.75 * k / max(1, len(etas) - 1))
+        panel.plot(*zip(*line, strict=True), "o-", color=colour, markersize=4, label=f"eta {eta:g}")
+    for unguided in [point[metric] for point in points if point["kappa"] == 0][:1]:
+        panel.axhline(unguided, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label="no guidance")
+    best = [p[metric] for p in points if (p["kappa"], p["eta"]) == (chosen["kappa"], chosen["eta"])]
+    label = f"chosen: kappa {chosen['kappa']:g}, eta {chosen['eta']:g}"
+    kappas = [chosen["kappa"]] * len(best)
+    panel.plot(kappas, best, "o", markersize=12, fillstyle="none", color=INK, linestyle="none", label=label)
+    panel.set_xscale("log")
+    panel.set_xlabel("kappa, guidance scale")
+    panel.grid(color=FAINT, linewidth=0.5)

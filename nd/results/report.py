@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nd.results.scores import Score
 from nd.results.specs import Column
 from nd.results.table import Table, TableRow
 
+log = logging.getLogger(__name__)
 STYLE = Path(__file__).with_suffix(".css")
 
 
@@ -83,6 +85,9 @@ def _tuning_html(table: Table) -> str:
     if not table.spec.curve:
         return ""
     path = table.spec.folder / table.spec.curve
+    if not path.exists():
+        log.warning("%s does not exist; the report is without its tuning curve", path)
+        return ""
     tuning = read_json(path)
     try:
         figure = plots.tuning_plot(tuning)
