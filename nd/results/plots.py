@@ -72,15 +72,16 @@ def tuning_plot(tuning: dict[str, Any]) -> Figure:
         tuning: as in ``tuning.json``: ``metric``; ``points``, each with ``kappa``, ``eta`` and the metric; ``chosen``
             with ``kappa`` and ``eta``; ``n_images``; and perhaps ``oracle_points``, the same for true features.
     """
+    metric, chosen = tuning["metric"], tuning["chosen"]
     series = {"decoded features": tuning["points"], "true features (oracle)": tuning.get("oracle_points", [])}
     series = {title: points for title, points in series.items() if points}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.0 + 4.2 * len(series), 3.2), layout="constrained")
         panels = figure.subplots(1, len(series), squeeze=False)[0]
         for panel, (title, points) in zip(panels, series.items(), strict=True):
-            _draw_tuning(panel, points, tuning["metric"], tuning["chosen"])
+            _draw_tuning(panel, points, metric, chosen)
             panel.set_title(title, fontsize=10, loc="left")
-        panels[0].set_ylabel(f"{tuning['metric']}, {tuning['n_images']} validation images")
+        panels[0].set_ylabel(f"{metric}, {tuning['n_images']} validation images")
         panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 

@@ -91,7 +91,7 @@ def _tuning_html(table: Table) -> str:
     tuning = read_json(path)
     try:
         figure = plots.tuning_plot(tuning)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no tuning record: {error!r} is missing or wrong.") from None
     return f'<img class="plot" alt="kappa-eta curve" src="{data_uri(plots.svg(figure), "svg+xml")}">'
 
