@@ -59,6 +59,8 @@ def export_backbone(
     shutil.copytree(tokenizer_folder, new / "tokenizer", dirs_exist_ok=True)
     write_image_tower(new / "image_tower", clip, recipe, image_size, tokenizer)
     _write_json(new / "model_index.json", MODEL_INDEX)
+    for file in new.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)

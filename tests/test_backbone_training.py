@@ -1,0 +1,267 @@
+"""Training of small backbones: the loop, the three losses, the tokenizer, and what the export writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from open_clip.model import CLIP
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from nd.backbone import loop
+from nd.backbone.export import export_backbone
+from nd.backbone.fit_clip import ClipRecipe, clip_config, clip_loss, embed_images, fit_clip, text_encoder, tokenize
+from nd.backbone.fit_unet import (
+    UnetRecipe,
+    build_unet,
+    draw_conditions,
+    encode_captions,
+    fit_unet,
+    generate,
+    sd_scheduler,
+    unet_loss,
+)
+from nd.backbone.fit_vae import VaeRecipe, decode, encode, fit_vae, psnr_db
+from nd.backbone.loop import Draw, Optimisation, draw_of_step, fit, rate_factor
+from nd.backbone.tokenizer import build_tokenizer, train_merges
+from nd.scenes.captions import captions, vocabulary
+from nd.scenes.draw import draw_many
+from nd.scenes.scene import sample_scene
+
+SHORT = Optimisation(steps=3, batch=4, learning_rate=1e-3, warmup=1, average=0.9)
+VAE = VaeRecipe(widths=(8, 8, 8), norm_groups=4, how=SHORT)
+CLIP_SIZES = ClipRecipe(
+    embedding=16,
+    image_width=16,
+    image_layers=2,
+    image_head_width=8,
+    text_width=16,
+    text_heads=2,
+    text_layers=2,
+    how=SHORT,
+)
+UNET = UnetRecipe(widths=(8, 16, 16), norm_groups=4, heads=2, how=SHORT)
+IMAGES = draw_many(2, range(12), 32)
+SAID = [captions(sample_scene(2, i)) for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    return build_tokenizer(vocabulary(), tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="module")
+def clip(tokenizer: CLIPTokenizer) -> CLIP:
+    return fit_clip(IMAGES, SAID, tokenizer, CLIP_SIZES, seed=0)
+
+
+def test_every_vocabulary_word_is_one_token(tokenizer: CLIPTokenizer) -> None:
+    coded = tokenizer(vocabulary())["input_ids"]
+    assert {len(ids) for ids in coded} == {3}
+    assert len({ids[1] for ids in coded}) == len(vocabulary())
+
+
+def test_the_end_token_is_the_largest_and_the_padding(tokenizer: CLIPTokenizer) -> None:
+    assert tokenizer.eos_token_id == tokenizer.pad_token_id == len(tokenizer) - 1
+    ids_L = tokenize(tokenizer, [["a red star"]])[0, 0]
+    assert ids_L.shape == (24,)
+    assert int(ids_L.argmax()) == 4
+    assert (ids_L[4:] == tokenizer.eos_token_id).all()
+
+
+def test_unknown_words_are_spelt(tokenizer: CLIPTokenizer) -> None:
+    assert len(tokenizer("zq")["input_ids"]) == 4
+    assert tokenizer.decode(tokenizer("zebra")["input_ids"], skip_special_tokens=True).replace(" ", "") == "zebra"
+
+
+def test_merges_build_words_that_share_letters() -> None:
+    merges = train_merges(["red", "green", "tree"])
+    made = {"".join(pair) for pair in merges}
+    assert {"red</w>", "green</w>", "tree</w>"} <= made
+
+
+def test_learning_rate_rises_stays_and_falls() -> None:
+    how = Optimisation(steps=100, batch=1, learning_rate=1.0, warmup=10, decay_share=0.2)
+    factors = [rate_factor(step, how) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert set(factors[10:80]) == {1.0}
+    assert factors[90] == pytest.approx(0.5)
+    assert factors[100] == 0.0
+
+
+def test_batches_do_not_depend_on_what_ran_before() -> None:
+    first = draw_of_step(1, 5)
+    torch.rand(3)
+    second = draw_of_step(1, 5)
+    assert first.numpy.random() == second.numpy.random()
+    assert torch.equal(torch.rand(4, generator=first.torch), torch.rand(4, generator=second.torch))
+    assert draw_of_step(1, 6).numpy.random() != draw_of_step(1, 5).numpy.random()
+
+
+def linear_problem(fail_at: int | None = None) -> tuple[nn.Linear, loop.LossOfStep]:
+    """A small regression whose loss stops the run at one step."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+
+    def loss(draw: Draw) -> Tensor:
+        if draw.step == fail_at:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 3, generator=draw.torch)
+        return (model(x) - x.sum(1, keepdim=True)).square().mean()
+
+    return model, loss
+
+
+def test_an_interrupted_fit_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    how = Optimisation(steps=40, batch=8, learning_rate=0.05, warmup=1, average=0.9, checkpoint_every_s=0)
+    whole = fit(*linear_problem(), how, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        fit(*linear_problem(fail_at=20), how, seed=3, checkpoint=tmp_path / "fit.pt")
+    resumed = fit(*linear_problem(), how, seed=3, checkpoint=tmp_path / "fit.pt")
+    assert torch.equal(whole.weight, resumed.weight)
+    assert torch.allclose(whole.weight, torch.ones(1, 3), atol=0.2)
+
+
+def test_snapshots_hold_averages_and_leave_training_alone() -> None:
+    how = Optimisation(steps=20, batch=8, learning_rate=0.05, warmup=1, average=0.9, checkpoint_every_s=0)
+    seen: list[int] = []
+    with_snapshots = fit(*linear_problem(), how, seed=3, after_checkpoint=lambda _, step: seen.append(step))
+    assert seen[-1] == 20
+    assert len(seen) > 10
+    assert torch.equal(with_snapshots.weight, fit(*linear_problem(), how, seed=3).weight)
+
+
+def test_gradients_are_averaged_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(2, 1)
+    model(torch.tensor([[1.0, 3.0]])).sum().backward()
+    monkeypatch.setattr(loop.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(loop.dist, "get_world_size", lambda: 2)
+    # The other process contributes a gradient of one everywhere, already divided by the number of processes.
+    monkeypatch.setattr(loop.dist, "all_reduce", lambda flat: flat.add_(0.5))
+    loop.share_gradients(model)
+    assert model.weight.grad is not None
+    assert model.weight.grad.tolist() == [[1.0, 2.0]]
+
+
+def test_latents_are_scaled_to_unit_deviation() -> None:
+    model = fit_vae(IMAGES, VAE, seed=0)
+    latents = encode(model, IMAGES)
+    assert latents.shape == (12, 4, 8, 8)
+    assert float(latents.std()) == pytest.approx(1.0, rel=1e-3)
+    assert decode(model, latents).shape == IMAGES.shape
+
+
+def test_psnr_follows_its_definition() -> None:
+    a = np.full((2, 4, 4, 3), 100, np.uint8)
+    b = np.stack([a[0] + 10, a[1] + 20]).astype(np.uint8)
+    assert psnr_db(a, b) == pytest.approx(np.mean([10 * np.log10(65025 / 100), 10 * np.log10(65025 / 400)]))
+
+
+def test_clip_loss_is_the_symmetric_cross_entropy(clip: CLIP, tokenizer: CLIPTokenizer) -> None:
+    images, ids = torch.randn(5, 3, 32, 32), tokenize(tokenizer, SAID[:5])[:, 0]
+    logits = clip.get_logits(images, ids)[0]
+    logits = logits / clip.logit_scale.exp() * clip.logit_scale.clamp(max=np.log(100)).exp()
+    own = torch.arange(5)
+    wanted = (-logits.log_softmax(1)[own, own].mean() - logits.log_softmax(0)[own, own].mean()) / 2
+    assert float(clip_loss(clip, images, ids)) == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_equal_captions_are_no_mistake(clip: CLIP, tokenizer: CLIPTokenizer) -> None:
+    ids = tokenize(tokenizer, [["a red star"]] * 4)[:, 0]
+    same = torch.randn(1, 3, 32, 32).expand(4, -1, -1, -1)
+    assert float(clip_loss(clip, same, ids)) == pytest.approx(np.log(4), rel=1e-4)
+
+
+def test_the_converted_text_tower_gives_the_same_states(clip: CLIP, tokenizer: CLIPTokenizer) -> None:
+    ids = tokenize(tokenizer, SAID[:6])[:, 0]
+    encoder = text_encoder(clip, CLIP_SIZES, tokenizer)
+    with torch.inference_mode():
+        x = clip.transformer(clip.token_embedding(ids) + clip.positional_embedding, attn_mask=clip.attn_mask)
+        got = encoder(ids)
+        torch.testing.assert_close(got.last_hidden_state, clip.ln_final(x), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            got.pooler_output @ clip.text_projection, clip.encode_text(ids), atol=2e-5, rtol=1e-4
+        )
+
+
+def test_conditions_are_means_over_some_captions() -> None:
+    states = np.zeros((200, 5, 2, 5), np.float16)
+    states[:, range(5), :, range(5)] = 1  # caption k is the unit vector k, so a mean shows its weights
+    empty = np.full((2, 5), 7, np.float16)
+    rng = np.random.default_rng(0)
+    one = draw_conditions(states, empty, UnetRecipe(empty_share=0.0, mean_share=0.0), rng)[:, 0]
+    assert ((one == 1).sum(1) == 1).all()
+    means = draw_conditions(states, empty, UnetRecipe(empty_share=0.0, mean_share=1.0), rng)[:, 0]
+    assert torch.allclose(means.sum(1), torch.ones(200))
+    assert {int((row > 0).sum()) for row in means} == {1, 2, 3, 4, 5}
+    assert (draw_conditions(states, empty, UnetRecipe(empty_share=1.0), rng) == 7).all()
+
+
+class Silent(nn.Module):
+    """A denoiser that predicts no noise."""
+
+    def forward(self, noisy: Tensor, *_: object) -> object:
+        return type("Output", (), {"sample": torch.zeros_like(noisy)})()
+
+
+def test_denoising_loss_weighs_by_capped_signal_to_noise() -> None:
+    signal, latents = sd_scheduler().alphas_cumprod, torch.zeros(64, 4, 4, 4)
+    got = unet_loss(Silent(), latents, torch.zeros(64, 2, 3), signal, 5.0, torch.Generator().manual_seed(1))
+    replay = torch.Generator().manual_seed(1)
+    steps = torch.randint(1000, (64,), generator=replay)
+    noise = torch.randn(latents.shape, generator=replay)
+    weights = torch.tensor([min(5.0 / float(a / (1 - a)), 1.0) for a in signal[steps]])
+    assert float(got) == pytest.approx(float((weights * noise.square().mean((1, 2, 3))).mean()), rel=1e-4)
+
+
+def test_samples_do_not_depend_on_the_batch() -> None:
+    model = build_unet(UNET, 8, 4, 6).eval()
+    condition, empty = torch.randn(3, 5, 6), torch.zeros(5, 6)
+    together = generate(model, condition, empty, guidance=2.0, steps=2, seed=0)
+    apart = generate(model, condition, empty, guidance=2.0, steps=2, seed=0, batch=1)
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+
+
+def test_image_to_image_with_no_strength_keeps_most_of_the_start() -> None:
+    model, start = build_unet(UNET, 8, 4, 6).eval(), torch.randn(3, 4, 8, 8)
+    condition, empty = torch.randn(3, 5, 6), torch.zeros(5, 6)
+    options = {"guidance": 1.0, "steps": 10, "seed": 0, "start_NChw": start}
+    near = generate(model, condition, empty, strength=0.1, **options)
+    far = generate(model, condition, empty, strength=1.0, **options)
+    assert (near - start).square().mean() < 0.05
+    assert (far - start).square().mean() > 10 * (near - start).square().mean()
+
+
+def test_the_export_opens_with_the_usual_libraries(tmp_path: Path, clip: CLIP, tokenizer: CLIPTokenizer) -> None:
+    folder = tmp_path / "toy"
+    tokens = tmp_path / "tokens"
+    build_tokenizer(vocabulary(), tokens)
+    vae = fit_vae(IMAGES, VAE, seed=0)
+    encoder = text_encoder(clip, CLIP_SIZES, tokenizer)
+    states, empty = encode_captions(encoder, tokenizer, SAID), encode_captions(encoder, tokenizer, [[""]])[0, 0]
+    unet = fit_unet(encode(vae, IMAGES), states, empty, UNET, seed=0)
+    folder.mkdir()
+    (folder / "quality.json").write_text("{}", encoding="utf-8")
+    for _ in range(2):  # the second time replaces the first
+        export_backbone(folder, vae, unet, clip, CLIP_SIZES, tokens, 32)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tokens", "toy"]
+    assert (folder / "quality.json").exists()
+
+    again = AutoencoderKL.from_pretrained(folder / "vae").float()
+    assert torch.allclose(encode(again, IMAGES), encode(vae, IMAGES), atol=0.02)
+    assert UNet2DConditionModel.from_pretrained(folder / "unet").config["cross_attention_dim"] == 16
+    assert len(CLIPTokenizer.from_pretrained(folder / "tokenizer")) == len(tokenizer)
+    ids = tokenize(tokenizer, SAID[:3])[:, 0]
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
+    assert torch.allclose(text(ids).last_hidden_state, encoder(ids).last_hidden_state, atol=0.02)
+    tower = open_clip.create_model(f"local-dir:{folder / 'image_tower'}").eval()
+    assert torch.allclose(embed_images(tower, IMAGES), embed_images(clip, IMAGES), atol=0.01)
+
+
+def test_patches_are_hidden_in_training_only(tokenizer: CLIPTokenizer) -> None:
+    assert "patch_dropout" not in clip_config(CLIP_SIZES, 32, tokenizer)["vision_cfg"]
