@@ -100,5 +100,8 @@ def _draw_tuning(panel: Any, points: list[dict[str, Any]], metric: str, chosen: 
     kappas = [chosen["kappa"]] * len(best)
     panel.plot(kappas, best, "o", markersize=12, fillstyle="none", color=INK, linestyle="none", label=label)
     panel.set_xscale("log")
+    panel.set_xticks(sorted({point["kappa"] for point in guided}))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.minorticks_off()
     panel.set_xlabel("kappa, guidance scale")
     panel.grid(color=FAINT, linewidth=0.5)
