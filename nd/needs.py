@@ -28,7 +28,7 @@ NSD_TERMS = (
 # Stable Diffusion v1.4, where its files are not on this disk.
 SD14: dict[str, dict[str, Any]] = {
     "vae": {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4},
-    "unet": {"block_out_channels": [320, 640, 1280, 1280]},
+    "unet": {"block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2},
     "text_encoder": {"hidden_size": 768, "max_position_embeddings": 77},
 }
 SD14_TOWER = {"width": 768, "patch_size": 32}
@@ -148,9 +148,11 @@ def byte_text(n_bytes: float) -> str:
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
-# Full-size activations kept for the gradient of one guided sample, as multiples of one (first-level channels x pixels)
-# float32 tensor. Counted on Stable Diffusion v1.4 at 512 px: decoder 6.5 GB, UNet 8.2 GB. An upper bound.
-DECODER_TENSORS, UNET_TENSORS = 48, 1560
+# Activations kept for the gradient of one guided sample, as multiples of one (first-level channels x pixels) tensor of
+# the decoder and of the UNet, the latter for each layer of a block; attention maps are not kept (fused attention).
+# Counted in float32 at 512 px on Stable Diffusion v1.4 (decoder 6.5 GB, UNet 2.3 GB without maps) and on the Scenes
+# backbone (9.5 MB and 4.5 MB, where these factors give 12.6 MB and 9 MB). An upper bound.
+DECODER_TENSORS, UNET_TENSORS = 48, 220
 
 
 def memory_estimate(cfg: Config, n_voxels: int) -> dict[str, float]:
@@ -171,7 +173,7 @@ def memory_estimate(cfg: Config, n_voxels: int) -> dict[str, float]:
     element = 4 if cfg.backbone.dtype == "float32" else 2
     largest = max((width.get(target, 0) for target in cfg.method.targets), default=0)
     sample = DECODER_TENSORS * vae["block_out_channels"][0] * size**2
-    sample += UNET_TENSORS * unet["block_out_channels"][0] * (size // factor) ** 2
+    sample += UNET_TENSORS * unet["layers_per_block"] * unet["block_out_channels"][0] * (size // factor) ** 2
     guided = cfg.method.generator == "guided_diffusion"
     in_flight = min(cfg.trainer.batch_size, max(1, cfg.trainer.batch_size // cfg.method.repeats) * cfg.method.repeats)
     return {

@@ -103,11 +103,11 @@ def test_the_module_of_a_verb_is_the_same_command(empty: Path) -> None:
     ],
 )
 def test_exit_codes(seed: int, code: int, wanted: str, probe: tuple[str, ...], empty: Path) -> None:
-    done = run(f"seed={seed}", cwd=empty, program=probe)
+    done = run(f"+seed={seed}", cwd=empty, program=probe)
     assert done.returncode == code
     assert done.stderr.endswith(wanted)
     assert ("Traceback" in done.stderr) == (seed == 9)
-    assert done.stdout == f"ran {seed} subj01 ['seed={seed}']\n"  # the verb sees the command line as it was given
+    assert done.stdout == f"ran {seed} subj01 ['+seed={seed}']\n"  # the verb sees the command line as it was given
     assert written(empty) == []
 
 
