@@ -77,7 +77,7 @@ def vae_loss(model: AutoencoderKL, images_B3HW: Tensor, kl_weight: float, genera
 
 def as_tensor(images_BHW3: NDArray[np.uint8]) -> Tensor:
     """uint8 pictures (B, H, W, 3) as float32 (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(images_BHW3).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return torch.from_numpy(np.array(images_BHW3)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 @torch.inference_mode()
