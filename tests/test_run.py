@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +177,13 @@ def test_without_a_table_the_composed_configuration_is_the_only_row() -> None:
     assert (entry.label, entry.cfg.method.generator) == ("vae (subj01)", "vae")
 
 
+def test_tables_and_plans_load_no_heavy_library() -> None:
+    code = "import sys, nd.run, nd.table, nd.report; print(*{'torch', 'matplotlib', 'diffusers'} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert got.stdout.strip() == ""
+
+
 @pytest.mark.parametrize(
     ("devices", "strategy", "own"), [(1, "auto", False), (2, "auto", True), (2, "ddp", True), (2, "ddp_spawn", False)]
 )
@@ -188,7 +198,7 @@ def test_closing_lines_of_verbs_are_left_out_of_tables(
 ) -> None:
     module = ModuleType("nd.evaluate")
     module.evaluate = lambda cfg: print("wrote")  # type: ignore[attr-defined]
-    monkeypatch.setitem(__import__("sys").modules, "nd.evaluate", module)
+    monkeypatch.setitem(sys.modules, "nd.evaluate", module)
     action_of("evaluate", quiet=True)(Config())
     assert capsys.readouterr().out == ""
     action_of("evaluate", quiet=False)(Config())
