@@ -146,6 +146,17 @@ def test_guidance_changes_pictures_and_kappa_zero_does_not(backbone: Backbone) -
     assert torch.equal(pictures(kappa=0.0), pictures(kappa=0.0, normalise=False))
 
 
+def test_backbone_first_used_without_gradients_serves_guidance_later(backbone: Backbone) -> None:
+    fresh = load_backbone(backbone.config)
+    z, c, g = inputs(1)
+    noise = noise_for(1, [5], 1, (4, 4, 4))
+    GuidedSampler(fresh, settings(backbone, kappa=0.0)).sample(z, c, None, noise)
+    with torch.inference_mode():
+        fresh.tower_input(torch.zeros(1, 3, 16, 16)).sum() + fresh.tower.positional_embedding.sum()
+    guided = GuidedSampler(fresh, settings(backbone)).sample(z, c, g, noise)
+    assert torch.allclose(guided, GuidedSampler(backbone, settings(backbone)).sample(z, c, g, noise), atol=1e-5)
+
+
 # ---- schedule ----------------------------------------------------------------------------------------------------
 
 

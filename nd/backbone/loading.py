@@ -25,6 +25,8 @@ from nd.schema import BackboneConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+NO_ACCELERATE = {"low_cpu_mem_usage": False}  # diffusers' other way of loading needs a further package
+
 
 def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu", *, dtype: str | None = None) -> Backbone:
     """Find a backbone and return it; its modules are read when first used.
@@ -89,14 +91,14 @@ class Backbone:
         """A diffusers AutoencoderKL."""
         from diffusers import AutoencoderKL
 
-        return self._diffusers(AutoencoderKL, "vae")
+        return self._weights("vae", AutoencoderKL, torch_dtype=self.dtype, **NO_ACCELERATE)
 
     @cached_property
     def unet(self) -> Any:
         """A diffusers UNet2DConditionModel."""
         from diffusers import UNet2DConditionModel
 
-        return self._diffusers(UNet2DConditionModel, "unet")
+        return self._weights("unet", UNet2DConditionModel, torch_dtype=self.dtype, **NO_ACCELERATE)
 
     @cached_property
     def scheduler(self) -> Any:
@@ -114,12 +116,7 @@ class Backbone:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
-        folder = self.source.part("text_encoder")
-        options: dict[str, Any] = {"variant": weight_variant(folder, "text_encoder"), "use_safetensors": True}
-        with _reading("text_encoder", folder):
-            return self._freeze(
-                CLIPTextModel.from_pretrained(folder, dtype=self.dtype, local_files_only=True, **options)
-            )
+        return self._weights("text_encoder", CLIPTextModel, dtype=self.dtype)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -131,6 +128,7 @@ class Backbone:
             return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
     @cached_property
+    @torch.inference_mode(False)  # see _diffusers
     def clip(self) -> Any:
         """The whole open_clip model; only its image half is needed outside evaluation of the backbone itself."""
         return self._freeze(load_clip(self.config.image_tower).to(self.dtype))
@@ -220,12 +218,15 @@ class Backbone:
 
     # ---- help ----------------------------------------------------------------------------------------------------
 
-    def _diffusers(self, kind: Any, part: str) -> Any:
+    @torch.inference_mode(False)  # weights made inside inference mode could never take part in a gradient
+    def _weights(self, part: str, kind: Any, **options: Any) -> Any:
         folder = self.source.part(part)
-        options = {"variant": weight_variant(folder, part), "use_safetensors": True, "local_files_only": True}
+        options |= {"variant": weight_variant(folder, part), "use_safetensors": True, "local_files_only": True}
         with _reading(part, folder):
-            # low_cpu_mem_usage would need accelerate
-            module = kind.from_pretrained(folder, torch_dtype=self.dtype, low_cpu_mem_usage=False, **options)
+            module, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+            # The libraries fill what a file lacks with random numbers and go on.
+            if report["missing_keys"]:
+                raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys']))}.")
         return self._freeze(module)
 
     def _freeze(self, module: nn.Module) -> Any:
