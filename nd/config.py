@@ -197,9 +197,7 @@ def _run_hydra(function: Verb, argv: list[str]) -> int:
             result = function(_compose(overrides, function.__name__))
             codes.append(result if isinstance(result, int) else 0)
         except UserError as error:
-            if (
-                choices.mode == RunMode.MULTIRUN
-            ):  # said at once; Hydra goes on with the other jobs and raises at the end
+            if choices.mode == RunMode.MULTIRUN:  # said at once: Hydra goes on with the other jobs, then raises
                 print(f"job {choices.job.num} ({' '.join(overrides)}): {error}", file=sys.stderr)
                 raise
             errors.append(error)

@@ -20,6 +20,8 @@ from nd.needs import NSD_TERMS, TERMS, byte_text, local_folder, memory_estimate,
 from nd.results.manifest import versions
 from nd.schema import Config
 
+DIGITS69_VOXELS = 3092
+SAFE_SHARE = 0.7  # of a device's memory, the rest left to weights and everything else
 MARKS = {"ok": "ok     ", "made": "to make", "missing": "MISSING"}
 
 
@@ -72,12 +74,28 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def _device_bytes(cfg: Config) -> int:
+    """Memory of the device that samples: the GPU's where one is used, else the machine's."""
+    import torch
+
+    if cfg.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return _memory_bytes()
+
+
 def _memory(cfg: Config) -> Iterator[str]:
-    n_voxels = 3092 if cfg.data.name == "digits69" else cfg.data.n_voxels
-    for what, size in memory_estimate(cfg, n_voxels).items():
-        yield f"{byte_text(size):>9}  {what}"
+    estimate = memory_estimate(cfg, DIGITS69_VOXELS if cfg.data.name == "digits69" else cfg.data.n_voxels)
+    yield f"{byte_text(estimate.mapping):>9}  mapping: weights of the largest ridge mapper (float64)"
     if local_folder(cfg.backbone.weights) is None:
         yield f"{'4.3 GB':>9}  weights of the backbone, on disk and in memory"
+    if not estimate.in_flight:
+        return
+    total = estimate.sample * estimate.in_flight
+    yield f"{byte_text(estimate.sample):>9}  sampling: activations of one guided sample (upper bound)"
+    yield f"{byte_text(total):>9}  sampling: {estimate.in_flight} samples in flight (trainer.batch_size)"
+    fitting = int(SAFE_SHARE * _device_bytes(cfg) / estimate.sample)
+    if fitting < estimate.in_flight:
+        yield f"too much for this device: trainer.batch_size={max(1, fitting)} would fit"
 
 
 main = verb(doctor)

@@ -155,11 +155,20 @@ def byte_text(n_bytes: float) -> str:
 DECODER_TENSORS, UNET_TENSORS = 48, 220
 
 
-def memory_estimate(cfg: Config, n_voxels: int) -> dict[str, float]:
-    """Estimate from the shapes of the backbone, in bytes, what the largest steps hold in memory.
+@dataclass(frozen=True)
+class Memory:
+    """What the largest steps hold, in bytes: ridge weights (float64), activations of one guided sample, samples."""
+
+    mapping: float
+    sample: float
+    in_flight: int
+
+
+def memory_estimate(cfg: Config, n_voxels: int) -> Memory:
+    """Estimate the memory of the largest steps from the shapes of the backbone.
 
     Args:
-        cfg: the configuration; ``trainer.batch_size`` samples are in flight at a time.
+        cfg: the configuration; about ``trainer.batch_size`` samples are in flight at a time.
         n_voxels: voxels of a subject.
     """
     vae, unet, text = (_module_config(cfg, part) for part in ("vae", "unet", "text_encoder"))
@@ -175,12 +184,9 @@ def memory_estimate(cfg: Config, n_voxels: int) -> dict[str, float]:
     sample = DECODER_TENSORS * vae["block_out_channels"][0] * size**2
     sample += UNET_TENSORS * unet["layers_per_block"] * unet["block_out_channels"][0] * (size // factor) ** 2
     guided = cfg.method.generator == "guided_diffusion"
-    in_flight = min(cfg.trainer.batch_size, max(1, cfg.trainer.batch_size // cfg.method.repeats) * cfg.method.repeats)
-    return {
-        "mapping: weights of the largest ridge mapper (float64)": 8.0 * n_voxels * largest,
-        "sampling: activations of one guided sample (upper bound)": float(element * sample * guided),
-        f"sampling: {in_flight} samples in flight (trainer.batch_size)": float(element * sample * guided * in_flight),
-    }
+    repeats = cfg.method.repeats
+    in_flight = max(1, cfg.trainer.batch_size // repeats) * repeats
+    return Memory(8.0 * n_voxels * largest, float(element * sample * guided), in_flight if guided else 0)
 
 
 def _module_config(cfg: Config, part: str) -> dict[str, Any]:
