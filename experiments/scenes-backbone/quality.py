@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,34 +78,53 @@ def matched(clip: CLIP, tokenizer: CLIPTokenizer, images_NHW3: NDArray[np.uint8]
     return float(torch.cat(hits).float().mean())
 
 
-def figures(folder: Path, n_generated: int, sheets: Path) -> dict[str, float]:
-    """The numbers of quality.json; writes the contact sheets into `sheets`."""
-    backbone = Backbone.read(folder)
+@dataclass(frozen=True)
+class Pictures:
+    """What is compared: drawn, rebuilt by the autoencoder, made from the first caption, made image to image."""
+
+    seen: NDArray[np.uint8]
+    rebuilt: NDArray[np.uint8]
+    from_text: NDArray[np.uint8]
+    again: NDArray[np.uint8]
+    first: list[str]
+    latent_deviation: float
+
+
+def make_pictures(backbone: Backbone, n_generated: int) -> Pictures:
+    """Draw the held-out pictures and make the others from them and their captions."""
     indices = range(HELD_OUT, HELD_OUT + N_PICTURES)
     seen_NHW3 = draw_many(WORLD_SEED, indices)
     said = [captions(sample_scene(WORLD_SEED, i)) for i in indices]
-    first = [group[0] for group in said]
     latents_NChw = encode(backbone.vae, seen_NHW3)
-    rebuilt_NHW3 = decode(backbone.vae, latents_NChw)
-    n = n_generated
-    condition_NLD, empty_LD = backbone.states([[caption] for caption in first[:n]])
-    options = {"guidance": GUIDANCE, "steps": STEPS, "seed": 0}
-    from_text_NHW3 = decode(backbone.vae, generate(backbone.unet, condition_NLD, empty_LD, **options))
-    mean_NLD, _ = backbone.states(said[:n])
-    start = {"start_NChw": latents_NChw[:n], "strength": STRENGTH}
-    again_NHW3 = decode(backbone.vae, generate(backbone.unet, mean_NLD, empty_LD, **options, **start))
-    pictures = [seen_NHW3, rebuilt_NHW3, from_text_NHW3, again_NHW3]
-    sheet(sheets / "samples.png", [p[:12] for p in pictures])
-    (sheets / "samples.txt").write_text("\n".join(first[:12]) + "\n", encoding="utf-8")
+    one_NLD, empty_LD = backbone.states([group[:1] for group in said[:n_generated]])
+    mean_NLD, _ = backbone.states(said[:n_generated])
+    sample = partial(generate, backbone.unet, empty_LD=empty_LD, guidance=GUIDANCE, steps=STEPS, seed=0)
+    again_NChw = sample(condition_NLD=mean_NLD, start_NChw=latents_NChw[:n_generated], strength=STRENGTH)
+    return Pictures(
+        seen_NHW3,
+        decode(backbone.vae, latents_NChw),
+        decode(backbone.vae, sample(condition_NLD=one_NLD)),
+        decode(backbone.vae, again_NChw),
+        [group[0] for group in said],
+        float(latents_NChw.std()),
+    )
+
+
+def figures(backbone: Backbone, made: Pictures) -> dict[str, float]:
+    """The numbers of quality.json."""
+    n = len(made.from_text)
+    share = partial(matched, backbone.clip, backbone.tokenizer)
     return {
-        "vae_psnr_db": psnr_db(seen_NHW3, rebuilt_NHW3),
-        "latent_deviation": float(latents_NChw.std()),
-        "real_matched_among_50": matched(backbone.clip, backbone.tokenizer, seen_NHW3, first),
-        "generated_matched_among_50": matched(backbone.clip, backbone.tokenizer, from_text_NHW3, first[:n]),
+        "vae_psnr_db": psnr_db(made.seen, made.rebuilt),
+        "latent_deviation": made.latent_deviation,
+        "real_matched_among_50": share(made.seen, made.first),
+        "generated_matched_among_50": share(made.from_text, made.first[:n]),
+        "image_to_image_matched_among_50": share(made.again, made.first[:n]),
+        "image_to_image_pixcorr": float(pixcorr(unit(made.again), unit(made.seen[:n])).mean()),
         "generated": n,
-        "image_to_image_matched_among_50": matched(backbone.clip, backbone.tokenizer, again_NHW3, first[:n]),
-        "image_to_image_pixcorr": float(pixcorr(unit(again_NHW3), unit(seen_NHW3[:n])).mean()),
-        "megabytes": sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6,
+        "guidance": GUIDANCE,
+        "steps": STEPS,
+        "strength": STRENGTH,
         "unet_parameters": sum(p.numel() for p in backbone.unet.parameters()),
     }
 
@@ -128,7 +148,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--generated", type=int, default=200, help="pictures to generate, a multiple of 50")
     args = parser.parse_args()
-    numbers = figures(args.weights, args.generated, args.out)
+    backbone = Backbone.read(args.weights)
+    made = make_pictures(backbone, args.generated)
+    rows = [made.seen, made.rebuilt, made.from_text, made.again]
+    sheet(args.out / "samples.png", [row[:12] for row in rows])
+    size = sum(f.stat().st_size for f in args.weights.rglob("*.safetensors")) / 1e6
+    numbers = figures(backbone, made) | {"megabytes": size}
+    (args.out / "samples.txt").write_text("\n".join(made.first[:12]) + "\n", encoding="utf-8")
     text = json.dumps(numbers, indent=2, sort_keys=True) + "\n"
     (args.out / "quality.json").write_text(text, encoding="utf-8")
     log.info("%s", text)

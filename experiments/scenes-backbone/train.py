@@ -113,7 +113,7 @@ def denoise(processes: int, plan: Plan, work: Path, out: Path, seed: int) -> Non
     meeting = work.resolve() / "meeting-point"
     meeting.unlink(missing_ok=True)
     work_of_each = (processes, plan, work, out, seed, f"file://{meeting}")
-    torch.multiprocessing.spawn(_denoise, work_of_each, nprocs=processes)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(_denoise, work_of_each, nprocs=processes)
 
 
 def _denoise(rank: int, processes: int, plan: Plan, work: Path, out: Path, seed: int, meeting: str) -> None:

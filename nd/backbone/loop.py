@@ -138,7 +138,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = self.how.learning_rate * rate_factor(self.step, self.how)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         share_gradients(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
         self.optimiser.step()

@@ -6,13 +6,14 @@ Shapes: N pictures, H W rows and columns, 3 colours. Distances are in units of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nd.scenes.scene import SHAPES, Scene, Thing, sample_scene
 
-Float = NDArray[np.float32]
+Float = NDArray[np.floating[Any]]
 
 # Pictures drawn at once: keeps the float32 working arrays of draw_many within a few tens of megabytes.
 CHUNK = 256
