@@ -256,6 +256,29 @@ def test_truncated_files(file: str, part: str, folder: BackboneConfig) -> None:
         getattr(load_backbone(folder), part)
 
 
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_weights_that_a_file_lacks_are_never_made_up(part: str, folder: BackboneConfig) -> None:
+    (path,) = (Path(folder.weights) / part).glob("*.safetensors")
+    weights = load_file(path)
+    lacking = sorted(name for name in weights if name.endswith("norm.weight") or "conv_norm_out.weight" in name)[0]
+    del weights[lacking]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"cannot read the backbone's {part} .* the weights lack {lacking}"):
+        getattr(load_backbone(folder), part)
+
+
+def test_text_encoder_files_of_older_transformers_are_understood(
+    folder: BackboneConfig, tiny_backbone_config: BackboneConfig
+) -> None:
+    """Stable Diffusion's files name the tower `text_model.` and hold position numbers."""
+    path = Path(folder.weights) / "text_encoder" / "model.safetensors"
+    renamed = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(path).items()}
+    renamed["text_model.embeddings.position_ids"] = torch.arange(8)[None]
+    save_file(renamed, path, metadata={"format": "pt"})
+    found, wanted = (load_backbone(c).encode_text(["a b"]) for c in (folder, tiny_backbone_config))
+    torch.testing.assert_close(found, wanted)
+
+
 def test_hashes_follow_the_files(folder: BackboneConfig, tiny_backbone_config: BackboneConfig, tmp_path: Path) -> None:
     assert load_backbone(folder).weights_hash == load_backbone(tiny_backbone_config).weights_hash
     other = load_backbone(tiny_backbone(tmp_path / "other", seed=1)).weights_hash

@@ -128,7 +128,7 @@ class Backbone:
             return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
     @cached_property
-    @torch.inference_mode(False)  # see _diffusers
+    @torch.inference_mode(False)  # see _weights
     def clip(self) -> Any:
         """The whole open_clip model; only its image half is needed outside evaluation of the backbone itself."""
         return self._freeze(load_clip(self.config.image_tower).to(self.dtype))

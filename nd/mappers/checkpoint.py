@@ -56,7 +56,10 @@ def is_saved(path: Path) -> bool:
 def save(path: Path, mapper: Mapper, config: MapperConfig, origin: Origin, shape: tuple[int, ...]) -> None:
     """Write a fitted mapper and the shape of its target, arrays first. `UserError` where the disk is full."""
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would keep others from reading
         save_file(mapper.state(), temporary)
+        temporary.chmod(mode)
     content = {"format": FORMAT, "mapper": asdict(config), "origin": asdict(origin), "arrays": sha256_file(path)}
     write_json(path.with_suffix(".json"), {**content, "shape": list(shape), "details": mapper.details()})
 
