@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -156,3 +159,13 @@ def test_modules_and_functions_stay_readable() -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno > 60:
                 long.append(f"{module_name(path)}.{node.name}: {node.end_lineno - node.lineno} lines")
     assert long == []
+
+
+def test_tested_versions_lie_within_the_declared_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in tested.items()}
+    extras = [project["optional-dependencies"][name] for name in ("dev", "eval")]
+    wanted = [Requirement(text) for text in [*project["dependencies"], *sum(extras, [])]]
+    assert [str(r) for r in wanted if pins[canonicalize_name(r.name)] not in r.specifier] == []
