@@ -219,13 +219,13 @@ class Silent(nn.Module):
         return type("Output", (), {"sample": torch.zeros_like(noisy)})()
 
 
-def test_denoising_loss_weighs_by_capped_signal_to_noise() -> None:
+def test_denoising_loss_weighs_by_the_root_of_the_noise_to_signal_ratio() -> None:
     signal, latents = sd_scheduler().alphas_cumprod, torch.zeros(64, 4, 4, 4)
-    got = unet_loss(Silent(), latents, torch.zeros(64, 2, 3), signal, 5.0, torch.Generator().manual_seed(1))
+    got = unet_loss(Silent(), latents, torch.zeros(64, 2, 3), signal, torch.Generator().manual_seed(1))
     replay = torch.Generator().manual_seed(1)
     steps = torch.randint(1000, (64,), generator=replay)
     noise = torch.randn(latents.shape, generator=replay)
-    weights = torch.tensor([min(5.0 / float(a / (1 - a)), 1.0) for a in signal[steps]])
+    weights = torch.tensor([float((1 - a) / a) ** 0.5 for a in signal[steps]])
     assert float(got) == pytest.approx(float((weights * noise.square().mean((1, 2, 3))).mean()), rel=1e-4)
 
 

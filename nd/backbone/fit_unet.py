@@ -30,7 +30,6 @@ class UnetRecipe:
     norm_groups: int = 8
     empty_share: float = 0.1  # classifier-free guidance needs the unconditional prediction too
     mean_share: float = 0.5  # of the others: the mean over several captions, which is what decoding predicts
-    snr_cap: float = 5.0  # min-SNR weighting, Hang et al. 2023
     how: Optimisation = field(
         default_factory=lambda: Optimisation(steps=9000, batch=64, learning_rate=1e-3, warmup=300, average=0.999)
     )
@@ -90,7 +89,7 @@ def fit_unet(
         rows = draw.numpy.integers(len(latents_NChw), size=recipe.how.batch)
         condition_BLD = draw_conditions(states_NKLD[rows], empty_LD, recipe, draw.numpy)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.how.bf16):
-            return unet_loss(model, latents_NChw[rows], condition_BLD, signal, recipe.snr_cap, draw.torch)
+            return unet_loss(model, latents_NChw[rows], condition_BLD, signal, draw.torch)
 
     fit(model, loss_of_step, recipe.how, seed=seed, checkpoint=checkpoint, after_checkpoint=after_checkpoint)
     return model
@@ -115,17 +114,20 @@ def unet_loss(
     latents_BChw: Tensor,
     condition_BLD: Tensor,
     signal: Tensor,
-    snr_cap: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Squared error of the predicted noise, weighted by min(SNR, cap) / SNR. signal: alpha-bar of every timestep."""
+    """Squared error of the predicted noise, weighted by 1 / sqrt(SNR). signal: alpha-bar of every timestep.
+
+    That error grows about as the root of the signal-to-noise ratio, so with this weight every noise level
+    contributes alike; unweighted, the noisy levels at which shape and place are settled would hardly count.
+    """
     steps_B = torch.randint(len(signal), (len(latents_BChw),), generator=generator)
     noise_BChw = torch.randn(latents_BChw.shape, generator=generator)
     kept_B111 = signal[steps_B].view(-1, 1, 1, 1)
     noisy_BChw = kept_B111.sqrt() * latents_BChw + (1 - kept_B111).sqrt() * noise_BChw
     predicted_BChw = model(noisy_BChw, steps_B, condition_BLD).sample.float()
     snr_B111 = kept_B111 / (1 - kept_B111)
-    return (snr_B111.clamp(max=snr_cap) / snr_B111 * (predicted_BChw - noise_BChw).square()).mean()
+    return ((predicted_BChw - noise_BChw).square() / snr_B111.sqrt()).mean()
 
 
 @torch.inference_mode()
