@@ -24,7 +24,7 @@ from nd.metrics.protocol import describe
 from nd.metrics.reconstructions import check_ids, read_images
 from nd.metrics.score import PerImage, score_images
 from nd.metrics.summary import one_metric, per_image_csv, score_table
-from nd.results.folder import RunFolder, found
+from nd.results.folder import RunFolder, found, is_rank_zero
 from nd.results.wandb import log_scores
 from nd.schema import Config
 
@@ -33,8 +33,10 @@ log = logging.getLogger(__name__)
 
 def evaluate(cfg: Config) -> Path:
     """Score the pictures of the matching reconstruct run; returns the run folder."""
-    run = found(cfg, "reconstruct")
     folder = RunFolder.open(cfg, "evaluate")
+    if not is_rank_zero():  # one process scores; the others were only needed to make the pictures
+        return folder.path
+    run = found(cfg, "reconstruct")
     inputs = {"images": run.fingerprint}
     if folder.is_done(inputs):
         log.info("nothing to do: %s is finished", folder.path)

@@ -93,6 +93,12 @@ def test_twice_does_nothing_the_second_time(cfg: Config, monkeypatch: pytest.Mon
     assert evaluate(cfg) == path
 
 
+def test_other_processes_of_a_job_write_nothing(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    reconstructed(cfg, made(cfg), part_ids(cfg))
+    monkeypatch.setenv("RANK", "1")
+    assert not evaluate(cfg).exists()
+
+
 def test_rows_in_another_order_give_the_same_scores(cfg: Config, tmp_path: Path) -> None:
     images, ids = made(cfg), part_ids(cfg)
     reconstructed(cfg, images, ids)

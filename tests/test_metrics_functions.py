@@ -174,6 +174,12 @@ def test_two_way_ties_of_equal_stimuli_fail() -> None:
     assert equal_rows(true).tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 8]
 
 
+def test_rounding_does_not_decide_between_equal_stimuli() -> None:
+    r = torch.tensor([[0.9, 0.2, 0.1], [0.2, 0.8, 0.8 - 1e-7], [0.1, 0.8 - 1e-7, 0.8]], dtype=torch.float64)
+    wins = identification.wins_over(r, torch.tensor([0, 1, 1]))
+    assert wins.tolist() == [[False, True, True], [True, False, False], [True, False, False]]
+
+
 def test_rows_that_agree_only_in_part_are_not_taken_for_twins() -> None:
     true = torch.zeros(4, 1000)
     true[:, 1] = torch.arange(4.0)
