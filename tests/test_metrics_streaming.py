@@ -121,5 +121,5 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    errors = [process.communicate(timeout=280)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
