@@ -1,3 +1,3 @@
-"""Reconstruct seen images from fMRI: one data format, one evaluation and one command line for several published methods."""
+"""Reconstruct seen images from fMRI: several published methods under one data format, evaluation and command line."""
 
 __version__ = "0.1.0"

@@ -31,9 +31,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder.") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}. Free some space or choose another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,7 +57,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Remove it and run the verb that wrote it again.") from None
+        raise UserError(f"{path} is not valid JSON ({error}). Remove it and run its verb again.") from None
 
 
 def sha256_file(path: Path) -> str:
@@ -91,6 +92,6 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
     except PermissionError:
         raise UserError(f"{path} cannot be read: permission denied. Check the file's owner and mode.") from None
     except OSError as error:
-        raise UserError(f"{path} is not a whole HDF5 file ({error}). It may be truncated: fetch or write it again.") from None
+        raise UserError(f"{path} is not a whole HDF5 file ({error}); perhaps truncated. Fetch or write it again.") from None
     with handle:
         yield handle
