@@ -92,6 +92,6 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
     except PermissionError:
         raise UserError(f"{path} cannot be read: permission denied. Check the file's owner and mode.") from None
     except OSError as error:
-        raise UserError(f"{path} is not a whole HDF5 file ({error}); perhaps truncated. Fetch or write it again.") from None
+        raise UserError(f"{path} is not a whole HDF5 file ({error}): truncated? Fetch or write it again.") from None
     with handle:
         yield handle
