@@ -68,11 +68,16 @@ def _score_line(table: Table, row: TableRow) -> str:
     return f"<tr>{label}{subject}<td>{row.run.n_images} &times; {row.run.n_repeats}</td>{cells}</tr>"
 
 
+def _arrow(table: Table, column: Column) -> str:
+    name, _, arrow = table.arrow(column).rpartition(" ")
+    return f"{_e(name)}&nbsp;{arrow}"
+
+
 def scores_html(table: Table) -> str:
     """Return the score table with intervals and the line of chance."""
     subject = "<th>subject</th>" if len(table.subjects) > 1 else ""
     head = f"<tr><th></th>{subject}<th>images &times; repeats</th>"
-    head += "".join(f"<th>{_e(table.arrow(c))}</th>" for c in table.columns) + "</tr>"
+    head += "".join(f"<th>{_arrow(table, c)}</th>" for c in table.columns) + "</tr>"
     lines = "".join(_score_line(table, row) for row in table.rows)
     blank = "<td></td>" * (2 if subject else 1)
     chance = "".join(f"<td>{chance_cell(table, c)}</td>" for c in table.columns)

@@ -18,7 +18,7 @@ N_BOOT = 10_000  # resamples of the images for a paired difference
 ROLE_NOTES = {
     "oracle": "oracle: made from the true features of the test images; a ceiling, not decoding",
     "control": "control: voxels shuffled over the images before decoding; must be at chance",
-    "floor": "floor: made without decoding an image; a method must beat it",
+    "floor": "floor: no picture is generated; what a method should beat",
     "reference": "reference: another decoder, for comparison",
 }
 
