@@ -99,7 +99,8 @@ def test_the_page_is_whole_in_itself(table: Table, tmp_path: Path) -> None:
     assert Image.open(png).width > 500
     text = " ".join(reader.text)
     for wanted in (
-        "A <b> & c", "simulated fMRI", "decoded & guided", "oracle", "floor", "PixCorr\xa0↑", "50.0%", "nd run table=tiny",
+        "A <b> & c", "simulated fMRI", "decoded & guided", "oracle", "floor", "PixCorr\xa0↑", "50.0%",
+        "nd run table=tiny",
         "a ceiling, not decoding", "Guidance tuned on validation images", "decoded & guided minus mean", "numpy",
         "protocol scenes v1; 8 test images (set f00)",
     ):  # fmt: skip
