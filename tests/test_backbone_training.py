@@ -16,7 +16,16 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from nd.backbone import loop
 from nd.backbone.export import export_backbone
-from nd.backbone.fit_clip import ClipRecipe, clip_config, clip_loss, embed_images, fit_clip, text_encoder, tokenize
+from nd.backbone.fit_clip import (
+    ClipRecipe,
+    clip_config,
+    clip_loss,
+    embed_images,
+    embed_texts,
+    fit_clip,
+    text_encoder,
+    tokenize,
+)
 from nd.backbone.fit_unet import (
     UnetRecipe,
     build_unet,
@@ -30,6 +39,7 @@ from nd.backbone.fit_unet import (
 from nd.backbone.fit_vae import VaeRecipe, decode, encode, fit_vae, psnr_db
 from nd.backbone.loop import Draw, Optimisation, draw_of_step, fit, rate_factor
 from nd.backbone.tokenizer import build_tokenizer, train_merges
+from nd.backbone.weights import SHIPPED
 from nd.scenes.captions import captions, vocabulary
 from nd.scenes.draw import draw_many
 from nd.scenes.scene import sample_scene
@@ -275,3 +285,16 @@ def test_the_export_opens_with_the_usual_libraries(tmp_path: Path, clip: CLIP, t
 
 def test_patches_are_hidden_in_training_only(tokenizer: CLIPTokenizer) -> None:
     assert "patch_dropout" not in clip_config(CLIP_SIZES, 32, tokenizer)["vision_cfg"]
+
+
+def test_the_shipped_parts_still_do_what_they_were_trained_for() -> None:
+    """Held-out pictures: the autoencoder rebuilds them, and the image tower tells their captions apart."""
+    indices = range(10_000_000, 10_000_050)
+    images, said = draw_many(1, indices), [captions(sample_scene(1, i))[:1] for i in indices]
+    vae = AutoencoderKL.from_pretrained(SHIPPED / "scenes" / "vae").float()
+    assert psnr_db(images, decode(vae, encode(vae, images))) > 30
+    assert float(encode(vae, images).std()) == pytest.approx(1.0, abs=0.05)
+    tower = open_clip.create_model(f"local-dir:{SHIPPED / 'scenes' / 'image_tower'}").eval()
+    ids = tokenize(CLIPTokenizer.from_pretrained(SHIPPED / "scenes" / "tokenizer"), said)[:, 0]
+    nearest = (embed_images(tower, images) @ embed_texts(tower, ids).T).argmax(1)
+    assert (nearest == torch.arange(50)).float().mean() > 0.9
