@@ -60,7 +60,7 @@ FULL = Plan(
     pictures=40_000,
     vae=VaeRecipe(how=_how(1600, 32, 2e-3, 100, 0.998)),
     clip=ClipRecipe(how=_how(1400, 128, 1e-3, 150, 0.99, 0.05)),
-    unet=UnetRecipe(how=_how(6000, 32, 1e-3, 300, 0.999)),  # batch of each of two processes
+    unet=UnetRecipe(how=_how(4900, 32, 1e-3, 300, 0.999)),  # batch of each of two processes
 )
 QUICK = Plan(
     pictures=64,
