@@ -33,13 +33,18 @@ def train(cfg: Config) -> Path:
     with folder.writing(cfg, inputs) as path:
         folds = [fit_fold(cfg, subject, split, k, store, path, device) for k in range(len(split.folds))]
         scores = mean_scores(folds)
-        write_json(path / "scores.json", {"part": "val", "mean": scores, "folds": folds})
-    print(f"wrote {len(folds)} mapper{'s' * (len(folds) > 1)} at {path} (validation images: {described(scores)})")
+        write_json(path / "scores.json", {"images": held_out(cfg), "mean": scores, "folds": folds})
+    print(f"wrote {len(folds)} mapper{'s' * (len(folds) > 1)} at {path} ({held_out(cfg)}: {described(scores)})")
     return path
 
 
+def held_out(cfg: Config) -> str:
+    """The images that the penalty was chosen on, and that the scores are of; never the test images."""
+    return f"{cfg.mapper.folds} folds of the training images" if cfg.mapper.folds else "validation images"
+
+
 def mean_scores(folds: list[dict[str, Any]]) -> dict[str, float]:
-    """Validation scores averaged over folds."""
+    """Scores of the held-out images averaged over the folds of the split."""
     return {name: sum(fold["scores"][name] for fold in folds) / len(folds) for name in folds[0]["scores"]}
 
 

@@ -126,10 +126,10 @@ def test_vit_b_32_has_six_layers_of_50_tokens_of_width_768() -> None:
 
 def test_preprocess_normalises_and_antialiases() -> None:
     stripes = torch.zeros(1, 3, 32, 32)
-    stripes[..., ::2] = 1
+    stripes[..., ::4] = 1
     found = preprocess(stripes, 8, mean=(0.5, 0.25, 0.0), std=(1.0, 0.5, 2.0))
-    # Antialiased stripes average to one half; without antialiasing they alias to 0 or 1.
-    expected = torch.tensor([0.0, 0.5, 0.25]).view(1, 3, 1, 1).expand(1, 3, 8, 6)
+    # Antialiased, one stripe in four averages to a quarter; two-point interpolation falls between the stripes.
+    expected = torch.tensor([-0.25, 0.0, 0.125]).view(1, 3, 1, 1).expand(1, 3, 8, 6)
     torch.testing.assert_close(found[..., 1:-1], expected, atol=0.02, rtol=0)
 
 
