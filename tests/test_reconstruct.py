@@ -60,9 +60,7 @@ def cfg(backbone: Path, tmp_path: Path) -> Config:
     n = N_TRAIN + N_TEST
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (n, SIZE, SIZE, 3)).astype(np.uint8)
-    write_stimuli(
-        stimuli_path(cfg), images=images, captions=[[f"{i} is it"] for i in range(n)], image_id=np.arange(n)
-    )
+    write_stimuli(stimuli_path(cfg), images=images, captions=[[f"{i} is it"] for i in range(n)], image_id=np.arange(n))
     write_predictions(cfg, {name: random.standard_normal((N_TEST, *shape)) for name, shape in SHAPES.items()})
     return cfg
 
