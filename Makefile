@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TABLE ?= scenes
+ARGS ?=
 EXTRAS ?= dev,eval
 ND := $(BIN)/nd
 
@@ -48,9 +49,9 @@ format: $(READY) ## rewrite files in the house style
 doctor: $(READY) ## what is present, what is missing, how large
 	$(ND) doctor
 
-reproduce-table: $(READY) ## rebuild experiments/$(TABLE).yaml and compare with its expected values (TABLE=scenes)
-	$(ND) run table=$(TABLE)
-	$(ND) table table=$(TABLE) check=true
+reproduce-table: $(READY) ## rebuild experiments/$(TABLE).yaml and compare with its expected values (TABLE=scenes ARGS=...)
+	$(ND) run table=$(TABLE) $(ARGS)
+	$(ND) table table=$(TABLE) check=true $(ARGS)
 
 clean: ## remove what can be rebuilt (.venv, caches); data, runs and results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
