@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.config import verb
-from nd.data.prepared import Stimuli, stimuli_path
-from nd.data.splits import get_split
+from nd.data.prepared import Stimuli, split_of, stimuli_path
 from nd.files import sha256_json, write_json, write_text
 from nd.generate.training import part_ids
 from nd.metrics.cache import stimulus_features
@@ -75,7 +74,7 @@ def summarise(
         "n_repeats": n_repeats,
         "n_constant_pictures": scored.n_constant,
         "test_set": sha256_json([int(i) for i in image_ids]),
-        "split": {"name": cfg.data.split, "hash": get_split(cfg.data).hash, "part": cfg.part},
+        "split": {"name": cfg.data.split, "hash": split_of(cfg).hash, "part": cfg.part},
         "subject": cfg.subject.name,
         "generator": cfg.method.generator,
         "oracle": bool(facts.get("oracle", cfg.features == "oracle")),

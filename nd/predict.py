@@ -26,11 +26,10 @@ Trained = tuple["RunFolder", list["Origin"]]
 
 def predict(cfg: Config) -> Path:
     """Predict every target of `cfg.method.targets`; returns the run folder."""
-    from nd.data.prepared import Subject, subject_path
-    from nd.data.splits import get_split
+    from nd.data.prepared import open_subject, split_of
     from nd.results.folder import RunFolder
 
-    subject, split = Subject(subject_path(cfg), cfg.subject.roi), get_split(cfg.data)
+    subject, split = open_subject(cfg), split_of(cfg)
     mappers = {name: trained(derive(cfg, f"target={name}"), subject, split) for name in cfg.method.targets}
     folder, inputs = RunFolder.open(cfg, "predict"), {f"train {name}": m[0].fingerprint for name, m in mappers.items()}
     if folder.is_done(inputs):

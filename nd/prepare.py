@@ -1,4 +1,12 @@
-"""``nd prepare``: write a data set in the prepared format, all of its subjects at once."""
+"""``nd prepare``: write a data set in the prepared format.
+
+Scenes and digits69 are written with all their subjects. Of NSD (``data=nsd``, ``data=mindeye2``) and of own data the
+subject ``subject.name`` is written, and the stimuli once; further subjects join the same folder. What is there is kept,
+an interrupted command goes on where it stopped.
+
+With ``layout=nsd`` or ``layout=mindeye2`` a Scenes subject is written as a small tree in the files and codes of that
+release instead, to try its reader without the data.
+"""
 
 from __future__ import annotations
 
@@ -6,48 +14,75 @@ import time
 from pathlib import Path
 
 from nd.config import verb
-from nd.data.folder import Settings, folder_megabytes, make_folder
+from nd.data.pieces import Piece, folder_megabytes, make_pieces
 from nd.data.prepared import data_folder
 from nd.schema import Config
 
 
 def prepare(cfg: Config) -> Path:
-    """Write ``<paths.data>/<data.name>`` and return it. Raises UserError and leaves nothing where that fails."""
+    """Write what is missing of ``<paths.data>/<data.name>`` and return it. UserError where that fails."""
     from nd.results.manifest import git_state, versions
 
+    if cfg.layout != "prepared":
+        return write_layout(cfg)
     start, folder = time.monotonic(), data_folder(cfg)
     record = {"simulated": cfg.data.simulated, "git": git_state(), "packages": versions(), "overrides": cfg.overrides}
-    written = make_folder(folder, _settings(cfg), lambda temporary: _write(cfg, temporary), record)
+    pieces = pieces_of(cfg)
+    written = make_pieces(folder, pieces, record)
     size = f"{folder_megabytes(folder):.1f} MB"
     if written:
-        people = f"{len(cfg.data.subjects)} subject" + "s" * (len(cfg.data.subjects) > 1)
         seconds = time.monotonic() - start
-        print(f"wrote {cfg.data.name}: {people} and the stimuli, {size} at {folder}, in {seconds:.0f} s")
+        print(f"wrote {cfg.data.name}: {described(written)}, {size} at {folder}, in {seconds:.0f} s")
     else:
         print(f"{cfg.data.name} is already prepared at {folder} ({size}); nothing to do")
     return folder
 
 
-def _settings(cfg: Config) -> Settings:
-    """Everything the prepared files depend on."""
-    if cfg.data.name == "digits69":
-        from nd.data.digits69 import settings_of as digits_settings
-
-        return digits_settings(cfg.data)
-    from nd.scenes.world import settings_of as scenes_settings
-
-    return scenes_settings(cfg.data)
+def described(names: list[str]) -> str:
+    """``4 subjects and the stimuli``."""
+    n_people = sum(name != "stimuli.h5" for name in names)
+    people = [f"{n_people} subject" + "s" * (n_people > 1)] if n_people else []
+    return " and ".join(people + ["the stimuli"] * ("stimuli.h5" in names))
 
 
-def _write(cfg: Config, folder: Path) -> None:
-    if cfg.data.name == "digits69":
-        from nd.data.digits69 import write_digits69
+def pieces_of(cfg: Config) -> list[Piece]:
+    """The files that the configuration asks for, by the reader of its source."""
+    source = cfg.data.source
+    if source == "digits69":
+        from nd.data.digits69 import pieces_of as digits69
 
-        write_digits69(cfg.data, folder)
+        return digits69(cfg.data)
+    if source == "nsd":
+        from nd.data.nsd.prepare import pieces_of as nsd
+
+        return nsd(cfg)
+    if source == "mindeye2":
+        from nd.data.mindeye2.prepare import pieces_of as mindeye2
+
+        return mindeye2(cfg)
+    if source == "own":
+        from nd.data.own import pieces_of as own
+
+        return own(cfg)
+    from nd.scenes.world import pieces_of as scenes
+
+    return scenes(cfg.data)
+
+
+def write_layout(cfg: Config) -> Path:
+    """Write one Scenes subject as a tree of a public release, beside the prepared data; returns its folder."""
+    from nd.scenes.as_release import write_release
+
+    start = time.monotonic()
+    folder, written = write_release(cfg)
+    if written:
+        print(
+            f"wrote {cfg.subject.name} of {cfg.data.name} (simulated) as a {cfg.layout} tree at {folder}, "
+            f"in {time.monotonic() - start:.0f} s"
+        )
     else:
-        from nd.scenes.world import write_world
-
-        write_world(cfg.data, folder)
+        print(f"{folder} is already there; nothing to do")
+    return folder
 
 
 main = verb(prepare)

@@ -16,14 +16,13 @@ from nd.schema import Config
 def train(cfg: Config) -> Path:
     """Fit every fold of `cfg.data.split`; returns the run folder."""
     from nd.backbone.loading import pick_device
-    from nd.data.prepared import Subject, subject_path
-    from nd.data.splits import get_split
+    from nd.data.prepared import open_subject, split_of
     from nd.files import write_json
     from nd.mappers.folds import fit_fold
     from nd.results.folder import RunFolder
     from nd.targets.store import TargetStore, store_path
 
-    subject, split = Subject(subject_path(cfg), cfg.subject.roi), get_split(cfg.data)
+    subject, split = open_subject(cfg), split_of(cfg)
     store, folder = store_path(cfg), RunFolder.open(cfg, "train")
     inputs = {f"target {cfg.target.name}": TargetStore(store).fingerprint}
     if folder.is_done(inputs):

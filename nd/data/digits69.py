@@ -8,6 +8,7 @@ trials of different images, 3092 voxels, and pixels stored column by column. It 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.data import digit_captions
-from nd.data.stimuli import write_stimuli
-from nd.data.subject import write_subject
+from nd.data.pieces import Piece
+from nd.data.stimuli import content_hash, write_stimuli
+from nd.data.subject_file import write_subject
 from nd.errors import UserError
 from nd.files import sha256_file
 from nd.schema import DataConfig
@@ -64,8 +66,8 @@ def read_digits69(file: str | Path) -> Digits69:
     return Digits69(both["fmri"].astype(np.float32), np.repeat(grey[..., None], 3, axis=3), labels, captions)
 
 
-def settings_of(data: DataConfig) -> dict[str, Any]:
-    """Everything the prepared files depend on; the file's hash is empty where no file was given.
+def pieces_of(data: DataConfig) -> list[Piece]:
+    """The files of the prepared folder; the raw file's hash is empty in their settings where no file was given.
 
     Raises UserError for settings that this data set does not have.
     """
@@ -75,23 +77,31 @@ def settings_of(data: DataConfig) -> dict[str, Any]:
             f"data.image_size={data.image_size}. Take both from data=digits69."
         )
     exists = bool(data.file) and Path(data.file).is_file()
-    return {
-        "name": data.name,
-        "subjects": list(data.subjects),
-        "file_sha256": sha256_file(Path(data.file)) if exists else "",
-    }
+    settings = {"name": data.name, "file_sha256": sha256_file(Path(data.file)) if exists else ""}
+    content = cache(partial(read_digits69, data.file))
+    name = data.subjects[0]
+    return [
+        Piece("stimuli.h5", settings, lambda path: _write_stimuli(content(), path)),
+        Piece(f"{name}.h5", settings, lambda path: _write_subject(content(), data, name, path)),
+    ]
 
 
 def write_digits69(data: DataConfig, folder: Path) -> None:
     """Write the prepared files into ``folder``. Raises UserError where ``data.file`` cannot be read."""
-    content = read_digits69(data.file)
+    for piece in pieces_of(data):
+        piece.write(folder / piece.name)
+
+
+def _write_stimuli(content: Digits69, path: Path) -> None:
     ids = np.arange(N_IMAGES, dtype=np.int32)
-    stimuli_hash = write_stimuli(
-        folder / "stimuli.h5", images=content.images, captions=content.captions, image_id=ids, labels=content.labels
-    )
+    write_stimuli(path, images=content.images, captions=content.captions, image_id=ids, labels=content.labels)
+
+
+def _write_subject(content: Digits69, data: DataConfig, name: str, path: Path) -> None:
+    ids = np.arange(N_IMAGES, dtype=np.int32)
     zeros = np.zeros_like(ids)
     write_subject(
-        folder / f"{data.subjects[0]}.h5",
+        path,
         voxels=content.voxels,
         image_id=ids,
         session=zeros,
@@ -100,14 +110,14 @@ def write_digits69(data: DataConfig, folder: Path) -> None:
         rois={},
         ijk=np.full((content.voxels.shape[1], 3), -1, np.int16),
         attributes={
-            "name": data.subjects[0],
+            "name": name,
             "source": "digits69 (van Gerven et al. 2010)",
             "simulated": False,
             "mask": "as released; voxel positions and areas are not in the file",
             "betas": "one response per image, as released",
             "scaling": "none",
             "file_sha256": sha256_file(Path(data.file)),
-            "stimuli_hash": stimuli_hash,
+            "stimuli_hash": content_hash(content.images, content.captions, ids, content.labels),
         },
     )
 

@@ -2,6 +2,13 @@
 
 Membership follows the SHA-256 of "<purpose>:<image id>" and no random generator, so it is the same for every version of
 every library. A validation part always exists.
+
+The splits of NSD follow its design. Test images are those of the 1,000 shared by all subjects; no trial of a shared
+image is ever trained on, whether or not it is a test image:
+
+    nsd982       first 37 sessions, of subjects with at least as many: 982 test images, 8,859 for training
+    nsd1000      all sessions of a subject: 1,000 test images (930 and 907 where only 32 and 30 sessions were scanned)
+    nsd_partial  whatever sessions were prepared: comparable with nothing published
 """
 
 from __future__ import annotations
@@ -19,7 +26,19 @@ from nd.files import sha256_json
 from nd.schema import DataConfig
 
 N_FOLDS = 10
-SPLITS_OF = {"scenes": ("scenes",), "digits69": ("digits69-cv10", "digits69-given")}
+NSD_SPLITS = ("nsd982", "nsd1000", "nsd_partial")
+SPLITS_OF = {
+    "scenes": ("scenes",),
+    "digits69": ("digits69-cv10", "digits69-given"),
+    "nsd": NSD_SPLITS,
+    "mindeye2": NSD_SPLITS,
+    "own": ("own",),
+}
+SESSIONS_OF = {"nsd982": 37}  # splits that use the first sessions alone
+BY_SUBJECT = ("nsd", "mindeye2", "own")  # sources whose images differ by subject, so that a split needs the subject
+# What the validation images of every data set but digits69 are drawn with. It names the data set that had it first:
+# another word would move the pinned split of Scenes, and data in two forms must be cut alike.
+VALIDATION_PURPOSE = "scenes-val"
 
 
 @dataclass(frozen=True)
@@ -51,9 +70,11 @@ class Split:
 
 
 def get_split(data: DataConfig) -> Split:
-    """The split that ``data`` names. Raises UserError for a split of another data set or too few images."""
-    if data.split not in SPLITS_OF.get(data.name, ()):
-        raise unknown(f"split of data={data.name}", data.split, SPLITS_OF.get(data.name, ()))
+    """The split of a data set whose images are the same for every subject.
+
+    Raises UserError for a split of another data set or too few images.
+    """
+    _check_name(data)
     if data.split == "scenes":
         folds = [_scenes_fold(data)]
     elif data.split == "digits69-given":
@@ -61,8 +82,39 @@ def get_split(data: DataConfig) -> Split:
         folds = [_digits_fold(data, given, np.arange(digits69.N_TRAIN, digits69.N_IMAGES), "digits69-given")]
     else:
         folds = _digits_folds(data)
+    return _named(data.split, folds)
+
+
+def subject_split(data: DataConfig, image_id: NDArray[np.integer], held_out: NDArray[np.bool_]) -> Split:
+    """The split of one subject's images: those of held-out trials are for the test, the others for training.
+
+    Args:
+        image_id, held_out: (T,) of the trials that the split may use (``SESSIONS_OF``).
+
+    Raises:
+        UserError: a split of another data set, no test image, or too few images.
+    """
+    _check_name(data)
+    test = np.unique(image_id[held_out])
+    seen = np.setdiff1d(image_id, test)
+    if not len(test):
+        raise UserError(
+            f"split {data.split!r} finds no test image among {len(image_id)} trials. Prepare sessions that hold some, "
+            "or name them (own data: data.test_ids)."
+        )
+    _check_n_val(data, len(seen))
+    order = _shuffled(seen, VALIDATION_PURPOSE)
+    return _named(data.split, [Fold(_sorted(order[data.n_val :]), _sorted(order[: data.n_val]), _sorted(test))])
+
+
+def _check_name(data: DataConfig) -> None:
+    if data.split not in SPLITS_OF.get(data.source, ()):
+        raise unknown(f"split of data={data.name}", data.split, SPLITS_OF.get(data.source, ()))
+
+
+def _named(name: str, folds: Sequence[Fold]) -> Split:
     parts = [[fold.train.tolist(), fold.val.tolist(), fold.test.tolist()] for fold in folds]
-    return Split(data.split, tuple(folds), sha256_json([data.split, parts]))
+    return Split(name, tuple(folds), sha256_json([name, parts]))
 
 
 def _shuffled(ids: Sequence[int] | NDArray[np.integer], purpose: str) -> list[int]:
@@ -87,7 +139,7 @@ def _scenes_fold(data: DataConfig) -> Fold:
     if data.n_test < 1:
         raise UserError(f"data.n_test={data.n_test}; a split needs at least 1 test image.")
     _check_n_val(data, data.n_train)
-    order = _shuffled(range(data.n_train), "scenes-val")
+    order = _shuffled(range(data.n_train), VALIDATION_PURPOSE)
     test = np.arange(data.n_train, data.n_train + data.n_test)
     return Fold(_sorted(order[data.n_val :]), _sorted(order[: data.n_val]), _sorted(test))
 

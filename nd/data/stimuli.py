@@ -33,9 +33,7 @@ def write_stimuli(
     _check(path, images, captions, image_id, labels)
     longest = max(len(texts) for texts in captions)
     padded = [[*texts, *[""] * (longest - len(texts))] for texts in captions]
-    content = sha256_json(
-        [sha256_array(images), np.asarray(image_id).tolist(), captions, None if labels is None else labels.tolist()]
-    )
+    content = content_hash(images, captions, image_id, labels)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as handle:
         # One image per chunk: pictures are read one by one, in any order.
         handle.create_dataset(
@@ -47,6 +45,18 @@ def write_stimuli(
             handle.create_dataset("labels", data=np.asarray(labels, np.int16))
         handle.attrs["hash"] = content
     return content
+
+
+def content_hash(
+    images: NDArray[np.uint8],
+    captions: list[list[str]],
+    image_id: NDArray[Any],
+    labels: NDArray[np.int16] | None = None,
+) -> str:
+    """12 hexadecimal digits of all that a stimuli file holds."""
+    return sha256_json(
+        [sha256_array(images), np.asarray(image_id).tolist(), captions, None if labels is None else labels.tolist()]
+    )
 
 
 def _check(

@@ -1,176 +1,104 @@
-"""One subject's voxels in the prepared HDF5 format: writer and lazy reader.
+"""Lazy reader of one subject's prepared file (layout: ``nd.data.subject_file``).
 
-Layout of ``<subject>.h5`` (T trials, V voxels)::
-
-    voxels    (T, V) float32   responses, one row per trial
-    image_id  (T,)   int32     0-based stimulus index
-    session   (T,)   int32     0-based
-    repeat    (T,)   int32     0-based presentation number of that image
-    trial     (T,)   int32     0-based position in the experiment
-    ijk       (V, 3) int16     position on the voxel grid; -1 where unknown
-    ncsnr     (V,)   float32   optional: signal-to-noise ratio of single trials (standard deviations)
-    rois/<name> (V,) bool
-
-The reader opens the file for each read and holds one block of rows at a time, so it can be copied to worker
-processes and never has all betas in memory.
+Opening reads the small columns alone, whatever the file's size; voxels are read by rows when they are asked for, and
+every value handed out is finite. The reader holds no open file, so it can be copied to worker processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.data.rows import RowFile
+from nd.data.subject_file import ALL_VOXELS, TRIAL_COLUMNS
 from nd.errors import UserError, unknown
-from nd.files import atomic_path, open_h5, sha256_json
-
-TRIAL_COLUMNS = ("image_id", "session", "repeat", "trial")
-BLOCK_BYTES = 1 << 20  # rows are stored and read in blocks of about 1 MiB
-ALL_VOXELS = "all"
-
-
-def write_subject(
-    path: Path,
-    *,
-    voxels: NDArray[np.float32],
-    image_id: NDArray[Any],
-    session: NDArray[Any],
-    repeat: NDArray[Any],
-    trial: NDArray[Any],
-    rois: dict[str, NDArray[np.bool_]],
-    ijk: NDArray[np.int16],
-    attributes: dict[str, Any],
-    ncsnr: NDArray[np.float32] | None = None,
-) -> None:
-    """Write one subject's prepared file atomically.
-
-    Args: as in the layout at the top of this module; ``attributes`` become HDF5 attributes (text, numbers, bools) and
-    should say source, mask, betas and scaling. Raises UserError where shapes disagree or a voxel is not finite.
-    """
-    columns = {"image_id": image_id, "session": session, "repeat": repeat, "trial": trial}
-    _check_arrays(path, voxels, columns, rois, ijk, ncsnr)
-    n_trials, n_voxels = voxels.shape
-    rows = min(n_trials, _block_rows(n_voxels))
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as handle:
-        handle.create_dataset("voxels", data=np.asarray(voxels, np.float32), chunks=(rows, n_voxels))
-        for name, values in columns.items():
-            handle.create_dataset(name, data=np.asarray(values, np.int32))
-        handle.create_dataset("ijk", data=np.asarray(ijk, np.int16))
-        if ncsnr is not None:
-            handle.create_dataset("ncsnr", data=np.asarray(ncsnr, np.float32))
-        group = handle.create_group("rois")
-        for name, mask in rois.items():
-            group.create_dataset(name, data=np.asarray(mask, bool))
-        handle.attrs.update({"name": path.stem, **attributes})
-
-
-def _check_arrays(
-    path: Path,
-    voxels: NDArray[Any],
-    columns: dict[str, NDArray[Any]],
-    rois: dict[str, NDArray[Any]],
-    ijk: NDArray[Any],
-    ncsnr: NDArray[Any] | None,
-) -> None:
-    """Refuse to write what the reader could not read back."""
-    if voxels.ndim != 2 or 0 in voxels.shape:
-        raise UserError(f"{path.name}: voxels has shape {voxels.shape}; wanted (trials, voxels), neither of them 0.")
-    wanted: dict[str, tuple[NDArray[Any], tuple[int, ...]]] = {
-        name: (values, (len(voxels),)) for name, values in columns.items()
-    }
-    wanted |= {f"rois/{name}": (mask, (voxels.shape[1],)) for name, mask in rois.items()}
-    wanted["ijk"] = (ijk, (voxels.shape[1], 3))
-    if ncsnr is not None:
-        wanted["ncsnr"] = (ncsnr, (voxels.shape[1],))
-    for name, (values, shape) in wanted.items():
-        if values.shape != shape:
-            raise UserError(
-                f"{path.name}: {name} has shape {values.shape}, but voxels {voxels.shape} asks for {shape}."
-            )
-    if ALL_VOXELS in rois:
-        raise UserError(f"{path.name}: an ROI cannot be named {ALL_VOXELS!r}, which always means every voxel.")
-    _check_finite(path, voxels, 0)
-
-
-def _block_rows(n_voxels: int) -> int:
-    return max(1, BLOCK_BYTES // (4 * n_voxels))
-
-
-def _check_finite(path: Path, voxels: NDArray[np.float32], first_row: int) -> None:
-    """Name the first voxel and trial that is NaN or infinite; ``first_row`` is the trial of row 0."""
-    if np.isfinite(voxels).all():
-        return
-    row, column = np.argwhere(~np.isfinite(voxels))[0]
-    raise UserError(
-        f"{path}: voxel {column} of trial {first_row + row} is {voxels[row, column]}; every beta must be finite. "
-        "Leave that voxel out of the mask or write the file again."
-    )
-
-
-@lru_cache(maxsize=256)
-def _check_file(path: Path, size: int, modified_ns: int) -> None:
-    """Check one prepared file whole, block by block, once per process (``size`` and ``modified_ns`` key the cache)."""
-    with open_h5(path) as handle:
-        missing = [name for name in ("voxels", "ijk", "rois", *TRIAL_COLUMNS) if name not in handle]
-        if missing:
-            found = ", ".join(sorted(handle)) or "nothing"
-            raise UserError(
-                f"{path} is not a prepared subject file: it lacks {', '.join(missing)} and holds {found}. "
-                "Write it with `nd prepare` or nd.data.prepared.write_subject."
-            )
-        voxels = handle["voxels"]
-        if voxels.ndim != 2 or any(handle[c].shape != voxels.shape[:1] for c in TRIAL_COLUMNS):
-            shapes = ", ".join(f"{c} {handle[c].shape}" for c in ("voxels", *TRIAL_COLUMNS))
-            raise UserError(f"{path}: the columns do not have one row per trial ({shapes}). Write the file again.")
-        masks = {name: mask.shape for name, mask in handle["rois"].items() if mask.shape != voxels.shape[1:]}
-        if masks or handle["ijk"].shape != (voxels.shape[1], 3):
-            raise UserError(f"{path}: ROI masks or ijk do not fit {voxels.shape[1]} voxels. Write the file again.")
-        for start in range(0, len(voxels), _block_rows(voxels.shape[1])):
-            _check_finite(path, _read(path, voxels, start), start)
-
-
-def _read(path: Path, voxels: h5py.Dataset, start: int) -> NDArray[np.float32]:
-    """One block of rows from ``start``; a damaged block is a UserError that names the file."""
-    try:
-        return np.asarray(voxels[start : start + _block_rows(voxels.shape[1])], np.float32)
-    except OSError as error:
-        raise UserError(f"{path} is damaged at trial {start} ({error}). Fetch or write the file again.") from None
+from nd.files import open_h5, sha256_json
 
 
 class Subject:
-    """A prepared subject file opened for reading, seen through one ROI.
+    """A prepared subject file opened for reading, seen through one ROI and, where asked, its first sessions alone.
 
-    Attributes: ``name``; ``n_voxels`` V inside the ROI; ``image_id``, ``session``, ``repeat``, ``trial`` (T,) int32;
-    ``ijk`` (V, 3) int16; ``ncsnr`` (V,) float32 or None; ``rois`` masks over all voxels of the file; ``attributes``;
-    ``mask_hash`` of subject, voxel positions and ROI: two equal hashes mean the same voxels in the same order.
+    Attributes: ``name``; ``n_voxels`` V inside the ROI; ``image_id``, ``session``, ``repeat``, ``trial`` (T,) int32 and
+    ``held_out`` (T,) bool of the trials seen; ``ijk`` (V, 3) int16; ``ncsnr`` (V,) float32 or None; ``rois`` masks over
+    all voxels of the file; ``attributes``; ``n_sessions`` of the trials seen; ``mask_hash`` of subject, voxel positions
+    and ROI: two equal hashes mean the same voxels in the same order.
     """
 
-    def __init__(self, path: Path, roi: str = ALL_VOXELS) -> None:
-        """Open and check the file. UserError: missing, truncated, wrong columns, not finite, unknown or empty ROI."""
+    def __init__(self, path: Path, roi: str = ALL_VOXELS, sessions: int = 0) -> None:
+        """Open the file; ``sessions`` > 0 hides the trials of later ones.
+
+        UserError: missing, truncated, wrong columns, a broken link, unknown or empty ROI, fewer sessions than asked for.
+        """
         self.path, self.roi = Path(path), roi
-        if self.path.is_file():
-            state = self.path.stat()
-            _check_file(self.path, state.st_size, state.st_mtime_ns)
         with open_h5(self.path) as handle:
+            self._check(handle)
             self.attributes: dict[str, Any] = {
                 k: v.item() if hasattr(v, "item") else v for k, v in handle.attrs.items()
             }
-            self.image_id, self.session, self.repeat, self.trial = (handle[c][()] for c in TRIAL_COLUMNS)
+            columns = {name: handle[name][()] for name in TRIAL_COLUMNS}
+            n_trials = len(columns["image_id"])
+            held_out = handle["held_out"][()].astype(bool) if "held_out" in handle else np.zeros(n_trials, bool)
             self.rois: dict[str, NDArray[np.bool_]] = {
                 name: mask[()].astype(bool) for name, mask in handle["rois"].items()
             }
             ijk, ncsnr = handle["ijk"][()], handle["ncsnr"][()] if "ncsnr" in handle else None
+        self._matrix = RowFile(self.path)
+        self._check_linked()
+        self._trials = self._visible(columns["session"], sessions)
+        self.image_id, self.session, self.repeat, self.trial = (columns[n][self._trials] for n in TRIAL_COLUMNS)
+        self.held_out = held_out[self._trials]
+        self.n_sessions = len(np.unique(self.session))
         self.name = str(self.attributes.get("name", self.path.stem))
         self._columns = np.flatnonzero(self._mask(len(ijk)))
         self.n_voxels = len(self._columns)
         self.ijk = ijk[self._columns]
         self.ncsnr = None if ncsnr is None else ncsnr[self._columns]
         self.mask_hash = sha256_json([self.name, self._columns.tolist(), self.ijk.tolist()])
+
+    def _check(self, handle: Any) -> None:
+        """Refuse a file of another kind and one whose parts do not fit each other."""
+        present = set(handle.keys())  # names, whether or not a link leads anywhere
+        missing = [name for name in ("voxels", "ijk", "rois", *TRIAL_COLUMNS) if name not in present]
+        if missing:
+            raise UserError(
+                f"{self.path} is not a prepared subject file: it lacks {', '.join(missing)} and holds "
+                f"{', '.join(sorted(present)) or 'nothing'}. Write it with `nd prepare` or nd.data.prepared.write_subject."
+            )
+        n_trials, n_voxels = RowFile(self.path).shape
+        per_trial = [*TRIAL_COLUMNS, *(["held_out"] if "held_out" in present else [])]
+        if any(handle[c].shape != (n_trials,) for c in per_trial):
+            shapes = ", ".join(f"{c} {handle[c].shape}" for c in per_trial)
+            raise UserError(
+                f"{self.path}: the columns do not have one row per trial (voxels ({n_trials}, {n_voxels}), {shapes}). "
+                "Write the file again."
+            )
+        masks = {name: mask.shape for name, mask in handle["rois"].items() if mask.shape != (n_voxels,)}
+        if masks or handle["ijk"].shape != (n_voxels, 3):
+            raise UserError(f"{self.path}: ROI masks or ijk do not fit {n_voxels} voxels. Write the file again.")
+
+    def _check_linked(self) -> None:
+        """Betas read in place must still be those that were prepared."""
+        recorded = self.attributes.get("linked_bytes")
+        size = self._matrix.file.stat().st_size
+        if recorded is not None and int(recorded) != size:
+            raise UserError(
+                f"{self._matrix.file} has {size} bytes, but had {recorded} when {self.path} was prepared from it. "
+                f"Fetch it again, or remove {self.path} and run `nd prepare` again."
+            )
+
+    def _visible(self, session: NDArray[np.int32], sessions: int) -> NDArray[np.intp]:
+        """Rows of the trials that may be seen."""
+        present = np.unique(session)
+        if sessions > len(present):
+            raise UserError(
+                f"{self.path} holds {len(present)} sessions, but {sessions} are asked for. Prepare more of them, or "
+                "choose a split that needs fewer (data.split=nsd_partial takes what there is)."
+            )
+        return np.arange(len(session)) if not sessions else np.flatnonzero(session <= present[sessions - 1])
 
     def _mask(self, n_all: int) -> NDArray[np.bool_]:
         if self.roi == ALL_VOXELS:
@@ -182,21 +110,15 @@ class Subject:
         return self.rois[self.roi]
 
     def blocks(self, rows: NDArray[Any]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-        """Yield (positions in ``rows``, their voxels) in file order, reading each needed block of the file once."""
+        """Yield (positions in ``rows``, their voxels) in file order, a few MiB at a time."""
         rows = np.asarray(rows, np.int64)
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self.image_id)):
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self._trials)):
             raise UserError(
-                f"{self.path.name} has trials 0..{len(self.image_id) - 1}; asked for {rows.min()}..{rows.max()}."
+                f"{self.path.name} has trials 0..{len(self._trials) - 1}; asked for {rows.min()}..{rows.max()}."
             )
-        order = np.argsort(rows, kind="stable")
-        with open_h5(self.path) as handle:
-            voxels = handle["voxels"]
-            size = _block_rows(voxels.shape[1])
-            block_of = rows[order] // size
-            for block in np.unique(block_of):
-                positions = order[block_of == block]
-                values = _read(self.path, voxels, int(block) * size)[rows[positions] - block * size]
-                yield positions, values[:, self._columns]
+        everything = self.n_voxels == self._matrix.shape[1]
+        for positions, values in self._matrix.blocks(self._trials[rows]):
+            yield positions, values if everything else values[:, self._columns]
 
     def voxels(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """(n, V) float32: the trials ``rows`` in the order asked for."""
@@ -205,9 +127,13 @@ class Subject:
             out[positions] = values
         return out
 
+    def rows_of(self, image_ids: NDArray[Any]) -> NDArray[np.intp]:
+        """Rows of all trials of some images, in file order."""
+        return np.flatnonzero(np.isin(self.image_id, image_ids))
+
 
 def mean_betas(subject: Subject, image_ids: NDArray[Any]) -> NDArray[np.float32]:
-    """(n, V) float32: the mean over all trials of each image, rows in the order of ``image_ids``.
+    """(n, V) float32: the mean over all visible trials of each image, rows in the order of ``image_ids``.
 
     Raises UserError where an image was never shown to this subject.
     """
@@ -218,7 +144,7 @@ def mean_betas(subject: Subject, image_ids: NDArray[Any]) -> NDArray[np.float32]
             f"{subject.path.name} has no trial of {missing.size} of the {wanted.size} images asked for "
             f"(first: image {missing[0]}). Was it prepared with the same data settings as the split?"
         )
-    rows = np.flatnonzero(np.isin(subject.image_id, wanted))
+    rows = subject.rows_of(wanted)
     target = np.searchsorted(wanted, subject.image_id[rows])
     total = np.zeros((len(wanted), subject.n_voxels), np.float32)
     for positions, values in subject.blocks(rows):

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nd.data.prepared import Stimuli, stimuli_path
-from nd.data.splits import Fold, get_split
+from nd.data.prepared import Stimuli, split_of, stimuli_path
+from nd.data.splits import Fold
 from nd.schema import Config
 
 
 def part_ids(cfg: Config) -> list[int]:
     """Return the ids of the images of ``cfg.part``, over all folds, each once and sorted: the canonical order."""
-    folds = get_split(cfg.data).folds
+    folds = split_of(cfg).folds
     return sorted({int(i) for fold in folds for i in _part(fold, cfg.part)})
 
 
@@ -25,7 +25,7 @@ class TrainingImages:
     def __init__(self, cfg: Config) -> None:
         """Read the split; for test images, validation images count as training images."""
         self.path, self.part = stimuli_path(cfg), cfg.part
-        self.folds = get_split(cfg.data).folds
+        self.folds = split_of(cfg).folds
         # An image can be a validation image of several folds; the first one counts, as it does for predictions.
         self._fold_of = {int(i): k for k, fold in reversed(list(enumerate(self.folds))) for i in _part(fold, cfg.part)}
 

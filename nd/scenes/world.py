@@ -6,22 +6,25 @@ Shapes: N pictures, T trials, V voxels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.data.pieces import Piece
 from nd.data.prepared import write_stimuli, write_subject
+from nd.data.stimuli import content_hash
 from nd.errors import UserError
 from nd.scenes.attributes import attribute_matrix
 from nd.scenes.brain import Brain, build_brain, subject_rng
 from nd.scenes.captions import captions
 from nd.scenes.cortex import MIN_VOXELS
 from nd.scenes.draw import draw_scenes
-from nd.scenes.filters import filter_bank
-from nd.scenes.scene import sample_scene
+from nd.scenes.filters import Bank, filter_bank
+from nd.scenes.scene import Scene, sample_scene
 from nd.schema import DataConfig
 
 LOG = logging.getLogger(__name__)
@@ -40,29 +43,69 @@ class Schedule:
     repeat: NDArray[np.int32]
 
 
-def settings_of(data: DataConfig) -> dict[str, object]:
-    """Everything the prepared files depend on."""
-    names = ("name", "n_train", "n_test", "n_repeats", "n_voxels", "image_size", "world_seed")
-    return {**{n: getattr(data, n) for n in names}, "subjects": list(data.subjects), "simulation": SIMULATION_VERSION}
+class World:
+    """The pictures of one configuration and what every subject needs of them; each is made when first asked for."""
+
+    def __init__(self, data: DataConfig) -> None:
+        """Take the settings. Raises UserError for settings that make no experiment."""
+        check_settings(data)
+        self.data = data
+        self.ids = np.arange(data.n_train + data.n_test, dtype=np.int32)
+
+    @cached_property
+    def scenes(self) -> list[Scene]:
+        """What the pictures show."""
+        return [sample_scene(self.data.world_seed, int(i)) for i in self.ids]
+
+    @cached_property
+    def images(self) -> NDArray[np.uint8]:
+        """(N, S, S, 3) the pictures."""
+        return draw_scenes(self.scenes, self.data.image_size)
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """Several captions of every picture."""
+        return [captions(scene) for scene in self.scenes]
+
+    @cached_property
+    def drive(self) -> tuple[Bank, NDArray[np.floating]]:
+        """What voxels respond to: filtered pictures, and the attributes (N, A) of the scenes."""
+        return filter_bank(self.images), attribute_matrix(self.scenes)
+
+    @cached_property
+    def stimuli_hash(self) -> str:
+        """Hash of the stimuli file's content."""
+        return content_hash(self.images, self.captions, self.ids)
+
+    def write_stimuli(self, path: Path) -> None:
+        """Write the stimuli file."""
+        write_stimuli(path, images=self.images, captions=self.captions, image_id=self.ids)
+
+    def subject_writer(self, name: str) -> Callable[[Path], None]:
+        """A function that simulates one subject's experiment and writes its file."""
+
+        def write(path: Path) -> None:
+            brain = build_brain(self.data.world_seed, name, self.data.n_voxels)
+            write_experiment(path, brain, brain.responses(*self.drive), self.data, self.stimuli_hash)
+            LOG.info("wrote the simulated subject %s", name)
+
+        return write
+
+
+def pieces_of(data: DataConfig) -> list[Piece]:
+    """The files of the prepared folder. Raises UserError for settings that make no experiment."""
+    world = World(data)
+    names = ("name", "n_train", "n_test", "image_size", "world_seed")
+    seen = {**{n: getattr(data, n) for n in names}, "simulation": SIMULATION_VERSION}
+    responses = {**seen, "n_repeats": data.n_repeats, "n_voxels": data.n_voxels}
+    subjects = [Piece(f"{name}.h5", responses, world.subject_writer(name)) for name in data.subjects]
+    return [Piece("stimuli.h5", seen, world.write_stimuli), *subjects]
 
 
 def write_world(data: DataConfig, folder: Path) -> None:
-    """Draw the pictures, let every subject see them, and write all prepared files into ``folder``.
-
-    Raises UserError for settings that make no experiment.
-    """
-    check_settings(data)
-    ids = np.arange(data.n_train + data.n_test, dtype=np.int32)
-    scenes = [sample_scene(data.world_seed, int(i)) for i in ids]
-    images = draw_scenes(scenes, data.image_size)
-    stimuli_hash = write_stimuli(
-        folder / "stimuli.h5", images=images, captions=[captions(s) for s in scenes], image_id=ids
-    )
-    bank, attributes = filter_bank(images), attribute_matrix(scenes)
-    for name in data.subjects:
-        brain = build_brain(data.world_seed, name, data.n_voxels)
-        write_experiment(folder / f"{name}.h5", brain, brain.responses(bank, attributes), data, stimuli_hash)
-        LOG.info("wrote the simulated subject %s", name)
+    """Write every file of the prepared folder into an existing one, without a manifest."""
+    for piece in pieces_of(data):
+        piece.write(folder / piece.name)
 
 
 def check_settings(data: DataConfig) -> None:

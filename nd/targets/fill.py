@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from nd.data.prepared import Stimuli
 from nd.errors import UserError
+from nd.files import allocate
 from nd.targets.base import Extractor
 from nd.targets.store import TargetStore, store_fingerprint
 
@@ -112,8 +113,8 @@ def _create(path: Path, extractor: Extractor, stimuli: Stimuli, dtype: str, fing
     handle = h5py.File(path, "w")
     n_images = len(stimuli.image_id)
     shape = tuple(int(side) for side in extractor.shape)
-    _allocate(handle, "features", (n_images, int(np.prod(shape))), np.dtype(dtype))
-    _allocate(handle, "done", (n_images,), np.dtype(np.uint8))
+    allocate(handle, "features", (n_images, int(np.prod(shape))), np.dtype(dtype))
+    allocate(handle, "done", (n_images,), np.dtype(np.uint8))
     handle["done"][:] = 0
     handle.create_dataset("image_id", data=stimuli.image_id)
     details = json.dumps({**extractor.fingerprint(), "stimuli": stimuli.hash, "dtype": dtype}, sort_keys=True)
@@ -122,16 +123,6 @@ def _create(path: Path, extractor: Extractor, stimuli: Stimuli, dtype: str, fing
     )
     handle.flush()
     return handle
-
-
-def _allocate(handle: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """A contiguous dataset whose place in the file is fixed now, so that filling it changes no structure."""
-    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_layout(h5py.h5d.CONTIGUOUS)
-    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    kind = h5py.h5t.py_create(dtype, logical=True)
-    h5py.h5d.create(handle.id, name.encode(), kind, h5py.h5s.create_simple(shape), settings)
 
 
 def _fill(handle: h5py.File, extractor: Extractor, stimuli: Stimuli, batch_size: int, progress: bool) -> int:

@@ -1,0 +1,207 @@
+"""A prepared folder is made of pieces, each whole or absent, and says what every one of them was made from.
+
+A piece is one file. It is written under a hidden name beside its final one and then takes that name in a single rename;
+``manifest.json`` records its size, hash and settings. A killed process leaves only the hidden file: a piece that can be
+resumed goes on from it, any other starts again. One process at a time writes a piece; others wait. Pieces are added as
+they are asked for (another subject, say) and never overwritten.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from nd.errors import UserError
+from nd.files import read_json, sha256_file, write_json
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 2
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One file of a prepared folder.
+
+    ``settings`` is everything its content depends on (an empty string is unknown to the caller and not compared);
+    ``write`` fills the file at the path it is given; ``resumable``: it goes on from what an interrupted attempt left
+    there; ``n_bytes``: what it will take on disk, as far as known.
+    """
+
+    name: str
+    settings: Settings
+    write: Callable[[Path], None]
+    resumable: bool = False
+    n_bytes: int = 0
+
+
+def make_pieces(folder: Path, pieces: Sequence[Piece], record: dict[str, Any]) -> list[str]:
+    """Write the pieces that ``folder`` does not hold yet; return their names.
+
+    Args: ``record`` is added to the manifest's entry of each. Raises UserError where the folder cannot be written, is of
+    other origin, or holds a piece that was made with other settings or is damaged. A piece that fails leaves nothing
+    behind, or, where it can be resumed, its hidden file alone.
+    """
+    try:
+        return [piece.name for piece in pieces if _make(folder, piece, record)]
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {_reason(error)}. Free some space or set paths.data to another folder."
+        ) from error
+
+
+def missing_pieces(folder: Path, pieces: Sequence[Piece]) -> list[str]:
+    """Names of the pieces that are not there yet; the same errors as ``make_pieces``, but nothing is written."""
+    return [piece.name for piece in pieces if not is_prepared(folder, piece)]
+
+
+def _reason(error: OSError) -> str:
+    # HDF5 puts the system's reason at the end of a long report; the number is kept only inside the text.
+    text = str(error)
+    if error.errno == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:
+        return "no space left on the device"
+    if error.errno == errno.EFBIG or f"errno = {errno.EFBIG}" in text:
+        return "the file would be larger than this file system or user may write"
+    return str(error.strerror or error)
+
+
+def _make(folder: Path, piece: Piece, record: dict[str, Any]) -> bool:
+    if is_prepared(folder, piece):  # before locking, so that a read-only folder of a colleague can be used
+        return False
+    with _cleaned_after_failure(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_space(folder, piece)
+        with FileLock(folder / f".{piece.name}.lock"):
+            if is_prepared(folder, piece):
+                return False
+            _write_and_rename(folder, piece, record)
+    return True
+
+
+@contextmanager
+def _cleaned_after_failure(folder: Path) -> Iterator[None]:
+    """After a failure remove the locks and, where they are empty then, the folders that were made."""
+    absent = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty: something was finished, or somebody else writes there
+            if absent and not [p for p in folder.iterdir() if p.suffix != ".lock"]:
+                for lock in folder.glob(".*.lock"):
+                    lock.unlink()
+            for one in absent:
+                one.rmdir()
+        raise
+
+
+def _check_space(folder: Path, piece: Piece) -> None:
+    free = shutil.disk_usage(folder).free
+    there = hidden(folder, piece.name)
+    left = piece.n_bytes - (there.stat().st_blocks * 512 if piece.resumable and there.exists() else 0)
+    if left > free:
+        raise UserError(
+            f"{folder / piece.name} needs {left / 1e9:.2f} GB more, but only {free / 1e9:.2f} GB are free there. "
+            "Free some space or set paths.data to another folder."
+        )
+
+
+def hidden(folder: Path, name: str) -> Path:
+    """Where a piece is written before it is whole."""
+    return folder / f".{name}.partial"
+
+
+def _write_and_rename(folder: Path, piece: Piece, record: dict[str, Any]) -> None:
+    temporary = hidden(folder, piece.name)
+    if not piece.resumable:
+        temporary.unlink(missing_ok=True)  # what a killed attempt left; the lock says nobody is writing it
+    try:
+        piece.write(temporary)
+        entry = {"bytes": temporary.stat().st_size, "sha256": sha256_file(temporary), "settings": piece.settings}
+        # Recorded first: killed between the two, the file is absent and the next attempt makes it.
+        _record(folder, piece.name, entry | record)
+        temporary.rename(folder / piece.name)
+    finally:
+        if not piece.resumable:
+            temporary.unlink(missing_ok=True)
+
+
+def _record(folder: Path, name: str, entry: dict[str, Any]) -> None:
+    with FileLock(folder / f".{MANIFEST}.lock"):
+        path = folder / MANIFEST
+        manifest = read_json(path) if path.exists() else {"format": FORMAT_VERSION, "files": {}}
+        manifest["files"][name] = entry
+        write_json(path, manifest)
+
+
+def is_prepared(folder: Path, piece: Piece) -> bool:
+    """Say whether ``folder`` holds this piece. A folder of other origin, other settings or damage is a UserError."""
+    visible = [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
+    if not visible:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file, not a folder. Set paths.data to another folder.")
+        return False
+    entry = manifest_of(folder)["files"].get(piece.name)
+    path = folder / piece.name
+    if entry is None:
+        if path.exists():
+            raise UserError(
+                f"{path} is not in {MANIFEST}, so `nd prepare` did not write it. Move it away, or set paths.data to "
+                "another folder."
+            )
+        return False
+    _check_settings(path, entry["settings"], piece.settings)
+    return _is_whole(path, entry)
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder. UserError where there is none or it is of another version."""
+    if not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} exists but holds no {MANIFEST}, so `nd prepare` did not write it. "
+            "Set paths.data to another folder, or move that one away."
+        )
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT_VERSION:
+        raise UserError(
+            f"{folder} was prepared by another version of nd (format {manifest.get('format')}, now {FORMAT_VERSION}). "
+            "Remove it and run `nd prepare` again."
+        )
+    return dict(manifest)
+
+
+def _check_settings(path: Path, made: Settings, asked: Settings) -> None:
+    differing = [
+        f"{name}: made with {made.get(name)}, asked for {value}"
+        for name, value in asked.items()
+        if value != "" and made.get(name) != value
+    ]
+    if differing:
+        raise UserError(
+            f"{path} was prepared with other settings ({'; '.join(differing)}). "
+            f"Set paths.data to another folder, or remove {path.parent} to prepare it again."
+        )
+
+
+def _is_whole(path: Path, entry: dict[str, Any]) -> bool:
+    if not path.is_file():
+        return False
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise UserError(
+            f"{path} has {size} bytes instead of {entry['bytes']}: it was changed or truncated. Remove {path} and run "
+            "`nd prepare` again."
+        )
+    return True
+
+
+def folder_megabytes(folder: Path) -> float:
+    """Size of a prepared folder's files, MB (10^6 bytes)."""
+    return sum(p.stat().st_size for p in folder.iterdir() if not p.name.startswith(".")) / 1e6

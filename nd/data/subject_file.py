@@ -1,0 +1,119 @@
+"""The prepared file of one subject: its layout, and the writer.
+
+Layout of ``<subject>.h5`` (T trials, V voxels)::
+
+    voxels    (T, V) float32   responses, one row per trial; may be a link to a file that holds them already
+    image_id  (T,)   int32     0-based stimulus index
+    session   (T,)   int32     0-based
+    repeat    (T,)   int32     0-based presentation number of that image
+    trial     (T,)   int32     0-based position in the experiment
+    held_out  (T,)   bool      optional: trials whose image is reserved for the test (NSD: the shared images)
+    ijk       (V, 3) int16     position on the voxel grid; -1 where unknown
+    ncsnr     (V,)   float32   optional: signal-to-noise ratio of single trials (standard deviations)
+    rois/<name> (V,) bool
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.data.rows import not_finite
+from nd.errors import UserError
+from nd.files import allocate, atomic_path
+
+TRIAL_COLUMNS = ("image_id", "session", "repeat", "trial")
+ALL_VOXELS = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectTable:
+    """Everything of a subject's file but the voxels: as in the layout at the top of this module.
+
+    ``attributes`` become HDF5 attributes (text, numbers, bools) and should say source, mask, betas and scaling.
+    """
+
+    image_id: NDArray[Any]
+    session: NDArray[Any]
+    repeat: NDArray[Any]
+    trial: NDArray[Any]
+    ijk: NDArray[np.int16]
+    rois: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    held_out: NDArray[np.bool_] | None = None
+    ncsnr: NDArray[np.float32] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(T, V)."""
+        return len(self.image_id), len(self.ijk)
+
+
+def lay_out(handle: h5py.File, name: str, table: SubjectTable, link: h5py.ExternalLink | None = None) -> h5py.Dataset:
+    """Write ``table`` into an empty file and return its ``voxels``: allocated and still to be filled, or linked."""
+    for column in TRIAL_COLUMNS:
+        handle.create_dataset(column, data=np.asarray(getattr(table, column), np.int32))
+    if table.held_out is not None:
+        handle.create_dataset("held_out", data=np.asarray(table.held_out, bool))
+    handle.create_dataset("ijk", data=np.asarray(table.ijk, np.int16))
+    if table.ncsnr is not None:
+        handle.create_dataset("ncsnr", data=np.asarray(table.ncsnr, np.float32))
+    group = handle.create_group("rois")
+    for roi, mask in table.rois.items():
+        group.create_dataset(roi, data=np.asarray(mask, bool))
+    handle.attrs.update({"name": name, **table.attributes})
+    if link is not None:
+        handle["voxels"] = link
+        return handle["voxels"]
+    return allocate(handle, "voxels", table.shape, np.dtype(np.float32))
+
+
+def write_subject(
+    path: Path,
+    *,
+    voxels: NDArray[np.float32],
+    image_id: NDArray[Any],
+    session: NDArray[Any],
+    repeat: NDArray[Any],
+    trial: NDArray[Any],
+    rois: dict[str, NDArray[np.bool_]],
+    ijk: NDArray[np.int16],
+    attributes: dict[str, Any],
+    held_out: NDArray[np.bool_] | None = None,
+    ncsnr: NDArray[np.float32] | None = None,
+) -> None:
+    """Write one subject's prepared file atomically from arrays in memory (or a memory map).
+
+    Args: as in the layout at the top of this module. Raises UserError where shapes disagree or a voxel is not finite.
+    """
+    table = SubjectTable(
+        image_id=image_id, session=session, repeat=repeat, trial=trial, ijk=ijk, rois=rois, attributes=attributes,
+        held_out=held_out, ncsnr=ncsnr,
+    )  # fmt: skip
+    check_table(path, table, voxels.shape)
+    bad = np.argwhere(~np.isfinite(voxels))
+    if len(bad):
+        raise UserError(not_finite(path, int(bad[0][0]), int(bad[0][1]), float(voxels[tuple(bad[0])])))
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as handle:
+        lay_out(handle, path.stem, table)[:] = np.asarray(voxels, np.float32)
+
+
+def check_table(path: Path, table: SubjectTable, shape: tuple[int, ...]) -> None:
+    """Refuse to write what the reader could not read back; ``shape`` is that of the voxels."""
+    if len(shape) != 2 or 0 in shape:
+        raise UserError(f"{path.name}: voxels has shape {shape}; wanted (trials, voxels), neither of them 0.")
+    per_trial: dict[str, Any] = {name: getattr(table, name) for name in TRIAL_COLUMNS} | {"held_out": table.held_out}
+    per_voxel: dict[str, Any] = {f"rois/{name}": mask for name, mask in table.rois.items()} | {"ncsnr": table.ncsnr}
+    wanted = {name: (values, shape[:1]) for name, values in per_trial.items()}
+    wanted |= {name: (values, shape[1:]) for name, values in per_voxel.items()}
+    wanted["ijk"] = (table.ijk, (shape[1], 3))
+    for name, (values, wished) in wanted.items():
+        if values is not None and values.shape != wished:
+            raise UserError(f"{path.name}: {name} has shape {values.shape}, but voxels {shape} asks for {wished}.")
+    if ALL_VOXELS in table.rois:
+        raise UserError(f"{path.name}: an ROI cannot be named {ALL_VOXELS!r}, which always means every voxel.")
