@@ -33,7 +33,7 @@ def doctor(cfg: Config) -> int:
         ("machine", _machine(cfg)),
         (f"needed by {_name(cfg)}", [f"{MARKS[n.state]} {n.what:<16} {n.where}  ({n.note})" for n in found]),
         ("memory, roughly", _memory(cfg)),
-        ("terms", [TERMS.get(cfg.data.name, ""), NSD_TERMS]),
+        ("terms", [TERMS.get(cfg.data.source, ""), NSD_TERMS]),
     ):
         print(title)
         for line in lines:
@@ -84,7 +84,7 @@ def _device_bytes(cfg: Config) -> int:
 
 
 def _memory(cfg: Config) -> Iterator[str]:
-    estimate = memory_estimate(cfg, DIGITS69_VOXELS if cfg.data.name == "digits69" else cfg.data.n_voxels)
+    estimate = memory_estimate(cfg, DIGITS69_VOXELS if cfg.data.source == "digits69" else cfg.data.n_voxels)
     yield f"{byte_text(estimate.mapping):>9}  mapping: weights of the largest ridge mapper (float64)"
     if local_folder(cfg.backbone.weights) is None:
         yield f"{'4.3 GB':>9}  weights of the backbone, on disk and in memory"

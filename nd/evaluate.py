@@ -24,6 +24,7 @@ from nd.metrics.reconstructions import check_ids, read_images
 from nd.metrics.score import PerImage, score_images
 from nd.metrics.summary import one_metric, per_image_csv, score_table
 from nd.results.folder import RunFolder, found, is_rank_zero
+from nd.results.identity import reads_predictions
 from nd.results.wandb import log_scores
 from nd.schema import Config
 
@@ -79,6 +80,7 @@ def summarise(
         "generator": cfg.method.generator,
         "oracle": bool(facts.get("oracle", cfg.features == "oracle")),
         "simulated": cfg.data.simulated,
+        "transductive": cfg.data.transductive and reads_predictions(cfg),
         "control": str(facts.get("control", cfg.control)),
     }
 

@@ -55,11 +55,11 @@ def _data(cfg: Config) -> Iterator[Need]:
     folder = str(data_folder(cfg))
     if not absent:
         yield Need("prepared data", "ok", folder, size_text(data_folder(cfg)))
-    elif cfg.data.name == "scenes" or cfg.data.file:
+    elif cfg.data.source == "scenes" or cfg.data.file:
         yield Need("prepared data", "made", folder, f"`nd prepare` writes {', '.join(absent)}")
     else:
         yield Need("prepared data", "missing", folder, f"no {', '.join(absent)}; give data.file")
-    if cfg.data.name != "scenes":
+    if cfg.data.source == "digits69":
         if cfg.data.file:  # that it exists has been checked with the configuration
             yield Need("raw file", "ok", cfg.data.file, size_text(Path(cfg.data.file)))
         else:

@@ -69,7 +69,8 @@ def write_predictions(path: Path, cfg: Config, subject: Subject, split: Split, m
         file["image_id"] = np.concatenate(ids).astype(np.int32)
         file["fold"] = np.repeat(np.arange(len(ids), dtype=np.int32), [len(fold) for fold in ids])
         for name, (folder, origins) in mappers.items():
-            parts = [predict_fold(folder.path, o, voxels[o.fold], folder.command) for o in origins]
+            own = cfg.data.test_scaling == "own"
+            parts = [predict_fold(folder.path, o, voxels[o.fold], folder.command, own) for o in origins]
             file[name] = np.concatenate(parts)
         file.attrs.update({"part": cfg.part, "control": cfg.control, "subject": subject.name})
     return sum(len(fold) for fold in ids)

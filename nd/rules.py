@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nd.data.prepared import data_folder
+from nd.data.splits import SPLITS_OF
 from nd.errors import did_you_mean
 from nd.schema import Config
 
@@ -22,7 +24,18 @@ NEEDS = {  # targets a generator cannot do without
     "random_image": (),
 }
 NO_VOXELS = ("mean_image", "random_image")  # generators that ignore the decoded targets
-SCENES_ONLY = ("n_train", "n_test", "n_repeats", "n_voxels", "world_seed")
+NSD_FORMS = ("nsd", "mindeye2")
+# Fields of data that belong to some sources alone.
+FIELDS_OF = {
+    **dict.fromkeys(("n_train", "n_repeats", "n_voxels", "world_seed"), ("scenes",)),
+    "n_test": ("scenes", "own"),
+    "file": ("digits69",),
+    **dict.fromkeys(("root", "in_place", "constant_voxels"), NSD_FORMS),
+    **dict.fromkeys(("betas", "mask", "scaling", "sessions"), ("nsd",)),
+    "captions": (*NSD_FORMS, "own"),
+    **dict.fromkeys(("voxels", "image_ids", "images", "session_ids", "test_ids"), ("own",)),
+}
+PROTOCOLS_OF = {"scenes": "scenes", "digits69": "digits69", "nsd": "nd", "mindeye2": "nd", "own": "nd"}
 TOWER_BLOCKS = 12  # blocks of the image towers in use (ViT-B/32 and the shipped ones)
 
 
@@ -42,7 +55,7 @@ def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[
 def _files(cfg: Config, verb: str) -> list[str]:
     """What this verb reads from disk and cannot make itself."""
     found, prepared = [], data_folder(cfg)
-    if cfg.data.name == "digits69" and verb in ("prepare", "run") and not cfg.data.file and not prepared.is_dir():
+    if cfg.data.source == "digits69" and verb in ("prepare", "run") and not cfg.data.file and not prepared.is_dir():
         from nd.data.digits69 import SOURCE  # imports scipy, which every other command line can do without
 
         found.append(
@@ -57,17 +70,37 @@ def _data(cfg: Config) -> Iterator[str]:
     yield from _at_least(
         1, data=data, names=("n_val", "n_train", "n_test", "n_repeats", "n_voxels", "image_size"), key="data"
     )
-    if not data.split.startswith(data.name):
-        own = "scenes" if data.name == "scenes" else "digits69-cv10 or digits69-given"
+    yield from _source(cfg)
+    if data.split not in SPLITS_OF[data.source]:
+        own = " or ".join(SPLITS_OF[data.source])
         yield f"data.split: {data.split} does not cut data {data.name}; its split is {own}."
-    n_train = data.n_train if data.name == "scenes" else DIGITS69_IMAGES.get(data.split, data.n_train)
-    if data.n_val >= n_train:
+    n_train = data.n_train if data.source == "scenes" else DIGITS69_IMAGES.get(data.split, 0)
+    if n_train and data.n_val >= n_train:
         yield f"data.n_val: {data.n_val} validation images leave nothing of {n_train} training images; give fewer."
     if cfg.subject.name not in data.subjects:
         near, listed = did_you_mean(cfg.subject.name, data.subjects), ", ".join(data.subjects)
         yield f"subject: {cfg.subject.name} is not a subject of {data.name}.{near} Subjects: {listed}."
     if len(set(data.subjects)) < len(data.subjects):
         yield f"data.subjects: {data.subjects} names a subject twice."
+
+
+def _source(cfg: Config) -> Iterator[str]:
+    data = cfg.data
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", data.name):
+        yield f"data.name: {data.name!r} names a folder; use letters, digits, '_' and '.' alone."
+    if data.sessions < 0:
+        yield f"data.sessions: {data.sessions} was given, wanted 1 or more, or 0 for all."
+    if data.variant != "released":
+        transductive = {"scaling": data.scaling == "session", "test_scaling": data.test_scaling == "own"}
+        for name in (name for name, chosen in transductive.items() if chosen):
+            yield (
+                f"data.{name}: {getattr(data, name)} fits statistics on test trials, as published code does. Ask for it"
+                " with data.variant=released, which marks every result, or leave it out."
+            )
+    if data.test_scaling == "own" and cfg.mapper.voxel_power:
+        yield "data.test_scaling: own leaves no room for voxel weights; it needs mapper.voxel_power=0."
+    if cfg.layout != "prepared" and data.source != "scenes":
+        yield f"layout: {cfg.layout} is a form in which data=scenes is written, but data is {data.name}."
 
 
 def _method(cfg: Config) -> Iterator[str]:
@@ -139,10 +172,13 @@ def _targets(cfg: Config) -> Iterator[str]:
 
 
 def _evaluation(cfg: Config) -> Iterator[str]:
-    if cfg.protocol.name != cfg.data.name:
+    fitting = PROTOCOLS_OF[cfg.data.source]
+    # Scenes in the files of another release are still Scenes' pictures.
+    disguised = cfg.data.simulated and cfg.data.source != "digits69" and cfg.protocol.name == "scenes"
+    if cfg.protocol.name != fitting and not disguised:
         yield (
-            f"protocol: {cfg.protocol.name} does not fit data {cfg.data.name}; choose protocol={cfg.data.name}"
-            f" (experiment={cfg.data.name} sets data, backbone, guidance and protocol together)."
+            f"protocol: {cfg.protocol.name} does not fit data {cfg.data.name}; choose protocol={fitting}"
+            " (an experiment sets data, backbone, guidance and protocol together)."
         )
     yield from _at_least(1, data=cfg.protocol, names=("image_size", "network_size", "n_boot"), key="protocol")
     oracle = cfg.features == "oracle"
@@ -180,7 +216,8 @@ def without_effect(cfg: Config, given: Sequence[str], verb: str = "") -> list[st
     n_guided = int(int(cfg.method.steps * cfg.method.strength) * cfg.guidance.eta)
     if guided(cfg) and n_guided < 1 and any(key.startswith(("guidance", "method")) for key in given):
         found.append(f"guidance has no effect: int(steps run * eta) is 0 guided steps (eta {cfg.guidance.eta}).")
-    if cfg.backbone.name in ("scenes", "digits69", "digits") and not cfg.data.name.startswith(cfg.backbone.name):
+    made_for = {"scenes": cfg.data.simulated, "digits": cfg.data.source == "digits69"}
+    if not made_for.get(cfg.backbone.name, True):
         found.append(f"backbone {cfg.backbone.name} was not made for data {cfg.data.name}.")
     return found
 
@@ -192,13 +229,16 @@ def _idle(cfg: Config, verb: str) -> list[tuple[tuple[str, ...], str, bool]]:
     generator, logger = cfg.method.generator, cfg.logger.name
     no_diffusion = generator != "guided_diffusion"
     one = cfg.target.name if verb in ("extract", "train") else ""  # the only target this verb works on
-    data, scenes = cfg.data.name, cfg.data.name == "scenes"
+    source = cfg.data.source
     return [
         (("guidance.kappa", *steering), f"generator {generator} is not guided", no_diffusion),
         (sampling, f"generator {generator} does not sample", no_diffusion),
         (steering, "guidance.kappa is 0", not no_diffusion and cfg.guidance.kappa == 0),
-        (tuple(f"data.{n}" for n in SCENES_ONLY), f"it belongs to data=scenes, not {data}", not scenes),
-        (("data.file",), "data=scenes is made, not read", scenes),
+        *(
+            ((f"data.{name}",), f"it belongs to data={' and data='.join(owners)}, not {source}", source not in owners)
+            for name, owners in FIELDS_OF.items()
+        ),
+        (("layout",), "only `nd prepare` writes it", verb != "prepare" and cfg.layout != "prepared"),
         (("target.layers",), f"target {one} has no layers", one not in ("", "g")),
         (("target.max_captions",), f"target {one} has no captions", one not in ("", "c")),
         (("control",), f"generator {generator} uses no voxels", generator in NO_VOXELS),

@@ -94,6 +94,11 @@ class DataConfig:
     n_voxels: int = opt(1500, "scenes: approximate voxels per subject")
     world_seed: int = opt(7, "scenes: seed of the pictures and of the simulated brains")
 
+    @property
+    def transductive(self) -> bool:
+        """Whether statistics of test trials take part in scaling; everything made so is marked."""
+        return self.test_scaling == "own" or (self.source == "nsd" and self.scaling == "session")
+
 
 @dataclass(kw_only=True)
 class SubjectConfig:

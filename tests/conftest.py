@@ -32,6 +32,16 @@ def digits69_file() -> Path:
 
 
 @pytest.fixture(scope="session")
+def coco_ids_file() -> Path:
+    """COCO ids of the images of four NSD subjects; skips with the reason where the file is absent."""
+    given = os.environ.get("ND_NSD_COCO_IDS")
+    path = Path(given) if given else ROOT.parent / "shared" / "data" / "nsd_coco_ids.zip"
+    if not path.is_file():
+        pytest.skip("needs nsd_coco_ids.zip (COCO ids of NSD's images): set ND_NSD_COCO_IDS to its path")
+    return path
+
+
+@pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A configuration whose Scenes folder is prepared: 2 subjects, 60 + 12 images, 2 repeats. Read only."""
     from nd.scenes.world import write_world

@@ -38,7 +38,9 @@ def test_nothing_given_is_scenes_with_neuraldiffuser() -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_file_of_conf_composes(group: str, option: str) -> None:
-    needed = ["data=digits69"] if (group, option) == ("protocol", "digits69") else []
+    needed = {("protocol", "digits69"): ["data=digits69"], ("protocol", "nd"): ["data=nsd"]}.get((group, option), [])
+    if group == "subject" and option > "subj04":
+        needed = ["data=nsd"]
     cfg = compose([*needed, f"{group}={option}"])
     if hasattr(getattr(cfg, group, None), "name") and group != "paths":
         assert getattr(cfg, group).name == option

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.io import loadmat, savemat
 
-from nd.data.digits69 import KEYS, LABELS, read_digits69, settings_of, write_digits69
+from nd.data.digits69 import KEYS, LABELS, read_digits69, pieces_of, write_digits69
 from nd.data.prepared import Stimuli, Subject
 from nd.errors import UserError
 from nd.schema import DataConfig
@@ -44,7 +44,7 @@ def test_voxels_keep_their_trials(made_up_file: Path) -> None:
 
 
 def test_prepared_files(made_up_file: Path, tmp_path: Path) -> None:
-    data = DataConfig(name="digits69", subjects=["subj01"], image_size=28, file=str(made_up_file))
+    data = DataConfig(name="digits69", source="digits69", subjects=["subj01"], image_size=28, file=str(made_up_file))
     write_digits69(data, tmp_path)
     subject, stimuli = Subject(tmp_path / "subj01.h5"), Stimuli(tmp_path / "stimuli.h5")
     np.testing.assert_array_equal(subject.image_id, np.arange(100))
@@ -122,4 +122,4 @@ def test_other_labels(tmp_path: Path) -> None:
 
 def test_settings_that_digits69_does_not_have() -> None:
     with pytest.raises(UserError, match=r"one subject and pictures of 28 pixels; got .*image_size=64"):
-        settings_of(DataConfig(name="digits69", subjects=["subj01"]))
+        pieces_of(DataConfig(name="digits69", source="digits69", subjects=["subj01"]))

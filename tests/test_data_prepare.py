@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 import pytest
 
-from nd.data import folder as folder_module
-from nd.data.folder import make_folder
+from nd.data import pieces as pieces_module
+from nd.data.pieces import Piece, make_pieces
 from nd.data.prepared import Subject, data_folder, stimuli_path, subject_path
 from nd.errors import UserError
 from nd.prepare import main, prepare
@@ -28,7 +28,13 @@ def tiny(root: Path, **more: Any) -> Config:
 
 def digits(root: Path, file: Path | str) -> Config:
     data = DataConfig(
-        name="digits69", split="digits69-cv10", n_val=10, subjects=["subj01"], image_size=28, file=str(file)
+        name="digits69",
+        source="digits69",
+        split="digits69-cv10",
+        n_val=10,
+        subjects=["subj01"],
+        image_size=28,
+        file=str(file),
     )
     return Config(data=data, paths=PathsConfig(data=str(root)))
 
@@ -81,17 +87,63 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
         prepare(cfg)
 
 
-def test_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
-    def fill(folder: Path) -> None:
-        (folder / "subj01.h5").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+def piece(write: Any, name: str = "subj01.h5", **more: Any) -> Piece:
+    return Piece(name, {"name": "x"}, write, **more)
 
+
+def half_then_full_disk(path: Path) -> None:
+    path.write_bytes(b"half")
+    raise OSError(28, "No space left on device")
+
+
+def test_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "new" / "data" / "scenes"
     with pytest.raises(
-        UserError, match=r"cannot write .*scenes: No space left on device. Free some space or set paths.data"
+        UserError, match=r"cannot write .*scenes: no space left on the device. Free some space or set paths.data"
     ):
-        make_folder(target, {"name": "x"}, fill, {})
+        make_pieces(target, [piece(half_then_full_disk)], {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_piece_that_can_be_resumed_keeps_its_hidden_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no space left"):
+        make_pieces(tmp_path / "x", [piece(half_then_full_disk, resumable=True)], {})
+    assert names(tmp_path) == {"x", ".subj01.h5.partial"}
+
+    def finish(path: Path) -> None:
+        path.write_bytes(path.read_bytes() + b" and half")
+
+    assert make_pieces(tmp_path / "x", [piece(finish, resumable=True)], {}) == ["subj01.h5"]
+    assert (tmp_path / "x" / "subj01.h5").read_bytes() == b"half and half"
+
+
+def test_finished_pieces_stay_when_a_later_one_fails(tmp_path: Path) -> None:
+    pieces = [piece(lambda path: path.write_bytes(b"a"), "stimuli.h5"), piece(half_then_full_disk)]
+    with pytest.raises(UserError, match="no space left"):
+        make_pieces(tmp_path / "x", pieces, {})
+    assert names(tmp_path) == {"x", "stimuli.h5", "manifest.json"}
+    assert make_pieces(tmp_path / "x", [pieces[0], piece(lambda path: path.touch())], {}) == ["subj01.h5"]
+
+
+def test_a_disk_that_is_too_small_is_seen_before_writing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"subj01.h5 needs 1000000.00 GB more, but only .* GB are free there"):
+        make_pieces(tmp_path / "x", [piece(lambda path: pytest.fail("wrote"), n_bytes=10**15)], {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_further_subject_joins_the_folder(tmp_path: Path) -> None:
+    prepare(tiny(tmp_path, subjects=["subj01"]))
+    before = (tmp_path / "scenes" / "subj01.h5").stat().st_mtime_ns
+    prepare(tiny(tmp_path, subjects=["subj01", "subj02"]))
+    assert {"subj01.h5", "subj02.h5"} <= names(tmp_path / "scenes")
+    assert (tmp_path / "scenes" / "subj01.h5").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_an_earlier_format(tmp_path: Path) -> None:
+    folder = prepare(tiny(tmp_path))
+    (folder / "manifest.json").write_text('{"format": 1, "files": {}}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"prepared by another version of nd \(format 1, now 2\). Remove it"):
+        prepare(tiny(tmp_path))
 
 
 def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
@@ -107,30 +159,36 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
         prepare(tiny(tmp_path / "data"))
 
 
-def test_a_killed_prepare_leaves_nothing_and_the_same_command_finishes(tmp_path: Path) -> None:
-    """SIGKILL when the first files are written: only the hidden folder is there; the next call removes it."""
+def test_a_killed_prepare_leaves_nothing_final_and_the_same_command_finishes(tmp_path: Path) -> None:
+    """SIGKILL while a file is written: only its hidden name is there; the next call starts it again."""
     code = f"""
 import os, signal
 from pathlib import Path
-from typing import Any
-from nd.data.folder import make_folder
-def fill(folder):
-    (folder / "subj01.h5").write_bytes(b"half")
+from nd.data.pieces import Piece, make_pieces
+def fill(path):
+    path.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
-make_folder(Path({str(tmp_path / "scenes")!r}), {{"name": "x"}}, fill, {{}})
+make_pieces(Path({str(tmp_path / "scenes")!r}), [Piece("a", {{"name": "x"}}, fill)], {{}})
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
-    assert not (tmp_path / "scenes").exists()
-    assert make_folder(tmp_path / "scenes", {"name": "x"}, lambda f: (f / "a").touch(), {})
+    assert names(tmp_path) == {"scenes", ".a.partial"}
+    assert make_pieces(tmp_path / "scenes", [piece(lambda path: path.touch(), "a")], {}) == ["a"]
     assert names(tmp_path) == {"scenes", "a", "manifest.json"}
 
 
-def test_two_writers_make_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second writer finds the folder done once it holds the lock, and writes nothing."""
-    make_folder(tmp_path / "scenes", {"name": "x"}, lambda f: (f / "a").touch(), {})
+def test_killed_between_record_and_rename(tmp_path: Path) -> None:
+    """The manifest lists a file that has not got its name yet: it is simply made again."""
+    make_pieces(tmp_path / "x", [piece(lambda path: path.write_bytes(b"all"))], {})
+    (tmp_path / "x" / "subj01.h5").rename(tmp_path / "x" / ".subj01.h5.partial")
+    assert make_pieces(tmp_path / "x", [piece(lambda path: path.write_bytes(b"all"))], {}) == ["subj01.h5"]
+
+
+def test_two_writers_make_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second writer finds the file done once it holds the lock, and writes nothing."""
+    make_pieces(tmp_path / "scenes", [piece(lambda path: path.touch())], {})
     answers = iter([False, True])
-    monkeypatch.setattr(folder_module, "is_prepared", lambda *_: next(answers))
-    assert not make_folder(tmp_path / "scenes", {"name": "x"}, lambda f: pytest.fail("wrote twice"), {})
+    monkeypatch.setattr(pieces_module, "is_prepared", lambda *_: next(answers))
+    assert make_pieces(tmp_path / "scenes", [piece(lambda path: pytest.fail("wrote twice"))], {}) == []
 
 
 def test_voxels_with_nan_exit_code_2_names_the_file(tmp_path: Path) -> None:
@@ -138,7 +196,7 @@ def test_voxels_with_nan_exit_code_2_names_the_file(tmp_path: Path) -> None:
     with h5py.File(prepare(cfg) / "subj01.h5", "r+") as handle:
         handle["voxels"][7, 3] = np.nan
     with pytest.raises(UserError, match=r"subj01.h5: voxel 3 of trial 7 is nan"):
-        Subject(subject_path(cfg))
+        Subject(subject_path(cfg)).voxels(np.array([7]))
 
 
 def test_settings_that_make_no_experiment(tmp_path: Path) -> None:

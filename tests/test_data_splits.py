@@ -11,8 +11,8 @@ from nd.errors import UserError
 from nd.schema import DataConfig
 
 SCENES = DataConfig()
-CV10 = DataConfig(name="digits69", split="digits69-cv10", n_val=10)
-GIVEN = DataConfig(name="digits69", split="digits69-given", n_val=10)
+CV10 = DataConfig(name="digits69", source="digits69", split="digits69-cv10", n_val=10)
+GIVEN = DataConfig(name="digits69", source="digits69", split="digits69-given", n_val=10)
 ALL = pytest.mark.parametrize("data", [SCENES, CV10, GIVEN], ids=lambda d: d.split)
 
 
@@ -47,7 +47,7 @@ def test_hash_is_pinned(data: DataConfig, expected: str) -> None:
 
 @ALL
 def test_hash_follows_the_images(data: DataConfig) -> None:
-    fewer = DataConfig(name=data.name, split=data.split, n_val=data.n_val - 1)
+    fewer = DataConfig(name=data.name, source=data.source, split=data.split, n_val=data.n_val - 1)
     assert get_split(data).hash == get_split(data).hash != get_split(fewer).hash
 
 
@@ -85,4 +85,4 @@ def test_split_of_another_data_set() -> None:
     with pytest.raises(
         UserError, match=r"unknown split of data=digits69 'scenes'.*Allowed: digits69-cv10, digits69-given"
     ):
-        get_split(DataConfig(name="digits69", split="scenes"))
+        get_split(DataConfig(name="digits69", source="digits69", split="scenes"))

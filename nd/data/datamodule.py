@@ -1,86 +1,176 @@
-"""Voxels and targets as batches for mappers that are trained by Lightning.
+"""Voxels and targets as batches for mappers that are trained by Lightning, of one subject or several at once.
 
-Test images appear only in ``predict_dataloader``, and there without a target.
+Nothing is held in memory but the batch: voxels and targets are read by rows, and voxel statistics are gathered over
+blocks. Test images appear only in ``predict_dataloader``, and there without a target.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, TensorDataset
 
-from nd.data.prepared import Subject, mean_betas
-from nd.data.scaling import Scaler
+from nd.data.batch import StepLoader, Steps, TargetRows
+from nd.data.epoch import OrderedPlan, Plan, PlanSampler, Pool, Samples, TrainPlan
+from nd.data.scaling import BLOCK_NUMBERS, Scaler
 from nd.data.splits import Fold
+from nd.data.subject import Subject, mean_betas
+from nd.errors import LeakError, UserError, unknown
 
+log = logging.getLogger(__name__)
 
-class TargetRows(Protocol):
-    """Anything that gives target rows by image id."""
-
-    def rows(self, ids: NDArray[Any]) -> NDArray[np.float32]:
-        """(n, *shape) float32, in the order of ``ids``."""
+TRIALS = ("single", "mean", "random")
+Trials = Literal["single", "mean", "random"]
 
 
 class VoxelDataModule(pl.LightningDataModule):
-    """Batches of (voxels (B, V), target (B, *shape)) for one fold.
+    """Batches of voxels and targets of one or several subjects, each with its fold.
 
-    Args: ``average`` trains on the mean over an image's repeats, otherwise on single trials; validation and prediction
-    always use the mean. Voxels are scaled by statistics of the training rows.
+    Attributes: ``scalers`` z-score the voxels by name of the subject, once ``setup`` has run; a mapper stores them.
     """
 
     def __init__(
         self,
-        subject: Subject,
-        fold: Fold,
-        targets: TargetRows,
+        subjects: Sequence[tuple[Subject, Fold]],
+        targets: Mapping[str, TargetRows],
         *,
-        average: bool = True,
-        batch_size: int = 64,
+        trials: Trials = "single",
+        held_out_trials: Literal["single", "mean"] = "mean",
+        batch_size: int = 42,
+        seed: int = 0,
         num_workers: int = 0,
+        scalers: Mapping[str, Scaler] | None = None,
     ) -> None:
+        """Look at no voxel yet.
+
+        Args:
+            subjects: with the fold of each, whose test images are never read together with a target.
+            targets: readers by name of the target; asked for training and validation images alone.
+            trials: of training: ``single`` (every trial is a sample), ``mean`` (over an image's repeats) or ``random``
+                (every image once in an epoch, by one repeat that (seed, epoch, image id) choose).
+            held_out_trials: of validation and prediction: ``mean``, or ``single`` for every trial by itself.
+            batch_size: samples of a training step over all subjects and processes. Steps have near-equal numbers of
+                each subject's samples. Validation and prediction have about as many.
+            seed: of the order; an epoch is a function of it and the epoch's number.
+            num_workers: processes that read ahead.
+            scalers: ready ones, as a trained mapper stores; by default they are fitted on what is trained on.
+
+        Raises:
+            UserError: unknown trials, a subject twice, or images that a subject was not shown.
+            LeakError: a test image of one subject is seen by another one.
+        """
         super().__init__()
-        self.subject, self.fold, self.targets = subject, fold, targets
-        self.average, self.batch_size, self.num_workers = average, batch_size, num_workers
-        self.scaler: Scaler | None = None
+        if trials not in TRIALS:
+            raise unknown("trials", trials, TRIALS)
+        if held_out_trials not in ("single", "mean"):
+            raise unknown("held_out_trials", held_out_trials, ("single", "mean"))
+        self.trials, self.held_out_trials = trials, held_out_trials
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.targets = dict(targets)
+        self.subjects = {subject.name: subject for subject, _ in subjects}
+        self.folds = {subject.name: fold for subject, fold in subjects}
+        self.scalers: dict[str, Scaler] = dict(scalers or {})
+        _check_subjects(subjects)
+        _check_apart(self.folds)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the training voxels and fit the scaler on them; called by Lightning before the loaders."""
-        if self.scaler is not None:
-            return
-        self._train_ids = self._trials() if not self.average else self.fold.train
-        rows = mean_betas(self.subject, self._train_ids) if self.average else self.subject.voxels(self._train_rows)
-        self.scaler = Scaler.fit(rows)
-        self._train_voxels = self.scaler.transform(rows)
+        """Fit the scalers that are not given on the training rows, block by block; called by Lightning."""
+        for name, subject in self.subjects.items():
+            if name not in self.scalers:
+                self.scalers[name] = self._fitted(subject, self.folds[name])
 
-    def _trials(self) -> NDArray[np.int32]:
-        """Image id of every training trial, in the order of the file."""
-        self._train_rows = np.flatnonzero(np.isin(self.subject.image_id, self.fold.train))
-        return self.subject.image_id[self._train_rows]
+    def _fitted(self, subject: Subject, fold: Fold) -> Scaler:
+        """The scaler of one subject's training rows: trials, or means over an image's trials."""
+        if self.trials == "mean":
+            step = max(1, BLOCK_NUMBERS // subject.n_voxels)
+            parts = [fold.train[start : start + step] for start in range(0, len(fold.train), step)]
+            means = (mean_betas(subject, ids) for ids in parts)
+            return Scaler.fit_blocks(means, image_ids=fold.train, allowed=fold.train)
+        rows = subject.rows_of(fold.train)
+        trials = (values for _, values in subject.blocks(rows))
+        return Scaler.fit_blocks(trials, image_ids=subject.image_id[rows], allowed=fold.train)
 
-    def _mean_voxels(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    def train_dataloader(self) -> StepLoader:
+        """Shuffled training samples; UserError where a process would get none in some step."""
+        pools = {name: self._pool(subject, self.folds[name]) for name, subject in self.subjects.items()}
+        plan = TrainPlan(pools, self.batch_size, self.seed)
+        return self._loader(plan, self.targets, of_images=self.trials == "mean")
+
+    def _pool(self, subject: Subject, fold: Fold) -> Pool:
+        if self.trials == "mean":
+            return Pool(fold.train.astype(np.int64), fold.train)
+        rows = trials_of(subject, fold.train)
+        return Pool(rows, subject.image_id[rows], one_per_image=self.trials == "random")
+
+    def val_dataloader(self) -> StepLoader:
+        """Validation images, in the order of ``fold.val``; each in one process alone."""
+        ids = {name: fold.val for name, fold in self.folds.items()}
+        return self._held_out(ids, self.targets, "validation")
+
+    def predict_dataloader(self) -> StepLoader:
+        """Voxels of the test images without targets, in the order of ``fold.test``.
+
+        Process r of several has the r-th contiguous part: put together in order, they are as of one process.
+        """
+        ids = {name: fold.test for name, fold in self.folds.items()}
+        return self._held_out(ids, {}, "test")
+
+    def _held_out(
+        self, ids: Mapping[str, NDArray[np.int32]], targets: Mapping[str, TargetRows], what: str
+    ) -> StepLoader:
+        of_images = self.held_out_trials == "mean"
+        samples: Samples = {
+            name: ids[name].astype(np.int64) if of_images else trials_of(subject, ids[name])
+            for name, subject in self.subjects.items()
+        }
+        return self._loader(OrderedPlan(samples, self.batch_size, what), targets, of_images=of_images)
+
+    def _loader(self, plan: Plan, targets: Mapping[str, TargetRows], *, of_images: bool) -> StepLoader:
         self.setup()
-        assert self.scaler is not None
-        return self.scaler.transform(mean_betas(self.subject, ids))
+        return StepLoader(
+            Steps(plan, self.subjects, self.scalers, targets, of_images=of_images),
+            batch_size=None,
+            sampler=PlanSampler(plan),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
 
-    def _loader(self, *arrays: NDArray[np.float32], shuffle: bool = False) -> DataLoader:
-        tensors = TensorDataset(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
-        return DataLoader(tensors, self.batch_size, shuffle=shuffle, num_workers=self.num_workers)
 
-    def train_dataloader(self) -> DataLoader:
-        """Shuffled training rows."""
-        self.setup()
-        # Targets are looked up once per image and repeated over its trials.
-        ids, inverse = np.unique(self._train_ids, return_inverse=True)
-        return self._loader(self._train_voxels, self.targets.rows(ids)[inverse], shuffle=True)
+def trials_of(subject: Subject, image_ids: NDArray[Any]) -> NDArray[np.int64]:
+    """Rows of all trials of some images, by image and then in file order."""
+    rows = subject.rows_of(image_ids)
+    return rows[np.argsort(subject.image_id[rows], kind="stable")].astype(np.int64)
 
-    def val_dataloader(self) -> DataLoader:
-        """Validation images, in the order of ``fold.val``."""
-        return self._loader(self._mean_voxels(self.fold.val), self.targets.rows(self.fold.val))
 
-    def predict_dataloader(self) -> DataLoader:
-        """Voxels of the test images, in the order of ``fold.test``; no target."""
-        return self._loader(self._mean_voxels(self.fold.test))
+def _check_subjects(subjects: Sequence[tuple[Subject, Fold]]) -> None:
+    """Every subject once, and shown every image of its fold."""
+    names = [subject.name for subject, _ in subjects]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"the data module was given the subjects {names}; wanted one or more, each once.")
+    for subject, fold in subjects:
+        missing = np.setdiff1d(np.concatenate([fold.seen, fold.test]), subject.image_id)
+        if missing.size:
+            raise UserError(
+                f"{subject.path.name} has no trial of {missing.size} images of its fold (first: image {missing[0]}). "
+                "Was it prepared with the same data settings as the split?"
+            )
+
+
+def _check_apart(folds: Mapping[str, Fold]) -> None:
+    """No subject's test image may be seen by another one: the parts they share would learn it."""
+    for name, fold in folds.items():
+        for other, seen in folds.items():
+            leaked = np.intersect1d(fold.test, seen.seen)
+            if leaked.size:
+                raise LeakError(
+                    f"{leaked.size} test image(s) of {name} (first: image {leaked[0]}) are training or validation "
+                    f"images of {other}. Train on them apart, or hold the same images out for all subjects."
+                )
+            if np.intersect1d(fold.val, seen.train).size:
+                log.warning("validation images of %s are training images of %s; its scores will flatter", name, other)

@@ -136,17 +136,17 @@ def _write_and_rename(folder: Path, piece: Piece, record: dict[str, Any]) -> Non
 def _record(folder: Path, name: str, entry: dict[str, Any]) -> None:
     with FileLock(folder / f".{MANIFEST}.lock"):
         path = folder / MANIFEST
-        manifest = read_json(path) if path.exists() else {"format": FORMAT_VERSION, "files": {}}
+        manifest: dict[str, Any] = read_json(path) if path.exists() else {"format": FORMAT_VERSION, "files": {}}
         manifest["files"][name] = entry
         write_json(path, manifest)
 
 
 def is_prepared(folder: Path, piece: Piece) -> bool:
     """Say whether ``folder`` holds this piece. A folder of other origin, other settings or damage is a UserError."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a folder. Set paths.data to another folder.")
     visible = [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
     if not visible:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file, not a folder. Set paths.data to another folder.")
         return False
     entry = manifest_of(folder)["files"].get(piece.name)
     path = folder / piece.name
@@ -186,7 +186,7 @@ def _check_settings(path: Path, made: Settings, asked: Settings) -> None:
     if differing:
         raise UserError(
             f"{path} was prepared with other settings ({'; '.join(differing)}). "
-            f"Set paths.data to another folder, or remove {path.parent} to prepare it again."
+            f"Set paths.data to another folder, or remove {path} to prepare it again."
         )
 
 

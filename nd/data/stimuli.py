@@ -6,6 +6,14 @@ Layout of ``stimuli.h5`` (N images, H rows, W columns)::
     image_id  (N,)         int32    0-based, unique
     captions  (N, K)       text     up to K per image; empty strings fill the rest
     labels    (N,)         int16    optional class labels
+
+Pictures that lie elsewhere already are not copied (``nd.data.linked_stimuli``): ``images`` is then a link to a dataset
+of another file, channels last or first, uint8 or floats in [0, 1], and there are further
+
+    image_row (N,)         int32    optional: row of ``images`` for each entry of image_id; default: its position
+
+with the attributes ``layout`` ("HWC" or "CHW"), ``linked_file`` and ``linked_bytes``, its size. The reader hands out
+(H, W, 3) uint8 in either case.
 """
 
 from __future__ import annotations
@@ -17,6 +25,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.data.pictures import PictureFile
 from nd.errors import LeakError, UserError
 from nd.files import atomic_path, open_h5, sha256_array, sha256_json
 
@@ -30,17 +39,13 @@ def write_stimuli(
     labels: NDArray[np.int16] | None = None,
 ) -> str:
     """Write the stimuli file atomically and return the hash of its content. Arguments as in the layout above."""
-    _check(path, images, captions, image_id, labels)
-    longest = max(len(texts) for texts in captions)
-    padded = [[*texts, *[""] * (longest - len(texts))] for texts in captions]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(f"{path.name}: images are {images.dtype} {images.shape}; wanted uint8 (N, H, W, 3).")
+    check_entries(path, len(images), captions, image_id, labels)
     content = content_hash(images, captions, image_id, labels)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as handle:
-        # One image per chunk: pictures are read one by one, in any order.
-        handle.create_dataset(
-            "images", data=images, chunks=(1, *images.shape[1:]), compression="gzip", compression_opts=1
-        )
-        handle.create_dataset("image_id", data=np.asarray(image_id, np.int32))
-        handle.create_dataset("captions", data=np.array(padded, dtype=object), dtype=h5py.string_dtype())
+        add_images(handle, images.shape)[:] = images
+        add_entries(handle, image_id, captions)
         if labels is not None:
             handle.create_dataset("labels", data=np.asarray(labels, np.int16))
         handle.attrs["hash"] = content
@@ -59,21 +64,40 @@ def content_hash(
     )
 
 
-def _check(
-    path: Path, images: NDArray[Any], captions: list[list[str]], image_id: NDArray[Any], labels: NDArray[Any] | None
+def add_images(handle: h5py.File, shape: tuple[int, ...]) -> h5py.Dataset:
+    """Add the dataset of the pictures, still to be filled. One per chunk: they are read one by one, in any order."""
+    return handle.create_dataset(
+        "images", shape, np.uint8, chunks=(1, *shape[1:]), compression="gzip", compression_opts=1
+    )
+
+
+def add_entries(handle: h5py.File, image_id: NDArray[Any], captions: list[list[str]]) -> None:
+    """Add image ids and captions."""
+    longest = max(len(texts) for texts in captions)
+    padded = [[*texts, *[""] * (longest - len(texts))] for texts in captions]
+    handle.create_dataset("image_id", data=np.asarray(image_id, np.int32))
+    handle.create_dataset("captions", data=np.array(padded, dtype=object), dtype=h5py.string_dtype())
+
+
+def check_entries(
+    path: Path,
+    n_images: int,
+    captions: list[list[str]],
+    image_id: NDArray[Any],
+    labels: NDArray[Any] | None = None,
 ) -> None:
     """Refuse stimuli that the reader could not give back."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise UserError(f"{path.name}: images are {images.dtype} {images.shape}; wanted uint8 (N, H, W, 3).")
     lengths = {
         "captions": len(captions),
         "image_id": len(image_id),
-        "labels": len(images) if labels is None else len(labels),
+        "labels": n_images if labels is None else len(labels),
     }
     for name, length in lengths.items():
-        if length != len(images):
-            raise UserError(f"{path.name}: {len(images)} images but {length} {name}.")
-    if len(np.unique(image_id)) != len(image_id):
+        if length != n_images:
+            raise UserError(f"{path.name}: {n_images} images but {length} {name}.")
+    if not n_images:
+        raise UserError(f"{path.name}: no image is given; a stimuli file holds at least one.")
+    if len(np.unique(image_id)) != n_images:
         raise UserError(f"{path.name}: image_id holds the same image twice. Give each picture one id.")
     if not all(captions):
         raise UserError(
@@ -92,7 +116,8 @@ class Stimuli:
         self.path = Path(path)
         self.allowed_ids = None if allowed_ids is None else np.unique(allowed_ids)
         with open_h5(self.path) as handle:
-            missing = [name for name in ("images", "image_id", "captions") if name not in handle]
+            present = set(handle.keys())  # names, whether or not a link leads anywhere
+            missing = [name for name in ("images", "image_id", "captions") if name not in present]
             if missing or "hash" not in handle.attrs:
                 lack = ", ".join(missing) or "its hash"
                 raise UserError(
@@ -101,17 +126,29 @@ class Stimuli:
                 )
             self.image_id: NDArray[np.int32] = handle["image_id"][()]
             self.hash = str(handle.attrs["hash"])
-            self.shape: tuple[int, ...] = handle["images"].shape[1:]
-            self.has_labels = "labels" in handle
+            self.has_labels = "labels" in present
+            check_linked(self.path, handle)
+            layout = str(handle.attrs.get("layout", "HWC"))
+            rows = handle["image_row"][()] if "image_row" in present else np.arange(len(self.image_id))
+        self._pictures, self._picture_row = PictureFile(self.path, layout=layout), rows
+        self.shape: tuple[int, ...] = self._pictures.shape
+        self._check_rows()
         self._row = {int(i): row for row, i in enumerate(self.image_id)}
+
+    def _check_rows(self) -> None:
+        rows, n_pictures = self._picture_row, self._pictures.n_pictures
+        if len(rows) != len(self.image_id) or rows.min(initial=0) < 0 or rows.max(initial=0) >= n_pictures:
+            raise UserError(
+                f"{self.path}: its {len(self.image_id)} images are not among the {n_pictures} pictures of "
+                f"{self._pictures.file}. Remove {self.path} and run `nd prepare` again."
+            )
 
     def images(self, ids: NDArray[Any]) -> NDArray[np.uint8]:
         """(n, H, W, 3) uint8 RGB, in the order of ``ids``."""
         rows = self._rows(ids)
         out = np.empty((len(rows), *self.shape), np.uint8)
-        with open_h5(self.path) as handle:
-            for position, row in enumerate(rows):
-                out[position] = self._read(handle["images"], row)
+        for position, picture in self._pictures.each(self._picture_row[rows], self.image_id[rows]):
+            out[position] = picture
         return out
 
     def captions(self, ids: NDArray[Any]) -> list[list[str]]:
@@ -129,14 +166,6 @@ class Stimuli:
         with open_h5(self.path) as handle:
             return np.asarray(handle["labels"][()][rows], np.int16)
 
-    def _read(self, images: h5py.Dataset, row: int) -> NDArray[np.uint8]:
-        try:
-            return np.asarray(images[row])
-        except OSError as error:
-            raise UserError(
-                f"{self.path} is damaged at image row {row} ({error}). Write it again with `nd prepare`."
-            ) from None
-
     def _rows(self, ids: NDArray[Any]) -> NDArray[np.intp]:
         """Rows of the file for these ids, after asking whether this reader may see them."""
         ids = np.asarray(ids, np.int64).reshape(-1)
@@ -148,6 +177,19 @@ class Stimuli:
                 f"{self.path} holds no image {absent[0]} ({len(absent)} of the {len(ids)} asked for are absent)."
             )
         return np.array([self._row[int(i)] for i in ids], np.intp)
+
+
+def check_linked(path: Path, handle: h5py.File) -> None:
+    """Pictures read in place must still be those that were prepared; an open stimuli file is given."""
+    link, recorded = handle.get("images", getlink=True), handle.attrs.get("linked_bytes")
+    if not isinstance(link, h5py.ExternalLink) or recorded is None:
+        return
+    file = path.parent / link.filename
+    if file.is_file() and file.stat().st_size != int(recorded):  # one that is gone is named where it is opened
+        raise UserError(
+            f"{file} has {file.stat().st_size} bytes, but had {recorded} when {path} was prepared from it. "
+            f"Fetch it again, or remove {path} and run `nd prepare` again."
+        )
 
 
 def check_allowed(what: str, ids: NDArray[Any], allowed_ids: NDArray[Any]) -> None:

@@ -54,8 +54,14 @@ class SubjectTable:
         return len(self.image_id), len(self.ijk)
 
 
-def lay_out(handle: h5py.File, name: str, table: SubjectTable, link: h5py.ExternalLink | None = None) -> h5py.Dataset:
-    """Write ``table`` into an empty file and return its ``voxels``: allocated and still to be filled, or linked."""
+def lay_out(handle: h5py.File, name: str, table: SubjectTable) -> h5py.Dataset:
+    """Write ``table`` into an empty file and return its ``voxels``: allocated and still to be filled."""
+    write_table(handle, name, table)
+    return allocate(handle, "voxels", table.shape, np.dtype(np.float32))
+
+
+def write_table(handle: h5py.File, name: str, table: SubjectTable) -> None:
+    """Write everything but the voxels into an empty file."""
     for column in TRIAL_COLUMNS:
         handle.create_dataset(column, data=np.asarray(getattr(table, column), np.int32))
     if table.held_out is not None:
@@ -67,10 +73,6 @@ def lay_out(handle: h5py.File, name: str, table: SubjectTable, link: h5py.Extern
     for roi, mask in table.rois.items():
         group.create_dataset(roi, data=np.asarray(mask, bool))
     handle.attrs.update({"name": name, **table.attributes})
-    if link is not None:
-        handle["voxels"] = link
-        return handle["voxels"]
-    return allocate(handle, "voxels", table.shape, np.dtype(np.float32))
 
 
 def write_subject(
@@ -109,7 +111,7 @@ def check_table(path: Path, table: SubjectTable, shape: tuple[int, ...]) -> None
         raise UserError(f"{path.name}: voxels has shape {shape}; wanted (trials, voxels), neither of them 0.")
     per_trial: dict[str, Any] = {name: getattr(table, name) for name in TRIAL_COLUMNS} | {"held_out": table.held_out}
     per_voxel: dict[str, Any] = {f"rois/{name}": mask for name, mask in table.rois.items()} | {"ncsnr": table.ncsnr}
-    wanted = {name: (values, shape[:1]) for name, values in per_trial.items()}
+    wanted: dict[str, Any] = {name: (values, shape[:1]) for name, values in per_trial.items()}
     wanted |= {name: (values, shape[1:]) for name, values in per_voxel.items()}
     wanted["ijk"] = (table.ijk, (shape[1], 3))
     for name, (values, wished) in wanted.items():

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.data.scaling import Scaler
+
 
 class Columns(Protocol):
     """Targets read by image and by columns, so that no mapper needs all of them in memory."""
@@ -55,6 +57,10 @@ class Mapper(Protocol):
     """Voxels to one target. Fitted by `fit`, or restored by its class from `state` and `details`."""
 
     name: str
+
+    @property
+    def scaler(self) -> Scaler:
+        """How `predict` scales voxels, by statistics of the images fitted on."""
 
     def fit(self, data: FoldData) -> None:
         """Learn from one fold."""

@@ -73,11 +73,15 @@ def check_folds(folder: Path, wanted: list[Origin], train_command: str) -> None:
 
 
 def predict_fold(
-    folder: Path, origin: Origin, voxels_NV: NDArray[np.float32], train_command: str
+    folder: Path, origin: Origin, voxels_NV: NDArray[np.float32], train_command: str, own_scaling: bool = False
 ) -> NDArray[np.float32]:
-    """Predictions (N, *shape of the target) float32 of responses as measured, by the mapper of one fold."""
+    """Predictions (N, *shape of the target) float32 of responses as measured, by the mapper of one fold.
+
+    ``own_scaling``: z-score the responses by their own statistics instead of the training images' (transductive).
+    """
     path = checkpoint_path(folder, origin.fold)
-    predicted_NP = load(path, origin, train_command).predict(voxels_NV)
+    mapper = load(path, origin, train_command)
+    predicted_NP = mapper.predict(mapper.scaler.restandardised(voxels_NV) if own_scaling else voxels_NV)
     if not np.isfinite(predicted_NP).all():
         raise UserError(
             f"{path} predicts values that are not finite. Remove its run folder and run again: {train_command}"

@@ -88,10 +88,15 @@ class Ridge:
         self._arrays |= _compact(spectrum.right.cpu(), coefficients)
         self._details |= {"n_images": len(ids), "n_components": len(spectrum.values)}
 
+    @property
+    def scaler(self) -> Scaler:
+        """Z-scores voxels (and multiplies them by their weights, where `voxel_power` gave them some)."""
+        return Scaler(mean=self._arrays["voxel_mean"], scale=self._arrays["voxel_scale"])
+
     def predict(self, voxels_NV: NDArray[np.float32]) -> NDArray[np.float32]:
         """Predicted targets (N, P) float32 of responses as measured."""
         arrays = self._arrays
-        scaled_NV = Scaler(mean=arrays["voxel_mean"], scale=arrays["voxel_scale"]).transform(voxels_NV)
+        scaled_NV = self.scaler.transform(voxels_NV)
         if "weights" in arrays:
             weighted_NP = scaled_NV @ arrays["weights"]
         else:

@@ -7,7 +7,9 @@ scenes v1: 64 px, the size of its stimuli, so nothing is resized for PixCorr and
 bilinearly enlarged to 128 px. digits69 v1: 28 px; grey digits are outside what an ImageNet network knows, so there are
 no feature levels; identification by pixels, and among the images of the same digit.
 
-Both: all images of the part are each other's distractors; every repeat is scored and the scores are averaged within an
+nd v1: natural pictures: pixel metrics at 256 px, EfficientNet-Lite0 at 224 px, the size it was trained at.
+
+All: all images of the part are each other's distractors; every repeat is scored and the scores are averaged within an
 image; intervals are over images.
 """
 
@@ -23,7 +25,7 @@ from nd.metrics.ssim import WINDOW
 from nd.schema import ProtocolConfig
 
 # Name and version to the hash of the settings. To change a setting, add a version; never edit a line.
-PINNED = {("scenes", 1): "df43600dcff8", ("digits69", 1): "2bfa7da1cf6f"}
+PINNED = {("scenes", 1): "df43600dcff8", ("digits69", 1): "2bfa7da1cf6f", ("nd", 1): "1f515a5e4a65"}
 PRECISION_ONLY = ("name", "version", "n_boot")  # the rest decides the values; n_boot only how finely ends are known
 
 

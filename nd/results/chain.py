@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nd.data.splits import BY_SUBJECT
 from nd.errors import UserError
 from nd.files import sha256_json
 from nd.results.folder import RunFolder
@@ -50,7 +51,9 @@ class Step:
         """Equal for steps that do the same thing."""
         if self.folder is not None:
             return f"{self.verb} {self.folder.run_id}"
-        groups = ("data.",) if self.verb == "prepare" else ("data.", "backbone.", "target.")
+        groups: tuple[str, ...] = ("data.",) if self.verb == "prepare" else ("data.", "backbone.", "target.")
+        if self.verb == "prepare" and self.cfg.data.source in BY_SUBJECT:
+            groups = ("data.", "subject.name")
         kept = {name: value for name, value in flat(self.cfg).items() if name.startswith(groups)}
         return f"{self.verb} {sha256_json(kept)}"
 

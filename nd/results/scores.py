@@ -40,6 +40,7 @@ class RunScores:
     oracle: bool
     simulated: bool
     control: str
+    transductive: bool = False  # voxels were scaled with statistics of test trials
 
     @property
     def comparable(self) -> tuple[str, str, int]:
@@ -75,6 +76,7 @@ def read_scores(folder: Path) -> RunScores:
             oracle=given["oracle"],
             simulated=given["simulated"],
             control=given["control"],
+            transductive=given.get("transductive", False),
         )
     except (KeyError, TypeError) as error:
         raise UserError(

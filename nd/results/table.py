@@ -98,7 +98,12 @@ class Table:
         """One line for each role in the table, and the rows' own notes."""
         roles = dict.fromkeys(row.row.role for row in self.rows)
         own = dict.fromkeys((row.row.label, row.row.note) for row in self.rows if row.row.note)
-        return [ROLE_NOTES[role] for role in roles if role in ROLE_NOTES] + [f"{label}: {note}" for label, note in own]
+        marks = dict.fromkeys(row.row.label for row in self.rows if row.run.transductive)
+        return [
+            *(ROLE_NOTES[role] for role in roles if role in ROLE_NOTES),
+            *(f"{label}: {note}" for label, note in own),
+            *(f"{label}: transductive, voxels were scaled with statistics of the test trials" for label in marks),
+        ]
 
     def arrow(self, column: Column) -> str:
         """Return the column's name with an arrow that points to better."""

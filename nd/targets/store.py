@@ -76,6 +76,10 @@ class TargetStore:
         self.size = int(np.prod(self.shape))
         self._row = {int(i): row for row, i in enumerate(self.image_id)}
 
+    def __reduce__(self) -> tuple[type[TargetStore], tuple[Path, NDArray[Any] | None]]:
+        """Copied to another process by opening the file there; the memory map would be copied value by value."""
+        return type(self), (self.path, self.allowed_ids)
+
     def rows(self, ids: NDArray[Any]) -> NDArray[np.float32]:
         """Features (n, *shape) float32, in the order of `ids`."""
         return self.columns(ids, 0, self.size).reshape(-1, *self.shape)

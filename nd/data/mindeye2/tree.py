@@ -5,8 +5,11 @@ Column meanings of the behavioural arrays are those of the release's README.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from nd.data.nsd.facts import number, person
 from nd.data.nsd.tree import Expected
+from nd.errors import UserError
 
 IMAGES = "coco_images_224_float16.hdf5"  # images (73000, 3, 224, 224) float16 in [0, 1]
 IMAGES_KEY = "images"
@@ -21,6 +24,16 @@ IMAGE, SUBJECT, SESSION, RUN, TRIAL, GLOBAL_TRIAL, IS_SHARED = 0, 1, 2, 3, 4, 5,
 N_COLUMNS = 17
 
 
+def there(path: Path) -> bool:
+    """Whether a file is there. UserError where a folder on the way to it may not be entered."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        raise UserError(
+            f"{path} cannot be looked at: permission denied. Check the owner and mode of its folders."
+        ) from None
+
+
 def betas_file(subject: str) -> str:
     """(750 * sessions, V) float32, z-scored per session and voxel; row = global trial."""
     return f"betas_all_subj{number(subject):02d}_fp32_renorm.hdf5"
@@ -31,7 +44,7 @@ def train_tar(subject: str, session: int) -> str:
     return f"wds/{subject}/{TRAIN}/{session}.tar"
 
 
-def test_tar(subject: str, which: str = NEW_TEST) -> str:
+def test_tar(subject: str, which: str = NEW_TEST) -> str:  # noqa: PT028 - not a test
     """Trials with shared images."""
     return f"wds/{subject}/{which}/0.tar"
 

@@ -79,6 +79,18 @@ def simulated(root: Path) -> bool:
     return (root / SIMULATED_MARK).is_file()
 
 
+def check_simulated(root: Path, said: bool) -> None:
+    """Whether data are called simulated must agree with their tree; a UserError says how to mend it."""
+    if simulated(root) == said:
+        return
+    if simulated(root):
+        raise UserError(
+            f"{root} was made from a simulated subject ({SIMULATED_MARK} says so), but data.simulated=false. "
+            "Set data.simulated=true: every table must say it."
+        )
+    raise UserError(f"data.simulated=true, but {root} has no {SIMULATED_MARK}: measured data are not called simulated.")
+
+
 def check_root(root: str, source: str) -> Path:
     """The folder of a tree. Raises UserError where none was given or it is not there."""
     if not root:

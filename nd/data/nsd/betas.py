@@ -1,0 +1,132 @@
+"""Single-trial betas of one session, through a mask, from either form in which NSD has them.
+
+NIfTI: (X, Y, Z, trials) int16, compressed, read volume by volume. HDF5: ``betas`` int16, written by MATLAB as
+(X, Y, Z, trials), so (trials, Z, Y, X) here, in chunks of one voxel and all trials, read slice by slice. Both hold
+percent signal change times 300. Memory stays near that of the kept voxels.
+Shapes: T trials, V voxels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.data.nsd import tree
+from nd.data.nsd.facts import BETA_UNIT
+from nd.data.nsd.volumes import NIFTI_ERRORS, Mask, damaged, open_nifti
+from nd.errors import UserError
+from nd.files import open_h5
+
+KEY = "betas"
+SLAB_BYTES = 64 << 20  # of an HDF5 file read at a time
+
+
+def session_files(root: Path, subject: str, version: str, n_sessions: int) -> list[Path]:
+    """The file of each session, NIfTI where both forms are there. All that are missing are one UserError."""
+    found, missing = [], []
+    for session in range(1, n_sessions + 1):
+        forms = [root / path for path in tree.session_paths(subject, version, session)]
+        there = [path for path in forms if path.is_file()]
+        found += there[:1]
+        missing += [] if there else [session]
+    if missing:
+        raise UserError(
+            f"{root / tree.betas_folder(subject, version)} lacks the betas of {len(missing)} of {n_sessions} sessions "
+            f"(first: betas_session{missing[0]:02d}.nii.gz or .hdf5). Fetch them, or prepare the sessions before them "
+            f"(data.sessions={missing[0] - 1}) where that is enough."
+        )
+    return found
+
+
+def check_session(path: Path, mask: Mask, n_trials: int) -> None:
+    """Hold the header of a session's file against the mask and the design; a UserError says what differs."""
+    if path.suffix == ".hdf5":
+        with open_h5(path) as handle:
+            shape = _dataset(path, handle).shape[::-1]
+    else:
+        shape = open_nifti(path).shape
+    if len(shape) != 4 or shape[:3] != mask.grid:
+        raise UserError(
+            f"{path} has a grid {shape[:3]}, but the mask {mask.path} lies on {mask.grid}. Take both from the same "
+            "preparation (func1pt8mm) of the same subject."
+        )
+    if shape[3] != n_trials:
+        raise UserError(f"{path} has {shape[3]} trials, but the design has {n_trials} in this session. Fetch it again.")
+
+
+def read_session(path: Path, mask: Mask) -> NDArray[np.float32]:
+    """Betas (T, V) float32 in percent signal change.
+
+    Raises UserError for a truncated or damaged file and for betas that are not finite, naming the first.
+    """
+    values = _read_hdf5(path, mask) if path.suffix == ".hdf5" else _read_nifti(path, mask)
+    if not np.isfinite(values).all():
+        trial, voxel = np.argwhere(~np.isfinite(values))[0]
+        raise UserError(
+            f"{path}: the beta of voxel {tuple(int(i) for i in mask.ijk[voxel])} in trial {trial} of the session is "
+            f"{values[trial, voxel]}; every beta must be finite. Leave that voxel out of data.mask, or fetch the file again."
+        )
+    return values
+
+
+def _read_nifti(path: Path, mask: Mask) -> NDArray[np.float32]:
+    image = open_nifti(path)
+    flat = np.ravel_multi_index(tuple(mask.ijk.T.astype(np.intp)), mask.grid, order="F")  # the order on disk
+    out = np.empty((image.shape[3], len(flat)), np.float32)
+    try:
+        for trial in range(len(out)):
+            out[trial] = np.asanyarray(image.dataobj[..., trial]).ravel(order="F")[flat]
+    except NIFTI_ERRORS as error:
+        raise damaged(path, error) from None
+    return _percent(out, image.get_data_dtype())
+
+
+def _read_hdf5(path: Path, mask: Mask) -> NDArray[np.float32]:
+    with open_h5(path) as handle:
+        betas = _dataset(path, handle)
+        out = np.empty((len(betas), len(mask.ijk)), np.float32)
+        try:
+            if betas.chunks is None or betas.chunks[0] < len(betas):
+                _by_trials(betas, mask, out)
+            else:
+                _by_slices(betas, mask, out)
+        except OSError as error:
+            raise damaged(path, error) from None
+        return _percent(out, betas.dtype)
+
+
+def _by_slices(betas: h5py.Dataset, mask: Mask, out: NDArray[np.float32]) -> None:
+    """Read slice by slice of Z, only the rectangle that holds kept voxels: every chunk is met once."""
+    x, y, z = mask.ijk.T
+    for k in np.unique(z):
+        here = np.flatnonzero(z == k)
+        x0, y0 = x[here].min(), y[here].min()
+        part = betas[:, int(k), int(y0) : int(y[here].max()) + 1, int(x0) : int(x[here].max()) + 1]
+        out[:, here] = part[:, y[here] - y0, x[here] - x0]
+
+
+def _by_trials(betas: h5py.Dataset, mask: Mask, out: NDArray[np.float32]) -> None:
+    """Read a few whole trials at a time."""
+    x, y, z = mask.ijk.T
+    chunk = betas.chunks[0] if betas.chunks else 1
+    step = max(chunk, SLAB_BYTES // (betas.dtype.itemsize * int(np.prod(betas.shape[1:]))) // chunk * chunk)
+    for start in range(0, len(betas), step):
+        out[start : start + step] = betas[start : start + step][:, z, y, x]
+
+
+def _dataset(path: Path, handle: h5py.File) -> h5py.Dataset:
+    if KEY not in handle or handle[KEY].ndim != 4:
+        found = ", ".join(sorted(handle)) or "nothing"
+        raise UserError(f"{path} holds {found}; wanted {KEY} (trials, Z, Y, X). Fetch it again.")
+    return handle[KEY]
+
+
+def _percent(stored: NDArray[np.float32], kind: np.dtype[Any]) -> NDArray[np.float32]:
+    """Integers are percent signal change times 300; floats have been divided already."""
+    if kind.kind in "iu":
+        stored /= np.float32(BETA_UNIT)
+    return stored

@@ -1,0 +1,182 @@
+"""NSD's own files to the prepared format: one subject, session by session, in the memory of about one session.
+
+The subject's file is laid out in full at the start. A session whose betas are in it is marked as done with the size of
+the file they came from; an interrupted preparation goes on with the first session that is not marked, or whose file
+has another size by now.
+Shapes: T trials, V voxels, S sessions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from nd.data.captions import captions_for
+from nd.data.linked_stimuli import write_linked_stimuli
+from nd.data.nsd import tree
+from nd.data.nsd.betas import check_session, read_session, session_files
+from nd.data.nsd.design import Trials, read_coco_ids, read_trials
+from nd.data.nsd.scaling import RULES, scale_session
+from nd.data.nsd.volumes import Mask, on_grid, read_mask, read_rois
+from nd.data.pieces import Piece, Settings
+from nd.data.subject_file import SubjectTable, lay_out
+from nd.errors import UserError
+from nd.files import allocate
+from nd.schema import Config, DataConfig
+
+LOG = logging.getLogger(__name__)
+
+
+def pieces_of(cfg: Config) -> list[Piece]:
+    """The stimuli of ``data.subjects`` and the voxels of ``subject.name``.
+
+    Without ``data.root`` they are only compared with what is prepared already.
+    """
+    data, subject = cfg.data, cfg.subject.name
+    stimuli = {"source": "nsd", "subjects": list(data.subjects), "image_size": data.image_size}
+    rule = {
+        name: getattr(data, name) for name in ("betas", "mask", "scaling", "constant_voxels", "sessions")
+    }
+    voxels = {"source": "nsd", "subject": subject, **rule}
+    return [
+        Piece("stimuli.h5", stimuli, partial(_write_stimuli, data)),
+        Piece(f"{subject}.h5", voxels, partial(_write_subject, data, subject, voxels), resumable=True),
+    ]
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _write_stimuli(data: DataConfig, path: Path) -> None:
+    """Link (or copy) the pictures that the subjects saw, with their captions."""
+    root = _root(data)
+    trials = [read_trials(root, name) for name in data.subjects]
+    image_id = np.unique(np.concatenate([one.image_id for one in trials]))
+    shared = np.unique(np.concatenate([one.image_id[one.shared] for one in trials]))
+    coco_id = read_coco_ids(root, image_id, shared)
+    captions = captions_for(Path(data.captions or root / "annotations"), image_id.tolist(), coco_id.tolist())
+    file = root / tree.STIMULI
+    if not file.is_file():
+        raise UserError(f"{file} is missing. `nd doctor data=nsd` lists what belongs below data.root.")
+    write_linked_stimuli(
+        path,
+        file=file,
+        key=tree.STIMULI_KEY,
+        image_id=image_id,
+        rows=image_id,
+        captions=captions,
+        in_place=data.in_place,
+    )
+
+
+def _root(data: DataConfig) -> Path:
+    root = tree.check_root(data.root, data.source)
+    tree.check_simulated(root, data.simulated)
+    return root
+
+
+# ---- voxels ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known of a subject before its betas are read."""
+
+    trials: Trials
+    mask: Mask
+    files: list[Path]
+    table: SubjectTable
+
+
+def _write_subject(data: DataConfig, subject: str, settings: Settings, path: Path) -> None:
+    """Fill the subject's file at ``path``, going on from what is there."""
+    plan = _plan(data, subject)
+    with _opened(path, subject, plan, settings) as handle:
+        done = handle["source_bytes"]
+        left = [k for k, file in enumerate(plan.files) if done[k] != file.stat().st_size]
+        if len(left) < len(plan.files):
+            LOG.info("%d of %d sessions of %s are there already", len(plan.files) - len(left), len(plan.files), subject)
+        for k in tqdm(left, desc=f"prepare {subject}", unit="session", disable=None):
+            _write_session(data, plan, k, handle)
+
+
+def _plan(data: DataConfig, subject: str) -> Plan:
+    """Read all but the betas, and the headers of all betas: what is wrong is known before anything is written."""
+    root = _root(data)
+    trials = read_trials(root, subject, data.sessions)
+    mask = read_mask(root, subject, data.mask)
+    files = session_files(root, subject, data.betas, len(trials.per_session))
+    for file, n_trials in zip(files, trials.per_session, strict=True):
+        check_session(file, mask, int(n_trials))
+    noise = root / tree.betas_folder(subject, data.betas) / "ncsnr.nii.gz"
+    table = SubjectTable(
+        image_id=trials.image_id,
+        session=trials.session,
+        repeat=trials.repeat,
+        trial=np.arange(len(trials.image_id)),
+        held_out=trials.shared,
+        ijk=mask.ijk,
+        rois=read_rois(root, subject, mask),
+        ncsnr=np.nan_to_num(mask.take(on_grid(noise, mask))).astype(np.float32) if noise.is_file() else None,
+        attributes={
+            "name": subject,
+            "source": "nsd",
+            "simulated": data.simulated,
+            "mask": data.mask,
+            "betas": data.betas,
+            "scaling": RULES[data.scaling],
+            "transductive": data.scaling == "session",
+            "sessions_scanned": trials.planned,
+        },
+    )
+    return Plan(trials, mask, files, table)
+
+
+def _opened(path: Path, subject: str, plan: Plan, settings: Settings) -> h5py.File:
+    """The hidden file, open for writing: what an interrupted attempt with the same settings left, or a new one."""
+    wanted = json.dumps(settings, sort_keys=True)
+    if path.exists():
+        try:
+            handle = h5py.File(path, "r+")
+            if handle.attrs.get("settings") == wanted and "source_bytes" in handle:
+                return handle
+            handle.close()
+        except OSError:
+            LOG.warning("%s was left unreadable by an interrupted attempt; starting it again", path)
+        path.unlink()
+    handle = h5py.File(path, "w")
+    try:
+        lay_out(handle, subject, plan.table)
+        allocate(handle, "source_bytes", (len(plan.files),), np.dtype(np.int64))[:] = 0
+        handle.attrs["settings"] = wanted
+        handle.flush()
+    except BaseException:
+        handle.close()
+        path.unlink(missing_ok=True)  # nothing worth resuming
+        raise
+    return handle
+
+
+def _write_session(data: DataConfig, plan: Plan, k: int, handle: h5py.File) -> None:
+    """Read, scale and store session ``k``, and mark it as done."""
+    file, rows = plan.files[k], np.flatnonzero(plan.trials.session == k)
+    betas = read_session(file, plan.mask)
+    scaled = scale_session(betas, plan.trials.shared[rows], data.scaling, data.constant_voxels, _where(file, plan.mask))
+    handle["voxels"][rows[0] : rows[-1] + 1] = scaled
+    handle.flush()
+    handle["source_bytes"][k] = file.stat().st_size  # only after its betas are written
+    handle.flush()
+
+
+def _where(file: Path, mask: Mask) -> Any:
+    """Names a voxel of a file, for messages."""
+    return lambda voxel: f"{file}: voxel {tuple(int(i) for i in mask.ijk[voxel])}"

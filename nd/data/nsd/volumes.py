@@ -1,0 +1,152 @@
+"""Masks and ROIs: NIfTI volumes on the grid of the betas, with the names of their labels.
+
+Volumes hold -1 outside cortex, 0 in cortex outside every ROI, and labels from 1 on, so "above 0" is the only right test
+of membership. Voxels are numbered in C order of the (X, Y, Z) grid, as ``volume[volume > 0]`` does in NumPy.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.data.nsd import tree
+from nd.data.nsd.facts import person
+from nd.errors import UserError, did_you_mean
+
+LOG = logging.getLogger(__name__)
+
+# Volumes whose labels are known by their own names alone; labels of the others are called <volume>.<label>.
+OWN_NAMES = ("prf-visualrois", "prf-eccrois", "floc-bodies", "floc-faces", "floc-places", "floc-words", "streams")
+MERGED = {"V1": ("V1v", "V1d"), "V2": ("V2v", "V2d"), "V3": ("V3v", "V3d")}  # halves of prf-visualrois
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The voxels that are kept: shape of the grid, and ijk (V, 3) int16 in C order."""
+
+    path: Path
+    grid: tuple[int, ...]
+    ijk: NDArray[np.int16]
+
+    def take(self, volume: NDArray[Any]) -> NDArray[Any]:
+        """Values (V,) of a volume (X, Y, Z)."""
+        i, j, k = self.ijk.T
+        return volume[i, j, k]
+
+
+def read_mask(root: Path, subject: str, mask: str) -> Mask:
+    """The mask that ``data.mask`` names: an ROI volume of the tree, or a NIfTI file of one's own.
+
+    Raises UserError where it is missing, damaged or empty, or where nsdgeneral is not as large as NSD's.
+    """
+    own = mask.endswith((".nii", ".nii.gz"))
+    path = Path(mask).expanduser() if own else root / tree.roi_path(subject, mask)
+    if not path.is_file():
+        names = sorted(p.name.removesuffix(".nii.gz") for p in path.parent.glob("*.nii.gz"))
+        hint = "" if own else f"{did_you_mean(mask, names)} ROI volumes there: {', '.join(names) or 'none'}."
+        raise UserError(f"data.mask={mask}: {path} does not exist.{hint}")
+    volume = read_volume(path)
+    ijk = np.argwhere(volume > 0)
+    if not len(ijk):
+        raise UserError(f"{path} holds no voxel above 0, so nothing would be kept. Choose another data.mask.")
+    known = person(subject)
+    if mask == "nsdgeneral" and not tree.simulated(root) and (len(ijk), volume.shape) != (known.voxels, known.grid):
+        raise UserError(
+            f"{path} has {len(ijk)} voxels on a grid {volume.shape}, but nsdgeneral of {subject} has {known.voxels} on "
+            f"{known.grid}. Is it the func1pt8mm volume of this subject? Fetch it again."
+        )
+    return Mask(path, volume.shape, ijk.astype(np.int16))
+
+
+def read_rois(root: Path, subject: str, mask: Mask) -> dict[str, NDArray[np.bool_]]:
+    """Masks (V,) of every ROI of the volumes that are there: whole volumes, their labels, and V1 to V3.
+
+    Raises UserError where a volume is damaged or lies on another grid.
+    """
+    rois: dict[str, NDArray[np.bool_]] = {}
+    for name in tree.ROI_VOLUMES:
+        path = root / tree.roi_path(subject, name)
+        if not path.is_file():
+            LOG.warning("%s is missing; the ROIs of %s are left out", path, name)
+            continue
+        values = mask.take(on_grid(path, mask))
+        rois[name] = values > 0
+        if name != "nsdgeneral":
+            for label, text in _labels(root, subject, name, values).items():
+                rois[text if name in OWN_NAMES else f"{name}.{text}"] = values == label
+    for name, halves in MERGED.items():
+        if all(half in rois for half in halves):
+            rois[name] = rois[halves[0]] | rois[halves[1]]
+    return rois
+
+
+def on_grid(path: Path, mask: Mask) -> NDArray[Any]:
+    """A volume on the grid of the mask; one of another shape is a UserError."""
+    volume = read_volume(path)
+    if volume.shape != mask.grid:
+        raise UserError(
+            f"{path} has shape {volume.shape}, but the mask {mask.path} lies on a grid {mask.grid}. Take both from the "
+            "same preparation (func1pt8mm) of the same subject."
+        )
+    return volume
+
+
+def _labels(root: Path, subject: str, name: str, values: NDArray[Any]) -> dict[int, str]:
+    """Names of the labels above 0; numbers where there is no table."""
+    tables = [root / path for path in tree.label_paths(subject, name)]
+    table = next((path for path in tables if path.is_file()), None)
+    if table is None:
+        present = sorted({int(v) for v in np.unique(values) if v > 0})
+        LOG.warning("no label table of %s (%s); its ROIs are called by number", name, tables[0])
+        return {label: f"{name}-{label}" for label in present}
+    return {label: text for label, text in read_labels(table).items() if label > 0}
+
+
+def read_labels(path: Path) -> dict[int, str]:
+    """A FreeSurfer colour table: a number and a name on every line. A damaged one is a UserError."""
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return {int(words[0]): words[1].replace("/", "_") for words in lines}
+    except (ValueError, IndexError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not a table of labels ('1 V1v' on a line): {error}. Fetch it again.") from None
+
+
+def read_volume(path: Path) -> NDArray[Any]:
+    """A 3-D NIfTI volume. Raises UserError where it is damaged or not 3-D."""
+    volume = np.asanyarray(open_nifti(path).dataobj) if path.is_file() else None
+    if volume is None:
+        raise UserError(f"{path} is missing. `nd doctor data=nsd` lists what belongs below data.root.")
+    if volume.ndim != 3:
+        raise UserError(f"{path} has shape {volume.shape}; wanted a volume (X, Y, Z). Fetch it again.")
+    return volume
+
+
+NIFTI_ERRORS = (EOFError, OSError, ValueError, zlib.error)  # what nibabel and gzip raise for damaged files
+
+
+def open_nifti(path: Path) -> Any:
+    """A NIfTI image whose values are still on disk. Raises UserError where the header cannot be read."""
+    import nibabel
+
+    try:
+        # Kept open, so that reading one volume after the other unpacks a compressed file once and not every time.
+        return nibabel.load(path, keep_file_open=True)
+    except PermissionError:
+        raise UserError(f"{path} cannot be read: permission denied. Check the file's owner and mode.") from None
+    except (nibabel.filebasedimages.ImageFileError, *NIFTI_ERRORS) as error:
+        raise UserError(f"{path} is not a readable NIfTI file ({_short(error)}). Fetch it again.") from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """What is said of a NIfTI or HDF5 file whose header is sound and whose values are not."""
+    return UserError(f"{path} is truncated or damaged ({_short(error)}). Fetch it again; what is finished is kept.")

@@ -1,0 +1,153 @@
+"""People's own fMRI: responses, the image of every trial, and the pictures, written in the prepared format.
+
+    nd prepare data=own data.voxels=voxels.npy data.image_ids=image_ids.npy data.images=images/
+
+- ``voxels``: .npy of numbers (trials, voxels) in any unit; kept as they are.
+- ``image_ids``: the image of every trial, from 0 on (``nd.data.number_list``).
+- ``images``: ``nd.data.own_pictures``. All of them are prepared, so that a subject who saw others of them can join.
+- Where given, ``session_ids`` and ``test_ids`` like ``image_ids``, and ``captions`` by image id (``nd.data.captions``).
+
+A further subject joins the folder by the same command with its own voxels, image ids and ``subject.name``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nd.data.captions import captions_for, files_of
+from nd.data.own_pictures import RULE, OwnPictures, hash_of, open_pictures, write_pictures
+from nd.data.own_trials import OwnTrials
+from nd.data.pieces import Piece, Settings
+from nd.data.stimuli import Stimuli
+from nd.errors import UserError
+from nd.files import sha256_json
+from nd.schema import Config
+
+LOG = logging.getLogger(__name__)
+
+EXAMPLE = "nd prepare data=own data.voxels=voxels.npy data.image_ids=image_ids.npy data.images=images/"
+TRIAL_FILES = ("voxels", "image_ids", "session_ids", "test_ids")
+STIMULI = "stimuli.h5"
+NO_CAPTION = "a photo"  # the same for all images, so that nothing can be learnt from it
+
+
+def pieces_of(cfg: Config) -> list[Piece]:
+    """The stimuli and the file of ``subject.name``; in their settings the hash of a file that is not given is empty.
+
+    Raises UserError for files that are not there or of another form, and for a name that no file can have.
+    """
+    own = OwnData(cfg)
+    return [
+        Piece(STIMULI, own.stimuli_settings(), own.write_stimuli, n_bytes=own.stimuli_bytes()),
+        Piece(own.file_name, own.subject_settings(), own.write_subject, n_bytes=own.subject_bytes()),
+    ]
+
+
+class OwnData:
+    """The files that a configuration names, and the two files that are made of them."""
+
+    def __init__(self, cfg: Config) -> None:
+        """Take the settings. UserError where a file is not there or a name cannot be a file's."""
+        self.data, self.name, self.progress = cfg.data, cfg.subject.name, cfg.trainer.progress
+        given = {key: str(getattr(cfg.data, key)) for key in (*TRIAL_FILES, "images", "captions")}
+        self.paths = {key: Path(path).expanduser() for key, path in given.items() if path}
+        absent = [f"data.{key}={given[key]}" for key, path in self.paths.items() if not path.exists()]
+        if absent:
+            raise UserError(f"not there: {', '.join(absent)}. Relative paths start at the current folder.")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name) or self.name == "stimuli":
+            raise UserError(
+                f"subject.name={self.name!r} names the subject's file: use letters, digits, '_', '-' and '.', and not "
+                "'stimuli'."
+            )
+        self.file_name = f"{self.name}.h5"
+        self.trials = OwnTrials(self.paths, cfg.data.n_test)
+
+    @cached_property
+    def pictures(self) -> OwnPictures:
+        """The pictures, not in memory."""
+        return open_pictures(self.paths["images"])
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Hash of every file; empty where it is not given."""
+        hashes = {key: hash_of(self.paths[key]) if key in self.paths else "" for key in TRIAL_FILES}
+        captions = files_of(self.paths["captions"]) if "captions" in self.paths else []
+        hashes["captions"] = sha256_json([[path.name, hash_of(path)] for path in captions]) if captions else ""
+        return hashes | {"images": self.pictures.fingerprint() if "images" in self.paths else ""}
+
+    def stimuli_settings(self) -> Settings:
+        """All that the stimuli file depends on."""
+        settings = {"name": self.data.name, "image_size": self.data.image_size, "pictures": RULE}
+        return settings | {key: self.hashes[key] for key in ("images", "captions")}
+
+    def subject_settings(self) -> Settings:
+        """All that the subject's file depends on."""
+        settings = {"name": self.data.name, "simulated": self.data.simulated, "n_test": self.data.n_test}
+        return settings | {key: self.hashes[key] for key in TRIAL_FILES}
+
+    def stimuli_bytes(self) -> int:
+        """At most what the pictures take."""
+        return len(self.pictures.ids) * self.data.image_size**2 * 3 if "images" in self.paths else 0
+
+    def subject_bytes(self) -> int:
+        """What the voxels take."""
+        return 4 * self.trials.voxels.size if "voxels" in self.paths else 0
+
+    def _require(self, *keys: str) -> None:
+        lacking = [f"data.{key}" for key in keys if key not in self.paths]
+        if lacking:
+            raise UserError(f"data=own lacks {', '.join(lacking)}. For example:\n  {EXAMPLE}")
+
+    def write_stimuli(self, path: Path) -> None:
+        """Write the stimuli file, after checking the trials: nothing is written where they could not be used."""
+        measured = (path.parent / self.file_name).exists()  # the subject is there, only the stimuli are missing
+        self._require(*(() if measured else ("voxels", "image_ids")), "images")
+        pictures = self.pictures
+        if not measured:
+            self.trials.check(pictures.ids, f"data.images={pictures.source}. {pictures.said_of_names()}")
+        if pictures.ignored:
+            LOG.warning("%s: %s", pictures.source, pictures.said_of_names())
+        write_pictures(path, pictures, self.data.image_size, self._captions(), progress=self.progress)
+
+    def _captions(self) -> list[list[str]]:
+        ids = self.pictures.ids.tolist()
+        if "captions" in self.paths:
+            return captions_for(self.paths["captions"], ids)
+        LOG.warning(
+            "data.captions was not given: every image has the caption %r, so targets made of captions (c) carry "
+            "nothing. Choose a method without them, or prepare the data with captions.",
+            NO_CAPTION,
+        )
+        return [[NO_CAPTION] for _ in ids]
+
+    def write_subject(self, path: Path) -> None:
+        """Write the subject's file; the stimuli lie in the same folder."""
+        self._require("voxels", "image_ids")
+        stimuli = Stimuli(path.parent / STIMULI)
+        self.trials.check(stimuli.image_id, f"{stimuli.path}, which was prepared before.")
+        self.trials.write(path, self.name, self._attributes(stimuli.hash))
+        if self.trials.n_constant:
+            LOG.warning(
+                "%d of %d voxels of %s never vary in its training trials: they carry nothing, and can be left out.",
+                self.trials.n_constant, self.trials.voxels.shape[1], self.name,
+            )  # fmt: skip
+
+    def _attributes(self, stimuli_hash: str) -> dict[str, Any]:
+        """What the subject's file says of itself."""
+        given = [key for key in TRIAL_FILES if key in self.paths]
+        named = "test_ids" in self.paths
+        return {
+            "source": "own",
+            "simulated": self.data.simulated,
+            "mask": "as given; voxel positions and areas are not known",
+            "betas": "as given",
+            "scaling": "none (as given)",
+            "test_images": "named in test_ids" if named else f"the first {self.data.n_test} in the order of a hash",
+            "stimuli_hash": stimuli_hash,
+            **{f"{key}_file": self.paths[key].name for key in given},
+            **{f"{key}_sha256": self.hashes[key] for key in given},
+        }

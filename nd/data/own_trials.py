@@ -1,0 +1,162 @@
+"""What people measured themselves: responses and the image of every trial, checked before anything is written.
+
+Shapes: T trials, V voxels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.data.npy import open_npy
+from nd.data.number_list import read_numbers
+from nd.data.rows import BLOCK_BYTES, not_finite
+from nd.data.subject_file import SubjectTable, check_table, lay_out
+from nd.errors import UserError
+from nd.files import atomic_path
+
+
+class OwnTrials:
+    """The trials of one subject; every part is read and checked when it is first asked for."""
+
+    def __init__(self, paths: Mapping[str, Path], n_test: int) -> None:
+        """Take the files.
+
+        Args:
+            paths: ``voxels``, ``image_ids``, and where given ``session_ids`` and ``test_ids``.
+            n_test: test images, where ``test_ids`` names none: the first in the order of a hash.
+        """
+        self.paths, self.n_test = paths, n_test
+
+    @cached_property
+    def voxels(self) -> NDArray[Any]:
+        """(T, V) numbers, not in memory."""
+        path = self.paths["voxels"]
+        voxels = open_npy(path, "float32")
+        if voxels.ndim != 2 or voxels.dtype.kind not in "fiu" or 0 in voxels.shape:
+            raise UserError(
+                f"data.voxels={path} is {voxels.dtype} {voxels.shape}; wanted numbers (trials, voxels), one row per "
+                "trial."
+            )
+        return voxels
+
+    @cached_property
+    def image_id(self) -> NDArray[np.int64]:
+        """(T,) the image of every trial."""
+        return self._per_trial("image_ids")
+
+    @cached_property
+    def session(self) -> NDArray[np.int64]:
+        """(T,) rank of every trial's session among those that occur; all 0 where they are not given."""
+        if "session_ids" not in self.paths:
+            return np.zeros(len(self.voxels), np.int64)
+        return np.unique(self._per_trial("session_ids"), return_inverse=True)[1]
+
+    def _per_trial(self, key: str) -> NDArray[np.int64]:
+        numbers, (n_trials, n_voxels) = read_numbers(self.paths[key]), self.voxels.shape
+        if len(numbers) != n_trials:
+            turned = " Are its rows voxels? Transpose it." if len(numbers) == n_voxels else ""
+            raise UserError(
+                f"data.{key}={self.paths[key]} has {len(numbers)} entries, but data.voxels={self.paths['voxels']} has "
+                f"{n_trials} trials (rows). Wanted one entry per trial.{turned}"
+            )
+        return numbers
+
+    @cached_property
+    def held_out(self) -> NDArray[np.bool_]:
+        """(T,) trials whose image is for the test alone."""
+        shown = np.unique(self.image_id)
+        if "test_ids" in self.paths:
+            what, test = f"data.test_ids={self.paths['test_ids']}", np.unique(read_numbers(self.paths["test_ids"]))
+            never = np.setdiff1d(test, shown)
+            if never.size:
+                raise UserError(
+                    f"{what}: {never.size} of {len(test)} test images were never shown (first: image {never[0]}). Name "
+                    "images that data.image_ids holds."
+                )
+        else:
+            what, test = f"data.n_test={self.n_test}", hash_order(shown)[: max(0, self.n_test)]
+        if not 0 < len(test) < len(shown):
+            raise UserError(
+                f"{what} takes {len(test)} of the {len(shown)} images that were shown; the test needs at least one of "
+                "them, and training some others."
+            )
+        return np.isin(self.image_id, test)
+
+    @cached_property
+    def n_constant(self) -> int:
+        """Voxels that are the same in all training trials. UserError where any value is not finite."""
+        lowest = np.full(self.voxels.shape[1], np.inf, np.float32)
+        highest = -lowest
+        for first, values in blocks(self.voxels):
+            self._check_finite(first, values)
+            seen = values[~self.held_out[first : first + len(values)]]
+            np.minimum(lowest, seen.min(0, initial=np.inf), out=lowest)
+            np.maximum(highest, seen.max(0, initial=-np.inf), out=highest)
+        return int((lowest == highest).sum())
+
+    def _check_finite(self, first: int, values: NDArray[np.float32]) -> None:
+        """``first``: trial of the first row of ``values``."""
+        if np.isfinite(values).all():
+            return
+        row, voxel = (int(k) for k in np.argwhere(~np.isfinite(values))[0])
+        raise UserError(not_finite(self.paths["voxels"], first + row, voxel, float(values[row, voxel])))
+
+    def check(self, image_ids: NDArray[Any], where: str) -> None:
+        """Read and check everything, against the images that there are; ``where`` says what holds them."""
+        absent = np.setdiff1d(self.image_id, image_ids)
+        if absent.size:
+            trial = int(np.flatnonzero(self.image_id == absent[0])[0])
+            raise UserError(
+                f"{absent.size} images that were shown have no picture (first: image {absent[0]}, in trial {trial}) in "
+                f"{where}"
+            )
+        _ = self.session, self.held_out, self.n_constant
+
+    def write(self, path: Path, name: str, attributes: dict[str, Any]) -> None:
+        """Write the prepared file of the subject ``name`` atomically, a few MiB of voxels at a time."""
+        table = SubjectTable(
+            image_id=self.image_id,
+            session=self.session,
+            repeat=repeats(self.image_id),
+            trial=np.arange(len(self.image_id)),
+            held_out=self.held_out,
+            ijk=np.full((self.voxels.shape[1], 3), -1, np.int16),
+            attributes={"name": name, "constant_voxels": self.n_constant, **attributes},
+        )
+        check_table(path, table, self.voxels.shape)
+        with atomic_path(path) as temporary, h5py.File(temporary, "w") as handle:
+            written = lay_out(handle, name, table)
+            for first, values in blocks(self.voxels):
+                written[first : first + len(values)] = values
+
+
+def blocks(voxels_TV: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield (first trial, (n, V) float32), a few MiB at a time; what float32 cannot hold becomes infinite."""
+    n_rows = max(1, BLOCK_BYTES // (4 * voxels_TV.shape[1]))
+    for first in range(0, len(voxels_TV), n_rows):
+        with np.errstate(over="ignore"):
+            values = np.asarray(voxels_TV[first : first + n_rows], np.float32)
+        yield first, values
+
+
+def hash_order(image_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The ids in an order that no library version changes, and that depends on nothing but the ids."""
+    ids = (int(i) for i in image_ids)
+    return np.array(sorted(ids, key=lambda i: hashlib.sha256(f"own-test:{i}".encode()).digest()), np.int64)
+
+
+def repeats(image_id: NDArray[np.integer]) -> NDArray[np.int32]:
+    """(T,) how often the image of each trial was shown before."""
+    by_image = np.argsort(image_id, kind="stable")
+    ordered = image_id[by_image]
+    out = np.empty(len(image_id), np.int32)
+    out[by_image] = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    return out

@@ -1,0 +1,130 @@
+"""What NSD says of its pictures: nsd_stim_info_merged.csv, and captions in the form of COCO's annotations.
+
+Shapes: T trials, I images of a subject's list, N = 73,000 images.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.data.nsd.facts import N_IMAGES
+from nd.data.nsd.tree import COCO_CAPTIONS, STIM_INFO, SUBJECTS
+from nd.data.stimuli import Stimuli
+from nd.errors import UserError
+from nd.files import write_json, write_text
+
+MAX_COCO_ID = 600_000  # COCO 2017 numbers its pictures up to 581,929
+SPLITS = ("train2017", "val2017")
+REPEATS = 3  # columns subjectN_rep0 to _rep2
+
+
+def coco_ids_of(images: NDArray[np.integer], person: int, given: Path | None) -> NDArray[np.int64]:
+    """(N,) COCO id of every 73k image, all different.
+
+    Args:
+        images: (I,) 0-based ids of the subject's image list, in its order.
+        person: 1 to 8, whose list of ``given`` is taken; where it has none, the first.
+        given: zip with lists of COCO ids in the order of image lists; None: every id is invented.
+    """
+    known = np.empty(0, np.int64) if given is None else _read_list(given, person)[: len(images)]
+    rng = np.random.default_rng(N_IMAGES)
+    out = np.zeros(N_IMAGES, np.int64)
+    out[images[: len(known)]] = known
+    invented = np.setdiff1d(np.arange(1, MAX_COCO_ID), known)
+    out[out == 0] = rng.permutation(invented)[: N_IMAGES - len(known)]
+    return out
+
+
+def _read_list(path: Path, person: int) -> NDArray[np.int64]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if name.endswith(".npy"))
+            name = next((n for n in names if n.endswith(f"sub{person}.npy")), names[0])
+            return np.load(io.BytesIO(archive.read(name)), allow_pickle=False).astype(np.int64)
+    except (OSError, zipfile.BadZipFile, IndexError, ValueError) as error:
+        raise UserError(f"coco_ids={path} is not a zip with .npy lists of COCO ids ({error!r}).") from None
+
+
+def split_of_images() -> NDArray[np.intp]:
+    """(N,) index into SPLITS: every fifth picture comes from the smaller of COCO's two sets."""
+    return (np.arange(N_IMAGES) % 5 == 3).astype(np.intp)
+
+
+def write_info(
+    root: Path,
+    lists: NDArray[np.integer],
+    order: NDArray[np.integer],
+    shared: NDArray[np.integer],
+    coco: NDArray[np.int64],
+) -> None:
+    """Write nsd_stim_info_merged.csv: one row per 73k image, as NSD's columns.
+
+    Args: ``lists`` (8, I) and ``shared`` 1-based 73k ids; ``order`` (T,) 1-based positions in the lists; ``coco`` (N,).
+    """
+    shown = trials_by_position(order, lists.shape[1])
+    seen = np.zeros((len(SUBJECTS), N_IMAGES), np.int64)
+    repeats = np.zeros((len(SUBJECTS), N_IMAGES, shown.shape[1]), np.int64)
+    for k, images in enumerate(lists - 1):
+        seen[k, images], repeats[k, images] = 1, shown
+    is_shared = np.isin(np.arange(N_IMAGES), shared - 1)
+    ids = range(N_IMAGES)
+    columns: dict[str, Sequence[object]] = {
+        "": ids,
+        "cocoId": coco.tolist(),
+        "cocoSplit": [SPLITS[k] for k in split_of_images()],
+        "cropBox": ["(0, 0, 0, 0)"] * N_IMAGES,
+        "loss": [0.0] * N_IMAGES,
+        "nsdId": ids,
+        "flagged": [False] * N_IMAGES,
+        "BOLD5000": [False] * N_IMAGES,
+        "shared1000": is_shared.tolist(),
+    }
+    columns |= {f"subject{k}": row.tolist() for k, row in enumerate(seen, 1)}
+    for k, table in enumerate(repeats, 1):
+        columns |= {f"subject{k}_rep{r}": column.tolist() for r, column in enumerate(table.T)}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    write_text(root / STIM_INFO, text.getvalue())
+
+
+def trials_by_position(order: NDArray[np.integer], n_images: int) -> NDArray[np.int64]:
+    """(I, R) 1-based trials at which each position of an image list is shown, 0 where there are fewer; R >= 3."""
+    counts = np.bincount(order - 1, minlength=n_images)
+    out = np.zeros((n_images, max(REPEATS, int(counts.max()))), np.int64)
+    by_position = np.argsort(order, kind="stable")
+    repeat = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    out[order[by_position] - 1, repeat] = by_position + 1
+    return out
+
+
+def write_captions(root: Path, stimuli: Stimuli, coco: NDArray[np.int64]) -> None:
+    """Write the captions of the pictures as COCO's two annotation files, each picture's in the file of its set.
+
+    The first captions of all pictures come first, then the second ones: a picture's captions do not stand together in
+    COCO's files either, but their order is kept.
+    """
+    ids, texts = stimuli.image_id, stimuli.captions(stimuli.image_id)
+    part = split_of_images()[ids]
+    for k, path in enumerate(COCO_CAPTIONS):
+        mine = [(int(coco[i]), captions) for i, captions, p in zip(ids, texts, part, strict=True) if p == k]
+        spoken = [
+            (image, captions[n])
+            for n in range(max((len(c) for _, c in mine), default=0))
+            for image, captions in mine
+            if n < len(captions)
+        ]
+        numbers = range(k + 1, len(COCO_CAPTIONS) * len(spoken) + 1, len(COCO_CAPTIONS))  # unique over both files
+        notes = [{"image_id": i, "id": n, "caption": text} for n, (i, text) in zip(numbers, spoken, strict=False)]
+        side = {"height": stimuli.shape[0], "width": stimuli.shape[1]}
+        images = [{"id": i, "file_name": f"{i:012d}.jpg", **side} for i, _ in mine]
+        info = {"description": "simulated: captions of drawn pictures in the form of COCO's annotations"}
+        write_json(root / path, {"info": info, "licenses": [], "images": images, "annotations": notes})

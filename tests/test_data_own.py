@@ -1,0 +1,444 @@
+"""People's own fMRI: what was given is found again trial by trial, and nothing is written of what cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from nd.config import compose
+from nd.data.own import pieces_of
+from nd.data.pieces import hidden
+from nd.data.prepared import Stimuli, Subject, open_subject, split_of, stimuli_path
+from nd.errors import UserError
+from nd.files import read_json
+from nd.prepare import prepare
+from nd.schema import Config, DataConfig, PathsConfig, SubjectConfig
+
+T, V, N, SIDE = 60, 7, 12, 8
+
+
+class Lab:
+    """Files of a small study in ``root``: T trials of N images (ids 3, 6, ...), and the arrays behind them."""
+
+    def __init__(self, root: Path) -> None:
+        rng = np.random.default_rng(5)
+        self.root = root
+        self.ids = np.arange(1, N + 1) * 3
+        self.voxels = rng.normal(size=(T, V)).astype(np.float32)
+        self.image_ids = rng.permutation(np.repeat(self.ids, T // N))
+        self.images = {int(i): rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for i in self.ids}
+        self.given: dict[str, Any] = {"n_test": 3, "n_val": 2, "image_size": SIDE}
+        self.put("voxels", self.voxels)
+        self.put("image_ids", self.image_ids)
+        (root / "images").mkdir()
+        self.given["images"] = str(root / "images")
+        for i, picture in self.images.items():
+            Image.fromarray(picture).save(root / "images" / f"{i:06d}.png")
+
+    def put(self, key: str, array: Any) -> Path:
+        """Save an array as <key>.npy and give it."""
+        np.save(self.root / f"{key}.npy", np.asarray(array))
+        return self.file(key, f"{key}.npy")
+
+    def file(self, key: str, name: str) -> Path:
+        self.given[key] = str(self.root / name)
+        return self.root / name
+
+    def text(self, key: str, content: str) -> Path:
+        path = self.file(key, f"{key}.txt")
+        path.write_text(content, encoding="utf-8")
+        return path
+
+    def cfg(self, subject: str = "subj01", **more: Any) -> Config:
+        data = {"name": "mylab", "source": "own", "split": "own", "simulated": False, "subjects": [subject]}
+        cfg = Config(data=DataConfig(**(data | self.given | more)), subject=SubjectConfig(name=subject))
+        cfg.paths = PathsConfig(data=str(self.root / "data"))
+        cfg.trainer.progress = False
+        return cfg
+
+    def without(self, *keys: str) -> Lab:
+        self.given = {key: value for key, value in self.given.items() if key not in keys}
+        return self
+
+    def check_refused(self, message: str, **more: Any) -> None:
+        """Preparing says so, and leaves nothing behind."""
+        with pytest.raises(UserError, match=message):
+            prepare(self.cfg(**more))
+        assert not (self.root / "data").exists()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+def hash_order(ids: NDArray[Any]) -> list[int]:
+    return sorted(map(int, ids), key=lambda i: hashlib.sha256(b"own-test:%d" % i).hexdigest())
+
+
+def test_everything_given_is_found_again(lab: Lab) -> None:
+    cfg = lab.cfg()
+    assert prepare(cfg) == lab.root / "data" / "mylab"
+    subject, stimuli = open_subject(cfg), Stimuli(stimuli_path(cfg))
+    np.testing.assert_array_equal(subject.voxels(np.arange(T)), lab.voxels)
+    np.testing.assert_array_equal(subject.image_id, lab.image_ids)
+    np.testing.assert_array_equal(subject.trial, np.arange(T))
+    np.testing.assert_array_equal(subject.session, np.zeros(T))
+    seen: list[int] = []
+    for trial, image in enumerate(lab.image_ids):
+        assert subject.repeat[trial] == seen.count(image)
+        seen.append(image)
+    np.testing.assert_array_equal(stimuli.image_id, lab.ids)
+    for i, picture in lab.images.items():
+        np.testing.assert_array_equal(stimuli.images(np.array([i]))[0], picture)
+    assert subject.rois == {}
+    assert (subject.ijk == -1).all()
+
+
+def test_the_file_says_what_it_was_made_from(lab: Lab) -> None:
+    folder = prepare(lab.cfg())
+    attributes = Subject(folder / "subj01.h5").attributes
+    sha = hashlib.sha256((lab.root / "voxels.npy").read_bytes()).hexdigest()[:12]
+    wanted = {"name": "subj01", "source": "own", "simulated": False, "scaling": "none (as given)", "constant_voxels": 0}
+    wanted |= {"voxels_file": "voxels.npy", "voxels_sha256": sha, "image_ids_file": "image_ids.npy"}
+    wanted |= {"stimuli_hash": Stimuli(folder / "stimuli.h5").hash}
+    assert attributes.items() >= wanted.items()
+    assert read_json(folder / "manifest.json")["files"]["subj01.h5"]["settings"]["voxels"] == sha
+    assert not any(str(lab.root) in str(value) for value in attributes.values())
+
+
+def test_test_images_are_the_first_by_hash_and_the_split_takes_them(lab: Lab) -> None:
+    cfg = lab.cfg()
+    prepare(cfg)
+    subject, (fold,) = open_subject(cfg), split_of(cfg).folds
+    test = hash_order(lab.ids)[:3]
+    np.testing.assert_array_equal(subject.held_out, np.isin(lab.image_ids, test))
+    np.testing.assert_array_equal(fold.test, np.sort(test))
+    np.testing.assert_array_equal(np.union1d(fold.seen, test), lab.ids)
+    assert len(fold.val) == 2
+
+
+def test_test_images_and_sessions_as_named(lab: Lab) -> None:
+    lab.text("test_ids", "image\n6\n9\n6\n")
+    sessions = lab.put("session_ids", np.repeat([20, 4, 11], T // 3))
+    cfg = lab.cfg()
+    subject = Subject(prepare(cfg) / "subj01.h5")
+    np.testing.assert_array_equal(subject.held_out, np.isin(lab.image_ids, [6, 9]))
+    np.testing.assert_array_equal(subject.session, np.repeat([2, 0, 1], T // 3))
+    assert subject.attributes["test_images"] == "named in test_ids"
+    assert subject.attributes["session_ids_file"] == sessions.name
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int16", ">f4", "uint8"])
+def test_other_number_types_become_float32(lab: Lab, dtype: str) -> None:
+    given = (100 * np.abs(lab.voxels)).astype(dtype)
+    lab.put("voxels", np.asfortranarray(given))
+    np.testing.assert_array_equal(open_subject(_prepared(lab)).voxels(np.arange(T)), given.astype(np.float32))
+
+
+def _prepared(lab: Lab) -> Config:
+    cfg = lab.cfg()
+    prepare(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize("heading", ["", "image_id\n", '"image"\r\n', "\ufeff", "\ufeffBild\n"])
+def test_image_ids_as_text(lab: Lab, heading: str) -> None:
+    lab.text("image_ids", heading + "\n".join(map(str, lab.image_ids)) + "\n\n")
+    np.testing.assert_array_equal(open_subject(_prepared(lab)).image_id, lab.image_ids)
+
+
+def test_captions_by_image_id(lab: Lab) -> None:
+    table = {str(i): [f"picture {i}", "a picture"] for i in lab.ids}
+    lab.file("captions", "captions.json").write_text(json.dumps(table), encoding="utf-8")
+    stimuli = Stimuli(stimuli_path(_prepared(lab)))
+    assert stimuli.captions(np.array([9, 3])) == [["picture 9", "a picture"], ["picture 3", "a picture"]]
+
+
+def test_images_without_a_caption(lab: Lab) -> None:
+    lab.file("captions", "captions.json").write_text('{"3": ["x"]}', encoding="utf-8")
+    lab.check_refused(r"11 of 12 images have no caption in .*captions.json \(first: image 6\)")
+
+
+def test_no_captions_is_said(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        cfg = _prepared(lab)
+    assert "data.captions was not given: every image has the caption 'a photo'" in caplog.text
+    assert Stimuli(stimuli_path(cfg)).captions(lab.ids) == [["a photo"]] * N
+
+
+def test_voxels_constant_in_training_are_said(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    voxels, test = lab.voxels.copy(), np.isin(lab.image_ids, hash_order(lab.ids)[:3])
+    voxels[:, 2] = 4.5
+    voxels[~test, 4] = 0  # varies in test trials alone, which must not count
+    voxels[test, 5] = 0
+    lab.put("voxels", voxels)
+    with caplog.at_level(logging.WARNING):
+        subject = open_subject(_prepared(lab))
+    assert "2 of 7 voxels of subj01 never vary in its training trials" in caplog.text
+    assert subject.attributes["constant_voxels"] == 2
+    np.testing.assert_array_equal(subject.voxels(np.arange(T)), voxels)
+
+
+def test_the_same_command_does_nothing_with_or_without_the_files(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = prepare(lab.cfg())
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    capsys.readouterr()
+    prepare(lab.cfg())
+    prepare(lab.without("voxels", "image_ids", "images").cfg())
+    assert capsys.readouterr().out.count("nothing to do") == 2
+    assert before == {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+
+
+def test_a_second_subject_joins(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = prepare(lab.cfg())
+    stimuli = (folder / "stimuli.h5").read_bytes()
+    lab.put("voxels", lab.voxels[:20, :4] + 1)
+    order = lab.put("image_ids", lab.image_ids[:20])
+    lab.without("images")  # they are there already
+    prepare(lab.cfg("other"))
+    assert "wrote mylab: 1 subject," in capsys.readouterr().out
+    np.testing.assert_array_equal(open_subject(lab.cfg("other")).voxels(np.arange(20)), lab.voxels[:20, :4] + 1)
+    assert (folder / "stimuli.h5").read_bytes() == stimuli
+    assert {p.name for p in folder.glob("[!.]*")} == {"manifest.json", "other.h5", "stimuli.h5", "subj01.h5"}
+    np.save(order, np.full(20, 77))
+    with pytest.raises(UserError, match=r"1 images .* \(first: image 77, in trial 0\) in .*stimuli.h5, which was prep"):
+        prepare(lab.cfg("third"))
+
+
+@pytest.mark.parametrize("key", ["voxels", "image_ids", "session_ids", "test_ids"])
+def test_other_files_for_the_same_subject_are_refused(lab: Lab, key: str) -> None:
+    lab.put("session_ids", np.zeros(T, int))
+    lab.put("test_ids", lab.ids[:2])
+    prepare(lab.cfg())
+    content = np.load(lab.root / f"{key}.npy")
+    content[0] = 18 if content[0] != 18 else 21
+    lab.put(key, content)
+    with pytest.raises(UserError, match=rf"subj01.h5 was prepared with other settings \({key}: made with \w+, asked"):
+        prepare(lab.cfg())
+
+
+def test_other_pictures_or_sizes_are_refused(lab: Lab) -> None:
+    prepare(lab.cfg())
+    with pytest.raises(UserError, match=r"stimuli.h5 was prepared with other settings \(image_size: made with 8"):
+        prepare(lab.cfg(image_size=16))
+    Image.fromarray(lab.images[6]).save(lab.root / "images" / "000003.png")
+    with pytest.raises(UserError, match=r"stimuli.h5 was prepared with other settings \(images: made with"):
+        prepare(lab.cfg())
+
+
+def test_stimuli_that_were_removed_are_made_again_from_pictures_alone(lab: Lab) -> None:
+    stimuli = prepare(lab.cfg()) / "stimuli.h5"
+    before = Stimuli(stimuli).hash
+    stimuli.unlink()
+    prepare(lab.without("voxels", "image_ids").cfg())
+    assert Stimuli(stimuli).hash == before == Subject(stimuli.parent / "subj01.h5").attributes["stimuli_hash"]
+
+
+def test_all_that_lacks_is_said_at_once(lab: Lab) -> None:
+    lab.without("voxels", "images")
+    lab.check_refused(r"data=own lacks data.voxels, data.images. For example:\n  nd prepare data=own data.voxels=vox")
+    lab.check_refused(
+        "not there: data.voxels=/no/where.npy, data.captions=c.json", voxels="/no/where.npy", captions="c.json"
+    )
+
+
+@pytest.mark.parametrize("name", ["stimuli", "a/b", ".hidden", ""])
+def test_names_that_no_subject_can_have(lab: Lab, name: str) -> None:
+    lab.check_refused(rf"subject.name='{name}' names the subject's file", subject=name)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "message"),
+    [
+        (np.zeros(T), r"voxels.npy is float64 \(60,\); wanted numbers \(trials, voxels\)"),
+        (np.zeros((T, 2, 2)), r"is float64 \(60, 2, 2\)"),
+        (np.zeros((T, 0)), r"is float64 \(60, 0\)"),
+        (np.zeros((T, 2), complex), "is complex128"),
+        (np.full((T, 2), "a"), "is <U1"),
+        (np.zeros((T, 2), bool), "is bool"),
+        (np.full((T, 2), None), r"voxels.npy holds Python objects .*dtype=float32\)"),
+        (np.zeros((V, T)), r"image_ids.npy has 60 entries, but .*voxels.npy has 7 trials.*Transpose it"),
+        (np.zeros((T - 1, V)), r"has 60 entries, but data.voxels=.* has 59 trials \(rows\)"),
+    ],
+)
+def test_voxels_of_another_form(lab: Lab, voxels: Any, message: str) -> None:
+    lab.put("voxels", voxels)
+    lab.check_refused(message)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_a_voxel_that_is_not_finite(lab: Lab, value: float) -> None:
+    voxels = lab.voxels.astype(np.float64)
+    voxels[41, 6] = voxels[50, 0] = value
+    lab.put("voxels", voxels)
+    lab.check_refused(r"voxels.npy: voxel 6 of trial 41 is (nan|-?inf)")
+
+
+def test_an_archive_or_a_file_cut_short(lab: Lab) -> None:
+    np.savez(lab.root / "voxels.npz", voxels=lab.voxels)
+    lab.check_refused(r"voxels.npz is not a whole .npy file .*An .npz archive\?", voxels=str(lab.root / "voxels.npz"))
+    path = lab.root / "voxels.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    lab.check_refused(r"voxels.npy is truncated: it has \d+ bytes")
+
+
+@pytest.mark.parametrize(
+    ("key", "content", "message"),
+    [
+        ("image_ids", "1\n2\nx3\n", r"image_ids.txt, line 3: 'x3' is not a whole number"),
+        ("image_ids", "1.5\n2\n", r"line 1: '1.5' is not a whole number"),
+        ("image_ids", "id,run\n1,2\n", r"line 2: '1,2' is not a whole number"),
+        ("image_ids", "1\n\n2\n", r"line 2: '' is not a whole number"),
+        ("image_ids", "id\n-1\n2\n", r"entry 0 is -1; wanted whole numbers from 0"),
+        ("image_ids", "1\n99999999999999999999\n", r"entry 1 is 2147483648; wanted whole numbers from 0 to 2147483647"),
+        ("image_ids", "1\n2\n", r"data.image_ids=.* has 2 entries, but data.voxels=.* has 60 trials"),
+        ("session_ids", "1\n2\n", r"data.session_ids=.* has 2 entries, but data.voxels=.* has 60 trials"),
+        ("test_ids", "3\n77\n78\n", r"2 of 3 test images were never shown \(first: image 77\)"),
+        ("test_ids", "", "test_ids.txt takes 0 of the 12 images that were shown"),
+        ("test_ids", "\n".join(str(3 * k) for k in range(1, 13)), "takes 12 of the 12 images .* training some others"),
+    ],
+)
+def test_lists_of_numbers_that_do_not_fit(lab: Lab, key: str, content: str, message: str) -> None:
+    lab.text(key, content)
+    lab.check_refused(message)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(T), r"is float64 \(60,\); wanted whole numbers \(n,\)"),
+        (np.zeros((T, 1), int), r"is int64 \(60, 1\); wanted whole numbers"),
+        (np.full(T, None), r"holds Python objects"),
+        (np.full(T, -2), r"entry 0 is -2"),
+        (np.full(T, 2**63, np.uint64), r"entry 0 is 9223372036854775808; wanted"),
+    ],
+)
+def test_arrays_of_numbers_that_do_not_fit(lab: Lab, array: Any, message: str) -> None:
+    lab.put("image_ids", array)
+    lab.check_refused(rf"image_ids.npy:? {message}")
+
+
+def test_a_list_that_is_no_text(lab: Lab) -> None:
+    path = lab.text("image_ids", "")
+    path.write_bytes(b"\xff\xfe\x00")
+    lab.check_refused("image_ids.txt is not text")
+
+
+@pytest.mark.parametrize(
+    ("n_test", "message"), [(0, "takes 0 of the 12"), (12, "takes 12 of the 12"), (-1, "takes 0 of the 12")]
+)
+def test_too_many_or_too_few_test_images(lab: Lab, n_test: int, message: str) -> None:
+    lab.check_refused(rf"data.n_test={n_test} {message} images that were shown", n_test=n_test)
+
+
+def test_both_files_announce_their_size(lab: Lab) -> None:
+    """So that a disk too small is noticed before writing."""
+    sizes = {piece.name: piece.n_bytes for piece in pieces_of(lab.cfg())}
+    assert sizes == {"stimuli.h5": N * SIDE * SIDE * 3, "subj01.h5": T * V * 4}
+
+
+def test_failing_while_voxels_are_copied_leaves_the_stimuli_and_goes_on_from_there(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nd.data.own_trials.lay_out", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            prepare(lab.cfg())
+    folder = lab.root / "data" / "mylab"
+    assert {p.name for p in folder.glob("[!.]*")} == {"manifest.json", "stimuli.h5"}
+    assert not hidden(folder, "subj01.h5").exists()
+    assert not [p for p in folder.iterdir() if p.suffix == ".tmp"]
+    prepare(lab.cfg())
+    assert "wrote mylab: 1 subject," in capsys.readouterr().out
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from nd.data.own import pieces_of
+from nd.data.pieces import make_pieces
+from nd.config import compose
+
+def resident() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+import threading, time
+cfg = compose(sys.argv[2:])
+make_pieces(Path(sys.argv[1], "warm"), pieces_of(compose([*sys.argv[2:], "data.voxels=small.npy"])), {})
+before, most, done = resident(), 0, False
+def watch():
+    global most
+    while not done:
+        most = max(most, resident())
+        time.sleep(0.002)
+thread = threading.Thread(target=watch)
+thread.start()
+make_pieces(Path(sys.argv[1], "large"), pieces_of(cfg), {})
+done = True
+thread.join()
+print((most - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_memory_does_not_grow_with_the_voxels(lab: Lab, order: str) -> None:
+    """200 MB of voxels; resident anonymous memory, after the same work on few voxels."""
+    shape = (T, 850_000)
+    np.save(lab.root / "small.npy", lab.voxels)
+    large = np.lib.format.open_memmap(lab.root / "large.npy", "w+", np.float32, shape, fortran_order=order == "F")
+    large[:] = np.linspace(0, 1, shape[1], dtype=np.float32)
+    large[0] += 1
+    large.flush()
+    assert (lab.root / "large.npy").stat().st_size > 200e6
+    lab.given["voxels"] = "large.npy"
+    given = [f"data.{key}={value}" for key, value in lab.given.items()]
+    command = [sys.executable, "-c", MEASURE, str(lab.root / "data"), "data=own", *given]
+    grown = subprocess.run(command, cwd=lab.root, capture_output=True, text=True, check=True, env=os.environ)
+    print(grown.stdout)
+    assert float(grown.stdout) < 60
+    subject = Subject(lab.root / "data" / "large" / "subj01.h5")
+    np.testing.assert_array_equal(subject.voxels(np.array([T - 1]))[0], large[-1])
+
+
+def test_the_command_of_the_configuration_file(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As conf/data/own.yaml says, in its folder, and later by name alone."""
+    monkeypatch.chdir(lab.root)
+    files = ["data.voxels=voxels.npy", "data.image_ids=image_ids.npy", "data.images=images/"]
+    names = ["data=own", "data.name=mylab", "data.n_test=3", "data.n_val=2", "subject.name=anna"]
+    prepare(compose([*names, *files]))
+    cfg = compose(names)
+    prepare(cfg)
+    assert open_subject(cfg).name == "anna"
+    assert Stimuli(stimuli_path(cfg)).shape == (256, 256, 3)
+    assert len(split_of(cfg).test_ids) == 3
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    notebook = read_json(Path(__file__).parent.parent / "notebooks" / "own_data.ipynb")
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    names: dict[str, Any] = {}
+    for cell in cells:
+        exec("".join(cell["source"]), names)
+    assert names["correlation"] > 0.3
