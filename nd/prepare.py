@@ -26,7 +26,8 @@ def prepare(cfg: Config) -> Path:
     if cfg.layout != "prepared":
         return write_layout(cfg)
     start, folder = time.monotonic(), data_folder(cfg)
-    record = {"simulated": cfg.data.simulated, "transductive": cfg.data.transductive, "git": git_state(), "packages": versions(), "overrides": cfg.overrides}
+    made = {"git": git_state(), "packages": versions(), "overrides": cfg.overrides}
+    record = {"simulated": cfg.data.simulated, "transductive": cfg.data.transductive, **made}
     pieces = pieces_of(cfg)
     written = make_pieces(folder, pieces, record)
     size = f"{folder_megabytes(folder):.1f} MB"

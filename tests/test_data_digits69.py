@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.io import loadmat, savemat
 
-from nd.data.digits69 import KEYS, LABELS, read_digits69, pieces_of, write_digits69
+from nd.data.digits69 import KEYS, LABELS, pieces_of, read_digits69, write_digits69
 from nd.data.prepared import Stimuli, Subject
 from nd.errors import UserError
 from nd.schema import DataConfig

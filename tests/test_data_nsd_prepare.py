@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -65,7 +64,7 @@ def root(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "tree"))
 
 
-def nsd(root: Path, folder: Path, **more: Any) -> Config:
+def nsd(root: Path | str, folder: Path, **more: Any) -> Config:
     settings = {
         "name": "nsd", "source": "nsd", "split": "nsd1000", "subjects": ["subj01"], "n_val": 5, "image_size": 64,
         "root": str(root), **more,
@@ -345,20 +344,20 @@ BAD_TREES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda root: (root / tree.label_paths("subj01", "streams")[0]).write_text("early\n", encoding="utf-8"),
         r"streams.mgz.ctab is not a table of labels",
     ),
-    "NaN": (lambda root: inside(root, np.nan), r"session03.nii.gz: the beta of voxel \(\d+, \d+, \d+\) in trial 4 .* is nan"),
-    "infinite": (lambda root: inside(root, np.inf), r"session03.nii.gz: the beta of voxel .* is inf; every beta must be"),
+    "NaN": (lambda root: inside(root, np.nan), r"session03.nii.gz: the beta of voxel \(\d+, \d+, \d+\) .* is nan"),
+    "infinite": (lambda root: inside(root, np.inf), r"session03.nii.gz: the beta of voxel .* is inf; every beta"),
     "zero-variance voxel": (
         constant,
         r"session02.nii.gz: voxel \(\d+, \d+, \d+\) has the same beta .*0 others.*data.constant_voxels=zero",
     ),
     "duplicate image ids": (repeat_image, r"subjectim lists 1 image ids of subj01 twice"),
-    "captions missing for some images": (drop_captions, r"\d+ of 30 images have no caption in .*first: image \d+, COCO id"),
+    "captions missing for some": (drop_captions, r"\d of 30 images have no caption .*first: image \d+, COCO id"),
     "missing captions": (lambda root: shutil.rmtree(root / "annotations"), r"annotations does not exist"),
     "truncated captions": (lambda root: truncate(root / tree.COCO_CAPTIONS[0]), r"captions_train2017.json"),
-    "missing pictures": (lambda root: (root / tree.STIMULI).unlink(), r"nsd_stimuli.hdf5 is missing.*nd doctor data=nsd"),
-    "truncated pictures": (lambda root: truncate(root / tree.STIMULI, 0.9), r"nsd_stimuli.hdf5 is not a whole HDF5 file"),
+    "missing pictures": (lambda root: (root / tree.STIMULI).unlink(), r"nsd_stimuli.hdf5 is .*nd doctor"),
+    "truncated pictures": (lambda root: truncate(root / tree.STIMULI, 0.9), r"nsd_stimuli.hdf5 is not a whole HDF5"),
     "missing design": (lambda root: (root / tree.DESIGN).unlink(), r"nsd_expdesign.mat is missing"),
-    "truncated design": (lambda root: truncate(root / tree.DESIGN), r"nsd_expdesign.mat is not a readable MATLAB 5 file"),
+    "truncated design": (lambda root: truncate(root / tree.DESIGN), r"nsd_expdesign.mat is not a readable MATLAB"),
     "missing list of pictures": (lambda root: (root / tree.STIM_INFO).unlink(), r"nsd_stim_info_merged.csv is missing"),
     "simulated, but not said so": (without_mark, r"data.simulated=true, but .* has no SIMULATED.txt"),
 }  # fmt: skip
@@ -418,16 +417,12 @@ def test_measured_trees_must_have_nsds_voxels_and_shared_images(root: Path, tmp_
     with pytest.raises(UserError, match=r"shared images have COCO ids with hash"):
         prepare(cfg)
     pieces = [piece for piece in prepare_module.pieces_of(cfg) if piece.name == "subj01.h5"]
-    with pytest.raises(
-        UserError, match=r"nsdgeneral.nii.gz has \d+ voxels on a grid .* nsdgeneral of subj01 has 15724"
-    ):
+    with pytest.raises(UserError, match=r"nsdgeneral.nii.gz has \d+ voxels .* nsdgeneral of subj01 has 15724"):
         make_pieces(tmp_path / "data" / "nsd", pieces, {})
 
 
 def test_simulated_trees_are_called_so(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"made from a simulated subject .*but data.simulated=false. Set data.simulated=true"
-    ):
+    with pytest.raises(UserError, match=r"made from a simulated subject .* Set data.simulated=true"):
         prepare(nsd(made, tmp_path, simulated=False))
     assert list(tmp_path.iterdir()) == []
 
@@ -439,7 +434,7 @@ def test_pictures_of_another_size(made: Path, tmp_path: Path) -> None:
 
 def test_no_root_and_a_root_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data=nsd needs data.root=<folder.*nd doctor data=nsd"):
-        prepare(nsd(Path(), tmp_path, root=""))
+        prepare(nsd("", tmp_path))
     with pytest.raises(UserError, match=r"data.root=/nowhere is not a folder"):
         prepare(nsd(Path("/nowhere"), tmp_path))
 
@@ -487,4 +482,4 @@ def test_a_gzip_file_of_several_members_is_read(root: Path, tmp_path: Path) -> N
     content = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(content[:5000]) + gzip.compress(content[5000:]))
     prepare(nsd(root, tmp_path / "data"))
-    assert os.path.getsize(tmp_path / "data" / "nsd" / "subj01.h5") > 0
+    assert np.isfinite(open_subject(nsd(root, tmp_path / "data")).voxels(np.arange(120))).all()

@@ -223,7 +223,7 @@ def test_other_files_for_the_same_subject_are_refused(lab: Lab, key: str) -> Non
     lab.put("test_ids", lab.ids[:2])
     prepare(lab.cfg())
     content = np.load(lab.root / f"{key}.npy")
-    content[0] = 18 if content[0] != 18 else 21
+    content[0] = 18 if np.all(content[0] != 18) else 21
     lab.put(key, content)
     with pytest.raises(UserError, match=rf"subj01.h5 was prepared with other settings \({key}: made with \w+, asked"):
         prepare(lab.cfg())

@@ -410,6 +410,19 @@ def check_columns(mine: dict[str, np.ndarray], everything: list[dict[str, np.nda
             np.testing.assert_array_equal(sample["olds_behav.npy"][k], -1 if other == t else rows[int(other)])
 
 
+def test_the_old_test_set_and_first_sessions(made: Made, tmp_path: Path) -> None:
+    stimuli, session = Stimuli(made.source / "stimuli.h5"), np.arange(480) // 60
+    write_mindeye2(tmp_path / "a", [changed(made, tmp_path / "a.h5", session=session)], stimuli, TEST_IDS)
+    shared = made.subjects["subj02"]["image_id"] >= N_TRAIN
+    old = [int(s["behav.npy"][0, 5]) for s in samples(tmp_path / "a/wds/subj02/test/0.tar")]
+    assert old == np.flatnonzero(shared & (session < 7)).tolist()  # round(8 * 37 / 40)
+    assert len(samples(tmp_path / "a/wds/subj02/new_test/0.tar")) == 90 > len(old)
+    write_mindeye2(tmp_path / "b", [Subject(tmp_path / "a.h5", sessions=3)], stimuli, TEST_IDS)
+    assert {p.name for p in (tmp_path / "b/wds/subj02/train").iterdir()} == {"0.tar", "1.tar", "2.tar"}
+    with h5py.File(tmp_path / "b/betas_all_subj02_fp32_renorm.hdf5") as handle:
+        np.testing.assert_array_equal(handle["betas"][()], made.subjects["subj02"]["voxels"][:180])
+
+
 def test_release_pictures_round_back(made: Made) -> None:
     path = made.mindeye2 / "coco_images_224_float16.hdf5"
     with h5py.File(path) as handle:
@@ -417,8 +430,8 @@ def test_release_pictures_round_back(made: Made) -> None:
         assert (images.shape, images.dtype, images.chunks) == ((73000, 3, 64, 64), np.float16, (1, 3, 64, 64))
         read = images[:160]
         assert not images[160:170].any()
-    assert (read.min(), read.max()) >= (0, 0.9)
-    assert read.max() <= 1
+    assert 0 <= read.min() < 0.1
+    assert 0.9 < read.max() <= 1
     np.testing.assert_array_equal(np.rint(read.astype(np.float32) * 255).transpose(0, 2, 3, 1), made.images)
     every = np.arange(256)
     np.testing.assert_array_equal(np.rint((every / 255).astype(np.float16).astype(np.float32) * 255), every)
@@ -448,7 +461,7 @@ def test_release_masks(made: Made) -> None:
 # ---- what is refused
 
 
-def test_a_folder_in_use_is_refused(made: Made, small_world: Config, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused(made: Made, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep", encoding="utf-8")
     with pytest.raises(UserError, match=r"one trial order for all subjects.*an NSD tree holds one subject only"):
         nsd_of(made, tmp_path)
@@ -461,9 +474,12 @@ def changed(made: Made, path: Path, **more: Any) -> Subject:
     """subj02 with some columns or attributes changed."""
     source = Subject(made.source / "subj02.h5")
     attributes = {**source.attributes, **{k: v for k, v in more.items() if k in ("name", "simulated")}}
-    columns = {n: more.get(n, getattr(source, n)) for n in ("image_id", "session", "repeat", "trial", "ijk", "ncsnr")}
-    voxels = more.get("voxels", made.subjects["subj02"]["voxels"])
-    write_subject(path, voxels=voxels, rois=source.rois, attributes=attributes, **columns)
+    n = more.get("repeats", 1)  # the whole experiment so many times
+    columns = {name: np.tile(getattr(source, name), n) for name in ("image_id", "session", "repeat")}
+    columns |= {"trial": np.arange(n * 480), "ijk": source.ijk, "ncsnr": source.ncsnr}
+    columns |= {"voxels": np.tile(made.subjects["subj02"]["voxels"], (n, 1))}
+    columns |= {name: values for name, values in more.items() if name in columns}
+    write_subject(path, rois=source.rois, attributes=attributes, **columns)
     return Subject(path)
 
 
@@ -475,15 +491,24 @@ def changed(made: Made, path: Path, **more: Any) -> Subject:
         ({"trial": np.arange(480)[::-1]}, r"needs all trials in order"),
         ({"session": np.repeat([0, 2], 240)}, r"in sessions 0, 1, 2, ... without a gap"),
         ({"image_id": np.arange(480)}, r"do not fit .*stimuli.h5: 320 image\(s\) are not there"),
-        ({"ijk": np.tile(np.int16([3, 3, 3]), (94, 1))}, r"not in C order of the grid"),
     ],
 )
 def test_subjects_that_no_release_could_hold(made: Made, tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    if "ijk" in change:
-        change = {"ijk": np.zeros_like(made.subjects["subj02"]["ijk"])}
     subject = changed(made, tmp_path / "changed.h5", **change)
     with pytest.raises(UserError, match=message):
         write_nsd(tmp_path / "tree", subject, Stimuli(made.source / "stimuli.h5"), TEST_IDS)
+    assert not (tmp_path / "tree").exists()
+
+
+def test_voxels_out_of_order_and_crowded_sessions(made: Made, tmp_path: Path) -> None:
+    stimuli, ijk = Stimuli(made.source / "stimuli.h5"), made.subjects["subj02"]["ijk"]
+    with pytest.raises(UserError, match=r"a.h5: voxels are not in C order of the grid"):
+        write_nsd(tmp_path / "tree", changed(made, tmp_path / "a.h5", ijk=ijk[::-1]), stimuli, TEST_IDS)
+    with pytest.raises(UserError, match=r"has voxels at \[-1 -1 -1\]"):
+        write_nsd(tmp_path / "tree", changed(made, tmp_path / "b.h5", ijk=np.full_like(ijk, -1)), stimuli, TEST_IDS)
+    many = changed(made, tmp_path / "c.h5", repeats=2, session=np.zeros(960, int))
+    with pytest.raises(UserError, match=r"c.h5 has 960 trials in a session; a session of NSD has 900 slots"):
+        write_nsd(tmp_path / "tree", many, stimuli, TEST_IDS)
     assert not (tmp_path / "tree").exists()
 
 

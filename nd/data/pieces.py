@@ -46,8 +46,8 @@ class Piece:
 def make_pieces(folder: Path, pieces: Sequence[Piece], record: dict[str, Any]) -> list[str]:
     """Write the pieces that ``folder`` does not hold yet; return their names.
 
-    Args: ``record`` is added to the manifest's entry of each. Raises UserError where the folder cannot be written, is of
-    other origin, or holds a piece that was made with other settings or is damaged. A piece that fails leaves nothing
+    Args: ``record`` is added to the manifest's entry of each. Raises UserError where the folder cannot be written, is
+    of other origin, or holds a piece that was made with other settings or is damaged. A piece that fails leaves nothing
     behind, or, where it can be resumed, its hidden file alone.
     """
     try:

@@ -33,7 +33,8 @@ class _Moments:
         Deviations are from the block's own mean, so a mean far larger than the spread costs no digits.
         """
         n, mean = len(rows_NV), rows_NV.mean(0, dtype=np.float64)
-        squares = np.square(rows_NV - mean).sum(0)
+        deviations = rows_NV - mean
+        squares = np.square(deviations, out=deviations).sum(0)
         if self.mean is None or self.squares is None:
             self.n, self.mean, self.squares = n, mean, squares
             return

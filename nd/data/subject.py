@@ -31,7 +31,7 @@ class Subject:
     def __init__(self, path: Path, roi: str = ALL_VOXELS, sessions: int = 0) -> None:
         """Open the file; ``sessions`` > 0 hides the trials of later ones.
 
-        UserError: missing, truncated, wrong columns, a broken link, unknown or empty ROI, fewer sessions than asked for.
+        UserError: missing, truncated, wrong columns, a broken link, unknown or empty ROI, too few sessions.
         """
         self.path, self.roi = Path(path), roi
         with open_h5(self.path) as handle:
@@ -66,7 +66,8 @@ class Subject:
         if missing:
             raise UserError(
                 f"{self.path} is not a prepared subject file: it lacks {', '.join(missing)} and holds "
-                f"{', '.join(sorted(present)) or 'nothing'}. Write it with `nd prepare` or nd.data.prepared.write_subject."
+                f"{', '.join(sorted(present)) or 'nothing'}. Write it with `nd prepare` or "
+                "nd.data.prepared.write_subject."
             )
         n_trials, n_voxels = RowFile(self.path).shape
         per_trial = [*TRIAL_COLUMNS, *(["held_out"] if "held_out" in present else [])]

@@ -133,7 +133,7 @@ def design_of(trials: ReleaseTrials, rng: np.random.Generator) -> Design:
 def _lists(mine: NDArray[np.int64], trials: ReleaseTrials) -> NDArray[np.int64]:
     """(8, I) 1-based ids: this subject's list, and for the others the shared images and then unpictured ones."""
     n_shared, n_others = len(trials.shared_ids), len(trials.other_ids)
-    unpictured = np.setdiff1d(np.arange(N_IMAGES), mine)
+    unpictured = np.setdiff1d(np.arange(N_IMAGES), mine, assume_unique=True)
     rows = [np.r_[mine[:n_shared], np.roll(unpictured, -k * n_others)[:n_others]] for k in range(len(SUBJECTS))]
     rows[trials.person - 1] = mine
     return np.stack(rows) + 1

@@ -37,7 +37,7 @@ def coco_ids_of(images: NDArray[np.integer], person: int, given: Path | None) ->
     rng = np.random.default_rng(N_IMAGES)
     out = np.zeros(N_IMAGES, np.int64)
     out[images[: len(known)]] = known
-    invented = np.setdiff1d(np.arange(1, MAX_COCO_ID), known)
+    invented = np.setdiff1d(np.arange(1, MAX_COCO_ID), known, assume_unique=True)
     out[out == 0] = rng.permutation(invented)[: N_IMAGES - len(known)]
     return out
 

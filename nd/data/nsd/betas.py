@@ -68,7 +68,8 @@ def read_session(path: Path, mask: Mask) -> NDArray[np.float32]:
         trial, voxel = np.argwhere(~np.isfinite(values))[0]
         raise UserError(
             f"{path}: the beta of voxel {tuple(int(i) for i in mask.ijk[voxel])} in trial {trial} of the session is "
-            f"{values[trial, voxel]}; every beta must be finite. Leave that voxel out of data.mask, or fetch the file again."
+            f"{values[trial, voxel]}; every beta must be finite. Leave that voxel out of data.mask, or fetch "
+            "the file again."
         )
     return values
 

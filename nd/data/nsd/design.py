@@ -1,7 +1,7 @@
 """Which picture was shown in every trial: NSD's design file and its list of pictures.
 
-Both count from 1 where this module counts from 0: the n-th trial showed image ``subjectim[subject, masterordering[n]]``,
-and the shared images are the first of every subject's list (NSD Data Manual, "Experiments"; the same reading as
+Both count from 1 where this module counts from 0: trial n showed image ``subjectim[subject, masterordering[n]]``, and
+the shared images are the first of every subject's list (NSD Data Manual, "Experiments"; the same reading as
 ozcelikfu/brain-diffuser@31d52c0:data/prepare_nsddata.py).
 Shapes: T trials, S sessions, I images of a subject.
 """

@@ -17,11 +17,10 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nd.data.captions import captions_for
-from nd.data.linked_stimuli import write_linked_stimuli
+from nd.data.linked_stimuli import open_pictures, write_linked_stimuli
 from nd.data.nsd import tree
 from nd.data.nsd.betas import check_session, read_session, session_files
 from nd.data.nsd.design import Trials, read_coco_ids, read_trials
@@ -43,9 +42,7 @@ def pieces_of(cfg: Config) -> list[Piece]:
     """
     data, subject = cfg.data, cfg.subject.name
     stimuli = {"source": "nsd", "subjects": list(data.subjects), "image_size": data.image_size}
-    rule = {
-        name: getattr(data, name) for name in ("betas", "mask", "scaling", "constant_voxels", "sessions")
-    }
+    rule = {name: getattr(data, name) for name in ("betas", "mask", "scaling", "constant_voxels", "sessions")}
     voxels = {"source": "nsd", "subject": subject, **rule}
     return [
         Piece("stimuli.h5", stimuli, partial(_write_stimuli, data)),
@@ -65,8 +62,12 @@ def _write_stimuli(data: DataConfig, path: Path) -> None:
     coco_id = read_coco_ids(root, image_id, shared)
     captions = captions_for(Path(data.captions or root / "annotations"), image_id.tolist(), coco_id.tolist())
     file = root / tree.STIMULI
-    if not file.is_file():
-        raise UserError(f"{file} is missing. `nd doctor data=nsd` lists what belongs below data.root.")
+    side = open_pictures(file, tree.STIMULI_KEY).shape[0]
+    if side != data.image_size:
+        raise UserError(
+            f"{file} holds pictures of {side} pixels, but data.image_size={data.image_size}. "
+            f"Set data.image_size={side}."
+        )
     write_linked_stimuli(
         path,
         file=file,

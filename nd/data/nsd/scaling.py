@@ -43,16 +43,14 @@ def scale_session(
     """
     fit = ~shared_T if rule == "session_train" else np.ones(len(betas_TV), bool)
     if fit.sum() < 2:
-        raise UserError(
-            f"a session has {fit.sum()} trials to be scaled by, at least 2 are needed. Use data.scaling=raw."
-        )
+        raise UserError(f"a session has {fit.sum()} trials to be scaled by, wanted at least 2. Use data.scaling=raw.")
     mean, spread = betas_TV[fit].mean(0, dtype=np.float64), betas_TV[fit].std(0, dtype=np.float64)
     flat = spread <= 10 * np.finfo(np.float32).eps * np.abs(mean)
     if flat.any() and constant == "refuse":
         raise UserError(
             f"{name_voxel(int(flat.argmax()))} has the same beta in all trials of the session, and so have "
-            f"{int(flat.sum()) - 1} others: it was outside the imaged volume. Leave such voxels out of data.mask, or set "
-            "them to 0 in such sessions with data.constant_voxels=zero."
+            f"{int(flat.sum()) - 1} others: it was outside the imaged volume. Leave such voxels out of data.mask, or "
+            "set them to 0 in such sessions with data.constant_voxels=zero."
         )
     if rule == "raw":
         return betas_TV

@@ -37,8 +37,8 @@ SIMULATED_MARK = "SIMULATED.txt"  # lies at the root of a tree that was made fro
 class Expected:
     """One file of the tree: path below the root, what it is for, and whether it must be there.
 
-    ``n_bytes``: about how large the released file is (0: small), for planning; ``least``: bytes below which the released
-    file cannot be whole (0: unknown); ``choices``: other paths that serve as well.
+    ``n_bytes``: about how large the released file is (0: small), for planning; ``least``: bytes below which it cannot
+    be whole (0: unknown); ``choices``: other paths that serve as well.
     """
 
     path: str

@@ -1,0 +1,217 @@
+"""People's own pictures: the right picture for every image, one size, and messages that name the file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nd.data.own_pictures import open_pictures, squared, write_pictures
+from nd.data.stimuli import Stimuli
+from nd.errors import UserError
+
+RNG = np.random.default_rng(11)
+SIDE = 12
+
+
+def noise(*shape: int) -> Any:
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def written(source: Path, target: Path, side: int = SIDE) -> Stimuli:
+    pictures = open_pictures(source)
+    write_pictures(target, pictures, side, [["x"]] * len(pictures.ids))
+    return Stimuli(target)
+
+
+def test_a_folder_by_number_whatever_else_lies_there(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    arrays = {i: noise(SIDE, SIDE, 3) for i in (0, 7, 12, 100)}
+    for name in ("0.png", "0007.PNG", "12.png", "000100.png"):
+        Image.fromarray(arrays[int(name.split(".")[0])]).save(folder / name, format="PNG")
+    for other in ("notes.txt", "._12.png", ".DS_Store", "img_9.png", "mask.jpg", "12.5.png", "-3.png"):
+        (folder / other).write_text("not a picture", encoding="utf-8")
+    (folder / "5").mkdir()
+    stimuli = written(folder, tmp_path / "stimuli.h5")
+    np.testing.assert_array_equal(stimuli.image_id, [0, 7, 12, 100])
+    for i, picture in arrays.items():
+        np.testing.assert_array_equal(stimuli.images(np.array([i]))[0], picture)
+    pictures = open_pictures(folder)
+    assert pictures.ignored == ("-3.png", "12.5.png", "img_9.png", "mask.jpg")
+    assert "ignored: 4, such as -3.png" in pictures.said_of_names()
+
+
+def test_an_array_whose_row_is_the_image(tmp_path: Path) -> None:
+    array = noise(5, SIDE, SIDE, 3)
+    np.save(tmp_path / "images.npy", array)
+    stimuli = written(tmp_path / "images.npy", tmp_path / "stimuli.h5")
+    np.testing.assert_array_equal(stimuli.images(np.arange(5)), array)
+
+
+def test_a_picture_that_fits_keeps_every_pixel() -> None:
+    array = noise(SIDE, SIDE, 3)
+    picture, done = squared(Image.fromarray(array), SIDE)
+    np.testing.assert_array_equal(picture, array)
+    assert done == []
+
+
+def test_the_central_square_is_kept() -> None:
+    array = noise(SIDE, SIDE + 7, 3)
+    for given, wanted in ((array, array[:, 3:15]), (array.transpose(1, 0, 2), array.transpose(1, 0, 2)[3:15])):
+        picture, done = squared(Image.fromarray(np.ascontiguousarray(given)), SIDE)
+        np.testing.assert_array_equal(picture, wanted)
+        assert done == ["cut to the central square"]
+
+
+def test_resizing_is_that_of_lanczos() -> None:
+    array = noise(30, 30, 3)
+    picture, done = squared(Image.fromarray(array), SIDE)
+    np.testing.assert_array_equal(picture, np.asarray(Image.fromarray(array).resize((SIDE, SIDE), Image.LANCZOS)))
+    assert done == ["resized"]
+    assert (
+        squared(Image.fromarray(np.full((5, 5, 3), 77, np.uint8)), SIDE)[0].tolist()
+        == np.full((SIDE, SIDE, 3), 77).tolist()
+    )
+
+
+def test_grey_is_repeated_over_the_channels() -> None:
+    grey = noise(SIDE, SIDE)
+    picture, done = squared(Image.fromarray(grey), SIDE)
+    np.testing.assert_array_equal(picture, np.repeat(grey[..., None], 3, axis=2))
+    assert done == ["turned into RGB"]
+
+
+def test_transparent_parts_become_black() -> None:
+    colours, alpha = noise(SIDE, SIDE, 3), noise(SIDE, SIDE)
+    layered = Image.fromarray(np.dstack([colours, alpha]))
+    picture, done = squared(layered, SIDE)
+    wanted = colours * (alpha[..., None] / 255)
+    np.testing.assert_allclose(picture, wanted, atol=1)
+    assert done == ["set on black"]
+    opaque = Image.fromarray(np.dstack([colours, np.full_like(alpha, 255)]))
+    picture, done = squared(opaque, SIDE)
+    np.testing.assert_array_equal(picture, colours)
+    assert done == []
+
+
+def test_palette_and_grey_with_transparency(tmp_path: Path) -> None:
+    grey = noise(SIDE, SIDE)
+    Image.fromarray(grey).convert("P").save(tmp_path / "1.png")
+    Image.fromarray(np.dstack([grey, np.zeros_like(grey)]), "LA").save(tmp_path / "2.png")
+    stimuli = written(tmp_path, tmp_path / "stimuli.h5")
+    np.testing.assert_array_equal(stimuli.images(np.array([1]))[0], np.repeat(grey[..., None], 3, axis=2))
+    assert not stimuli.images(np.array([2])).any()
+
+
+def test_what_was_done_is_recorded_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import h5py
+
+    Image.fromarray(noise(SIDE, SIDE, 3)).save(tmp_path / "1.png")
+    Image.fromarray(noise(SIDE, 2 * SIDE)).save(tmp_path / "2.jpg")
+    Image.fromarray(noise(30, 30, 3)).save(tmp_path / "3.jpeg")
+    with caplog.at_level(logging.INFO):
+        written(tmp_path, tmp_path / "stimuli.h5")
+    said = "1 of 3 cut to the central square; 1 of 3 resized; 1 of 3 turned into RGB"
+    with h5py.File(tmp_path / "stimuli.h5") as handle:
+        assert handle.attrs["pictures"] == said
+        assert handle["images"].chunks == (1, SIDE, SIDE, 3)
+    assert said in caplog.text
+
+
+def test_the_hash_follows_pixels_ids_and_captions(tmp_path: Path) -> None:
+    array = noise(3, SIDE, SIDE, 3)
+    np.save(tmp_path / "a.npy", array)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i, picture in enumerate(array):
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    hashes = [written(source, tmp_path / "s.h5").hash for source in (tmp_path / "a.npy", folder)]
+    assert hashes[0] == hashes[1]
+    write_pictures(tmp_path / "s.h5", open_pictures(folder), SIDE, [["x"], ["x"], ["y"]])
+    hashes.append(Stimuli(tmp_path / "s.h5").hash)
+    (folder / "2.png").rename(folder / "3.png")
+    hashes.append(written(folder, tmp_path / "s.h5").hash)
+    np.save(tmp_path / "a.npy", array[:, ::-1])
+    hashes.append(written(tmp_path / "a.npy", tmp_path / "s.h5").hash)
+    assert len(set(hashes)) == 4
+
+
+def test_the_fingerprint_follows_content_and_not_dates(tmp_path: Path) -> None:
+    for i in (1, 2):
+        Image.fromarray(noise(SIDE, SIDE, 3)).save(tmp_path / f"{i}.png")
+    before = open_pictures(tmp_path).fingerprint()
+    os.utime(tmp_path / "1.png", (1, 1))
+    assert open_pictures(tmp_path).fingerprint() == before
+    (tmp_path / "1.png").rename(tmp_path / "3.png")
+    assert open_pictures(tmp_path).fingerprint() != before
+
+
+def test_two_files_for_one_image(tmp_path: Path) -> None:
+    for name in ("012.png", "12.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"012.png and 12.jpg are both image 12. Keep one of them"):
+        open_pictures(tmp_path)
+
+
+def test_a_number_too_large(tmp_path: Path) -> None:
+    (tmp_path / "20240131123456.png").touch()
+    with pytest.raises(
+        UserError, match=r"20240131123456.png names image 20240131123456; image ids are at most 21474836"
+    ):
+        open_pictures(tmp_path)
+
+
+def test_a_folder_without_pictures(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"holds no picture \(.png, .jpg, .jpeg\) of an image. Name pictures by image id"
+    ):
+        open_pictures(tmp_path)
+    (tmp_path / "img_12.png").touch()
+    with pytest.raises(
+        UserError, match=r"such as 12.png or 000012.jpg. Not named so and ignored: 1, such as img_12.png"
+    ):
+        open_pictures(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["3.png", "3.jpg"])
+@pytest.mark.parametrize("keep", [0, 20, 60, 0.5, 0.9])
+def test_a_damaged_picture_is_named(tmp_path: Path, name: str, keep: float) -> None:
+    Image.fromarray(noise(64, 64, 3)).save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
+    with pytest.raises(UserError, match=rf"{name} cannot be read as a picture \(.*Write it again, as PNG or JPEG"):
+        written(tmp_path, tmp_path / "stimuli.h5")
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_bytes_turned_over_in_a_png_are_met(tmp_path: Path) -> None:
+    Image.fromarray(noise(64, 64, 3)).save(tmp_path / "3.png")
+    content = bytearray((tmp_path / "3.png").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (tmp_path / "3.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"3.png cannot be read as a picture"):
+        written(tmp_path, tmp_path / "stimuli.h5")
+
+
+def test_pictures_of_16_bits_are_not_cut_off(tmp_path: Path) -> None:
+    Image.fromarray(np.full((SIDE, SIDE), 30_000, np.uint16)).save(tmp_path / "3.png")
+    with pytest.raises(UserError, match=r"3.png has pixels of mode I(;16)?; wanted 8 bits per channel"):
+        written(tmp_path, tmp_path / "stimuli.h5")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((2, 4, 4, 3)), np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4, 4), np.uint8), noise(0, 4, 4, 3)],
+)
+def test_arrays_of_another_form(tmp_path: Path, array: Any) -> None:
+    np.save(tmp_path / "images.npy", array)
+    with pytest.raises(
+        UserError, match=r"images.npy is \w+ \(.*\); wanted pictures \(images, height, width, 3\) uint8"
+    ):
+        open_pictures(tmp_path / "images.npy")
