@@ -246,6 +246,21 @@ def test_stimuli_that_were_removed_are_made_again_from_pictures_alone(lab: Lab) 
     assert Stimuli(stimuli).hash == before == Subject(stimuli.parent / "subj01.h5").attributes["stimuli_hash"]
 
 
+def test_an_image_that_was_shown_but_has_no_picture(lab: Lab) -> None:
+    for name in ("000006.png", "000009.png"):
+        (lab.root / "images" / name).rename(lab.root / "images" / f"img_{name}")
+    trial = min(np.flatnonzero(lab.image_ids == 6))
+    lab.check_refused(
+        rf"2 images that were shown have no picture \(first: image 6, in trial {trial}\) in data.images=.*images. Name "
+        "pictures by image id .* Not named so and ignored: 2, such as img_000006.png"
+    )
+    np.save(lab.root / "images.npy", np.zeros((5, SIDE, SIDE, 3), np.uint8))
+    lab.check_refused(
+        r"11 images that were shown .*images.npy. The row of the array is the image id",
+        images=str(lab.root / "images.npy"),
+    )
+
+
 def test_all_that_lacks_is_said_at_once(lab: Lab) -> None:
     lab.without("voxels", "images")
     lab.check_refused(r"data=own lacks data.voxels, data.images. For example:\n  nd prepare data=own data.voxels=vox")

@@ -76,8 +76,10 @@ class RowFile:
         n_rows = max(1, BLOCK_BYTES // max(1, self.shape[1] * self.dtype.itemsize))
         if self._offset is not None:
             return np.array_split(order, range(n_rows, len(order), n_rows)) if len(order) else []
-        size = max(self._chunk_rows, n_rows // self._chunk_rows * self._chunk_rows)
-        ends = np.flatnonzero(np.diff(rows[order] // size)) + 1
+        # Neighbouring chunks are read together up to a block; chunks without a wanted row are passed over.
+        chunk = rows[order] // self._chunk_rows
+        together = max(1, n_rows // self._chunk_rows)
+        ends = np.flatnonzero((np.diff(chunk) > 1) | (np.diff(chunk // together) > 0)) + 1
         return np.split(order, ends) if len(order) else []
 
     def _values(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -69,6 +69,6 @@ def check_constant(matrix: RowFile, constant: NDArray[np.bool_], rule: str) -> N
     """Refuse voxels that never vary, unless ``rule`` (data.constant_voxels) is to keep them: they carry nothing."""
     if constant.any() and rule == "refuse":
         raise UserError(
-            f"{matrix.path}: {constant.sum()} voxels never vary (first: voxel {constant.argmax()}, from 0), so they cannot "
-            "be scaled. Set data.constant_voxels=zero to keep them as zeros, or fetch the file again."
+            f"{matrix.path}: {constant.sum()} voxels never vary (first: voxel {constant.argmax()}, counted from 0), so "
+            "they cannot be scaled. Set data.constant_voxels=zero to keep them as zeros, or fetch the file again."
         )

@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from nd.data.captions import captions_for
+from nd.data.captions import captions_for, files_of
 from nd.data.linked_stimuli import open_pictures, write_linked_stimuli
 from nd.data.mindeye2 import tree
 from nd.data.mindeye2.betas import check_constant, check_trials, open_betas, read_through
@@ -84,7 +84,7 @@ class Release:
             "image_size": self.data.image_size,
             "trials_bytes": _bytes(tars),
             "images_bytes": _bytes([self._file(tree.IMAGES)]),
-            "captions_bytes": _bytes([captions]),
+            "captions_bytes": _bytes(_caption_files(captions)),
         }
 
     def subject_settings(self) -> Settings:
@@ -175,6 +175,14 @@ class Release:
             "transductive": False,
             "sessions_scanned": trials.planned,
         }
+
+
+def _caption_files(source: Path | None) -> list[Path]:
+    """The files behind ``source``; none where it is not there."""
+    try:
+        return files_of(source) if source is not None else []
+    except (UserError, OSError):
+        return []
 
 
 def _bytes(files: list[Path | None] | list[Path]) -> int | str:
