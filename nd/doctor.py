@@ -1,8 +1,8 @@
 """`nd doctor`: whether this machine can run the composed configuration; nothing is written.
 
-Says which versions, devices, memory and disk there are, which data and weights are needed, present or missing, how
-large they are and under which terms, and roughly how much memory the largest steps take. The exit code is 0 when
-everything is there or is made by nd itself, 1 when something is missing.
+Says first which terms apply, then which data and weights are needed, present, missing or of no use, how large they are
+and how they are fetched, which versions, devices, memory and disk there are, and roughly what the largest steps take.
+The exit code is 0 when everything is there or is made by nd itself, 1 when something is missing.
 """
 
 from __future__ import annotations
@@ -11,40 +11,75 @@ import os
 import platform
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nd import __version__
 from nd.config import conf_dir, verb
-from nd.needs import NSD_TERMS, TERMS, byte_text, local_folder, memory_estimate, needs
+from nd.needs.data import DataNeeds, data_needs
+from nd.needs.extent import Extent, extent
+from nd.needs.listing import WIDTH, tree_lines
+from nd.needs.memory import memory_estimate, store_bytes, target_numbers
+from nd.needs.need import Need, byte_text
+from nd.needs.prepared import unread
+from nd.needs.terms import fetching, terms
+from nd.needs.weights import local_folder, weight_needs
+from nd.prepare import pieces_of
 from nd.results.manifest import versions
 from nd.schema import Config
 
-DIGITS69_VOXELS = 3092
 SAFE_SHARE = 0.7  # of a device's memory, the rest left to weights and everything else
-MARKS = {"ok": "ok     ", "made": "to make", "missing": "MISSING"}
+MARKS = {"ok": "ok     ", "made": "to make", "missing": "MISSING", "wrong": "WRONG  "}
 
 
 def doctor(cfg: Config) -> int:
     """Print what is there and what is missing; returns the exit code."""
-    found = needs(cfg)
-    for title, lines in (
-        ("software", _software()),
-        ("machine", _machine(cfg)),
-        (f"needed by {_name(cfg)}", [f"{MARKS[n.state]} {n.what:<16} {n.where}  ({n.note})" for n in found]),
-        ("memory, roughly", _memory(cfg)),
-        ("terms", [TERMS.get(cfg.data.source, ""), NSD_TERMS]),
-    ):
-        print(title)
-        for line in lines:
-            print(textwrap.fill(line, 118, initial_indent="  ", subsequent_indent=" " * 10, break_on_hyphens=False))
-    missing = [need.what for need in found if need.state == "missing"]
-    print(f"cannot run yet, missing: {', '.join(missing)}" if missing else "ready to run")
-    return 1 if missing else 0
+    data = data_needs(cfg, unread(cfg) if cfg.data.source == "own" else pieces_of(cfg))
+    found = [*data.needs, *weight_needs(cfg)]
+    size = extent(cfg, data.raw)
+    say("terms", terms(cfg))
+    if data.raw is not None:
+        say(_tree_title(cfg, data), tree_lines(data.raw))
+        say("how to fetch what is missing", fetching(cfg, data.raw))
+    say("software", _software())
+    say("machine", _machine(cfg))
+    say(f"needed by {_name(cfg)}", (f"{MARKS[n.state]} {n.what:<16} {n.where}  ({n.note})" for n in found), indent=10)
+    say("disk, roughly", _disk(cfg, data, size))
+    say("memory, roughly", _memory(cfg, size))
+    lacking = _lacking(found)
+    print(f"cannot run yet, {lacking}" if lacking else "ready to run")
+    return 1 if lacking else 0
+
+
+def say(title: str, lines: Iterable[str], indent: int = 4) -> None:
+    """Print a section, if it has lines, wrapped and then indented; those that begin with blanks are laid out already."""
+    for number, line in enumerate(lines):
+        if not number:
+            print(title)
+        if line.startswith(" "):
+            print(f"  {line}")
+            continue
+        wrapped = textwrap.wrap(line, WIDTH - indent, break_on_hyphens=False, break_long_words=False)
+        print("\n".join([f"  {wrapped[0]}", *(" " * indent + part for part in wrapped[1:])]))
 
 
 def _name(cfg: Config) -> str:
     return " ".join(cfg.overrides) or f"data={cfg.data.name} method={cfg.method.name}"
+
+
+def _tree_title(cfg: Config, data: DataNeeds) -> str:
+    raw = data.raw
+    what = f"raw files for {cfg.subject.name} of data={cfg.data.name}"
+    if raw is None or raw.root is None:
+        return f"{what}, below data.root ({f'{cfg.data.root} is not a folder' if cfg.data.root else 'not given'})"
+    simulated = " (a simulated tree: sizes are not held against NSD's)" if raw.simulated else ""
+    return f"{what}, in {raw.root}{simulated}"
+
+
+def _lacking(found: list[Need]) -> str:
+    """``missing: a, b; wrong: c``."""
+    named = {state: [need.name for need in found if need.state == state] for state in ("missing", "wrong")}
+    return "; ".join(f"{state}: {', '.join(names)}" for state, names in named.items() if names)
 
 
 def _software() -> Iterator[str]:
@@ -64,10 +99,16 @@ def _machine(cfg: Config) -> Iterator[str]:
         yield "no CUDA GPU; " + (
             "Apple GPU (mps)" if torch.backends.mps.is_available() else "everything runs on the CPU"
         )
-    folder = Path(cfg.paths.root).resolve()
+    folder = _existing(cfg.paths.root)
+    yield f"{byte_text(shutil.disk_usage(folder).free)} free on disk at {folder}"
+
+
+def _existing(path: str) -> Path:
+    """The folder itself, or the nearest above it that there is."""
+    folder = Path(path).resolve()
     while not folder.exists():
         folder = folder.parent
-    yield f"{byte_text(shutil.disk_usage(folder).free)} free on disk at {folder}"
+    return folder
 
 
 def _memory_bytes() -> int:
@@ -83,9 +124,30 @@ def _device_bytes(cfg: Config) -> int:
     return _memory_bytes()
 
 
-def _memory(cfg: Config) -> Iterator[str]:
-    estimate = memory_estimate(cfg, DIGITS69_VOXELS if cfg.data.source == "digits69" else cfg.data.n_voxels)
-    yield f"{byte_text(estimate.mapping):>9}  mapping: weights of the largest ridge mapper (float64)"
+def _disk(cfg: Config, data: DataNeeds, size: Extent) -> Iterator[str]:
+    """What is still written: prepared voxels, and a store for every target (fewer where some are there already)."""
+    total, linked = 0.0, cfg.data.source == "mindeye2" and cfg.data.in_place
+    if f"{cfg.subject.name}.h5" in data.prepared.absent and size.voxels and size.trials and not linked:
+        n_subjects = sum(name != "stimuli.h5" for name in data.prepared.absent)
+        total += 4.0 * size.trials * size.voxels * n_subjects
+        people = cfg.subject.name if n_subjects == 1 else f"{n_subjects} subjects"
+        yield f"{byte_text(total):>9}  prepared voxels of {people}: {size.trials:,} trials x {size.voxels:,} voxels"
+    for name, n_bytes in store_bytes(cfg, size).items():
+        total += n_bytes
+        numbers, images = target_numbers(cfg)[name], f"{size.images:,}" if size.images else "an unknown number of"
+        yield f"{byte_text(n_bytes) if n_bytes else '?':>9}  target {name}: {images} images x {numbers:,} numbers"
+    free = shutil.disk_usage(_existing(cfg.paths.cache)).free
+    if total > free:
+        fewer = f" data.subjects=[{cfg.subject.name}] takes fewer images," if len(cfg.data.subjects) > 1 else ""
+        yield f"too much for this disk ({byte_text(free)} free):{fewer} target.dtype=float16 takes half of it"
+
+
+def _memory(cfg: Config, size: Extent) -> Iterator[str]:
+    estimate = memory_estimate(cfg, size)
+    if estimate.preparing:
+        yield f"{byte_text(estimate.preparing):>9}  preparing: the betas of one session, while they are scaled"
+    if estimate.mapping:
+        yield f"{byte_text(estimate.mapping):>9}  mapping: the largest ridge mapper (float32), while it is fitted"
     if local_folder(cfg.backbone.weights) is None:
         yield f"{'4.3 GB':>9}  weights of the backbone, on disk and in memory"
     if not estimate.in_flight:
@@ -95,7 +157,15 @@ def _memory(cfg: Config) -> Iterator[str]:
     yield f"{byte_text(total):>9}  sampling: {estimate.in_flight} samples in flight (trainer.batch_size)"
     fitting = int(SAFE_SHARE * _device_bytes(cfg) / estimate.sample)
     if fitting < estimate.in_flight:
-        yield f"too much for this device: trainer.batch_size={max(1, fitting)} would fit"
+        yield f"too much for this device: {_remedy(cfg, fitting)}"
+
+
+def _remedy(cfg: Config, fitting: int) -> str:
+    """How to sample with at most ``fitting`` samples in flight: those of one image are never parted."""
+    if fitting >= cfg.method.repeats:
+        return f"trainer.batch_size={fitting} would fit"
+    half = " backbone.dtype=bfloat16 takes half," if cfg.backbone.dtype == "float32" else ""
+    return f"the {cfg.method.repeats} samples of an image are made together;{half} method.repeats={max(1, fitting)} fits"
 
 
 main = verb(doctor)

@@ -78,7 +78,7 @@ def write_layout(cfg: Config) -> Path:
     folder, written = write_release(cfg)
     if written:
         print(
-            f"wrote {cfg.subject.name} of {cfg.data.name} (simulated) as a {cfg.layout} tree at {folder}, "
+            f"wrote {cfg.subject.name} of {cfg.data.name} (simulated) as a tree of {cfg.layout} at {folder}, "
             f"in {time.monotonic() - start:.0f} s"
         )
     else:

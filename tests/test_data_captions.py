@@ -80,9 +80,9 @@ def test_images_without_caption_in_other_forms(tmp_path: Path) -> None:
         UserError, match=r"2 of 3 images .*t.json \(first: image 2\)\. Its images are keyed by image id"
     ):
         captions_for(table, [1, 2, 3])
-    np.save(tmp_path / "rows.npy", np.array([["a"], [""]]))
+    np.save(tmp_path / "rows.npy", np.array([["a"], [""], ["z"]]))
     with pytest.raises(UserError, match=r"3 of 4 images .*rows.npy \(first: image 1\)\. Its row is the image id"):
-        captions_for(tmp_path / "rows.npy", [0, 1, 2, -1])
+        captions_for(tmp_path / "rows.npy", [0, 1, 3, -1])
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_every_trial_of_the_training_images_is_in_an_epoch_once_and_no_other(tmp
     subjects = numbered(tmp_path)
     loader = module_of(subjects).train_dataloader()
     batches = list(loader)
-    assert [len(b) for b in batches] == [6] * 9 + [6] * 0 or max(map(len, batches)) <= 7
+    assert [len(batch) for batch in batches] == [7] * 6 + [6] * 3
     for subject, fold in subjects:
         seen = [t for batch in batches for t in trials_in(batch)[subject.name]]
         assert sorted(seen) == np.flatnonzero(np.isin(subject.image_id, fold.train)).tolist()
@@ -135,7 +135,8 @@ def test_several_targets_and_subjects_in_one_batch(tmp_path: Path) -> None:
     data = VoxelDataModule(numbered(tmp_path), {"a": Targets(), "b": Square()}, batch_size=7)
     batch = next(iter(data.train_dataloader()))
     parts = list(batch.subjects.values())
-    assert (list(batch.subjects), len(batch), batch.share) == (list(WIDTHS), len(parts[0].voxels) + len(parts[1].voxels), 1)
+    assert (list(batch.subjects), batch.share) == (list(WIDTHS), 1)
+    assert len(batch) == len(parts[0].voxels) + len(parts[1].voxels)
     assert batch.target("b").shape == (len(batch), 2, 3)
     assert torch.equal(batch.target("b")[:, 1, 2], batch.image_id.float())
     assert torch.equal(batch.image_id, torch.cat([part.image_id for part in parts]))
@@ -148,7 +149,9 @@ def test_several_targets_and_subjects_in_one_batch(tmp_path: Path) -> None:
     assert batch.target("b").dtype == torch.float32
 
 
-def test_ready_scalers_are_used_and_no_voxel_is_read_for_them(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ready_scalers_are_used_and_no_voxel_is_read_for_them(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fitted = one(subject)
     fitted.setup()
     monkeypatch.setattr(Subject, "blocks", None)
@@ -270,7 +273,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_processes_together_are_given_what_one_is(alone: dict[str, Any], pair: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_two_processes_together_are_given_what_one_is(
+    alone: dict[str, Any], pair: list[dict[str, Any]], tmp_path: Path
+) -> None:
     subjects = {subject.name: subject for subject, _ in numbered(tmp_path)}
     assert alone["train"][0] != alone["train"][1]
     for epoch, steps in enumerate(alone["train"]):
@@ -295,8 +300,9 @@ def test_two_processes_learn_and_validate_what_one_does(alone: dict[str, Any], p
 @pytest.mark.slow
 def test_two_processes_predict_in_the_order_of_one(alone: dict[str, Any], pair: list[dict[str, Any]]) -> None:
     for name in WIDTHS:
-        order, both = ([i for process in group for part in process["predict"] for i in part[name]] for group in ([alone], pair))
-        assert order == both == FOLD.test.tolist()
+        for processes in ([alone], pair):
+            order = [i for process in processes for part in process["predict"] for i in part[name]]
+            assert order == FOLD.test.tolist()
     assert all(process["predict"] for process in pair)
 
 

@@ -70,8 +70,6 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_and_each_subject_has_its_own()
     assert order(1, 0)["a"][:8] == [5, 21, 7, 30, 18, 13, 23, 11]
 
 
-
-
 def test_one_random_trial_of_each_image_depends_on_seed_epoch_and_image_alone() -> None:
     rng = np.random.default_rng(0)
     image_id = np.sort(np.repeat(rng.permutation(500)[:200], 3))

@@ -75,9 +75,9 @@ class PictureFile:
                 yield int(position), self._bytes(np.asarray(pixels[rows[position]]), ids[position])
             return
         with self._open() as handle:
+            dataset = handle[self._inner]  # opened once: the cache is the dataset's
             for position in order:
-                values = self._read(handle[self._inner], int(rows[position]), ids[position])
-                yield int(position), self._bytes(values, ids[position])
+                yield int(position), self._bytes(self._read(dataset, int(rows[position]), ids[position]), ids[position])
 
     def _open(self) -> h5py.File:
         """The file with the pixels, its cache fit for the chunks that one picture meets."""

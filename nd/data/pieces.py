@@ -54,7 +54,7 @@ def make_pieces(folder: Path, pieces: Sequence[Piece], record: dict[str, Any]) -
         return [piece.name for piece in pieces if _make(folder, piece, record)]
     except OSError as error:
         raise UserError(
-            f"cannot write {folder}: {_reason(error)}. Free some space or set paths.data to another folder."
+            f"cannot write {folder}: {reason(error)}. Free some space or set paths.data to another folder."
         ) from error
 
 
@@ -63,7 +63,8 @@ def missing_pieces(folder: Path, pieces: Sequence[Piece]) -> list[str]:
     return [piece.name for piece in pieces if not is_prepared(folder, piece)]
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """What the system said, in words."""
     # HDF5 puts the system's reason at the end of a long report; the number is kept only inside the text.
     text = str(error)
     if error.errno == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:

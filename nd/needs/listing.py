@@ -13,6 +13,7 @@ from nd.needs.tree import RawFile, Tree
 
 MARKS = {"ok": "ok     ", "wrong": "WRONG  ", "missing": "MISSING", "absent": "absent "}
 N_NAMED = 6  # names listed of a group
+N_BRACED = 3  # names written out of a group whose files share one state
 N_EXPLAINED = 3  # faults explained of a group
 WIDTH, LABEL = 118, 44
 
@@ -34,7 +35,8 @@ def tree_lines(tree: Tree) -> Iterator[str]:
 def totals(tree: Tree) -> str:
     """``there: 3 files, 1.2 GB; missing: 40 of 43 files, about 82.0 GB``."""
     there, lacking = tree.of("ok", "wrong"), tree.of("missing", "absent")
-    text = f"there: {len(there)} of {len(tree.files)} files, {byte_text(sum(f.n_bytes for f in there))}"
+    n_bytes = byte_text(sum(file.n_bytes for file in there))
+    text = f"there: {len(there)} of {len(tree.files)} files, {n_bytes}" if there else "nothing is there"
     if lacking and not tree.simulated:
         text += f"; to download: {len(lacking)} files, {download_text(tree)}"
     return text
@@ -86,6 +88,8 @@ def _label(folder: str, group: list[RawFile], files: list[RawFile], state: str) 
     # Digits are left to the star: 01 to 40 begin alike only by chance.
     start = re.sub(r"\d+$", "", os.path.commonprefix(names))
     end = re.sub(r"^\d+", "", os.path.commonprefix([name[::-1] for name in names])[::-1])
+    if len(files) == len(group) <= N_BRACED:
+        return f"{start}{{{','.join(name[len(start) :].removesuffix(end) for name in names)}}}{end}"
     other = {PurePosixPath(choice).name for choice in group[0].entry.choices} - {PurePosixPath(names[0]).name}
     forms = f" (or {'.'.join(['', *other.pop().split('.')[1:]])})" if other else ""
     count = "all" if len(files) == len(group) else f"{len(files)} of"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from nd.data.mindeye2 import tree as mindeye2
@@ -11,6 +12,7 @@ from nd.schema import Config
 
 BUCKET = "s3://natural-scenes-dataset"
 RELEASE, CAPTIONS_RELEASE = "pscotti/mindeyev2", "pscotti/naturalscenesdataset"
+N_FOLDERS = 4  # more of them are fetched with a pattern
 SIMULATED = "pictures and brains are drawn by nd itself (Apache-2.0): no terms, and nothing measured"
 DIGITS69 = (
     "measured fMRI, public with the DGMM code; cite van Gerven, de Lange & Heskes (2010), Neural Computation 22; nd ships"
@@ -25,14 +27,14 @@ NSD = (
     "2. The pictures, and the captions (annotations of 2017), are COCO's, with terms of their own: https://cocodataset.org.",
     "3. Pass on neither the data nor what shows the pictures: prepared files, target stores, images.h5, reports.",
 )
-MINDEYE2 = "0. The MindEye2 release is made of NSD's data and pictures, so NSD's terms come first."
+MINDEYE2 = "The MindEye2 release is made of NSD's data and pictures, so NSD's terms hold."
 
 
 def terms(cfg: Config) -> list[str]:
     """What holds for the data of a configuration."""
     if cfg.data.simulated:
         return [SIMULATED]
-    held = {"digits69": [DIGITS69], "own": [OWN], "nsd": [*NSD], "mindeye2": [MINDEYE2[3:], *NSD]}
+    held = {"digits69": [DIGITS69], "own": [OWN], "nsd": [*NSD], "mindeye2": [MINDEYE2, *NSD]}
     return held.get(cfg.data.source, [SIMULATED])
 
 
@@ -66,13 +68,14 @@ def _fetch_mindeye2(cfg: Config, root: str, lacking: set[str]) -> Iterator[str]:
     yield "With the Hugging Face client, after the agreement (older clients: huggingface-cli download):"
     single = [path for path in sorted(lacking) if not path.startswith("wds/") and path != mindeye2.CAPTIONS]
     folders = sorted({f"{path.rpartition('/')[0]}/*" for path in lacking if path.startswith("wds/")})
+    if len(folders) > N_FOLDERS:
+        folders = [f"wds/*/{mindeye2.TRAIN}/*", f"wds/*/{mindeye2.NEW_TEST}/*"]
     if single or folders:
+        wanted = " ".join(f"--include {path}" for path in (*single, *(f'"{path}"' for path in folders)))
+        lines = textwrap.wrap(wanted, 100, break_on_hyphens=False, break_long_words=False)
         yield f"    hf download {RELEASE} --repo-type dataset --local-dir {root} \\"
-        for path in single:
-            yield f"      --include {path} \\"
-        several = len(folders) > 4
-        folders = [f"wds/*/{mindeye2.TRAIN}/*", f"wds/*/{mindeye2.NEW_TEST}/*"] if several else folders
-        yield "      " + " ".join(f'--include "{path}"' for path in folders)
+        yield from (f"      {line} \\" for line in lines[:-1])
+        yield f"      {lines[-1]}"
     if mindeye2.CAPTIONS in lacking:
         yield f"    hf download {CAPTIONS_RELEASE} {mindeye2.CAPTIONS} --repo-type dataset --local-dir {root}"
 

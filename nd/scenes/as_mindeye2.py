@@ -143,7 +143,7 @@ def _write_pictures(path: Path, stimuli: Stimuli) -> None:
     with h5py.File(path, "w") as handle:
         images = handle.create_dataset(tree.IMAGES_KEY, (N_IMAGES, *shape), np.float16, chunks=(1, *shape), fillvalue=0)
         for image, picture_HWC in pictures(stimuli):
-            images[image] = (picture_HWC.transpose(2, 1, 0) / 255).astype(np.float16)
+            images[image] = (picture_HWC.transpose(2, 0, 1) / 255).astype(np.float16)
 
 
 def _write_captions(path: Path, stimuli: Stimuli) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock
 
 from nd.data.nsd.facts import number
-from nd.data.pieces import is_prepared
+from nd.data.pieces import is_prepared, reason
 from nd.data.prepared import data_folder, subject_path
 from nd.data.stimuli import Stimuli
 from nd.data.subject import Subject
@@ -48,7 +48,7 @@ def write_release(cfg: Config) -> tuple[Path, bool]:
             _build(cfg, folder, settings)
     except OSError as error:
         raise UserError(
-            f"cannot write {folder}: {error.strerror or error}. Free some space or set paths.data to another folder."
+            f"cannot write {folder}: {reason(error)}. Free some space or set paths.data to another folder."
         ) from error
     return folder, True
 
