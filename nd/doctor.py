@@ -45,7 +45,7 @@ def doctor(cfg: Config) -> int:
     say("machine", _machine(cfg))
     say(f"needed by {_name(cfg)}", (f"{MARKS[n.state]} {n.what:<16} {n.where}  ({n.note})" for n in found), indent=10)
     say("disk, roughly", _disk(cfg, data, size))
-    say("memory, roughly", _memory(cfg, size))
+    say("memory, roughly", _memory(cfg, data, size))
     lacking = _lacking(found)
     print(f"cannot run yet, {lacking}" if lacking else "ready to run")
     return 1 if lacking else 0
@@ -55,12 +55,13 @@ def say(title: str, lines: Iterable[str], indent: int = 4) -> None:
     """Print a section, if it has lines, wrapped and then indented; those that begin with blanks are laid out already."""
     for number, line in enumerate(lines):
         if not number:
-            print(title)
-        if line.startswith(" "):
-            print(f"  {line}")
-            continue
-        wrapped = textwrap.wrap(line, WIDTH - indent, break_on_hyphens=False, break_long_words=False)
-        print("\n".join([f"  {wrapped[0]}", *(" " * indent + part for part in wrapped[1:])]))
+            print(_filled(title, 0, 2))
+        print(f"  {line}" if line.startswith(" ") else _filled(line, 2, indent))
+
+
+def _filled(text: str, first: int, later: int) -> str:
+    starts = {"initial_indent": " " * first, "subsequent_indent": " " * later}
+    return textwrap.fill(text, WIDTH, break_on_hyphens=False, break_long_words=False, **starts)  # type: ignore[arg-type]
 
 
 def _name(cfg: Config) -> str:
@@ -134,17 +135,18 @@ def _disk(cfg: Config, data: DataNeeds, size: Extent) -> Iterator[str]:
         yield f"{byte_text(total):>9}  prepared voxels of {people}: {size.trials:,} trials x {size.voxels:,} voxels"
     for name, n_bytes in store_bytes(cfg, size).items():
         total += n_bytes
-        numbers, images = target_numbers(cfg)[name], f"{size.images:,}" if size.images else "an unknown number of"
-        yield f"{byte_text(n_bytes) if n_bytes else '?':>9}  target {name}: {images} images x {numbers:,} numbers"
+        if size.images:
+            numbers = target_numbers(cfg)[name]
+            yield f"{byte_text(n_bytes):>9}  target {name}: {size.images:,} images x {numbers:,} numbers"
     free = shutil.disk_usage(_existing(cfg.paths.cache)).free
     if total > free:
         fewer = f" data.subjects=[{cfg.subject.name}] takes fewer images," if len(cfg.data.subjects) > 1 else ""
         yield f"too much for this disk ({byte_text(free)} free):{fewer} target.dtype=float16 takes half of it"
 
 
-def _memory(cfg: Config, size: Extent) -> Iterator[str]:
+def _memory(cfg: Config, data: DataNeeds, size: Extent) -> Iterator[str]:
     estimate = memory_estimate(cfg, size)
-    if estimate.preparing:
+    if estimate.preparing and f"{cfg.subject.name}.h5" in data.prepared.absent:
         yield f"{byte_text(estimate.preparing):>9}  preparing: the betas of one session, while they are scaled"
     if estimate.mapping:
         yield f"{byte_text(estimate.mapping):>9}  mapping: the largest ridge mapper (float32), while it is fitted"

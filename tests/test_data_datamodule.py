@@ -124,7 +124,7 @@ def test_held_out_batches_are_in_order(subject: Subject, held_out_trials: Any) -
         voxels = mean_betas(subject, ids) if repeats == 1 else subject.voxels(np.concatenate(rows))
         got = np.concatenate([b.subjects["s"].voxels for b in batches])
         np.testing.assert_array_equal(got, data.scalers["s"].transform(voxels))
-    assert list(data.val_dataloader())[0].target("a").shape == (2 if repeats == 1 else 3, 2)
+    assert next(iter(data.val_dataloader())).target("a").shape == (2 if repeats == 1 else 3, 2)
 
 
 def test_several_targets_and_subjects_in_one_batch(tmp_path: Path) -> None:
@@ -329,9 +329,9 @@ def test_overfitting_repeats_the_first_steps(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="unknown trials 'singel'. Did you mean 'single'"):
+    with pytest.raises(UserError, match=r"unknown trials 'singel'. Did you mean 'single'"):
         one(subject, trials="singel")
-    with pytest.raises(UserError, match="unknown held_out_trials 'random'. Allowed: mean, single"):
+    with pytest.raises(UserError, match=r"unknown held_out_trials 'random'. Allowed: mean, single"):
         one(subject, held_out_trials="random")
     with pytest.raises(UserError, match=r"given the subjects \['s', 's'\]; wanted one or more, each once"):
         VoxelDataModule([(subject, FOLD), (subject, FOLD)], {})
@@ -342,9 +342,9 @@ def test_mistakes_are_named(subject: Subject, tmp_path: Path, monkeypatch: pytes
         VoxelDataModule([(subject, wide)], {})
     monkeypatch.setattr("nd.data.epoch.processes", lambda: (0, 5))
     data = one(subject, batch_size=4)
-    with pytest.raises(UserError, match="24 training samples in 6 steps .* each of 5 processes needs 1"):
+    with pytest.raises(UserError, match=r"24 training samples in 6 steps .* each of 5 processes needs 1"):
         data.train_dataloader()
-    with pytest.raises(UserError, match="4 validation samples cannot be shared by 5 processes"):
+    with pytest.raises(UserError, match=r"4 validation samples cannot be shared by 5 processes"):
         data.val_dataloader()
 
 

@@ -620,7 +620,7 @@ def test_a_failure_leaves_nothing_and_a_killed_attempt_is_cleared(
 
     with monkeypatch.context() as patch:
         patch.setattr(as_release, "write_nsd", fail)
-        with pytest.raises(UserError, match=r"cannot write .*scenes-nsd: No space left on device. Free some space"):
+        with pytest.raises(UserError, match=r"cannot write .*scenes-nsd: no space left on the device. Free some space"):
             write_release(tiny(tmp_path, "nsd"))
     assert names(tmp_path) == set()
     left.mkdir(parents=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from nd.data.nsd.design import read_trials
 from nd.data.nsd.facts import PEOPLE, TRIALS_PER_SESSION, person
 from nd.data.nsd.volumes import read_mask
 from nd.data.own_pictures import open_pictures
-from nd.data.prepared import Stimuli, Subject, stimuli_path, subject_path
+from nd.data.prepared import Stimuli, open_subject, stimuli_path
+from nd.data.splits import BY_SUBJECT
 from nd.errors import UserError
 from nd.needs.tree import Tree
 from nd.schema import Config, DataConfig
@@ -40,9 +41,13 @@ def extent(cfg: Config, raw: Tree | None) -> Extent:
         found = _of_nsd(cfg, raw)
     else:
         found = {"digits69": _of_digits69, "own": _of_own}.get(source, _of_scenes)(cfg.data)
-    trials, voxels = _asked(lambda: _subject(cfg))
     images, _ = _asked(lambda: (len(Stimuli(stimuli_path(cfg)).image_id), 0))
-    return Extent(images or found.images, found.fitted, trials or found.trials, voxels or found.voxels)
+    try:
+        subject = open_subject(cfg)
+    except UserError:
+        return replace(found, images=images or found.images)
+    seen = len(np.unique(subject.image_id[~subject.held_out])) if source in BY_SUBJECT else found.fitted
+    return Extent(images or found.images, seen, len(subject.image_id), subject.n_voxels)
 
 
 def _asked(question: Callable[[], tuple[int, int]]) -> tuple[int, int]:
@@ -51,11 +56,6 @@ def _asked(question: Callable[[], tuple[int, int]]) -> tuple[int, int]:
         return question()
     except UserError:
         return 0, 0
-
-
-def _subject(cfg: Config) -> tuple[int, int]:
-    subject = Subject(subject_path(cfg), cfg.subject.roi)
-    return len(subject.image_id), subject.n_voxels
 
 
 def _of_scenes(data: DataConfig) -> Extent:

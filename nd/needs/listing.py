@@ -29,7 +29,6 @@ def tree_lines(tree: Tree) -> Iterator[str]:
             yield from _row(folder, group, state)
     if tree.files:
         yield totals(tree)
-    yield from (f"WRONG    {problem}" for problem in tree.problems)
 
 
 def totals(tree: Tree) -> str:

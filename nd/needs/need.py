@@ -34,7 +34,7 @@ def size_text(path: Path) -> str:
 
 def byte_text(n_bytes: float) -> str:
     """Return a number of bytes with a unit that fits it."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if n_bytes >= size / 10:
+    for unit, size, least in (("GB", 1e9, 1e9), ("MB", 1e6, 1e5)):
+        if n_bytes >= least:
             return f"{n_bytes / size:.1f} {unit}"
     return f"{n_bytes / 1e3:.1f} kB"

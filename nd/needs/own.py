@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nd.data.captions import files_of
 from nd.data.own import EXAMPLE, STIMULI, TRIAL_FILES
 from nd.data.own_pictures import open_pictures
 from nd.data.own_trials import OwnTrials
@@ -60,8 +61,10 @@ def _problems(data: DataConfig, absent: Collection[str], stimuli: Path) -> Itera
             )
 
     checks: list[Callable[[], object]] = [check_pictures]
+    if data.captions:
+        checks.append(lambda: files_of(Path(data.captions).expanduser()))
     if "voxels" in paths and "image_ids" in paths:
-        checks = [lambda: trials.voxels, lambda: trials.image_id, lambda: trials.held_out, check_pictures]
+        checks = [lambda: trials.voxels, lambda: trials.image_id, lambda: trials.held_out, *checks]
         checks += [lambda: trials.session] if "session_ids" in paths else []
     for check in checks:
         try:

@@ -12,6 +12,7 @@ from nd.schema import Config
 
 BUCKET = "s3://natural-scenes-dataset"
 RELEASE, CAPTIONS_RELEASE = "pscotti/mindeyev2", "pscotti/naturalscenesdataset"
+UNBROKEN = "\xa0"  # a blank at which lines are not broken
 N_FOLDERS = 4  # more of them are fetched with a pattern
 SIMULATED = "pictures and brains are drawn by nd itself (Apache-2.0): no terms, and nothing measured"
 DIGITS69 = (
@@ -71,11 +72,15 @@ def _fetch_mindeye2(cfg: Config, root: str, lacking: set[str]) -> Iterator[str]:
     if len(folders) > N_FOLDERS:
         folders = [f"wds/*/{mindeye2.TRAIN}/*", f"wds/*/{mindeye2.NEW_TEST}/*"]
     if single or folders:
-        wanted = " ".join(f"--include {path}" for path in (*single, *(f'"{path}"' for path in folders)))
+        quoted = [*single, *(f'"{path}"' for path in folders)]
+        wanted = " ".join(f"--include{UNBROKEN}{path}" for path in quoted)
         lines = textwrap.wrap(wanted, 100, break_on_hyphens=False, break_long_words=False)
+        lines = [line.replace(UNBROKEN, " ") for line in lines]
         yield f"    hf download {RELEASE} --repo-type dataset --local-dir {root} \\"
         yield from (f"      {line} \\" for line in lines[:-1])
         yield f"      {lines[-1]}"
+    if len(cfg.data.subjects) > 1:
+        yield f"data.subjects=[{cfg.subject.name}] needs no tars of other subjects, and only the pictures that it saw."
     if mindeye2.CAPTIONS in lacking:
         yield f"    hf download {CAPTIONS_RELEASE} {mindeye2.CAPTIONS} --repo-type dataset --local-dir {root}"
 

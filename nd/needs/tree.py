@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from nd.data import captions
 from nd.data.mindeye2 import tree as mindeye2
 from nd.data.mindeye2.betas import open_betas
 from nd.data.mindeye2.trials import n_sessions
@@ -27,6 +28,7 @@ NIFTI_HEADER = 352  # bytes before the values of a NIfTI-1 file without extensio
 NSD_PICTURES = (nsd.STIM_INFO, nsd.STIMULI, *nsd.COCO_CAPTIONS)  # read for the stimuli and for nothing else
 MINDEYE2_PICTURES = (mindeye2.IMAGES, mindeye2.CAPTIONS)
 BETAS = "single-trial betas"
+OTHERS = "trials of other data.subjects"  # say which pictures they saw
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,13 @@ def survey(cfg: Config, absent: Collection[str]) -> Tree:
         problems = _unlike(cfg, root)
     except UserError as error:
         root, problems = None, [str(error)] if cfg.data.root else []
-    simulated = nsd.simulated(root) if root else cfg.data.simulated
-    if root is None and simulated:  # it is not said anywhere what such a tree would hold
-        return Tree(None, simulated, problems=problems)
+    if root is None and cfg.data.simulated:  # nobody knows what such a tree would hold
+        hint = f"`nd prepare data=scenes layout={cfg.data.source}` writes a simulated tree."
+        return Tree(None, True, problems=[*problems, hint])
+    simulated = root is not None and nsd.simulated(root)
     entries = (_nsd if cfg.data.source == "nsd" else _mindeye2)(cfg, root, absent)
     files = [_look(cfg, entry, root, measured=not simulated) for entry in entries]
-    return Tree(root, simulated, files, [*problems, *_split_problems(cfg, root)])
+    return Tree(root, simulated, files, [*problems, *_other_problems(cfg, root, absent)])
 
 
 def _unlike(cfg: Config, root: Path) -> list[str]:
@@ -146,7 +149,7 @@ def _mindeye2(cfg: Config, root: Path | None, absent: Collection[str]) -> list[E
     mine += _tars(root, subject, "training trials", "test trials")
     if STIMULI in absent:
         for name in others:
-            mine += _tars(root, name, what := "trials of the other data.subjects: which pictures they saw", what)
+            mine += _tars(root, name, OTHERS, OTHERS)
     return mine
 
 
@@ -187,8 +190,8 @@ def _content_fault(cfg: Config, entry: Expected, root: Path, path: Path) -> str:
     return ""
 
 
-def _split_problems(cfg: Config, root: Path | None) -> list[str]:
-    """What no file can mend: a split that asks for sessions the subject will not have, a mask that is not there."""
+def _other_problems(cfg: Config, root: Path | None, absent: Collection[str]) -> list[str]:
+    """A split that asks for sessions the subject will not have; a mask or captions of one's own that are not there."""
     data, subject, problems = cfg.data, cfg.subject.name, []
     planned = scanned(root, subject) if data.source == "nsd" else n_sessions(root, subject) if root else 0
     planned = planned or person(subject).sessions
@@ -201,4 +204,9 @@ def _split_problems(cfg: Config, root: Path | None) -> list[str]:
         )
     if data.source == "nsd" and own_mask(data.mask) and not Path(data.mask).expanduser().is_file():
         problems.append(f"data.mask={data.mask} does not exist.")
+    if data.captions and STIMULI in absent:
+        try:
+            captions.files_of(Path(data.captions).expanduser())
+        except UserError as error:
+            problems.append(f"data.captions: {error}")
     return problems

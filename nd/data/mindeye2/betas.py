@@ -57,7 +57,7 @@ def read_through(matrix: RowFile, out: h5py.Dataset | None, title: str, progress
     lowest, highest = np.full(n_voxels, np.inf, np.float32), np.full(n_voxels, -np.inf, np.float32)
     with tqdm(total=n_trials, desc=title, unit="trial", disable=not progress) as bar:
         for rows, values in matrix.blocks(np.arange(n_trials)):
-            pass
+            np.minimum(lowest, values.min(0), out=lowest)
             np.maximum(highest, values.max(0), out=highest)
             if out is not None:
                 out[rows[0] : rows[-1] + 1] = values

@@ -119,9 +119,13 @@ def read_labels(path: Path) -> dict[int, str]:
 
 def read_volume(path: Path) -> NDArray[Any]:
     """A 3-D NIfTI volume. Raises UserError where it is damaged or not 3-D."""
-    volume = np.asanyarray(open_nifti(path).dataobj) if path.is_file() else None
-    if volume is None:
+    if not path.is_file():
         raise UserError(f"{path} is missing. `nd doctor data=nsd` lists what belongs below data.root.")
+    image = open_nifti(path)
+    try:
+        volume = np.asanyarray(image.dataobj)
+    except NIFTI_ERRORS as error:
+        raise damaged(path, error) from None
     if volume.ndim != 3:
         raise UserError(f"{path} has shape {volume.shape}; wanted a volume (X, Y, Z). Fetch it again.")
     return volume
