@@ -161,7 +161,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         r"mapper\.alhpa: unknown key\. Did you mean 'mapper\.alphas'\?",
         r"guidance\.kapa: unknown key\. Did you mean 'guidance\.kappa'\?",
         r"trainr\.devices: unknown key\. Did you mean 'trainer\.devices'\?",
-        r"subject=subj09: unknown option\..* Options of subject: subj01, subj02, subj03, subj04\.",
+        r"subject=subj09: unknown option\..* Options of subject: subj01, .*subj07, subj08\.",
         r"~data: nothing can be removed",
         r"nonsense: cannot be read as key=value",
         rf"data\.file: {re.escape(str(absent))} does not exist",
@@ -230,14 +230,59 @@ def test_oracle_and_a_voxel_control_contradict() -> None:
     assert compose(["part=val", "features=oracle"]).part == "val"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (["subject=subj05"], "subject: subj05 is not a subject of scenes. Did you mean 'subj0"),
+        (["data=nsd", "protocol=scenes"], "protocol: scenes does not fit data nsd; choose protocol=nd"),
+        (["data=nsd", "data.split=scenes"], "data.split: scenes does not cut data nsd; its split is nsd982 or nsd1000"),
+        (["data=nsd", "data.scaling=session"], "data.scaling: session fits statistics on test trials"),
+        (["data.test_scaling=own"], "Ask for it with data.variant=released, which marks every result"),
+        (
+            ["data.test_scaling=own", "data.variant=released", "mapper.voxel_power=1"],
+            "data.test_scaling: own leaves no room for voxel weights; it needs mapper.voxel_power=0",
+        ),
+        (
+            ["data=nsd", "layout=mindeye2"],
+            "layout: mindeye2 is a form in which data=scenes is written, but data is nsd",
+        ),
+        (["data.name=a/b"], "data.name: 'a/b' names a folder; use letters, digits"),
+        (["data=nsd", "data.sessions=-1"], "data.sessions: -1 was given, wanted 1 or more, or 0 for all"),
+    ],
+)
+def test_contradictions_about_data(overrides: list[str], wanted: str) -> None:
+    assert wanted in message(*overrides)
+
+
+def test_released_scaling_can_be_asked_for() -> None:
+    assert compose(["data=nsd", "data.variant=released", "data.scaling=session"]).data.transductive
+    assert compose(["data.variant=released", "data.test_scaling=own"]).data.transductive
+    assert not compose(["data=nsd", "data.variant=released"]).data.transductive
+    assert not compose(["data.variant=released", "data.scaling=session"]).data.transductive, "Scenes has no such rule"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (["data.root=x"], "data.root has no effect: it belongs to data=nsd and data=mindeye2, not scenes"),
+        (["data=nsd", "data.n_train=5"], "data.n_train has no effect: it belongs to data=scenes, not nsd"),
+        (["layout=nsd"], "layout has no effect: only `nd prepare` writes it"),
+        (["data=nsd"], "backbone scenes was not made for data nsd"),
+    ],
+)
+def test_idle_data_fields_are_warned_of(overrides: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check("train", overrides)
+    assert wanted in capsys.readouterr().err
+
+
 def test_a_missing_file_offers_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "digit69_28x28.mat").write_bytes(b"")
     assert "Did you mean 'digit69_28x28.mat'?" in message("data=digits69", f"data.file={tmp_path}/digit69_28x82.mat")
 
 
 def test_no_contradictions_are_invented_from_a_mistaken_choice() -> None:
-    text = message("data=digts69", "protocol=digits69")
-    assert text == "data=digts69: unknown option. Did you mean 'digits69'? Options of data: digits69, scenes."
+    text, listed = message("data=digts69", "protocol=digits69"), ", ".join(group_options("data", [CONF]))
+    assert text == f"data=digts69: unknown option. Did you mean 'digits69'? Options of data: {listed}."
 
 
 def test_mistakes_in_files_are_found_and_located(tmp_path: Path) -> None:
@@ -293,7 +338,7 @@ def test_contradictions_between_swept_values_are_found() -> None:
 def test_sweeps_expand_to_all_combinations_and_stay_bounded() -> None:
     folders = [CONF]
     rows = read(["seed=1,2", "subject=glob(*)"], folders, multirun=True).combinations()
-    assert len(rows) == 8
+    assert len(rows) == 2 * 8
     assert ["seed=2", "subject=subj03"] in rows
     many = read(["seed=range(0,50)", "guidance.kappa=range(0,30)"], folders, multirun=True).combinations()
     assert len(many) == 50

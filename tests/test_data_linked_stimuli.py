@@ -214,6 +214,14 @@ def test_datasets_that_are_no_pictures(tmp_path: Path, values: NDArray[Any]) -> 
         write(tmp_path, source)
 
 
+@pytest.mark.parametrize("layout", ["CHW", "other"])
+def test_a_layout_that_the_pictures_do_not_have(linked: tuple[Path, Path], layout: str) -> None:
+    with h5py.File(linked[0], "r+") as handle:
+        handle.attrs["layout"] = layout
+    with pytest.raises(UserError, match=r"nsd_stimuli.hdf5: /imgBrick is uint8 \(9, 6, 10, 3\); wanted pictures"):
+        Stimuli(linked[0])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

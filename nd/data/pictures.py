@@ -41,15 +41,15 @@ class PictureFile:
         with open_h5(self.path) as handle:
             dataset = follow(handle, name, self.path)
             self.file, self._inner = Path(dataset.file.filename), dataset.name
-            self.layout = layout or self._layout(dataset)
+            self.layout = self._layout(dataset, [layout] if layout else list(LAYOUTS))
             sides = [side for axis, side in enumerate(dataset.shape) if axis not in (0, LAYOUTS[self.layout])]
             self.shape: tuple[int, ...] = (*sides, 3)
             self._stored, self._dtype, self._chunks = dataset.shape, dataset.dtype, dataset.chunks
             self._offset: int | None = dataset.id.get_offset() if dataset.chunks is None else None
 
-    def _layout(self, dataset: h5py.Dataset) -> str:
+    def _layout(self, dataset: h5py.Dataset, allowed: list[str]) -> str:
         """Where the channels are; channels last where both are possible."""
-        found = [n for n, axis in LAYOUTS.items() if dataset.ndim == 4 and dataset.shape[axis] == 3]
+        found = [n for n in allowed if n in LAYOUTS and dataset.ndim == 4 and dataset.shape[LAYOUTS[n]] == 3]
         if not found or not (dataset.dtype == np.uint8 or dataset.dtype.kind == "f"):
             raise UserError(
                 f"{self.file}: {self._inner} is {dataset.dtype} {dataset.shape}; wanted pictures (N, H, W, 3) or "
