@@ -29,7 +29,7 @@ from nd.results.manifest import versions
 from nd.schema import Config
 
 SAFE_SHARE = 0.7  # of a device's memory, the rest left to weights and everything else
-MARKS = {"ok": "ok     ", "made": "to make", "missing": "MISSING", "wrong": "WRONG  "}
+MARKS = {"ok": "ok     ", "made": "to make", "missing": "MISSING", "wrong": "WRONG  ", "hint": "example"}
 
 
 def doctor(cfg: Config) -> int:
@@ -52,7 +52,7 @@ def doctor(cfg: Config) -> int:
 
 
 def say(title: str, lines: Iterable[str], indent: int = 4) -> None:
-    """Print a section, if it has lines, wrapped and then indented; those that begin with blanks are laid out already."""
+    """Print a section, if it has lines, wrapped; those that begin with blanks are laid out already."""
     for number, line in enumerate(lines):
         if not number:
             print(_filled(title, 0, 2))
@@ -167,7 +167,8 @@ def _remedy(cfg: Config, fitting: int) -> str:
     if fitting >= cfg.method.repeats:
         return f"trainer.batch_size={fitting} would fit"
     half = " backbone.dtype=bfloat16 takes half," if cfg.backbone.dtype == "float32" else ""
-    return f"the {cfg.method.repeats} samples of an image are made together;{half} method.repeats={max(1, fitting)} fits"
+    together = f"the {cfg.method.repeats} samples of an image are made together"
+    return f"{together};{half} method.repeats={max(1, fitting)} fits"
 
 
 main = verb(doctor)

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from helpers_backbone import IMAGE_SIZE
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
-import nd.data.splits
+import nd.data.prepared
 from nd import predict as predict_verb
 from nd.config import compose, derive
-from nd.data.prepared import Subject, mean_betas, subject_path, write_subject
+from nd.data.prepared import Subject, mean_betas, open_subject, split_of, subject_path, write_subject
 from nd.data.splits import Fold, Split, get_split
 from nd.errors import LeakError, UserError
 from nd.extract import extract
@@ -181,7 +182,7 @@ def two_folds(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> Split:
     test, rest = only.train[:4], np.setdiff1d(np.arange(N_TRAIN + N_TEST), only.train[:4])
     swapped = Fold(train=rest[8:], val=rest[:8], test=test)
     split = Split("scenes", (only, swapped), "two-folds")
-    monkeypatch.setattr(nd.data.splits, "get_split", lambda data: split)
+    monkeypatch.setattr(nd.data.prepared, "get_split", lambda data: split)
     return split
 
 
@@ -264,3 +265,23 @@ def test_other_weights_than_those_trained_for(cfg: Config, tmp_path: Path) -> No
     (tmp_path / "weights" / "vae" / "config.json").open("a", encoding="utf-8").write("\n")
     with pytest.raises(UserError, match=r"was trained on features .* of target 'z', but the present backbone"):
         predict(other)
+
+
+def test_test_voxels_scaled_by_their_own_statistics(overrides: list[str], tmp_path: Path) -> None:
+    """As released code does it: marked as transductive, and what the plain formula gives."""
+    given = [*overrides, f"paths.runs={tmp_path / 'runs'}", "method=vae"]
+    cfg = compose([*given, "data.variant=released", "data.test_scaling=own"])
+    train_all(cfg)
+    found = predictions(cfg)["z"].reshape(N_TEST, -1)
+    voxels = mean_betas(open_subject(cfg), split_of(cfg).test_ids).astype(np.float64)
+    z_scored = (voxels - voxels.mean(0)) / voxels.std(0)
+    (path,) = (tmp_path / "runs" / "train").rglob("fold-00.safetensors")
+    arrays = load_file(path)
+    weights = arrays["weights"] if "weights" in arrays else arrays["directions"] @ arrays["coefficients"]
+    np.testing.assert_allclose(found, z_scored @ weights + arrays["target_mean"], atol=2e-4)
+    run = RunFolder.open(cfg, "predict")
+    assert run.manifest["transductive"]
+    plain = compose(given)
+    train_all(plain)
+    assert not np.allclose(predictions(plain)["z"].reshape(N_TEST, -1), found, atol=1e-2)
+    assert not RunFolder.open(plain, "predict").manifest["transductive"]

@@ -45,7 +45,10 @@ def _prepared_needs(prepared: Prepared, makeable: bool) -> Iterator[Need]:
         yield Need("prepared data", "ok", folder, f"prepared, {_folder_text(prepared.folder)}{links}")
     elif prepared.absent:
         writes = f"`nd prepare` writes {', '.join(prepared.absent)}"
-        yield Need("prepared data", *(("made", folder, writes) if makeable else ("missing", folder, f"{writes} once what it needs is there")))
+        if makeable:
+            yield Need("prepared data", "made", folder, writes)
+        else:
+            yield Need("prepared data", "missing", folder, f"{writes} once what it needs is there")
 
 
 def _folder_text(folder: Path) -> str:

@@ -59,7 +59,8 @@ def _asked(question: Callable[[], tuple[int, int]]) -> tuple[int, int]:
 
 
 def _of_scenes(data: DataConfig) -> Extent:
-    return Extent(data.n_train + data.n_test, data.n_train, (data.n_train + data.n_test) * data.n_repeats, data.n_voxels)
+    n_images = data.n_train + data.n_test
+    return Extent(n_images, data.n_train, n_images * data.n_repeats, data.n_voxels)
 
 
 def _of_digits69(data: DataConfig) -> Extent:

@@ -74,9 +74,7 @@ def _row(folder: str, group: list[RawFile], state: str) -> Iterator[str]:
 
 
 def _filled(text: str, indent: int = 21) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH - 2, subsequent_indent=" " * indent, break_on_hyphens=False, drop_whitespace=True
-    )
+    return textwrap.wrap(text, WIDTH - 2, subsequent_indent=" " * indent, break_on_hyphens=False, drop_whitespace=True)
 
 
 def _label(folder: str, group: list[RawFile], files: list[RawFile], state: str) -> str:
@@ -85,8 +83,8 @@ def _label(folder: str, group: list[RawFile], files: list[RawFile], state: str) 
     if len(group) == 1:
         return names[0]
     # Digits are left to the star: 01 to 40 begin alike only by chance.
-    start = re.sub(r"\d+$", "", os.path.commonprefix(names))
-    end = re.sub(r"^\d+", "", os.path.commonprefix([name[::-1] for name in names])[::-1])
+    start = re.sub(r"\d+$", "", _shared(names))
+    end = re.sub(r"^\d+", "", _shared([name[::-1] for name in names])[::-1])
     if len(files) == len(group) <= N_BRACED:
         return f"{start}{{{','.join(name[len(start) :].removesuffix(end) for name in names)}}}{end}"
     other = {PurePosixPath(choice).name for choice in group[0].entry.choices} - {PurePosixPath(names[0]).name}
@@ -98,3 +96,9 @@ def _label(folder: str, group: list[RawFile], files: list[RawFile], state: str) 
     varying = [file.entry.path.removeprefix(f"{folder}/")[len(start) :].removesuffix(end) for file in files]
     more = [f"{len(varying) - N_NAMED} more"] if len(varying) > N_NAMED else []
     return f"{label}: {', '.join([*varying[:N_NAMED], *more])}"
+
+
+def _shared(names: Sequence[str]) -> str:
+    """What all names begin with."""
+    first, last = min(names), max(names)
+    return first[: next((k for k, letter in enumerate(first) if last[k : k + 1] != letter), len(first))]

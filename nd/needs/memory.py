@@ -53,9 +53,7 @@ def memory_estimate(cfg: Config, data: Extent) -> Memory:
     repeats = cfg.method.repeats
     in_flight = max(1, cfg.trainer.batch_size // repeats) * repeats
     preparing = 4.0 * SESSION_COPIES * 750 * data.voxels if cfg.data.source == "nsd" else 0.0
-    return Memory(
-        preparing, _mapper_bytes(cfg, data), float(element * sample * guided), in_flight if guided else 0
-    )
+    return Memory(preparing, _mapper_bytes(cfg, data), float(element * sample * guided), in_flight if guided else 0)
 
 
 def _mapper_bytes(cfg: Config, data: Extent) -> float:

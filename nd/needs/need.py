@@ -10,8 +10,8 @@ from pathlib import Path
 class Need:
     """One thing a run needs.
 
-    ``state``: "ok", "made" (absent, but made by nd itself), "wrong" (there, but of no use) or "missing". ``brief`` is
-    added to its name where all that is missing is said in one line.
+    ``state``: "ok", "made" (absent, but made by nd itself), "wrong" (there, but of no use), "missing",
+    or "hint" (only a remark). ``brief`` is added to its name where all that is missing is said in one line.
     """
 
     what: str

@@ -37,7 +37,7 @@ def own_needs(cfg: Config, absent: Collection[str], stimuli: Path) -> Iterator[N
         elif key in lacking:
             yield Need(f"data.{key}", "missing", "not given", WANTED[key])
     if lacking:
-        yield Need("example", "made", EXAMPLE, "data.name=<name of your data set>, subject.name=<person>")
+        yield Need("", "hint", EXAMPLE, "data.name=<name of your data set>, subject.name=<person>")
         return
     for problem in _problems(cfg.data, absent, stimuli):
         yield Need("own data", "wrong", "of no use as they are", problem)

@@ -35,7 +35,7 @@ def look(cfg: Config, pieces: Sequence[Piece]) -> Prepared:
     try:
         absent = [piece.name for piece in pieces if not is_prepared(folder, piece)]
         return Prepared(folder, absent, _opened(cfg, absent))
-    except UserError as error:
+    except (UserError, OSError) as error:
         return Prepared(folder, absent, problem=str(error))
 
 

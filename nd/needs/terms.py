@@ -16,12 +16,12 @@ UNBROKEN = "\xa0"  # a blank at which lines are not broken
 N_FOLDERS = 4  # more of them are fetched with a pattern
 SIMULATED = "pictures and brains are drawn by nd itself (Apache-2.0): no terms, and nothing measured"
 DIGITS69 = (
-    "measured fMRI, public with the DGMM code; cite van Gerven, de Lange & Heskes (2010), Neural Computation 22; nd ships"
-    " no part of it"
+    "measured fMRI, public with the DGMM code; cite van Gerven, de Lange & Heskes (2010), Neural Computation 22; nd"
+    " ships no part of it"
 )
 OWN = (
-    "your own data: what the participants agreed to, and the licences of the pictures, hold for everything made from them;"
-    " prepared files, images.h5 and reports hold pictures"
+    "your own data: what the participants agreed to, and the licences of the pictures, hold for everything made from"
+    " them; prepared files, images.h5 and reports hold pictures"
 )
 NSD = (
     f"1. Sign the NSD Data Access Agreement before anything is fetched: {facts.TERMS_URL}.",
@@ -60,8 +60,8 @@ def _fetch_nsd(cfg: Config, root: str, lacking: set[str]) -> Iterator[str]:
         yield f'    aws s3 sync {BUCKET}/$FOLDER {root}/$FOLDER --exclude "*" --include "betas_session*.nii.gz"'
     if lacking & set(tree.COCO_CAPTIONS):
         yield (
-            f"Captions: unpack annotations_trainval2017.zip of https://cocodataset.org (Download) in {root}; with captions"
-            " in another place or form, give data.captions."
+            f"Captions: unpack annotations_trainval2017.zip of https://cocodataset.org (Download) in {root}; with"
+            " captions in another place or form, give data.captions."
         )
 
 
@@ -91,6 +91,6 @@ def _sessions(cfg: Config) -> str:
         by_count.setdefault(person.sessions, []).append(name)
     counts = "; ".join(f"{n}: {', '.join(names)}" for n, names in sorted(by_count.items(), reverse=True))
     return (
-        f"Sessions of each subject: {counts}. The last three of each were held out at first; all have been public since "
-        "August 2023 (NSD Data Manual), so an older download may lack them."
+        f"Sessions of each subject: {counts}. The last three of each were held out at first; all have been public "
+        "since August 2023 (NSD Data Manual), so an older download may lack them."
     )

@@ -33,15 +33,16 @@ OTHERS = "trials of other data.subjects"  # say which pictures they saw
 
 @dataclass(frozen=True)
 class RawFile:
-    """One file that is expected: ``path`` where it is there, ``fault`` why it is of no use."""
+    """One file that is expected: ``path`` and ``size`` where it is there, ``fault`` why it is of no use."""
 
     entry: Expected
     path: Path | None = None
+    size: int = 0
     fault: str = ""
 
     @property
     def state(self) -> str:
-        """"ok", "wrong", "missing", or "absent" where it is optional."""
+        """ "ok", "wrong", "missing", or "absent" where it is optional."""
         if self.path is None:
             return "missing" if self.entry.needed else "absent"
         return "wrong" if self.fault else "ok"
@@ -49,7 +50,7 @@ class RawFile:
     @property
     def n_bytes(self) -> int:
         """Its size; of one that is not there, that of the released file (0: small or unknown)."""
-        return self.path.stat().st_size if self.path else self.entry.n_bytes
+        return self.size if self.path else self.entry.n_bytes
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def survey(cfg: Config, absent: Collection[str]) -> Tree:
     try:
         root = nsd.check_root(cfg.data.root, cfg.data.source)
         problems = _unlike(cfg, root)
-    except UserError as error:
+    except (UserError, OSError) as error:
         root, problems = None, [str(error)] if cfg.data.root else []
     if root is None and cfg.data.simulated:  # nobody knows what such a tree would hold
         hint = f"`nd prepare data=scenes layout={cfg.data.source}` writes a simulated tree."
@@ -164,15 +165,19 @@ def _tars(root: Path | None, subject: str, train: str, test: str) -> list[Expect
 
 def _look(cfg: Config, entry: Expected, root: Path | None, measured: bool) -> RawFile:
     entry = entry if measured else replace(entry, n_bytes=0, least=0)  # sizes are those of the releases
-    path = entry.found(root) if root else None
-    if root is None or path is None:
-        return RawFile(entry)
+    try:
+        path = entry.found(root) if root else None
+        if root is None or path is None:
+            return RawFile(entry)
+        size = path.stat().st_size
+    except OSError as error:
+        return RawFile(entry, Path(entry.path), fault=f"it cannot be looked at: {error.strerror or error}")
     least, unpacked = entry.least, 0
     if measured and entry.what == BETAS and cfg.data.source == "nsd":
         x, y, z = person(cfg.subject.name).grid
         values = 2 * x * y * z * TRIALS_PER_SESSION  # int16
         least, unpacked = values if path.suffix == ".hdf5" else 0, NIFTI_HEADER + values
-    return RawFile(entry, path, fault(path, least, unpacked) or _content_fault(cfg, entry, root, path))
+    return RawFile(entry, path, size, fault(path, least, unpacked) or _content_fault(cfg, entry, root, path))
 
 
 def _content_fault(cfg: Config, entry: Expected, root: Path, path: Path) -> str:
