@@ -70,7 +70,10 @@ def empty(tmp_path: Path) -> Path:
     [
         (["train", "mapper.alhpa=3"], "nd train: mapper.alhpa: unknown key. Did you mean 'mapper.alphas'?"),
         (["run", "+guidance.kapa=3"], "nd run: guidance.kapa: unknown key. Did you mean 'guidance.kappa'?"),
-        (["run", "subject=subj09"], "Options of subject: subj01, subj02, subj03, subj04."),
+        (
+            ["run", "subject=subj09"],
+            "Options of subject: subj01, subj02, subj03, subj04, subj05, subj06, subj07, subj08.",
+        ),
         (["prepare", "data=digits69", "data.file=/nope"], "nd prepare: data.file: /nope does not exist."),
         (["run", "-m", "seed=1,x"], "nd run: seed: 'x' is text, wanted a whole number."),
         (["trian"], "nd: unknown verb 'trian'. Did you mean 'train'? Verbs: prepare, extract"),
@@ -138,7 +141,10 @@ def test_a_folder_of_ones_own_joins_conf(probe: tuple[str, ...], tmp_path: Path,
     done = run("--config-dir", str(tmp_path / "own"), "experiment=mine", cwd=empty, program=probe)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ran 11 subj03")
-    assert "Options of experiment: digits69, scenes." in run("experiment=mine", cwd=empty, program=probe).stderr
+    assert (
+        "Options of experiment: digits69, mindeye2, nsd, scenes."
+        in run("experiment=mine", cwd=empty, program=probe).stderr
+    )
 
 
 def test_help_explains_every_verb_group_and_field_and_is_quick(empty: Path) -> None:

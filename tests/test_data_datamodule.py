@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
 import subprocess
@@ -250,6 +251,42 @@ def test_workers_read_the_same_and_are_sent_no_data(subject: Subject, store: Tar
             np.testing.assert_array_equal(a, b)
 
 
+def test_the_benchmark_runs_small_and_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = HELPER.parents[1] / "experiments" / "benchmarks" / "data_feed.py"
+    spec = importlib.util.spec_from_file_location("benchmark_data_feed", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    (tmp_path / "work").mkdir()
+    small = [
+        "--trials",
+        "90",
+        "--voxels",
+        "50",
+        "--tokens",
+        "3",
+        "--width",
+        "8",
+        "--hidden",
+        "4",
+        "--batch-size",
+        "6",
+        "--batches",
+        "15",
+        "--steps",
+        "1",
+    ]
+    figures = script.main([*small, "--folder", str(tmp_path / "work"), "--out", str(tmp_path / "figures.json")])
+    assert list((tmp_path / "work").iterdir()) == []
+    written = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert written["batches_per_s"] == figures["batches_per_s"]
+    assert min([*figures["batches_per_s"].values(), *figures["steps_per_s"].values(), figures["open_s"]]) > 0
+    printed = capsys.readouterr().out
+    assert "simulated subject: 90 trials x 50 voxels" in printed
+    assert "training steps with prior" in printed
+
+
 # ---- Lightning -----------------------------------------------------------------------------------------------------
 
 
@@ -358,8 +395,7 @@ class Broken:
         raise self.kind("the file is damaged: fetch it again.")
 
 
-@pytest.mark.parametrize("kind", [UserError, LeakError])
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(("kind", "num_workers"), [(UserError, 0), (LeakError, 1)])
 def test_what_a_worker_meets_is_said_as_clearly(subject: Subject, kind: type[UserError], num_workers: int) -> None:
     with pytest.raises(kind) as caught:
         list(one(subject, Broken(kind), num_workers=num_workers).train_dataloader())

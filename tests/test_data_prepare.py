@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from nd.data import pieces as pieces_module
-from nd.data.pieces import Piece, make_pieces
+from nd.data.pieces import Piece, make_pieces, recorded_hash
 from nd.data.prepared import Subject, data_folder, stimuli_path, subject_path
 from nd.errors import UserError
+from nd.files import sha256_file
 from nd.prepare import main, prepare
 from nd.schema import Config, DataConfig, PathsConfig
 
@@ -164,7 +165,7 @@ def test_a_killed_prepare_leaves_nothing_final_and_the_same_command_finishes(tmp
     code = f"""
 import os, signal
 from pathlib import Path
-from nd.data.pieces import Piece, make_pieces
+from nd.data.pieces import Piece, make_pieces, recorded_hash
 def fill(path):
     path.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -233,3 +234,15 @@ def test_the_verb_leaves_with_2_and_writes_nothing(
     assert left.value.code == 2
     assert message in capsys.readouterr().err
     assert names(tmp_path) == {"file"}
+
+
+def test_the_recorded_hash_holds_for_an_untouched_file(tmp_path: Path) -> None:
+    path = prepare(tiny(tmp_path)) / "subj01.h5"
+    assert recorded_hash(path) == sha256_file(path)
+    state = path.stat()
+    with h5py.File(path, "r+") as handle:
+        handle["voxels"][0, 0] = 7
+    assert path.stat().st_size == state.st_size
+    assert recorded_hash(path) is None, "written to since: its content must be hashed anew"
+    (tmp_path / "alone.h5").write_bytes(b"x")
+    assert recorded_hash(tmp_path / "alone.h5") is None

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,15 +43,39 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("readme")
 
 
+@pytest.fixture(scope="module")
+def stand_ins(folder: Path) -> dict[str, list[str]]:
+    """What a README line's own files stand for here: simulated trees in NSD's forms, and made-up data of one's own."""
+    for layout in ("nsd", "mindeye2"):
+        run_small(["prepare", "data=scenes", f"layout={layout}"], folder)
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for i in range(60):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
+    np.save(folder / "voxels.npy", rng.normal(size=(120, 30)).astype(np.float32))
+    np.save(folder / "image_ids.npy", np.arange(120) % 60)
+    tree = ["data.subjects=[subj01]", "data.simulated=true", "data.image_size=64", "protocol=scenes"]
+    return {
+        "data.root=nsd": [f"data.root={folder}/data/scenes-nsd", *tree],
+        "data.root=mindeye2": [f"data.root={folder}/data/scenes-mindeye2", *tree],
+        "data.voxels=voxels.npy": [f"data.voxels={folder}/voxels.npy"],
+        "data.image_ids=image_ids.npy": [f"data.image_ids={folder}/image_ids.npy"],
+        "data.images=images/": [f"data.images={folder}/images"],
+    }
+
+
+def run_small(words: list[str], folder: Path) -> None:
+    small = [] if "--help" in words else ["debug=fast", f"paths.root={folder}", "trainer.progress=false"]
+    command = [sys.executable, "-m", "nd", *words, *small]
+    got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert got.returncode == 0, got.stdout + got.stderr
+
+
 @pytest.mark.parametrize("line", VERBS)
-def test_verbs_run_small(line: str, folder: Path, digits69_file: Path | None) -> None:
-    words = shlex.split(line)[1:]
+def test_verbs_run_small(line: str, folder: Path, digits69_file: Path | None, stand_ins: dict[str, list[str]]) -> None:
+    words = [word for given in shlex.split(line)[1:] for word in stand_ins.get(given, [given])]
     if "data.file=" in line:
         if digits69_file is None:
             pytest.skip("digit69_28x28.mat is not here; give its path in ND_DIGITS69")
         words = [f"data.file={digits69_file}" if word.startswith("data.file=") else word for word in words]
-    small = [] if "--help" in words else ["debug=fast", f"paths.root={folder}", "trainer.progress=false"]
-    got = subprocess.run(
-        [sys.executable, "-m", "nd", *words, *small], cwd=ROOT, capture_output=True, text=True, timeout=280
-    )
-    assert got.returncode == 0, got.stdout + got.stderr
+    run_small(words, folder)

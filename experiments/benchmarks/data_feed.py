@@ -1,8 +1,8 @@
 """How fast and in how much memory batches are read from a simulated subject of NSD's size, and how fast they are used.
 
     command   python experiments/benchmarks/data_feed.py
-    time      5 minutes on 2 CPU cores (3 with --no-prior)
-    memory    3 GB with the mapper; reading takes the printed amount, beside which the system may cache both files
+    time      2 to 3 minutes on 2 CPU cores (1 with --no-prior)
+    memory    5.5 GB with the mapper (2.7 with --no-prior); reading alone takes the printed amount
     disk      4.3 GB in a temporary folder
 
 Voxels and targets are noise: only sizes matter here. The consumer restates NeuralDiffuser's mapper of c in plain torch:
@@ -12,7 +12,7 @@ keep up with. Sizes: HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py (batch 42, h 
 of 6 layers, 14 heads of 52, feed-forward 4 x 768).
 
 Memory is what the process holds itself (RssAnon). Pages of files that are mapped (RssFile, part of VmHWM) are the
-system's cache: it takes them back whenever anything else needs room.
+system's cache, as are files read lately: it takes them back whenever anything else needs room.
 """
 
 from __future__ import annotations
@@ -176,33 +176,28 @@ def watched() -> Iterator[Callable[[], float]]:
 def feed(files: tuple[Path, Path], sizes: argparse.Namespace) -> dict[str, Any]:
     """Opening, fitting the scaler, and batches per second, with what they add to memory."""
     n_images = sizes.trials // REPEATS
-    train, val, test = np.split(np.arange(n_images, dtype=np.int32), [n_images * 8 // 10, n_images * 9 // 10])
-    fold, figures = Fold(train, val, test), {}
+    fold = Fold(*np.split(np.arange(n_images, dtype=np.int32), [n_images * 8 // 10, n_images * 9 // 10]))
+    figures: dict[str, Any] = {}
     for path in files:
         forget(path)
-    before, begun = resident_mib("VmRSS"), time.perf_counter()
-    subject = Subject(files[0])
-    figures["open_s"], figures["open_mib"] = time.perf_counter() - begun, resident_mib("VmRSS") - before
-    targets = {"c": TargetStore(files[1], allowed_ids=fold.seen)}
-    data = VoxelDataModule([(subject, fold)], targets, batch_size=sizes.batch_size)
     with watched() as risen:
+        before, begun = resident_mib("VmRSS"), time.perf_counter()
+        subject = Subject(files[0])
+        figures["open_s"], figures["open_mib"] = time.perf_counter() - begun, resident_mib("VmRSS") - before
+        targets = {"c": TargetStore(files[1], allowed_ids=fold.seen)}
+        data = VoxelDataModule([(subject, fold)], targets, batch_size=sizes.batch_size)
         begun = time.perf_counter()
         data.setup()
         figures["fit_scaler_s"], figures["fit_scaler_mib"] = time.perf_counter() - begun, risen()
-    figures["batches_per_s"] = {"single, 0 workers, targets from disk": rate(data, sizes.batches)}
-    for path in files:
-        remember(path)
-    with watched() as risen:
-        for workers in (0, 1):
-            data.num_workers = workers
-            figures["batches_per_s"][f"single, {workers} workers"] = rate(data, sizes.batches)
+        rates = {"single, 0 workers, targets from disk": rate(data, sizes.batches)}
+        for path in files:
+            remember(path)
+        for trials, workers in (("single", 0), ("single", 1), ("random", 0), ("mean", 0)):
+            data.trials, data.num_workers = trials, workers
+            rates[f"{trials}, {workers} workers"] = rate(data, sizes.batches)
         figures["feed_mib"] = risen()
-    for trials in ("random", "mean"):
-        other = VoxelDataModule(
-            [(subject, fold)], targets, trials=trials, batch_size=sizes.batch_size, scalers=data.scalers
-        )
-        figures["batches_per_s"][f"{trials}, 0 workers"] = rate(other, sizes.batches)
-    return figures | {"rss_file_mib": resident_mib("RssFile"), "vm_hwm_mib": resident_mib("VmHWM")}
+    memory = {"rss_file_mib": resident_mib("RssFile"), "vm_hwm_mib": resident_mib("VmHWM")}
+    return {**figures, **memory, "batches_per_s": rates}
 
 
 def rate(data: VoxelDataModule, n_batches: int) -> float:
@@ -299,7 +294,7 @@ def show(figures: dict[str, Any]) -> None:
         ("fit the scaler", f"{figures['fit_scaler_s']:.1f} s", f"+{figures['fit_scaler_mib']:.0f} MiB at most"),
     ]
     rows += [(f"batches: {name}", f"{value:.1f} per s", "") for name, value in figures["batches_per_s"].items()]
-    rows += [("reading, 0 and 1 workers", "", f"+{figures['feed_mib']:.0f} MiB at most")]
+    rows += [("all of the above", "", f"+{figures['feed_mib']:.0f} MiB at most")]
     fed = figures["batches_per_s"]["single, 0 workers"]
     for name, used in figures["steps_per_s"].items():
         rows.append((f"training steps {name}", f"{used:.3g} per s", f"feed is {fed / used:.0f} times as fast"))

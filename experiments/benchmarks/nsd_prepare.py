@@ -43,12 +43,9 @@ def main() -> None:
         ]  # fmt: skip
         used_mb, seconds = peak_mb([sys.executable, "-m", "nd.prepare", *overrides])
         written = (root / "data" / "nsd" / "subj01.h5").stat().st_size
-    print(
-        f"simulated tree: {arguments.sessions} sessions ({arguments.form}), {n_trials} trials, {arguments.voxels} voxels"
-    )
-    print(
-        f"prepared in {seconds:.1f} s ({seconds / arguments.sessions:.1f} s per session), {written / 1e6:.0f} MB written"
-    )
+    sessions, each = arguments.sessions, seconds / arguments.sessions
+    print(f"simulated tree ({arguments.form}): {n_trials} trials in {sessions} sessions, {arguments.voxels} voxels")
+    print(f"prepared in {seconds:.1f} s, {each:.1f} s per session; {written / 1e6:.0f} MB written")
     print(f"peak memory {used_mb:.0f} MB, {used_mb - base_mb:.0f} MB beyond the loaded modules ({base_mb:.0f} MB)")
 
 

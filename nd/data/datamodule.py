@@ -57,7 +57,8 @@ class VoxelDataModule(pl.LightningDataModule):
             batch_size: samples of a training step over all subjects and processes. Steps have near-equal numbers of
                 each subject's samples. Validation and prediction have about as many.
             seed: of the order; an epoch is a function of it and the epoch's number.
-            num_workers: processes that read ahead.
+            num_workers: processes that read ahead; handing a batch over takes longer than reading it from files that
+                the system has in memory, so 0 is best there.
             scalers: ready ones, as a trained mapper stores; by default they are fitted on what is trained on.
 
         Raises:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MAX_WORDS = 14  # leaves room for the start and end tokens in a context of 16
@@ -43,6 +42,8 @@ class Strokes:
 
 def measure(image_HW: NDArray[np.uint8]) -> Strokes:
     """Measure a white digit on black, uint8 (H, W)."""
+    from scipy import ndimage  # here, because the splits of every data set import this module
+
     ink = image_HW.astype(np.float64) / 255
     rows, columns = np.indices(ink.shape)
     mass = max(float(ink.sum()), 1e-9)

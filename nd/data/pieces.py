@@ -125,7 +125,9 @@ def _write_and_rename(folder: Path, piece: Piece, record: dict[str, Any]) -> Non
         temporary.unlink(missing_ok=True)  # what a killed attempt left; the lock says nobody is writing it
     try:
         piece.write(temporary)
-        entry = {"bytes": temporary.stat().st_size, "sha256": sha256_file(temporary), "settings": piece.settings}
+        state = temporary.stat()
+        entry = {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": sha256_file(temporary)}
+        entry["settings"] = piece.settings
         # Recorded first: killed between the two, the file is absent and the next attempt makes it.
         _record(folder, piece.name, entry | record)
         temporary.rename(folder / piece.name)
@@ -201,6 +203,15 @@ def _is_whole(path: Path, entry: dict[str, Any]) -> bool:
             "`nd prepare` again."
         )
     return True
+
+
+def recorded_hash(path: Path) -> str | None:
+    """The hash that a prepared file had when it was written; None where it may have changed since, or is none."""
+    manifest = path.parent / MANIFEST
+    entry = read_json(manifest).get("files", {}).get(path.name) if manifest.is_file() else None
+    state = path.stat()
+    same = isinstance(entry, dict) and (entry.get("bytes"), entry.get("mtime_ns")) == (state.st_size, state.st_mtime_ns)
+    return str(entry["sha256"]) if entry and same else None
 
 
 def folder_megabytes(folder: Path) -> float:

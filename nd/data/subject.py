@@ -149,6 +149,7 @@ def mean_betas(subject: Subject, image_ids: NDArray[Any]) -> NDArray[np.float32]
     target = np.searchsorted(wanted, subject.image_id[rows])
     total = np.zeros((len(wanted), subject.n_voxels), np.float32)
     for positions, values in subject.blocks(rows):
-        np.add.at(total, target[positions], values)
+        for place, row in zip(target[positions], values, strict=True):  # np.add.at takes 4 times as long
+            total[place] += row
     total /= np.bincount(target, minlength=len(wanted))[:, None].astype(np.float32)
     return total[inverse]

@@ -19,6 +19,9 @@ def part_ids(cfg: Config) -> list[int]:
     return sorted({int(i) for fold in folds for i in _part(fold, cfg.part)})
 
 
+PICTURES_AT_ONCE = 256  # all training pictures of NSD are 5 GB
+
+
 class TrainingImages:
     """The training pictures of the fold in which an image is held out. Test pictures are out of reach."""
 
@@ -44,8 +47,10 @@ class TrainingImages:
     @lru_cache(maxsize=16)  # noqa: B019 - one object per process and run
     def mean(self, fold: int) -> NDArray[np.uint8]:
         """Return the mean training picture (H, W, 3) of a fold, rounded."""
-        images = self.images(fold, self.ids(fold))
-        return np.rint(images.mean(axis=0, dtype=np.float64)).astype(np.uint8)
+        ids = self.ids(fold)
+        parts = np.array_split(ids, range(PICTURES_AT_ONCE, len(ids), PICTURES_AT_ONCE))
+        total = sum(self.images(fold, part).sum(axis=0, dtype=np.int64) for part in parts)
+        return np.rint(total / len(ids)).astype(np.uint8)
 
 
 def _part(fold: Fold, part: str) -> NDArray[np.int32]:

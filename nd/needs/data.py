@@ -80,7 +80,7 @@ def _raw_need(cfg: Config, raw: Tree) -> Need:
     parts = [f"{len(missing)} of {len(raw.files)} missing"] if missing else []
     parts += [f"{len(wrong)} of no use"] if wrong else []
     if missing and not raw.simulated:
-        parts.append(f"{download_text(raw)} to download")
+        parts.append(download_text(raw))
     said = ", ".join(parts)
     note = "; ".join([*([f"{said}; listed above"] if said else []), *raw.problems])
     state = "missing" if missing or not raw.root else "wrong"

@@ -69,8 +69,8 @@ def _of_digits69(data: DataConfig) -> Extent:
 
 def _of_own(data: DataConfig) -> Extent:
     def shape() -> tuple[int, int]:
-        n_trials, n_voxels = open_npy(Path(data.voxels).expanduser(), "float32").shape[:2]
-        return n_trials, n_voxels
+        voxels = open_npy(Path(data.voxels).expanduser(), "float32")
+        return (len(voxels), voxels.shape[1]) if voxels.ndim == 2 else (0, 0)
 
     trials, voxels = _asked(shape) if data.voxels else (0, 0)
     images = _asked(lambda: (len(open_pictures(Path(data.images).expanduser()).ids), 0))[0] if data.images else 0

@@ -32,7 +32,7 @@ def tree_lines(tree: Tree) -> Iterator[str]:
 
 
 def totals(tree: Tree) -> str:
-    """``there: 3 files, 1.2 GB; missing: 40 of 43 files, about 82.0 GB``."""
+    """``there: 3 of 43 files, 1.2 GB; to download: 40 files, about 82.0 GB``."""
     there, lacking = tree.of("ok", "wrong"), tree.of("missing", "absent")
     n_bytes = byte_text(sum(file.n_bytes for file in there))
     text = f"there: {len(there)} of {len(tree.files)} files, {n_bytes}" if there else "nothing is there"
@@ -74,7 +74,7 @@ def _row(folder: str, group: list[RawFile], state: str) -> Iterator[str]:
 
 
 def _filled(text: str, indent: int = 21) -> list[str]:
-    return textwrap.wrap(text, WIDTH - 2, subsequent_indent=" " * indent, break_on_hyphens=False, drop_whitespace=True)
+    return textwrap.wrap(text, WIDTH - 2, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def _label(folder: str, group: list[RawFile], files: list[RawFile], state: str) -> str:

@@ -27,7 +27,7 @@ STIMULI = "stimuli.h5"
 NIFTI_HEADER = 352  # bytes before the values of a NIfTI-1 file without extensions
 NSD_PICTURES = (nsd.STIM_INFO, nsd.STIMULI, *nsd.COCO_CAPTIONS)  # read for the stimuli and for nothing else
 MINDEYE2_PICTURES = (mindeye2.IMAGES, mindeye2.CAPTIONS)
-BETAS = "single-trial betas"
+SESSION = "/betas_session"  # in the path of a session of NSD
 OTHERS = "trials of other data.subjects"  # say which pictures they saw
 
 
@@ -42,7 +42,7 @@ class RawFile:
 
     @property
     def state(self) -> str:
-        """ "ok", "wrong", "missing", or "absent" where it is optional."""
+        """One of "ok", "wrong", "missing", and "absent" for an optional file that is not there."""
         if self.path is None:
             return "missing" if self.entry.needed else "absent"
         return "wrong" if self.fault else "ok"
@@ -102,7 +102,7 @@ def _unlike(cfg: Config, root: Path) -> list[str]:
 def _nsd(cfg: Config, root: Path | None, absent: Collection[str]) -> list[Expected]:
     data, subject = cfg.data, cfg.subject.name
     files = _with_mask(nsd.expected(subject, data.betas, data.sessions or scanned(root, subject)), subject, data.mask)
-    if data.captions:  # somewhere else; that they exist has been checked with the configuration
+    if data.captions:  # they lie somewhere else
         files = [file for file in files if file.path not in nsd.COCO_CAPTIONS]
     if STIMULI not in absent:
         files = [file for file in files if file.path not in NSD_PICTURES]
@@ -173,7 +173,7 @@ def _look(cfg: Config, entry: Expected, root: Path | None, measured: bool) -> Ra
     except OSError as error:
         return RawFile(entry, Path(entry.path), fault=f"it cannot be looked at: {error.strerror or error}")
     least, unpacked = entry.least, 0
-    if measured and entry.what == BETAS and cfg.data.source == "nsd":
+    if measured and SESSION in entry.path:
         x, y, z = person(cfg.subject.name).grid
         values = 2 * x * y * z * TRIALS_PER_SESSION  # int16
         least, unpacked = values if path.suffix == ".hdf5" else 0, NIFTI_HEADER + values
@@ -198,8 +198,9 @@ def _content_fault(cfg: Config, entry: Expected, root: Path, path: Path) -> str:
 def _other_problems(cfg: Config, root: Path | None, absent: Collection[str]) -> list[str]:
     """A split that asks for sessions the subject will not have; a mask or captions of one's own that are not there."""
     data, subject, problems = cfg.data, cfg.subject.name, []
-    planned = scanned(root, subject) if data.source == "nsd" else n_sessions(root, subject) if root else 0
-    planned = planned or person(subject).sessions
+    planned = person(subject).sessions
+    if root:
+        planned = scanned(root, subject) if data.source == "nsd" else n_sessions(root, subject)
     wanted = planned if data.split == "nsd1000" else SESSIONS_OF.get(data.split, 0)
     had = data.sessions or planned
     if had < wanted:

@@ -72,13 +72,9 @@ class TargetStore:
             self.shape: tuple[int, ...] = tuple(json.loads(handle.attrs["shape"]))
             self.fingerprint = str(handle.attrs["fingerprint"])
             self.target = str(handle.attrs["target"])
-            self._map = _memory_map(handle["features"], self.path)
+            self._layout = _layout(handle["features"], self.path)
         self.size = int(np.prod(self.shape))
         self._row = {int(i): row for row, i in enumerate(self.image_id)}
-
-    def __reduce__(self) -> tuple[type[TargetStore], tuple[Path, NDArray[Any] | None]]:
-        """Copied to another process by opening the file there; the memory map would be copied value by value."""
-        return type(self), (self.path, self.allowed_ids)
 
     def rows(self, ids: NDArray[Any]) -> NDArray[np.float32]:
         """Features (n, *shape) float32, in the order of `ids`."""
@@ -86,7 +82,9 @@ class TargetStore:
 
     def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
         """Numbers `start` to `stop` of the flattened features, (n, stop - start) float32, in the order of `ids`."""
-        return np.asarray(self._map[self._rows(ids), start:stop], np.float32)
+        dtype, offset, shape = self._layout
+        # Mapped for this call alone: nothing stays resident, and a pickled reader does not carry the features along.
+        return np.asarray(np.memmap(self.path, dtype, "r", offset, shape)[self._rows(ids), start:stop], np.float32)
 
     def _rows(self, ids: NDArray[Any]) -> NDArray[np.intp]:
         ids = np.asarray(ids, np.int64).reshape(-1)
@@ -98,8 +96,9 @@ class TargetStore:
         return np.array([self._row[int(i)] for i in ids], np.intp)
 
 
-def _memory_map(features: h5py.Dataset, path: Path) -> np.memmap[Any, Any]:
+def _layout(features: h5py.Dataset, path: Path) -> tuple[np.dtype[Any], int, tuple[int, ...]]:
+    """Type, place in the file and shape of the features. UserError where the file ends before they do."""
     offset = features.id.get_offset()
     if offset is None or path.stat().st_size < offset + features.size * features.dtype.itemsize:
         raise UserError(f"{path} is truncated. Remove it and run `nd extract` again.")
-    return np.memmap(path, features.dtype, "r", offset, features.shape)
+    return features.dtype, offset, features.shape
