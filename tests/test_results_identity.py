@@ -70,7 +70,8 @@ def test_fields_that_only_say_how_never_count() -> None:
 
 @pytest.mark.parametrize("name", sorted(flat(Config())))
 def test_every_identity_field_counts_somewhere(name: str) -> None:
-    settings = [{}, {"target__name": "c"}, {"target__name": "g"}, {"control": "shuffled_voxels"}]
+    settings = [{}, {"target__name": "c"}, {"target__name": "g"}, {"target__name": "vdvae"}]
+    settings.append({"control": "shuffled_voxels"})
     for setting in settings:
         first, second = with_values(**setting), with_values(**setting)
         set_field(second, name, other(flat(first)[name]))

@@ -17,7 +17,7 @@ from nd.data.prepared import Stimuli, write_stimuli
 from nd.errors import LeakError, UserError
 from nd.schema import BackboneConfig, Config
 from nd.targets import fill
-from nd.targets.base import Extractor
+from nd.targets.base import Extractor, Items
 from nd.targets.registry import EXTRACTORS, build_extractor
 from nd.targets.store import TargetStore, store_fingerprint, store_path
 
@@ -50,8 +50,16 @@ def backbone(cfg: Config) -> Backbone:
     return load_backbone(cfg.backbone)
 
 
-def batch(extractor: Extractor, stimuli: Stimuli, ids: list[int]) -> Any:
-    return stimuli.images(np.array(ids)) if extractor.needs == "images" else stimuli.captions(np.array(ids))
+def batch(extractor: Extractor, stimuli: Stimuli, ids: list[int]) -> Items:
+    return Items.read(stimuli, np.array(ids), {extractor.needs})
+
+
+def pictures(images: NDArray[np.uint8]) -> Items:
+    return Items(np.arange(len(images), dtype=np.int32), images)
+
+
+def texts_of(captions: list[list[str]]) -> Items:
+    return Items(np.arange(len(captions), dtype=np.int32), captions=captions)
 
 
 @pytest.mark.parametrize("name", sorted(EXTRACTORS))
@@ -72,7 +80,7 @@ def test_z_is_the_posterior_mode_times_the_scaling_factor(cfg: Config, stimuli: 
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     moments = backbone.vae.quant_conv(backbone.vae.encoder(x))
     expected = moments[:, :4] * 0.3  # the fixture's scaling factor
-    np.testing.assert_allclose(build_extractor("z", cfg, backbone)(images), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(build_extractor("z", cfg, backbone)(pictures(images)), expected.numpy(), atol=1e-5)
 
 
 def test_c_averages_the_captions_last_hidden_states(cfg: Config, stimuli: Stimuli, backbone: Backbone) -> None:
@@ -80,25 +88,25 @@ def test_c_averages_the_captions_last_hidden_states(cfg: Config, stimuli: Stimul
     assert len(texts) == 3
     coded = backbone.tokenizer(texts, padding="max_length", truncation=True, max_length=8, return_tensors="pt")
     hidden = backbone.text_encoder(coded["input_ids"])[0]
-    found = build_extractor("c", cfg, backbone)([texts])[0]
+    found = build_extractor("c", cfg, backbone)(texts_of([texts]))[0]
     np.testing.assert_allclose(found, hidden.mean(0).numpy(), atol=1e-5)
 
 
 def test_c_uses_at_most_max_captions(cfg: Config, backbone: Backbone) -> None:
     one = replace(cfg, target=replace(cfg.target, max_captions=1))
-    found = build_extractor("c", one, backbone)([["a b", "zz"], ["zz"]])
+    found = build_extractor("c", one, backbone)(texts_of([["a b", "zz"], ["zz"]]))
     expected = backbone.encode_text(["a b", "zz"])
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
 def test_c_without_caption_is_refused(cfg: Config, backbone: Backbone) -> None:
     with pytest.raises(UserError, match="has no caption; target c needs at least one"):
-        build_extractor("c", cfg, backbone)([["a"], []])
+        build_extractor("c", cfg, backbone)(texts_of([["a"], []]))
 
 
 def test_pixels_of_another_size_are_refused(cfg: Config, backbone: Backbone) -> None:
     with pytest.raises(UserError, match=r"Set data.image_size=20"):
-        build_extractor("pixels", cfg, backbone)(np.zeros((1, 20, 20, 3), np.uint8))
+        build_extractor("pixels", cfg, backbone)(pictures(np.zeros((1, 20, 20, 3), np.uint8)))
 
 
 def test_unknown_target(cfg: Config, backbone: Backbone) -> None:
@@ -155,7 +163,8 @@ class Failing:
     def fingerprint(self) -> dict[str, Any]:
         return {"target": "failing"}
 
-    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, items: Items) -> NDArray[np.float32]:
+        batch = items.images
         if self.fail_at_call == len(self.seen):
             raise KilledError
         self.seen.append(len(batch))

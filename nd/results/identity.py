@@ -30,12 +30,25 @@ TRANSFORMING = ("guided_diffusion", "pixels", "vae", "nearest_image")  # generat
 DRAWING = ("guided_diffusion", "random_image")  # generators that draw random numbers, one set per repeat
 SEEDED_MAPPERS: tuple[str, ...] = ()  # mappers whose fit draws random numbers
 
-TARGET_FIELDS = {"z": (), "c": ("target.max_captions",), "g": ("target.layers",), "pixels": ()}
-BACKBONE_FIELDS = {  # not its dtype: targets are extracted in float32 whatever the sampler's arithmetic is
+TARGET_FIELDS: dict[str, tuple[str, ...]] = {
+    "z": ("target.picture", "target.posterior"),
+    "c": ("target.max_captions", "target.tokens"),
+    "g": ("target.layers",),
+    "clip_text": ("target.max_captions",),
+    "vdvae": ("target.vdvae_layers", "target.posterior"),
+    "z40": ("target.posterior",),
+    **dict.fromkeys(("pixels", "clip_vision", "clip_image", "edge", "colour"), ()),
+}
+# Not the backbone's dtype: targets are extracted in target.precision, whatever the sampler's arithmetic is.
+BACKBONE_FIELDS: dict[str, tuple[str, ...]] = {
     "z": ("backbone.name", "backbone.image_size"),
     "c": ("backbone.name",),
-    "g": ("backbone.name", "backbone.tower_size", "backbone.tower_mean", "backbone.tower_std"),
-    "pixels": (),
+    "g": (
+        "backbone.name",
+        *(f"backbone.tower_{field}" for field in ("size", "mean", "std", "filter", "antialias")),
+    ),
+    "z40": ("backbone.name",),
+    **dict.fromkeys(("pixels", "clip_vision", "clip_text", "clip_image", "vdvae", "edge", "colour"), ()),
 }
 METHOD_FIELDS = ("method.name", "method.generator")
 DIFFUSION_FIELDS = ("method.variant", "method.steps", "method.strength", "method.cfg_scale", "backbone.*")
@@ -73,7 +86,9 @@ def reads_predictions(cfg: Config) -> bool:
 def _target_fields(names: list[str]) -> list[str]:
     listed = [name for target in names for name in TARGET_FIELDS.get(target, ("target.*",))]
     return (
-        listed + [name for target in names for name in BACKBONE_FIELDS.get(target, ("backbone.*",))] + ["target.dtype"]
+        listed
+        + [name for target in names for name in BACKBONE_FIELDS.get(target, ("backbone.*",))]
+        + ["target.dtype", "target.precision"]
     )
 
 

@@ -5,13 +5,57 @@ Shapes: B batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.data.prepared import Stimuli
+
 Needs = Literal["images", "captions"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Items:
+    """A batch of stimuli as extractors see it: ids, and the pictures or captions that were asked for.
+
+    Targets of one batch share what they have in common: ``once`` runs a forward pass for the first of them and hands
+    its result to the others.
+
+    Attributes:
+        ids: (B,) image ids, what random draws depend on.
+        images: uint8 pictures (B, H, W, 3); empty where no target needs them.
+        captions: B lists of captions; empty where no target needs them.
+    """
+
+    ids: NDArray[np.int32]
+    images: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0, 0, 3), np.uint8))
+    captions: list[list[str]] = field(default_factory=list)
+    _results: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, stimuli: Stimuli, ids: NDArray[Any], needs: set[Needs]) -> Items:
+        """The stimuli of some images, in the order of ``ids``."""
+        ids = np.asarray(ids, np.int32)
+        if "images" in needs and "captions" in needs:
+            return cls(ids, stimuli.images(ids), stimuli.captions(ids))
+        if "captions" in needs:
+            return cls(ids, captions=stimuli.captions(ids))
+        return cls(ids, stimuli.images(ids))
+
+    def once(self, forward: Callable[[Items], T]) -> T:
+        """The result of a forward pass over this batch, computed when it is first asked for.
+
+        ``forward`` is an object that the targets share; two objects are two passes, whatever they compute.
+        """
+        if id(forward) not in self._results:
+            self._results[id(forward)] = forward(self)
+        result: T = self._results[id(forward)]
+        return result
 
 
 class Extractor(Protocol):
@@ -25,14 +69,10 @@ class Extractor(Protocol):
         """Shape of the features of one picture."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything the values depend on, except the stimuli: settings, hashes of weights, versions."""
+        """Everything the values depend on, except the stimuli: settings, hashes of weights, versions. Loads nothing."""
 
-    def __call__(self, batch: Any) -> NDArray[np.float32]:
-        """Features (B, *shape) float32.
-
-        Args:
-            batch: uint8 pictures (B, H, W, 3), or a list of B lists of captions, as `needs` says.
-        """
+    def __call__(self, items: Items) -> NDArray[np.float32]:
+        """Features (B, *shape) float32."""
 
 
 def library(name: str) -> str:

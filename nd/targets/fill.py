@@ -20,7 +20,7 @@ from tqdm import tqdm
 from nd.data.prepared import Stimuli
 from nd.errors import UserError
 from nd.files import allocate
-from nd.targets.base import Extractor
+from nd.targets.base import Extractor, Items
 from nd.targets.store import TargetStore, store_fingerprint
 
 log = logging.getLogger(__name__)
@@ -151,8 +151,7 @@ def _compute(
 ) -> NDArray[np.floating[Any]]:
     """Features (n, P) of some images, in the storage type; checked for being finite."""
     ids = stimuli.image_id[rows]
-    batch = stimuli.images(ids) if extractor.needs == "images" else stimuli.captions(ids)
-    features = extractor(batch).reshape(len(rows), -1)
+    features = extractor(Items.read(stimuli, ids, {extractor.needs})).reshape(len(rows), -1)
     with np.errstate(over="ignore"):  # overflow of float16 is reported below
         stored = features.astype(dtype)
     bad = ~np.isfinite(stored).all(axis=1)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.errors import UserError
-from nd.targets.base import Needs
+from nd.targets.base import Items, Needs
 
 
 class Pixels:
@@ -32,8 +32,9 @@ class Pixels:
         """The size alone."""
         return {"target": "pixels", "rule": "uint8 / 255", "image_size": self.image_size}
 
-    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Pictures (B, H, W, 3) float32 in [0, 1] of uint8 pictures."""
+    def __call__(self, items: Items) -> NDArray[np.float32]:
+        """Pictures (B, H, W, 3) float32 in [0, 1]."""
+        batch = items.images
         if batch.shape[1:] != self.shape:
             raise UserError(
                 f"the stimuli are {batch.shape[1]}x{batch.shape[2]} pixels but data.image_size={self.image_size}. "

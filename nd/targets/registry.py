@@ -22,6 +22,11 @@ EXTRACTORS: dict[str, Callable[[Config, Backbone], Extractor]] = {
 }
 
 
+def build_extractors(names: Sequence[str], cfg: Config, backbone: Backbone) -> list[Extractor]:
+    """The extractors of several targets, which share the forward passes they have in common; loads nothing yet."""
+    return [build_extractor(name, cfg, backbone) for name in names]
+
+
 def build_extractor(name: str, cfg: Config, backbone: Backbone) -> Extractor:
     """The extractor of target `name`; loads nothing yet. An unknown name is a `UserError`."""
     if name not in EXTRACTORS:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nd.backbone.loading import Backbone
 from nd.errors import UserError
-from nd.targets.base import Needs, library
+from nd.targets.base import Items, Needs, library
 
 
 class TextCondition:
@@ -44,9 +44,9 @@ class TextCondition:
             "library": library("transformers"),
         }
 
-    def __call__(self, batch: list[list[str]]) -> NDArray[np.float32]:
-        """Conditions (B, T, D) float32 of B lists of captions, none of them empty."""
-        groups = [captions[: self.max_captions] for captions in batch]
+    def __call__(self, items: Items) -> NDArray[np.float32]:
+        """Conditions (B, T, D) float32; a picture without caption is a UserError."""
+        groups = [captions[: self.max_captions] for captions in items.captions]
         if not all(groups):
             raise UserError("a picture has no caption; target c needs at least one. Write captions into stimuli.h5.")
         flat = [caption for group in groups for caption in group]

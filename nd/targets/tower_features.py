@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nd.backbone.loading import Backbone
 from nd.backbone.tower import BlockFeatures
-from nd.targets.base import Needs, library
+from nd.targets.base import Items, Needs, library
 
 
 class TowerFeatures:
@@ -52,11 +52,11 @@ class TowerFeatures:
             "library": library("open_clip_torch"),
         }
 
-    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (B, L, T, D) float32 of uint8 pictures (B, H, W, 3).
+    def __call__(self, items: Items) -> NDArray[np.float32]:
+        """Features (B, L, T, D) float32.
 
         Pictures pass through the backbone's own size first, so that they are what guidance sees: decoded pictures.
         """
         with torch.inference_mode():
-            seen = self.backbone.tower_input(self.backbone.to_float(batch))
+            seen = self.backbone.tower_input(self.backbone.to_float(items.images))
             return torch.stack(self.features(seen), dim=1).float().cpu().numpy()

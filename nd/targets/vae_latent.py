@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from nd.backbone.loading import Backbone
-from nd.targets.base import Needs, library
+from nd.targets.base import Items, Needs, library
 
 
 class VaeLatent:
@@ -39,7 +39,7 @@ class VaeLatent:
             "library": library("diffusers"),
         }
 
-    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Latents (B, C, h, w) float32 of uint8 pictures (B, H, W, 3)."""
+    def __call__(self, items: Items) -> NDArray[np.float32]:
+        """Latents (B, C, h, w) float32."""
         with torch.inference_mode():
-            return self.backbone.encode_images(batch).float().cpu().numpy()
+            return self.backbone.encode_images(items.images).float().cpu().numpy()
