@@ -34,7 +34,7 @@ SWITCHES = ("run", "multirun", "resolve", "hydra-help", "shell-completion")  # H
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
 TABLE_VERBS = ("run", "table", "report")  # work on every row of a table where one is named
 
-Verb = Callable[[Config], Path | int | None]
+Verb = Callable[[Config], Path | list[Path] | int | None]
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:

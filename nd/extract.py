@@ -1,61 +1,94 @@
 """`nd extract`: the features of one target for all stimuli, into the store that every method shares.
 
-Writes `<paths.cache>/targets/<data>-<target>-<fingerprint>.h5` and its record beside it as JSON. An interrupted
-extraction goes on from its last finished batch.
+`target=all` extracts every target of the method in one pass over the stimuli. Writes
+`<paths.cache>/targets/<data>-<target>-<fingerprint>.h5` and its record beside it as JSON. An interrupted extraction goes
+on from its last finished batch. Of a finished store, the features of four fixed pictures are computed again wherever
+packages or machine are not those it was made or last checked with; other values are an error that says what changed.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nd.config import verb
 from nd.schema import Config
 
+if TYPE_CHECKING:
+    from nd.data.prepared import Stimuli
+    from nd.targets.unfinished import Job
 
-def extract(cfg: Config) -> Path:
-    """Compute what is missing of `cfg.target.name`; returns the store's path."""
-    from nd.backbone.loading import Backbone, pick_device
+
+def extract(cfg: Config) -> list[Path]:
+    """Compute what is missing of `cfg.target.name`, or of all targets of the method; returns the stores' paths."""
+    from nd.backbone.loading import pick_device
     from nd.data.prepared import Stimuli, stimuli_path
-    from nd.targets.fill import extract_to_store
-    from nd.targets.registry import build_extractor
-    from nd.targets.store import TargetStore, store_path
+    from nd.results.chain import extracted
+    from nd.targets.fill import extract_to_stores
+    from nd.targets.registry import build_extractors
+    from nd.targets.store import extraction_backbone, store_path
+    from nd.targets.unfinished import Job
 
-    begun, stimuli, path = time.monotonic(), Stimuli(stimuli_path(cfg)), store_path(cfg)
-    backbone = Backbone(cfg.backbone, pick_device(cfg.trainer.accelerator), dtype="float32")
-    computed = extract_to_store(
-        build_extractor(cfg.target.name, cfg, backbone),
-        stimuli,
-        path,
-        dtype=cfg.target.dtype,
-        batch_size=cfg.trainer.batch_size,
-        progress=cfg.trainer.progress,
-    )
-    if computed:
-        seconds = time.monotonic() - begun
-        record(cfg, path, computed, seconds)
-        shape = "x".join(str(side) for side in TargetStore(path).shape)
-        print(
-            f"wrote target {cfg.target.name} ({shape}) of {len(stimuli.image_id)} images at {path} in {seconds:.0f} s"
-        )
-    else:
-        print(f"target {cfg.target.name} is already extracted at {path}; nothing to do")
-    return path
+    begun, stimuli = time.monotonic(), Stimuli(stimuli_path(cfg))
+    backbone = extraction_backbone(cfg, pick_device(cfg.trainer.accelerator))
+    jobs = [
+        Job(extractor, store_path(cfg, extractor.name), cfg.target.dtype, cfg.target.precision)
+        for extractor in build_extractors(extracted(cfg), cfg, backbone)
+    ]
+    finished = [job for job in jobs if job.path.exists()]
+    computed = extract_to_stores(jobs, stimuli, batch_size=cfg.trainer.batch_size, progress=cfg.trainer.progress)
+    for job in jobs:
+        if job in finished:
+            check_once(job, stimuli)
+            print(f"target {job.extractor.name} is already extracted at {job.path}; nothing to do")
+        else:
+            report(cfg, job, computed[job.extractor.name], time.monotonic() - begun)
+    return [job.path for job in jobs]
 
 
-def record(cfg: Config, path: Path, computed: int, seconds: float) -> None:
-    """Write beside the store what it was made from, by what and for how long."""
+def report(cfg: Config, job: Job, n_images: int, seconds: float) -> None:
+    """Write beside a new store what it was made from, by what and for how long, and say where it is."""
     import json
 
     from nd.files import open_h5, write_json
-    from nd.results.manifest import device, git_state, peak_memory_mb, versions
+    from nd.results.manifest import git_state, peak_memory_mb, versions
 
-    with open_h5(path) as handle:
+    with open_h5(job.path) as handle:
         made_from: dict[str, Any] = json.loads(handle.attrs["details"])
-    manifest = {"made_from": made_from, "overrides": cfg.overrides, "git": git_state(), "packages": versions()}
-    manifest |= {"device": device(), "peak_memory_mb": peak_memory_mb()}
-    write_json(path.with_suffix(".json"), {**manifest, "images_computed": computed, "seconds": round(seconds, 3)})
+        shape = "x".join(str(side) for side in json.loads(handle.attrs["shape"]))
+    manifest: dict[str, Any] = {
+        "made_from": made_from,
+        "overrides": cfg.overrides,
+        "git": git_state(),
+        "packages": versions(),
+    }
+    manifest |= {"peak_memory_mb": peak_memory_mb(), "images_computed": n_images, "seconds": round(seconds, 3)}
+    write_json(
+        job.path.with_suffix(".json"), {**manifest, "device": surroundings()["device"], "checked_with": surroundings()}
+    )
+    print(f"wrote target {job.extractor.name} ({shape}) of {n_images} images at {job.path} in {seconds:.0f} s")
+
+
+def surroundings() -> dict[str, Any]:
+    """What features may depend on beside weights and settings: package versions, and the machine."""
+    from nd.results.manifest import device
+    from nd.targets.reference import versions
+
+    return {"packages": versions(), "device": device()}
+
+
+def check_once(job: Job, stimuli: Stimuli) -> None:
+    """Compare the reference pictures of a finished store with their features now, once for each surroundings."""
+    from nd.files import read_json, write_json
+    from nd.targets.fill import check_store
+
+    path = job.path.with_suffix(".json")
+    record = read_json(path) if path.exists() else {}
+    if record.get("checked_with") == surroundings():
+        return
+    check_store(job, stimuli)
+    write_json(path, record | {"checked_with": surroundings()})
 
 
 main = verb(extract)

@@ -13,8 +13,19 @@ from nd.data.prepared import data_folder
 from nd.data.splits import SPLITS_OF
 from nd.errors import did_you_mean
 from nd.schema import Config
+from nd.schema.target import ALL
 
 DIGITS69_IMAGES = {"digits69-cv10": 90, "digits69-given": 90}  # training images of a fold, validation included
+TARGETS_WITH = {  # fields of target that belong to some targets alone
+    "picture": ("z",),
+    "posterior": ("z", "z40", "vdvae"),
+    "max_captions": ("c", "clip_text"),
+    "tokens": ("c",),
+    "layers": ("g",),
+    "vdvae_layers": ("vdvae",),
+    "vdvae": ("vdvae",),
+    "clip": ("clip_vision", "clip_text", "clip_image"),
+}
 NEEDS = {  # targets a generator cannot do without
     "guided_diffusion": ("z", "c"),
     "pixels": ("pixels",),
@@ -49,6 +60,8 @@ def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[
             " again in every process, which inside a sweep (-m) would start the sweep again. Give each job one device"
             " (trainer.devices=1), or run the commands one by one without -m."
         )
+    if cfg.target.name == ALL and verb == "train":
+        found.append("target: all is for `nd extract`; `nd train` fits one target at a time. Give target=<name>.")
     return found + _files(cfg, verb)
 
 
@@ -152,7 +165,8 @@ def _targets(cfg: Config) -> Iterator[str]:
     layers, mapper = cfg.target.layers, cfg.mapper
     if not layers or any(not 0 <= layer < TOWER_BLOCKS for layer in layers) or len(set(layers)) < len(layers):
         yield f"target.layers: {layers} must be different block numbers from 0 to {TOWER_BLOCKS - 1}."
-    yield from _at_least(1, data=cfg.target, names=("max_captions",), key="target")
+    yield from _at_least(0, data=cfg.target, names=("max_captions", "tokens"), key="target")
+    yield from _at_least(1, data=cfg.target, names=("vdvae_layers",), key="target")
     if not mapper.alphas or any(alpha <= 0 for alpha in mapper.alphas):
         yield f"mapper.alphas: {mapper.alphas} must hold one or more positive numbers."
     if mapper.folds < 0 or mapper.folds == 1:
@@ -228,7 +242,7 @@ def _idle(cfg: Config, verb: str) -> list[tuple[tuple[str, ...], str, bool]]:
     steering = tuple(f"guidance.{n}" for n in ("eta", "layer_weights", "through_unet", "normalise"))
     generator, logger = cfg.method.generator, cfg.logger.name
     no_diffusion = generator != "guided_diffusion"
-    one = cfg.target.name if verb in ("extract", "train") else ""  # the only target this verb works on
+    one = cfg.target.name if verb in ("extract", "train") and cfg.target.name != ALL else ""  # the only one worked on
     source = cfg.data.source
     return [
         (("guidance.kappa", *steering), f"generator {generator} is not guided", no_diffusion),
@@ -239,8 +253,10 @@ def _idle(cfg: Config, verb: str) -> list[tuple[tuple[str, ...], str, bool]]:
             for name, owners in FIELDS_OF.items()
         ),
         (("layout",), "only `nd prepare` writes it", verb != "prepare" and cfg.layout != "prepared"),
-        (("target.layers",), f"target {one} has no layers", one not in ("", "g")),
-        (("target.max_captions",), f"target {one} has no captions", one not in ("", "c")),
+        *(
+            ((f"target.{name}",), f"it belongs to target {' and '.join(owners)}, not {one}", one not in ("", *owners))
+            for name, owners in TARGETS_WITH.items()
+        ),
         (("control",), f"generator {generator} uses no voxels", generator in NO_VOXELS),
         (("logger.project", "logger.mode"), f"logger is {logger}", logger != "wandb"),
     ]

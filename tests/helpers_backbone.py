@@ -27,7 +27,7 @@ def tiny_backbone(folder: Path, seed: int = 0) -> BackboneConfig:
     _vae().save_pretrained(folder / "vae")
     _unet().save_pretrained(folder / "unet")
     _scheduler().save_pretrained(folder / "scheduler")
-    tokenizer = _tokenizer(folder / "tokenizer")
+    tokenizer = letter_tokenizer(folder / "tokenizer")
     _text_encoder(len(tokenizer)).save_pretrained(folder / "text_encoder")
     _image_tower(folder / "image_tower", len(tokenizer))
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}', encoding="utf-8")
@@ -61,14 +61,14 @@ def _scheduler() -> DDIMScheduler:
     )  # fmt: skip
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
-    """Single characters, no merges: every ASCII letter alone and at the end of a word."""
+def letter_tokenizer(folder: Path, length: int = TEXT_LENGTH) -> CLIPTokenizer:
+    """Single characters, no merges: every ASCII letter alone and at the end of a word. Written to `folder`."""
     letters = [chr(code) for code in range(33, 127)]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    settings = {"model_max_length": TEXT_LENGTH, "tokenizer_class": "CLIPTokenizer"}
+    settings = {"model_max_length": length, "tokenizer_class": "CLIPTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     tokenizer.save_pretrained(folder)

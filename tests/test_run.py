@@ -75,12 +75,12 @@ def verbs() -> Recorder:
 def test_a_row_is_the_whole_chain_in_order(verbs: Recorder, tmp_path: Path) -> None:
     verbs.chain().run_row(steps_of(row(tmp_path), one_target))
     assert verbs.done == [
-        "prepare scenes", "extract scenes z", "extract scenes c", "train scenes-subj01-z-ridge",
+        "prepare scenes", "extract scenes z, c", "train scenes-subj01-z-ridge",
         "train scenes-subj01-c-ridge", "predict scenes-subj01-c_z-ridge",
         "reconstruct scenes-subj01-neuraldiffuser-guided", "evaluate scenes-subj01-neuraldiffuser-guided",
     ]  # fmt: skip
     assert len(verbs.lines) == len(verbs.done)
-    assert re.search(r"predict +scenes-subj01-c_z-ridge-\w{12} +\d+\.\d s", verbs.lines[5])
+    assert re.search(r"predict +scenes-subj01-c_z-ridge-\w{12} +\d+\.\d s", verbs.lines[4])
 
 
 def test_floors_and_oracles_decode_nothing(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_floors_and_oracles_decode_nothing(tmp_path: Path) -> None:
     assert verbs_of(row(tmp_path, generator="mean_image")) == ["prepare", "reconstruct", "evaluate"]
     oracle = row(tmp_path)
     oracle.features = "oracle"
-    assert verbs_of(oracle) == ["prepare", "extract", "extract", "reconstruct", "evaluate"]
+    assert verbs_of(oracle) == ["prepare", "extract", "reconstruct", "evaluate"]
 
 
 def test_rows_share_their_steps(verbs: Recorder, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_only_what_is_missing_is_done(verbs: Recorder, tmp_path: Path) -> None:
     sharper = row(tmp_path)
     sharper.guidance.kappa = 5.0
     verbs.chain().run_row(steps_of(sharper, one_target))
-    assert [line.split()[0] for line in verbs.done] == ["prepare", "extract", "extract", "reconstruct", "evaluate"]
+    assert [line.split()[0] for line in verbs.done] == ["prepare", "extract", "reconstruct", "evaluate"]
 
 
 def test_a_failing_step_fails_every_row_that_needs_it_once(verbs: Recorder, tmp_path: Path) -> None:

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 from helpers_backbone import IMAGE_SIZE
+from helpers_clip import tiny_clip
 from numpy.typing import NDArray
 
 from nd.backbone.loading import Backbone, load_backbone
 from nd.data.prepared import Stimuli, write_stimuli
 from nd.errors import LeakError, UserError
 from nd.schema import BackboneConfig, Config
-from nd.targets import fill
+from nd.targets import fill, unfinished
 from nd.targets.base import Extractor, Items
 from nd.targets.registry import EXTRACTORS, build_extractor
-from nd.targets.store import TargetStore, store_fingerprint, store_path
+from nd.targets.store import TargetStore, details_of, store_fingerprint, store_path
 
 N_IMAGES = 10
 
@@ -31,6 +32,7 @@ def cfg(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.TempPathF
     cfg.data.image_size = IMAGE_SIZE
     root = tmp_path_factory.mktemp("targets")
     cfg.paths.data, cfg.paths.cache = str(root / "data"), str(root / "cache")
+    cfg.target.clip = str(tiny_clip(root / "clip"))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (N_IMAGES, IMAGE_SIZE, IMAGE_SIZE, 3)).astype(np.uint8)
     captions = [[f"no {i} {k}" for k in range(1 + i % 3)] for i in range(N_IMAGES)]
@@ -174,13 +176,13 @@ class Failing:
 
 def test_interrupted_extraction_keeps_finished_batches(cfg: Config, stimuli: Stimuli, tmp_path: Path) -> None:
     path, whole = tmp_path / "a.h5", tmp_path / "b.h5"
-    first = Failing(fail_at_call=2)
+    first = Failing(fail_at_call=3)  # the reference pictures come first
     with pytest.raises(KilledError):
         fill_store(cfg, stimuli, first, path)
     assert not path.exists()  # the final name never holds an unfinished store
     second = Failing()
     assert fill_store(cfg, stimuli, second, path) == N_IMAGES - 6
-    assert second.seen == [3, 1]
+    assert second.seen == [4, 3, 1]
     fill_store(cfg, stimuli, Failing(), whole)
     ids = stimuli.image_id
     np.testing.assert_array_equal(TargetStore(path).rows(ids), TargetStore(whole).rows(ids))
@@ -195,7 +197,7 @@ def test_truncated_partial_file_is_started_again(cfg: Config, stimuli: Stimuli, 
 @pytest.mark.parametrize(
     ("value", "dtype", "message"),
     [
-        (np.nan, "float32", "of image 0 are not finite"),
+        (np.nan, "float32", "of 3 of 3 images .0, 1, 2. are not finite"),
         (1e6, "float16", "overflow target.dtype=float16"),
         (3.0, "float32", "are the same for all 10 images"),
     ],
@@ -210,7 +212,7 @@ def test_features_without_information_are_refused(
 
 def test_store_of_other_settings_is_refused(cfg: Config, stimuli: Stimuli, tmp_path: Path) -> None:
     fill_store(cfg, stimuli, Failing(), tmp_path / "a.h5")
-    with pytest.raises(UserError, match="the present settings ask for"):
+    with pytest.raises(UserError, match=r"made otherwise than the present settings ask for:\n  - dtype: float32 in the store, float16 now"):
         fill_store(cfg, stimuli, Failing(), tmp_path / "a.h5", dtype="float16")
 
 
@@ -225,7 +227,7 @@ def test_missing_and_truncated_stores(cfg: Config, stimuli: Stimuli, tmp_path: P
 
 
 def test_full_disk_is_foreseen(cfg: Config, stimuli: Stimuli, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(fill.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(unfinished.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(UserError, match="GB are free"):
         fill_store(cfg, stimuli, Failing(), tmp_path / "a.h5")
 
@@ -241,4 +243,5 @@ def test_fingerprint_follows_settings_and_weights_but_not_sampling_dtype(cfg: Co
 
 def test_fingerprint_follows_the_stimuli(cfg: Config, backbone: Backbone) -> None:
     extractor = build_extractor("z", cfg, backbone)
-    assert store_fingerprint(extractor, "a", "float32") != store_fingerprint(extractor, "b", "float32")
+    a, b = (store_fingerprint(details_of(extractor, name, "float32", "float32")) for name in "ab")
+    assert a != b

@@ -6,11 +6,11 @@ Shapes: B batch, 3 colours, H W rows and columns, C h w latent channels, rows an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,11 @@ from nd.backbone.weights import PARTS, Source, find_source, hash_folder, weight_
 from nd.errors import UserError
 from nd.schema import BackboneConfig
 
+T = TypeVar("T")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+TEXT_ENDS = 2  # tokens that every caption has: its beginning and its end
 
 NO_ACCELERATE = {"low_cpu_mem_usage": False}  # diffusers' other way of loading needs a further package
 
@@ -58,15 +62,39 @@ def pick_device(accelerator: str) -> torch.device:
 
 
 @contextmanager
-def _reading(part: str, folder: Path) -> Iterator[None]:
+def reading(what: str, folder: Path) -> Iterator[None]:
     """Turn whatever a library raises on damaged or unfitting files into one message that names them."""
     try:
         yield
     except Exception as error:  # the libraries raise their own, OS, JSON and plain errors, which differ by version
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"cannot read the backbone's {part} from {folder}: {reason} Fetch or write it again."
-        ) from error
+        raise UserError(f"cannot read {what} from {folder}: {reason} Fetch or write it again.") from error
+
+
+@torch.inference_mode(False)  # weights made inside inference mode could never take part in a gradient
+def read_module(kind: Any, what: str, folder: Path, device: torch.device, **options: Any) -> Any:
+    """A frozen module of a library with the safetensors of a folder.
+
+    Args:
+        kind: a class of diffusers or transformers.
+        what: the module's name in messages.
+        folder: holds its configuration and weights.
+        device: where it goes.
+        options: further arguments of `from_pretrained`.
+
+    Raises:
+        UserError: the files are damaged or lack weights; the libraries fill those with random numbers and go on.
+    """
+    with reading(what, folder):
+        options |= {"use_safetensors": True, "local_files_only": True}
+        module, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+        if report["missing_keys"]:
+            raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys']))}.")
+    return _freeze(module, device)
+
+
+def _freeze(module: nn.Module, device: torch.device) -> Any:
+    return module.to(device).requires_grad_(False).eval()
 
 
 class Backbone:
@@ -78,6 +106,7 @@ class Backbone:
     def __init__(self, config: BackboneConfig, device: str | torch.device = "cpu", *, dtype: str | None = None) -> None:
         """Arguments as for `load_backbone`, which also makes sure that the weights are there."""
         self.config, self.device, self.dtype = config, torch.device(device), DTYPES[dtype or config.dtype]
+        self._shared: dict[Hashable, Any] = {}
 
     @cached_property
     def source(self) -> Source:
@@ -106,7 +135,7 @@ class Backbone:
         from diffusers import DDIMScheduler
 
         folder = self.source.part("scheduler")
-        with _reading("scheduler", folder):
+        with reading("the backbone's scheduler", folder):
             return DDIMScheduler.from_pretrained(folder)
 
     @cached_property
@@ -124,14 +153,14 @@ class Backbone:
         from transformers import CLIPTokenizer
 
         folder = self.source.part("tokenizer")
-        with _reading("tokenizer", folder):
+        with reading("the backbone's tokenizer", folder):
             return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
     @cached_property
-    @torch.inference_mode(False)  # see _weights
+    @torch.inference_mode(False)  # see read_module
     def clip(self) -> Any:
         """The whole open_clip model; only its image half is needed outside evaluation of the backbone itself."""
-        return self._freeze(load_clip(self.config.image_tower).to(self.dtype))
+        return _freeze(load_clip(self.config.image_tower).to(self.dtype), self.device)
 
     @property
     def tower(self) -> Any:
@@ -185,9 +214,27 @@ class Backbone:
         images = (decoded + 1) / 2
         return images.clamp(0, 1) if clamp else images
 
-    def encode_text(self, captions: list[str]) -> Tensor:
-        """Last hidden states (B, T, D), after the final norm: what the UNet is conditioned on. Padded, truncated."""
-        length, _ = self.text_shape
+    def text_length(self, tokens: int = 0) -> int:
+        """T, the tokens to which captions are padded and cut: `tokens`, or the encoder's full length where it is 0.
+
+        A length that the encoder does not have, or that leaves no room for words, is a `UserError`.
+        """
+        full, _ = self.text_shape
+        if tokens and not TEXT_ENDS < tokens <= full:
+            raise UserError(
+                f"target.tokens={tokens}, but the text encoder of backbone.weights={self.config.weights} takes "
+                f"{TEXT_ENDS + 1} to {full} tokens, those of beginning and end included. Set target.tokens to one of "
+                f"these numbers, or to 0 for all {full}."
+            )
+        return tokens or full
+
+    def encode_text(self, captions: list[str], length: int = 0) -> Tensor:
+        """Last hidden states (B, T, D), after the final norm: what the UNet is conditioned on. Padded, truncated.
+
+        length: T, by default the encoder's full length. Tokens attend to those before them alone, so that the rows up
+            to a caption's end are the same at any length that holds it.
+        """
+        length = self.text_length(length)
         coded = self.tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         return self.text_encoder(input_ids=coded["input_ids"].to(self.device)).last_hidden_state
 
@@ -218,16 +265,21 @@ class Backbone:
 
     # ---- help ----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode(False)  # weights made inside inference mode could never take part in a gradient
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several users of this backbone have in common, made for the first who asks and kept as long as it.
+
+        Targets share further networks in this way, and the forward passes that `nd.targets.base.Items.once` runs.
+
+        Args:
+            key: names it, with every setting it depends on.
+            make: makes it.
+        """
+        if key not in self._shared:
+            self._shared[key] = make()
+        found: T = self._shared[key]
+        return found
+
     def _weights(self, part: str, kind: Any, **options: Any) -> Any:
         folder = self.source.part(part)
-        options |= {"variant": weight_variant(folder, part), "use_safetensors": True, "local_files_only": True}
-        with _reading(part, folder):
-            module, report = kind.from_pretrained(folder, output_loading_info=True, **options)
-            # The libraries fill what a file lacks with random numbers and go on.
-            if report["missing_keys"]:
-                raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys']))}.")
-        return self._freeze(module)
-
-    def _freeze(self, module: nn.Module) -> Any:
-        return module.to(self.device).requires_grad_(False).eval()
+        options |= {"variant": weight_variant(folder, part)}
+        return read_module(kind, f"the backbone's {part}", folder, self.device, **options)

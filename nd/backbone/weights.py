@@ -142,11 +142,12 @@ def hash_folder(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".safetensors", ".txt") and path.is_file():
-            digest.update(f"{path.name}:{_hash_file(path)};".encode())
+            digest.update(f"{path.name}:{hash_file(path)};".encode())
     return digest.hexdigest()[:HASH_CHARS]
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """12 hexadecimal digits of a file's bytes, read once per process as long as the file stays as it is."""
     stat = path.stat()
     return _hash_version(path, stat.st_size, stat.st_mtime_ns)
 

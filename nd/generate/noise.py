@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nd.targets.noise import keyed_generator, keyed_normal
+
+__all__ = ["keyed_generator", "noise_for"]
+
 
 def noise_for(seed: int, image_ids: Sequence[int], repeats: int, shape: Sequence[int]) -> Tensor:
     """Draw standard normal noise for every (image, repeat), a function of (seed, image id, repeat) alone.
 
-    Drawn on the CPU with a counter-based generator, so that batch size, order, device count and what was sampled
-    before never change it. The released NeuralDiffuser gives all images the same five noises
+    The released NeuralDiffuser gives all images the same five noises
     (HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:188-217); here every image has its own.
 
     Args:
@@ -29,13 +32,6 @@ def noise_for(seed: int, image_ids: Sequence[int], repeats: int, shape: Sequence
         (B, R, *shape) float32.
     """
     noise = np.empty((len(image_ids), repeats, *shape), dtype=np.float32)
-    for row, image_id in enumerate(image_ids):
-        for repeat in range(repeats):
-            generator = keyed_generator(seed, int(image_id), repeat)
-            noise[row, repeat] = generator.standard_normal(tuple(shape), dtype=np.float32)
+    for repeat in range(repeats):
+        noise[:, repeat] = keyed_normal(seed, image_ids, repeat, shape)
     return torch.from_numpy(noise)
-
-
-def keyed_generator(seed: int, image_id: int, repeat: int) -> np.random.Generator:
-    """Return the random generator of one repeat of one image."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, image_id, repeat])))

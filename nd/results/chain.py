@@ -16,6 +16,7 @@ from nd.files import sha256_json
 from nd.results.folder import RunFolder
 from nd.results.identity import VERBS, flat, reads_predictions, reads_targets
 from nd.schema import Config
+from nd.schema.target import ALL
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ class Step:
         """What the step makes, for people."""
         if self.folder is not None:
             return self.folder.path.name
-        return self.cfg.data.name if self.verb == "prepare" else f"{self.cfg.data.name} {self.cfg.target.name}"
+        if self.verb == "prepare":
+            return self.cfg.data.name
+        return f"{self.cfg.data.name} {', '.join(extracted(self.cfg))}"
 
     @property
     def key(self) -> str:
@@ -54,14 +57,23 @@ class Step:
         groups: tuple[str, ...] = ("data.",) if self.verb == "prepare" else ("data.", "backbone.", "target.")
         if self.verb == "prepare" and self.cfg.data.source in BY_SUBJECT:
             groups = ("data.", "subject.name")
+        if self.verb == "extract" and self.cfg.target.name == ALL:
+            groups = (*groups, "method.targets")
         kept = {name: value for name, value in flat(self.cfg).items() if name.startswith(groups)}
         return f"{self.verb} {sha256_json(kept)}"
+
+
+def extracted(cfg: Config) -> list[str]:
+    """The targets that ``extract`` computes."""
+    return list(cfg.method.targets) if cfg.target.name == ALL else [cfg.target.name]
 
 
 def steps_of(cfg: Config, with_target: Callable[[Config, str], Config]) -> list[Step]:
     """Return the steps of one row in order; ``with_target`` gives the configuration for one target."""
     per_target = [with_target(cfg, name) for name in cfg.method.targets] if reads_targets(cfg) else []
-    steps = [Step("prepare", cfg), *(Step("extract", one) for one in per_target)]
+    steps = [Step("prepare", cfg)]
+    if per_target:
+        steps.append(Step("extract", per_target[0] if len(per_target) == 1 else with_target(cfg, ALL)))
     if reads_predictions(cfg):
         steps += [*(Step("train", one) for one in per_target), Step("predict", cfg)]
     return [*steps, Step("reconstruct", cfg), Step("evaluate", cfg)]

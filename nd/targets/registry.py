@@ -9,6 +9,7 @@ from nd.backbone.loading import Backbone
 from nd.errors import unknown
 from nd.schema import Config
 from nd.targets.base import Extractor
+from nd.targets.clip_features import ClipImage, ClipText, ClipVision, clip_of, vision_pass
 from nd.targets.pixels import Pixels
 from nd.targets.text_condition import TextCondition
 from nd.targets.tower_features import TowerFeatures
@@ -16,14 +17,21 @@ from nd.targets.vae_latent import VaeLatent
 
 EXTRACTORS: dict[str, Callable[[Config, Backbone], Extractor]] = {
     "z": lambda cfg, backbone: VaeLatent(backbone),
-    "c": lambda cfg, backbone: TextCondition(backbone, cfg.target.max_captions),
+    "c": lambda cfg, backbone: TextCondition(backbone, cfg.target.max_captions, cfg.target.tokens),
     "g": lambda cfg, backbone: TowerFeatures(backbone, cfg.target.layers),
+    "clip_vision": lambda cfg, backbone: ClipVision(vision_pass(cfg.target, backbone)),
+    "clip_text": lambda cfg, backbone: ClipText(clip_of(cfg.target, backbone), cfg.target.max_captions),
+    "clip_image": lambda cfg, backbone: ClipImage(vision_pass(cfg.target, backbone)),
     "pixels": lambda cfg, backbone: Pixels(cfg.data.image_size),
 }
 
 
 def build_extractors(names: Sequence[str], cfg: Config, backbone: Backbone) -> list[Extractor]:
-    """The extractors of several targets, which share the forward passes they have in common; loads nothing yet."""
+    """The extractors of several targets, which share the forward passes they have in common; loads nothing yet.
+
+    Networks and passes that several targets use are kept by the backbone (`Backbone.shared`), so that whoever builds
+    them, together or one by one, gets the same objects; `Items.once` then runs a pass once for each batch.
+    """
     return [build_extractor(name, cfg, backbone) for name in names]
 
 

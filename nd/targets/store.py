@@ -1,7 +1,8 @@
 """The features of one target for all stimuli, on disk: written once, read by rows or columns through a memory map.
 
-One HDF5 file: `features` (N, P) uncompressed and contiguous, `image_id` (N,) int32, and attributes. A contiguous
-dataset is read at any row and column without touching the rest, which ridge regression over many columns needs.
+One HDF5 file: `features` (N, P), `image_id` (N,) int32, `reference` (4, P) features of four fixed pictures, and
+attributes. The features are uncompressed and contiguous, not chunked: only then can a file be memory-mapped, and a row
+is one stretch of it however many there are, while columns, which ridge regression reads, cost no more than their pages.
 Shapes: N images of the stimuli file, n images asked for, P numbers per image (the product of the target's shape).
 """
 
@@ -23,7 +24,7 @@ from nd.schema import Config
 from nd.targets.base import Extractor
 from nd.targets.registry import build_extractor
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 
 def store_path(cfg: Config, target_name: str = "") -> Path:
@@ -42,20 +43,38 @@ def store_path(cfg: Config, target_name: str = "") -> Path:
 
 def wanted_fingerprint(cfg: Config, target_name: str) -> str:
     """The fingerprint of a target under the present settings, weights and stimuli; loads no model."""
-    # Features are extracted in float32 whatever the sampler's arithmetic is, so they do not depend on it.
-    extractor = build_extractor(target_name, cfg, Backbone(cfg.backbone, dtype="float32"))
-    return store_fingerprint(extractor, Stimuli(stimuli_path(cfg)).hash, cfg.target.dtype)
+    extractor = build_extractor(target_name, cfg, extraction_backbone(cfg))
+    return store_fingerprint(
+        details_of(extractor, Stimuli(stimuli_path(cfg)).hash, cfg.target.dtype, cfg.target.precision)
+    )
 
 
-def store_fingerprint(extractor: Extractor, stimuli_hash: str, dtype: str) -> str:
+def extraction_backbone(cfg: Config, device: Any = "cpu") -> Backbone:
+    """The backbone as features are extracted with it: in `target.precision`, whatever the sampler's arithmetic is."""
+    return Backbone(cfg.backbone, device, dtype=cfg.target.precision)
+
+
+def details_of(extractor: Extractor, stimuli_hash: str, dtype: str, precision: str) -> dict[str, Any]:
+    """Everything the stored values depend on, by name."""
+    return {**extractor.fingerprint(), "stimuli": stimuli_hash, "dtype": dtype, "precision": precision}
+
+
+def store_fingerprint(details: dict[str, Any]) -> str:
     """12 hexadecimal digits of everything the stored values depend on."""
-    return sha256_json([LAYOUT_VERSION, extractor.fingerprint(), stimuli_hash, dtype])
+    return sha256_json([LAYOUT_VERSION, details])
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What differs between the details of two stores, a text for each: 'tower_mean: [0.5] in the store, [0.4] now'."""
+    keys = sorted({*found, *wanted})
+    return [f"{k}: {found.get(k)} in the store, {wanted.get(k)} now" for k in keys if found.get(k) != wanted.get(k)]
 
 
 class TargetStore:
     """A finished store opened for reading; with `allowed_ids` every other image is out of reach (`LeakError`).
 
-    Attributes: `shape` of one image's features; `size` P; `fingerprint`; `target`; `image_id` (N,) int32 of all images.
+    Attributes: `shape` of one image's features; `size` P; `fingerprint`; `details` behind it; `target`; `image_id` (N,)
+    int32 of all images; `versions` of the packages it was made with.
     """
 
     def __init__(self, path: Path, allowed_ids: NDArray[Any] | None = None) -> None:
@@ -66,15 +85,23 @@ class TargetStore:
             target = self.path.stem.split("-")[1] if self.path.stem.count("-") > 1 else "<name>"
             raise UserError(f"the features {self.path} do not exist. Run: nd extract target={target}")
         with open_h5(self.path) as handle:
-            if "features" not in handle or "fingerprint" not in handle.attrs:
+            if "features" not in handle or "reference" not in handle or "fingerprint" not in handle.attrs:
                 raise UserError(f"{self.path} is not a target store. Remove it and run `nd extract` again.")
             self.image_id: NDArray[np.int32] = handle["image_id"][()]
             self.shape: tuple[int, ...] = tuple(json.loads(handle.attrs["shape"]))
             self.fingerprint = str(handle.attrs["fingerprint"])
+            self.details: dict[str, Any] = json.loads(handle.attrs["details"])
+            self.versions: dict[str, str] = json.loads(handle.attrs["versions"])
             self.target = str(handle.attrs["target"])
             self._layout = _layout(handle["features"], self.path)
         self.size = int(np.prod(self.shape))
         self._row = {int(i): row for row, i in enumerate(self.image_id)}
+
+    @property
+    def reference(self) -> NDArray[np.float32]:
+        """(4, P) float32: features of the four reference pictures when the store was begun."""
+        with open_h5(self.path) as handle:
+            return np.asarray(handle["reference"][()], np.float32)
 
     def rows(self, ids: NDArray[Any]) -> NDArray[np.float32]:
         """Features (n, *shape) float32, in the order of `ids`."""

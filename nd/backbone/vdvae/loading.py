@@ -1,0 +1,119 @@
+"""Read published weights into the network: every tensor in its place, or one clear message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nd.backbone.vdvae.model import Vdvae
+from nd.backbone.vdvae.shape import IMAGENET64, VdvaeShape
+from nd.backbone.weights import hash_file
+from nd.errors import UserError
+
+FIELD = "target.vdvae"
+FILE = "imagenet64-iter-1600000-model-ema.th"
+URL = f"https://openaipublic.blob.core.windows.net/very-deep-vaes-assets/vdvae-assets-2/{FILE}"
+SIZE = "about 0.5 GB, licence MIT"
+PREFIX = "module."  # what PyTorch's wrapper for several devices puts before every name
+N_NAMED = 3  # tensors that a message names
+
+
+def load_vdvae(
+    path: str | Path,
+    shape: VdvaeShape = IMAGENET64,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Vdvae:
+    """The network with the weights of a file, frozen and in eval mode; gradients still flow through to its inputs.
+
+    Args:
+        path: OpenAI's `.th` file (a state dict, opened without running code), or the same tensors as safetensors.
+        shape: the sizes that the weights must have.
+        device: where the network goes.
+        dtype: its arithmetic.
+
+    Raises:
+        UserError: no such file, not readable without running code, or tensors missing, in excess or misshapen.
+    """
+    file = find_vdvae(path)
+    state = _without_prefix(_read(file))
+    with torch.inference_mode(False):  # weights made inside inference mode could never take part in a gradient
+        with torch.device("meta"):
+            model = Vdvae(shape)
+        _check(file, state, model)
+        model.load_state_dict(state, strict=True, assign=True)
+        return model.to(device, dtype).requires_grad_(False).eval()
+
+
+def find_vdvae(path: str | Path) -> Path:
+    """The file with the weights; where there is none, a UserError that says where it comes from."""
+    file = Path(path).expanduser()
+    if str(path) and file.is_file():
+        return file
+    arrived = f"{FIELD}={path}: no such file." if str(path) else f"{FIELD} is not set."
+    raise UserError(f"{arrived} Needed for target vdvae, the latents of OpenAI's very deep VAE. {_remedy()}")
+
+
+def vdvae_hash(path: str | Path) -> str:
+    """12 hexadecimal digits of the file's bytes; loads nothing."""
+    return hash_file(find_vdvae(path))
+
+
+def _remedy() -> str:
+    return f"Download {URL} ({SIZE}) and give its path: {FIELD}=/path/to/{FILE}."
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, on the CPU."""
+    try:
+        with torch.inference_mode(False):
+            found: Any = (
+                load_file(file)
+                if file.suffix == ".safetensors"
+                else torch.load(file, map_location="cpu", weights_only=True)
+            )
+    except Exception as error:  # pickle, zip, OS and plain errors of two libraries, which differ by version
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{FIELD}={file} cannot be read as tensors alone ({reason}) Files that would run code when opened are "
+            f"refused. {_remedy()}"
+        ) from error
+    if not isinstance(found, dict) or not all(_is_weight(*item) for item in found.items()):
+        raise UserError(f"{FIELD}={file} holds no plain table of floating-point tensors by name. {_remedy()}")
+    return found
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    wrapped = all(name.startswith(PREFIX) for name in state)
+    return {name.removeprefix(PREFIX): value for name, value in state.items()} if wrapped else state
+
+
+def _check(file: Path, state: dict[str, Tensor], model: Vdvae) -> None:
+    """Refuse tensors that are not exactly those of the network."""
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = [f"{n} {found[n]} instead of {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
+    problems = {
+        "missing": [name for name in wanted if name not in found],
+        "not expected": [name for name in found if name not in wanted],
+        "of another shape": wrong,
+    }
+    told = [f"{len(names)} {what} ({_first(names)})" for what, names in problems.items() if names]
+    if told:
+        n_numbers = sum(value.numel() for value in model.state_dict().values())
+        raise UserError(
+            f"{FIELD}={file} does not fit: {'; '.join(told)}. Expected are {len(wanted)} tensors of {n_numbers:,} "
+            f"numbers. {_remedy()}"
+        )
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")

@@ -1,0 +1,160 @@
+"""A target store while it is being filled: laid out in full at once, filled by rows, named when it is whole.
+
+The unfinished file lies beside the final one as `<name>.partial`. A killed process never leaves a broken HDF5 structure
+behind, only rows that are not yet marked as done.
+Shapes: N images, P numbers per image.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.data.prepared import Stimuli
+from nd.errors import UserError
+from nd.files import allocate
+from nd.targets.base import Extractor
+from nd.targets.guards import check_features
+from nd.targets.reference import check_drift, reference_features, versions
+from nd.targets.store import details_of, store_fingerprint
+
+log = logging.getLogger(__name__)
+
+CHECK_ROWS = 256  # rows compared at a time when a filled store is checked
+
+
+@dataclass(frozen=True)
+class Job:
+    """One store that is wanted: what computes it, where it lies, its storage type, the networks' arithmetic."""
+
+    extractor: Extractor
+    path: Path
+    dtype: str = "float32"
+    precision: str = "float32"
+
+    def details(self, stimuli: Stimuli) -> dict[str, Any]:
+        """Everything the stored values depend on."""
+        return details_of(self.extractor, stimuli.hash, self.dtype, self.precision)
+
+
+class Unfinished:
+    """The partial file of one job, open for writing."""
+
+    def __init__(self, job: Job, stimuli: Stimuli) -> None:
+        """Open what an interrupted run left, or a new file.
+
+        UserError: too little room, another process at work on it, or, where an interrupted run is gone on with, features
+        of the reference pictures that are no longer the same.
+        """
+        self.job, self.path = job, job.path.with_name(f"{job.path.name}.partial")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self._open(stimuli)
+        self.left: NDArray[np.intp] = np.flatnonzero(self.file["done"][()] == 0)
+
+    def write(self, rows: NDArray[np.intp], ids: NDArray[Any], features: NDArray[np.float32]) -> None:
+        """Store the features (B, *shape) of some rows, and mark them as done once they are written."""
+        check_features(self.job.extractor.name, features, ids)
+        with np.errstate(over="ignore"):  # reported below
+            stored = features.reshape(len(rows), -1).astype(self.file["features"].dtype)
+        if not np.isfinite(stored).all():
+            raise UserError(
+                f"the features {self.job.extractor.name!r} overflow target.dtype={self.job.dtype}: the largest is "
+                f"{np.abs(features).max():.3g}. Use target.dtype=float32."
+            )
+        self.file["features"][rows] = stored
+        self.file.flush()
+        self.file["done"][rows] = 1
+        self.file.flush()
+
+    def finish(self) -> None:
+        """Give the store its final name. Features that are the same for every image are a UserError instead."""
+        features, first = self.file["features"], self.file["features"][0]
+        starts = range(0, len(features), CHECK_ROWS)
+        varies = any((features[start : start + CHECK_ROWS] != first).any() for start in starts)
+        n_images = len(features)
+        self.close()
+        if varies or n_images < 2:
+            self.path.replace(self.job.path)
+            return
+        self.path.unlink()
+        raise UserError(
+            f"the features {self.job.extractor.name!r} are the same for all {n_images} images; nothing can be decoded "
+            "from them. Are the weights (backbone.weights, backbone.image_tower) trained and whole?"
+        )
+
+    def close(self) -> None:
+        """Close the file; what is finished stays."""
+        if self.file:
+            self.file.close()
+
+    def _open(self, stimuli: Stimuli) -> h5py.File:
+        details = self.job.details(stimuli)
+        handle = self._left_behind(store_fingerprint(details))
+        reference_4P = reference_features(self.job.extractor, stimuli.shape[0])
+        if handle is None:
+            _check_space(self.path, self.job, stimuli)
+            return _create(self.path, self.job, stimuli, details, reference_4P)
+        try:
+            made_with = json.loads(handle.attrs["versions"])
+            check_drift(str(self.path), handle["reference"][()], reference_4P, self.job.precision, made_with)
+        except UserError:
+            handle.close()
+            raise
+        return handle
+
+    def _left_behind(self, fingerprint: str) -> h5py.File | None:
+        """The file of an interrupted run of the same settings."""
+        if not self.path.exists():
+            return None
+        try:
+            handle = h5py.File(self.path, "r+")
+            if handle.attrs.get("fingerprint") == fingerprint and "done" in handle:
+                return handle
+            handle.close()
+        except BlockingIOError:
+            raise UserError(f"another process is writing {self.path}. Wait for it, or stop it and run again.") from None
+        except OSError:
+            log.warning("%s was left unreadable by an interrupted run; starting it again", self.path)
+        self.path.unlink()
+        return None
+
+
+def _check_space(path: Path, job: Job, stimuli: Stimuli) -> None:
+    needed = len(stimuli.image_id) * int(np.prod(job.extractor.shape)) * np.dtype(job.dtype).itemsize
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(
+            f"target {job.extractor.name!r} needs {needed / 1e9:.2f} GB at {path.parent}, but only {free / 1e9:.2f} GB "
+            "are free. Free some space, choose another paths.cache, or store halves with target.dtype=float16."
+        )
+
+
+def _create(
+    path: Path, job: Job, stimuli: Stimuli, details: dict[str, Any], reference_4P: NDArray[np.float32]
+) -> h5py.File:
+    shape = tuple(int(side) for side in job.extractor.shape)
+    n_images = len(stimuli.image_id)
+    handle = h5py.File(path, "w")
+    allocate(handle, "features", (n_images, int(np.prod(shape))), np.dtype(job.dtype))
+    allocate(handle, "done", (n_images,), np.dtype(np.uint8))[:] = 0
+    handle.create_dataset("image_id", data=stimuli.image_id)
+    handle.create_dataset("reference", data=reference_4P)
+    handle.attrs.update(
+        {
+            "target": job.extractor.name,
+            "shape": json.dumps(shape),
+            "fingerprint": store_fingerprint(details),
+            "details": json.dumps(details, sort_keys=True),
+            "versions": json.dumps(versions(), sort_keys=True),
+        }
+    )
+    handle.flush()
+    return handle
