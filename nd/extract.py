@@ -16,6 +16,7 @@ from nd.config import verb
 from nd.schema import Config
 
 if TYPE_CHECKING:
+    from nd.backbone.loading import Backbone
     from nd.data.prepared import Stimuli
     from nd.targets.unfinished import Job
 
@@ -43,14 +44,15 @@ def extract(cfg: Config) -> list[Path]:
             check_once(job, stimuli)
             print(f"target {job.extractor.name} is already extracted at {job.path}; nothing to do")
         else:
-            report(cfg, job, computed[job.extractor.name], time.monotonic() - begun)
+            report(cfg, job, backbone, computed[job.extractor.name], time.monotonic() - begun)
     return [job.path for job in jobs]
 
 
-def report(cfg: Config, job: Job, n_images: int, seconds: float) -> None:
+def report(cfg: Config, job: Job, backbone: Backbone, n_images: int, seconds: float) -> None:
     """Write beside a new store what it was made from, by what and for how long, and say where it is."""
     import json
 
+    from nd.backbone.weights import PARTS
     from nd.files import open_h5, write_json
     from nd.results.manifest import git_state, peak_memory_mb, versions
 
@@ -63,6 +65,7 @@ def report(cfg: Config, job: Job, n_images: int, seconds: float) -> None:
         "git": git_state(),
         "packages": versions(),
     }
+    manifest["weights"] = {part: backbone.origin_of(part) for part in (*PARTS, "tower") if part in made_from}
     manifest |= {"peak_memory_mb": peak_memory_mb(), "images_computed": n_images, "seconds": round(seconds, 3)}
     write_json(
         job.path.with_suffix(".json"), {**manifest, "device": surroundings()["device"], "checked_with": surroundings()}

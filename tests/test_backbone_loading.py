@@ -19,6 +19,7 @@ from torch.nn import functional
 from nd.backbone import image_tower
 from nd.backbone.loading import Backbone, load_backbone, pick_device
 from nd.backbone.tower import BlockFeatures, preprocess
+from nd.backbone.weights import fetch, revision_of
 from nd.errors import UserError
 from nd.schema import BackboneConfig
 
@@ -291,3 +292,21 @@ def test_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="PyTorch sees no GPU"):
         pick_device("gpu")
     assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_a_revision_can_be_pinned_and_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[tuple[str, str | None]] = []
+    snapshot = tmp_path / "models--someone--model" / "snapshots" / "abc123"
+
+    def download(name: str, revision: str | None = None, **options: Any) -> str:
+        asked.append((name, revision))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for given, wanted in (("someone/model@abc123", "abc123"), ("someone/model", None)):
+        assert fetch(given, ["*"], "") == snapshot
+        assert asked[-1] == ("someone/model", wanted)
+    assert revision_of(snapshot / "vae") == "abc123"
+    assert revision_of(tmp_path / "folder") == ""

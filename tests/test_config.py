@@ -399,7 +399,11 @@ def test_mistakes_in_a_table_are_found_before_it_runs(tmp_path: Path) -> None:
         ("run", ["method=vae", "guidance.kappa=3"], "guidance.kappa has no effect: generator vae is not guided"),
         ("run", ["method=ridge_pixels", "method.steps=9"], "method.steps has no effect"),
         ("run", ["guidance.eta=.01"], "guidance has no effect: int(steps run * eta) is 0 guided steps"),
-        ("train", ["target=z", "target.layers=[1,2,3,4,5,6]"], "target.layers has no effect: it belongs to target g, not z"),
+        (
+            "train",
+            ["target=z", "target.layers=[1,2,3,4,5,6]"],
+            "target.layers has no effect: it belongs to target g, not z",
+        ),
         ("prepare", ["data=digits69", "data.n_test=3"], "data.n_test has no effect"),
         ("run", ["logger.project=mine"], "logger.project has no effect: logger is none"),
         ("run", ["method=mean_image", "control=shuffled_voxels"], "control has no effect"),

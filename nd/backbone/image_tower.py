@@ -35,9 +35,14 @@ def load_clip(spec: str) -> Any:
     return _create(spec, model, pretrained=str(_tag_file(spec)), force_quick_gelu=bool(settings.get("quick_gelu")))
 
 
+def tower_folder(spec: str) -> Path:
+    """Where the tower's files lie, fetched first where need be."""
+    return _folder(spec) or _tag_file(spec).parent
+
+
 def tower_hash(spec: str) -> str:
-    """12 hexadecimal digits of the tower's files, fetched first where need be."""
-    return hash_folder(_folder(spec) or _tag_file(spec).parent)
+    """12 hexadecimal digits of the tower's files."""
+    return hash_folder(tower_folder(spec))
 
 
 def _folder(spec: str) -> Path | None:

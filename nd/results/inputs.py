@@ -16,7 +16,13 @@ from nd.schema import Config
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt", ".bin", ".pt")
 DIFFUSION_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
-TARGET_PARTS = {"z": ("vae",), "c": ("text_encoder", "tokenizer"), "g": ("image_tower",), "pixels": ()}
+TARGET_PARTS: dict[str, tuple[str, ...]] = {
+    "z": ("vae",),
+    "z40": ("vae",),
+    "c": ("text_encoder", "tokenizer"),
+    "g": ("image_tower",),
+}
+OWN_WEIGHTS = {"clip_vision": "clip", "clip_text": "clip", "clip_image": "clip", "vdvae": "vdvae"}  # field of target
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 
 
@@ -31,7 +37,7 @@ def weights_folder(weights: str) -> Path | None:
 def _parts(verb: str, cfg: Config) -> tuple[str, ...]:
     """Return the parts of the backbone that a verb's output depends on, as folders of its weights."""
     if verb == "train":
-        return TARGET_PARTS.get(cfg.target.name, DIFFUSION_PARTS)
+        return TARGET_PARTS.get(cfg.target.name, ())
     if verb == "reconstruct" and cfg.method.generator == "vae":
         return ("vae",)
     if verb == "reconstruct" and cfg.method.generator == "guided_diffusion":
@@ -45,6 +51,11 @@ def _weight_files(verb: str, cfg: Config) -> list[Path]:
     tower = weights_folder(cfg.backbone.image_tower)
     folders |= {"image_tower": tower} if tower else {}
     wanted = [folders[part] for part in _parts(verb, cfg) if part in folders]
+    if verb == "train" and cfg.target.name in OWN_WEIGHTS:
+        given = Path(getattr(cfg.target, OWN_WEIGHTS[cfg.target.name])).expanduser()
+        wanted += [given] if given.is_dir() else []
+        if given.is_file():
+            return [given]
     return sorted(path for folder in wanted for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES)
 
 

@@ -70,7 +70,7 @@ class BackboneConfig:
     name: str = opt("scenes", "backbone")
     weights: str = opt(
         "package://scenes",
-        "diffusers folder: hub id, local folder, or package://<name> for shipped weights",
+        "diffusers folder: hub id (with @<revision> to pin one), local folder, or package://<name> for shipped weights",
         identity=False,
     )
     image_tower: str = opt(

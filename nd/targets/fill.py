@@ -130,7 +130,7 @@ def _batches(
     for k, store in enumerate(stores):
         lacks_SN[k, store.left] = True
     for pattern in np.unique(lacks_SN.T, axis=0):
-        rows = np.flatnonzero((lacks_SN.T == pattern).all(axis=1)) if pattern.any() else np.array([], np.intp)
+        rows = np.flatnonzero((pattern == lacks_SN.T).all(axis=1)) if pattern.any() else np.array([], np.intp)
         lacking = [store for store, lacks in zip(stores, pattern, strict=True) if lacks]
         for start in range(0, len(rows), batch_size):
             yield lacking, rows[start : start + batch_size]

@@ -14,6 +14,7 @@ from nd.targets.pixels import Pixels
 from nd.targets.text_condition import TextCondition
 from nd.targets.tower_features import TowerFeatures
 from nd.targets.vae_latent import VaeLatent
+from nd.targets.vdvae import VdvaeLatents
 
 EXTRACTORS: dict[str, Callable[[Config, Backbone], Extractor]] = {
     "z": lambda cfg, backbone: VaeLatent(backbone),
@@ -23,6 +24,7 @@ EXTRACTORS: dict[str, Callable[[Config, Backbone], Extractor]] = {
     "clip_text": lambda cfg, backbone: ClipText(clip_of(cfg.target, backbone), cfg.target.max_captions),
     "clip_image": lambda cfg, backbone: ClipImage(vision_pass(cfg.target, backbone)),
     "pixels": lambda cfg, backbone: Pixels(cfg.data.image_size),
+    "vdvae": lambda cfg, backbone: VdvaeLatents(backbone, cfg.target),
 }
 
 

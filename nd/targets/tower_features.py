@@ -12,10 +12,46 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nd.backbone.loading import Backbone
 from nd.backbone.tower import BlockFeatures
 from nd.targets.base import Items, Needs, library
+
+
+class TowerPass:
+    """Pictures through the first blocks of the image tower: what `Items.once` runs, once for all targets that need it.
+
+    Pictures pass through the backbone's own size first, so that they are what guidance sees: decoded pictures.
+    """
+
+    def __init__(self, backbone: Backbone, layers: Sequence[int]) -> None:
+        self.backbone, self.layers = backbone, list(layers)
+
+    @cached_property
+    def blocks(self) -> BlockFeatures:
+        """The truncated tower."""
+        return BlockFeatures(self.backbone.tower, self.layers)
+
+    def __call__(self, items: Items) -> list[Tensor]:
+        """Features (B, T, D) of each layer, in the order of `layers`."""
+        with torch.inference_mode():
+            return self.blocks(self.backbone.tower_input(self.backbone.to_float(items.images)))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Weights, layers and preprocessing."""
+        config = self.backbone.config
+        return {
+            "layers": self.layers,
+            "image_size": config.image_size,
+            "tower_size": config.tower_size,
+            "filter": config.tower_filter,
+            "antialias": config.tower_antialias,
+            "mean": list(config.tower_mean),
+            "std": list(config.tower_std),
+            "tower": self.backbone.hash_of("tower"),
+            "library": library("open_clip_torch"),
+        }
 
 
 class TowerFeatures:
@@ -24,39 +60,25 @@ class TowerFeatures:
     name = "g"
     needs: Needs = "images"
 
-    def __init__(self, backbone: Backbone, layers: Sequence[int]) -> None:
-        self.backbone, self.layers = backbone, list(layers)
-
-    @cached_property
-    def features(self) -> BlockFeatures:
-        """The truncated tower."""
-        return BlockFeatures(self.backbone.tower, self.layers)
+    def __init__(self, forward: TowerPass) -> None:
+        self.forward = forward
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(L, T, D)."""
-        return self.features.shape
+        return self.forward.blocks.shape
 
     def fingerprint(self) -> dict[str, Any]:
         """Weights, layers and preprocessing."""
-        config = self.backbone.config
-        return {
-            "target": "g",
-            "rule": "mlp.c_proj before the residual, bilinear antialiased resize",
-            "layers": self.layers,
-            "image_size": config.image_size,
-            "tower_size": config.tower_size,
-            "mean": list(config.tower_mean),
-            "std": list(config.tower_std),
-            "tower": self.backbone.hash_of("tower"),
-            "library": library("open_clip_torch"),
-        }
+        rule = "mlp.c_proj before the residual; bilinear, antialiased to image_size, then by the filter to tower_size"
+        return {"target": "g", "rule": rule} | self.forward.fingerprint()
 
     def __call__(self, items: Items) -> NDArray[np.float32]:
-        """Features (B, L, T, D) float32.
-
-        Pictures pass through the backbone's own size first, so that they are what guidance sees: decoded pictures.
-        """
+        """Features (B, L, T, D) float32."""
         with torch.inference_mode():
-            seen = self.backbone.tower_input(self.backbone.to_float(items.images))
-            return torch.stack(self.features(seen), dim=1).float().cpu().numpy()
+            return torch.stack(items.once(self.forward), dim=1).float().cpu().numpy()
+
+
+def tower_pass(backbone: Backbone, layers: Sequence[int]) -> TowerPass:
+    """The pass through these blocks, one for all targets of a backbone."""
+    return backbone.shared(("tower pass", *layers), lambda: TowerPass(backbone, layers))

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nd.backbone.loading import DTYPES, Backbone
 from nd.backbone.vdvae.model import Vdvae
 from nd.backbone.vdvae.shape import IMAGENET64, VdvaeShape
 from nd.backbone.weights import hash_file
@@ -46,7 +47,18 @@ def load_vdvae(
             model = Vdvae(shape)
         _check(file, state, model)
         model.load_state_dict(state, strict=True, assign=True)
-        return model.to(device, dtype).requires_grad_(False).eval()
+        model = model.to(device, dtype).requires_grad_(False).eval()
+        # A quarter faster on CPUs; the convolutions hand the layout on.
+        return model.to(memory_format=torch.channels_last) if torch.device(device).type == "cpu" else model
+
+
+def vdvae_of(backbone: Backbone, path: str, precision: str, shape: VdvaeShape = IMAGENET64) -> Vdvae:
+    """The network of `load_vdvae` on a backbone's device, loaded once for all who ask this backbone for it.
+
+    precision: 'float32', 'bfloat16' or 'float16'.
+    """
+    key = ("vdvae", path, precision, shape)
+    return backbone.shared(key, lambda: load_vdvae(path, shape, backbone.device, DTYPES[precision]))
 
 
 def find_vdvae(path: str | Path) -> Path:

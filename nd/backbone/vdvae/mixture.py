@@ -53,9 +53,7 @@ def _split(described: Tensor) -> tuple[Tensor, Tensor]:
     batch, n_channels, height, width = described.shape
     n_mixtures = n_channels // (1 + 3 * COLOURS)
     described = described.float()
-    return described[:, :n_mixtures], described[:, n_mixtures:].reshape(
-        batch, COLOURS, 3 * n_mixtures, height, width
-    )
+    return described[:, :n_mixtures], described[:, n_mixtures:].reshape(batch, COLOURS, 3 * n_mixtures, height, width)
 
 
 def _component(triples: Tensor, chosen_BHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -80,7 +80,9 @@ class VdvaeShape:
         """
         n_all = len(self.decoder_blocks)
         if n_layers is not None and not 1 <= n_layers <= n_all:
-            raise UserError(f"target.vdvae_layers={n_layers}: the model has {n_all} layers; give a number in 1..{n_all}.")
+            raise UserError(
+                f"target.vdvae_layers={n_layers}: the model has {n_all} layers; give a number in 1..{n_all}."
+            )
         return [(self.zdim, b.resolution, b.resolution) for b in self.decoder_blocks[:n_layers]]
 
     def n_numbers(self, n_layers: int | None = None) -> int:
