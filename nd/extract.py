@@ -1,9 +1,10 @@
 """`nd extract`: the features of one target for all stimuli, into the store that every method shares.
 
 `target=all` extracts every target of the method in one pass over the stimuli. Writes
-`<paths.cache>/targets/<data>-<target>-<fingerprint>.h5` and its record beside it as JSON. An interrupted extraction goes
-on from its last finished batch. Of a finished store, the features of four fixed pictures are computed again wherever
-packages or machine are not those it was made or last checked with; other values are an error that says what changed.
+`<paths.cache>/targets/<data>-<target>-<fingerprint>.h5` and its record beside it as JSON. An interrupted extraction
+goes on from its last finished batch. Of a finished store, the features of four fixed pictures are computed again
+wherever packages or machine are not those it was made or last checked with; other values are an error that says what
+changed.
 """
 
 from __future__ import annotations

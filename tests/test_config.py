@@ -402,7 +402,7 @@ def test_mistakes_in_a_table_are_found_before_it_runs(tmp_path: Path) -> None:
         (
             "train",
             ["target=z", "target.layers=[1,2,3,4,5,6]"],
-            "target.layers has no effect: it belongs to target g, not z",
+            "target.layers has no effect: it belongs to target g",
         ),
         ("prepare", ["data=digits69", "data.n_test=3"], "data.n_test has no effect"),
         ("run", ["logger.project=mine"], "logger.project has no effect: logger is none"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -101,3 +102,26 @@ def test_every_experiment_runs_small(experiment: str, tmp_path: Path, digits69_f
         assert done.returncode == 0, f"nd {verb}: {done.stdout}\n{done.stderr}"
     written = {path.name for path in tmp_path.rglob("results/*")}
     assert {f"{experiment}.{suffix}" for suffix in ("md", "csv", "tex", "html", "png")} <= written
+
+
+@pytest.mark.slow
+def test_scenes_read_from_nsds_forms_gives_the_same_scores(tmp_path: Path) -> None:
+    """One subject, as it is prepared and read back from both trees: the same chain, the same scores.
+
+    MindEye2's betas are the voxels bit for bit; NSD's int16 betas move them by less than 1e-3.
+    """
+    row = ["run", "experiment=scenes", "debug=fast", "table=", "method=vae", "trainer.progress=false"]
+    for layout in ("nsd", "mindeye2"):
+        done = nd("prepare", "data=scenes", f"layout={layout}", "debug=fast", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    scores: dict[str, dict[str, float]] = {}
+    for data in ("scenes", "scenes_nsd", "scenes_mindeye2"):
+        done = nd(*row, f"data={data}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (path,) = tmp_path.rglob(f"evaluate/{data}-subj01-*/scores.json")
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        assert summary["simulated"] is True
+        scores[data] = {name: score["mean"] for name, score in summary["metrics"].items()}
+    assert scores["scenes_mindeye2"] == pytest.approx(scores["scenes"], abs=1e-6)
+    assert scores["scenes_nsd"] == pytest.approx(scores["scenes"], abs=0.01)
+    assert scores["scenes"]["pixcorr"] > 0.05

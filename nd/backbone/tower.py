@@ -21,8 +21,8 @@ PLAIN_BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
 def resize(images_B3HW: Tensor, size: int, method: str = "bilinear", *, antialias: bool = True) -> Tensor:
     """Resize pictures to `size` x `size`; untouched when they already have that size. Differentiable.
 
-    Library defaults for filter and antialiasing differ between libraries and their versions; targets and guidance must
-    see the same pictures, so both are said here. A bicubic filter overshoots a little beyond [0, 1]; nothing is clamped.
+    Defaults for filter and antialiasing differ between libraries and their versions; targets and guidance must see the
+    same pictures, so both are said here. A bicubic filter overshoots a little beyond [0, 1]; nothing is clamped.
 
     Raises:
         UserError: a method that is neither 'bilinear' nor 'bicubic'.

@@ -28,6 +28,19 @@ DECODER_TENSORS, UNET_TENSORS = 48, 220
 SESSION_COPIES = 4
 
 
+# Targets of the same size whatever the configuration: CLIP ViT-L/14's tokens, the 64 px edge map, the 8 x 8 mosaic.
+FIXED_NUMBERS = {
+    "clip_vision": 257 * 768,
+    "clip_text": 77 * 768,
+    "clip_image": 768,
+    "edge": 64 * 64,
+    "colour": 8 * 8 * 3,
+}
+# Numbers of each of VDVAE's 75 latents: 16 channels at the resolution of its block.
+VDVAE_BLOCKS = ((1, 2), (4, 4), (8, 8), (16, 16), (32, 32), (64, 13))
+VDVAE_LATENTS = [16 * side**2 for side, n_blocks in VDVAE_BLOCKS for _ in range(n_blocks)]
+
+
 @dataclass(frozen=True)
 class Memory:
     """What the largest steps hold, in bytes.
@@ -77,9 +90,12 @@ def target_numbers(cfg: Config) -> dict[str, int]:
     side = cfg.backbone.image_size // 2 ** (len(vae["block_out_channels"]) - 1)
     known = {
         "z": vae["latent_channels"] * side**2,
-        "c": text["hidden_size"] * text["max_position_embeddings"],
+        "c": text["hidden_size"] * (cfg.target.tokens or text["max_position_embeddings"]),
         "g": _tower_numbers(cfg),
         "pixels": 3 * cfg.data.image_size**2,
+        "z40": vae["latent_channels"] * (5 * side // 8) ** 2,
+        "vdvae": sum(VDVAE_LATENTS[: cfg.target.vdvae_layers]),
+        **FIXED_NUMBERS,
     }
     return {name: known[name] for name in cfg.method.targets if name in known} if reads_targets(cfg) else {}
 

@@ -38,8 +38,8 @@ def extract_to_stores(
         Number of images computed now, by target.
 
     Raises:
-        UserError: pictures that are saturated, features that are not finite or do not vary, a full disk, another process
-            writing the same store, or a file that belongs to other settings.
+        UserError: pictures that are saturated, features that are not finite or do not vary, a full disk, another
+            process writing the same store, or a file that belongs to other settings.
     """
     wanted = [job for job in jobs if not is_finished(job, stimuli)]
     computed = {job.extractor.name: 0 for job in jobs}

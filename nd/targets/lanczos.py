@@ -23,7 +23,7 @@ def lanczos(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     resized = np.empty((len(images), size, size, 3), np.uint8)
 
     def fill(row: int) -> None:
-        resized[row] = Image.fromarray(images[row]).resize((size, size), Image.Resampling.LANCZOS)
+        resized[row] = np.asarray(Image.fromarray(images[row]).resize((size, size), Image.Resampling.LANCZOS))
 
     # Pillow lets go of the interpreter while it filters, so threads share the work.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -88,6 +88,7 @@ def check_drift(
     cause = f"Since then: {', '.join(changed)}." if changed else "No version of a package changed; did the machine?"
     raise UserError(
         f"{what}: four reference pictures have other features now than when it was made, by {found:.1%} (tolerance "
-        f"{TOLERANCE[precision]:.1%}), though weights and settings are the same. {cause} Decoders trained on this store "
-        "do not fit features made now: go back to the former versions, or remove the store and everything made from it."
+        f"{TOLERANCE[precision]:.1%}), though weights and settings are the same. {cause} Decoders trained on this "
+        "store do not fit features made now: go back to the former versions, or remove the store and everything made "
+        "from it."
     )

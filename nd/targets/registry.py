@@ -10,16 +10,21 @@ from nd.errors import unknown
 from nd.schema import Config
 from nd.targets.base import Extractor
 from nd.targets.clip_features import ClipImage, ClipText, ClipVision, clip_of, vision_pass
+from nd.targets.colour import ColourMosaic
+from nd.targets.edge import EdgeMap
 from nd.targets.pixels import Pixels
 from nd.targets.text_condition import TextCondition
-from nd.targets.tower_features import TowerFeatures
-from nd.targets.vae_latent import VaeLatent
+from nd.targets.tower_features import TowerFeatures, tower_pass
+from nd.targets.vae_latent import SmallLatent, VaeLatent
 from nd.targets.vdvae import VdvaeLatents
 
 EXTRACTORS: dict[str, Callable[[Config, Backbone], Extractor]] = {
-    "z": lambda cfg, backbone: VaeLatent(backbone),
+    "z": lambda cfg, backbone: VaeLatent(backbone, cfg.target.picture, cfg.target.posterior),
     "c": lambda cfg, backbone: TextCondition(backbone, cfg.target.max_captions, cfg.target.tokens),
-    "g": lambda cfg, backbone: TowerFeatures(backbone, cfg.target.layers),
+    "g": lambda cfg, backbone: TowerFeatures(tower_pass(backbone, cfg.target.layers)),
+    "z40": lambda cfg, backbone: SmallLatent(backbone, cfg.target.posterior),
+    "edge": lambda cfg, backbone: EdgeMap(),
+    "colour": lambda cfg, backbone: ColourMosaic(),
     "clip_vision": lambda cfg, backbone: ClipVision(vision_pass(cfg.target, backbone)),
     "clip_text": lambda cfg, backbone: ClipText(clip_of(cfg.target, backbone), cfg.target.max_captions),
     "clip_image": lambda cfg, backbone: ClipImage(vision_pass(cfg.target, backbone)),

@@ -41,8 +41,9 @@ class VaeLatent:
 
     Three ways lead there (`target.picture`). ``direct`` resizes once, antialiased. ``lanczos`` is the released
     extraction: HaoyyLi/NeuralDiffuser@9286cad:src/feature_extraction/img2feat_sd_pipe.py, Pillow's Lanczos from 425 to
-    512 px, posterior=sample there. ``via224`` is what the released mapper of z is trained on (train_z.py:571-572, mode):
-    224-px pictures in half precision, enlarged to 512 px. How those came to 224 px is not said; here antialiased.
+    512 px, posterior=sample there. ``via224`` is what the released mapper of z is trained on (src/train_z.py:571-572,
+    posterior=mode): 224-px pictures in half precision, enlarged to 512 px. How those came to 224 px is not said; here
+    bilinear and antialiased.
     """
 
     name = "z"
@@ -86,7 +87,7 @@ class VaeLatent:
 
 
 class SmallLatent:
-    """The latent of a smaller picture, target of Takagi and Nishimoto (CVPR 2023): (4, 40, 40) of Stable Diffusion's VAE.
+    """The latent of a smaller picture, a target of Takagi and Nishimoto (CVPR 2023): (4, 40, 40) in Stable Diffusion.
 
     Pillow's Lanczos to 320 px, [-1, 1], posterior sample times scaling factor: yu-takagi/StableDiffusionReconstruction
     @e187d4b:codes/utils/img2feat_sd.py:35-42,107-127 (posterior=sample). 320 is 5/8 of 512; with other backbones the

@@ -43,7 +43,7 @@ class VdvaeLatents:
     needs: Needs = "images"
 
     def __init__(self, backbone: Backbone, target: TargetConfig, network: VdvaeShape = IMAGENET64) -> None:
-        """backbone: its device is used, and it keeps the network; target: `vdvae`, `vdvae_layers`, `posterior` and `precision` are used."""
+        """backbone: gives the device and keeps the network; target: its vdvae, vdvae_layers, posterior, precision."""
         self.backbone, self.target, self.network = backbone, target, network
 
     @property
