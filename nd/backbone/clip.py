@@ -30,14 +30,13 @@ NEEDS_OF_TOKENIZER = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # eith
 
 # Size of model.safetensors as listed on the hub.
 SIZES = {"openai/clip-vit-large-patch14": "1.7 GB, licence MIT"}
-USUAL_SIZE = "0.6 GB for ViT-B/32, 1.7 GB for ViT-L/14; read its licence there"
 
 
 class Clip:
     """The image and the text encoder of a transformers CLIPModel, frozen and in eval mode; nothing is read at first."""
 
     def __init__(self, source: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        """source: hub id or local folder (`target.clip`); dtype: arithmetic of the transformers."""
+        """source: hub id, '@<revision>' after it to pin one, or local folder (`target.clip`); dtype: of the arithmetic."""
         self.source, self.device, self.dtype = source, device, dtype
 
     # ---- files ---------------------------------------------------------------------------------------------------

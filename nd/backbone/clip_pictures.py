@@ -26,10 +26,10 @@ WEIGHT_BITS = 22  # fixed point of Pillow's filter weights: 32 bits less 8 of th
 def to_pixels(images: NDArray[np.uint8], size: int, device: torch.device) -> Tensor:
     """Bring pictures to CLIP's vision transformer: shorter side to `size` by Pillow's bicubic filter, centre crop.
 
-    Equal to transformers' CLIPImageProcessorPil, bit for bit up to the crop, on any device; CLIPImageProcessor, which
-    resizes with torchvision, is up to two grey levels away in one value of a hundred. Torch's own antialiased bicubic
-    filter on floats is not the same: Pillow rounds to bytes and clips after each direction, without which pictures of
-    425 px are up to 8 grey levels away, and pixel noise enlarged to 224 px up to 47.
+    The same numbers as transformers' CLIPImageProcessorPil on any device, for pictures at most twice as tall as wide
+    (newer Pillows shrink taller ones in the other order). CLIPImageProcessor, which resizes with torchvision, is one or
+    two grey levels away in one value of a hundred. Torch's antialiased bicubic filter on floats will not do: Pillow
+    rounds and clips to bytes after each direction. Without that, noise of 425 px comes out up to 8 grey levels away.
 
     Args:
         images: uint8 RGB (B, H, W, 3).

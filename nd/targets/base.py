@@ -51,8 +51,8 @@ class Items:
         """The result of a forward pass over this batch, computed when it is first asked for.
 
         ``forward`` is an object that the targets share and keep; two objects are two passes, whatever they compute.
-        It comes from `Backbone.shared`, as `nd.targets.clip_features.vision_pass` does. (A bound method would not do:
-        Python makes a new one each time it is looked up.)
+        They get it from `Backbone.shared` (see `nd.targets.clip_features.vision_pass`). A bound method would not do:
+        Python makes a new one each time it is looked up.
         """
         if id(forward) not in self._results:
             self._results[id(forward)] = forward(self)
