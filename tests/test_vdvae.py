@@ -53,10 +53,10 @@ def randomised(model: Vdvae, seed: int = 0) -> Vdvae:
 
 
 @pytest.fixture(autouse=True)
-def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Threads that wait for one another over a few numbers take a hundred times longer on a busy machine."""
     before = torch.get_num_threads()
-    torch.set_num_threads(before if request.node.get_closest_marker("slow") else 1)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

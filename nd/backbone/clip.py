@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nd.backbone.clip_pictures import to_pixels
-from nd.backbone.loading import read_module, reading
+from nd.backbone.reading import read_module, reading
 from nd.backbone.weights import OTHER_FILES, fetch, hash_file
 from nd.errors import UserError
 from nd.files import sha256_json
@@ -36,7 +36,7 @@ class Clip:
     """The image and the text encoder of a transformers CLIPModel, frozen and in eval mode; nothing is read at first."""
 
     def __init__(self, source: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        """source: hub id, '@<revision>' after it to pin one, or local folder (`target.clip`); dtype: of the arithmetic."""
+        """source: `target.clip`, a hub id (with '@<revision>' a certain one) or local folder; dtype: of arithmetic."""
         self.source, self.device, self.dtype = source, device, dtype
 
     # ---- files ---------------------------------------------------------------------------------------------------

