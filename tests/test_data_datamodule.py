@@ -233,7 +233,9 @@ def store(tmp_path: Path) -> TargetStore:
     with h5py.File(tmp_path / "x-t-0.h5", "w") as handle:
         handle["features"] = np.arange(N_IMAGES * 30_000, dtype=np.float32).reshape(N_IMAGES, -1)
         handle["image_id"] = np.arange(N_IMAGES, dtype=np.int32)
-        handle.attrs.update({"shape": json.dumps([300, 100]), "fingerprint": "0", "target": "t"})
+        handle["reference"] = np.zeros((4, 3), np.float32)
+        texts = {"fingerprint": "0", "target": "t", "details": "{}", "versions": "{}"}
+        handle.attrs.update({"shape": json.dumps([300, 100]), **texts})
     return TargetStore(tmp_path / "x-t-0.h5", allowed_ids=FOLD.seen)
 
 

@@ -25,7 +25,7 @@ from nd.backbone.vdvae.blocks import Block
 from nd.backbone.vdvae.loading import FILE, URL, load_vdvae, vdvae_of
 from nd.backbone.vdvae.model import Vdvae, normal_from, uniform_from
 from nd.backbone.vdvae.pictures import to_pixels
-from nd.backbone.vdvae.shape import IMAGENET64, VdvaeShape
+from nd.backbone.vdvae.shape import IMAGENET64, BlockShape, VdvaeShape
 from nd.errors import UserError
 from nd.generate.noise import noise_for
 from nd.schema import BackboneConfig, Config, TargetConfig
@@ -121,6 +121,10 @@ def test_latents_of_the_published_size() -> None:
     assert dims == [16] * 2 + [256] * 4 + [1024] * 8 + [4096] * 16 + [16384]
     assert IMAGENET64.n_numbers(31) == sum(dims) == 91_168
     assert IMAGENET64.n_numbers() == 1_451_040
+
+
+def test_small_resolutions_have_no_neighbours() -> None:
+    assert [BlockShape(side).kernel for side in (1, 2, 4, 64)] == [1, 1, 3, 3]
 
 
 @pytest.mark.parametrize("wrong", ["8y2", "8m4", "8x", "", "8x1,,4x1"])
@@ -460,10 +464,13 @@ def test_weights_round_trip(model: Vdvae, pixels: Tensor, tmp_path: Path, name: 
     torch.testing.assert_close(loaded(pixels)[0], model(pixels)[0])
 
 
-def test_weights_loaded_in_inference_mode_can_take_part_in_gradients(model: Vdvae, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_loaded_in_inference_mode_can_take_part_in_gradients(
+    model: Vdvae, tmp_path: Path, dtype: torch.dtype
+) -> None:
     torch.save(model.state_dict(), tmp_path / FILE)
     with torch.inference_mode():
-        loaded = load_vdvae(tmp_path / FILE, TINY)
+        loaded = load_vdvae(tmp_path / FILE, TINY, dtype=dtype)
     latent = torch.zeros(1, 3, 1, 1, requires_grad=True)
     loaded.decode([latent]).sum().backward()
     assert latent.grad is not None

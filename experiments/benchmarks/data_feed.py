@@ -119,7 +119,8 @@ def write_target_file(folder: Path, sizes: argparse.Namespace) -> Path:
     with h5py.File(folder / "noise-c-0.h5", "w") as handle:
         handle["image_id"] = np.arange(n_images, dtype=np.int32)
         shape = json.dumps([sizes.tokens, sizes.width])
-        handle.attrs.update({"shape": shape, "fingerprint": "noise", "target": "c"})
+        handle["reference"] = np.zeros((4, 1), np.float32)
+        handle.attrs.update({"shape": shape, "fingerprint": "noise", "target": "c", "details": "{}", "versions": "{}"})
         features = allocate(handle, "features", (n_images, size), np.dtype(np.float32))
         for rows, values in noise_blocks(n_images, size):
             features[rows] = values
