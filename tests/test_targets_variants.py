@@ -200,6 +200,20 @@ def test_networks_in_half_precision_give_float32_features_near_the_exact_ones(na
     assert 0 < np.linalg.norm(halved - exact) / np.linalg.norm(exact) < 0.03
 
 
+@pytest.mark.parametrize(("pixels", "sizes"), [(2 * IMAGE_SIZE**2, [2, 2, 1]), (7, [1] * 5), (1 << 16, [5])])
+def test_large_batches_pass_the_vae_in_parts(
+    pixels: int, sizes: list[int], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, seen = noisy(IMAGE_SIZE, n=5), []
+    expected = moments(backbone, as_floats(images))[0] * SCALING
+    monkeypatch.setattr("nd.backbone.loading.CPU_PIXELS", pixels)
+    handle = backbone.vae.encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    found = VaeLatent(backbone)(items(images))
+    handle.remove()
+    assert seen == sizes
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
 def test_lanczos_of_a_batch_is_pillows_and_leaves_fitting_pictures_alone() -> None:
     images = noisy(30, n=9)
     np.testing.assert_array_equal(lanczos(images, 17), pil_lanczos(images, 17))

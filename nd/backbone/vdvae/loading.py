@@ -11,14 +11,11 @@ from torch import Tensor
 
 from nd.backbone.loading import DTYPES, Backbone
 from nd.backbone.vdvae.model import Vdvae
-from nd.backbone.vdvae.shape import IMAGENET64, VdvaeShape
+from nd.backbone.vdvae.shape import FILE, IMAGENET64, SIZE, URL, VdvaeShape
 from nd.backbone.weights import hash_file
 from nd.errors import UserError
 
 FIELD = "target.vdvae"
-FILE = "imagenet64-iter-1600000-model-ema.th"
-URL = f"https://openaipublic.blob.core.windows.net/very-deep-vaes-assets/vdvae-assets-2/{FILE}"
-SIZE = "about 0.5 GB, licence MIT"
 PREFIX = "module."  # what PyTorch's wrapper for several devices puts before every name
 N_NAMED = 3  # tensors that a message names
 
@@ -87,9 +84,10 @@ def _read(file: Path) -> dict[str, Tensor]:
                 else torch.load(file, map_location="cpu", weights_only=True)
             )
     except Exception as error:  # pickle, zip, OS and plain errors of two libraries, which differ by version
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # The first sentence only: PyTorch goes on to say how to run the code after all.
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise UserError(
-            f"{FIELD}={file} cannot be read as tensors alone ({reason}) Files that would run code when opened are "
+            f"{FIELD}={file} cannot be read as tensors alone ({reason}). Files that would run code when opened are "
             f"refused. {_remedy()}"
         ) from error
     if not isinstance(found, dict) or not all(_is_weight(*item) for item in found.items()):

@@ -19,7 +19,7 @@ from nd.backbone.vdvae.shape import COLOURS, IMAGENET64, VdvaeShape
 from nd.errors import UserError
 
 # Mean and standard deviation of ImageNet's 64 px pictures, 0 to 255, over all colours together: the published model
-# was trained on (x - mean) / std (ozcelikfu/brain-diffuser:vdvae/model_utils.py:39-78).
+# was trained on (x - mean) / std (ozcelikfu/brain-diffuser@31d52c0:vdvae/model_utils.py:39-78).
 PIXEL_MEAN = 115.92961967
 PIXEL_STD = 69.37404
 

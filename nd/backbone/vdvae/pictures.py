@@ -17,7 +17,7 @@ def to_pixels(images_BHW3: NDArray[np.uint8], size: int) -> Tensor:
 
     Resized as bytes by PIL's bilinear filter, which widens when it shrinks (antialiasing) and rounds: that is what
     torchvision's resize does to a PIL image, by which the released code makes its pictures
-    (ozcelikfu/brain-diffuser:scripts/vdvae_extract_features.py).
+    (ozcelikfu/brain-diffuser@31d52c0:scripts/vdvae_extract_features.py).
     """
     wanted = (size, size)
     if images_BHW3.shape[1:3] != wanted:

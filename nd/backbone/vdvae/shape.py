@@ -91,6 +91,10 @@ class VdvaeShape:
 
 
 IMAGENET64 = VdvaeShape()
+# Its published weights; nothing is fetched from there by itself.
+FILE = "imagenet64-iter-1600000-model-ema.th"
+URL = f"https://openaipublic.blob.core.windows.net/very-deep-vaes-assets/vdvae-assets-2/{FILE}"
+SIZE = "about 0.5 GB, licence MIT"
 
 
 def _blocks(half: Literal["encoder", "decoder"], text: str, kinds: str) -> Iterator[BlockShape]:
