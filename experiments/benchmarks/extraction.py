@@ -1,14 +1,14 @@
 """How many pictures a second the targets z and g are extracted from: picture by picture, and in batches.
 
-    command   python experiments/benchmarks/extraction.py --threads 1
-    time      1 minute on a CPU core
+    command   python experiments/benchmarks/extraction.py
+    time      40 seconds on 2 CPU cores
     memory    1.2 GB
-    found     (a) 41, (b) 141, (c) 125 pictures/s on one core of a machine that was at work on other things too; (b) was
-              3.1 to 4.0 times as fast as (a). With two threads on those two busy cores both were slower, as threads wait
-              for one another at every step: 9 and 52 pictures/s
+    found     (a) 72, (b) 387, (c) 313 pictures/s: (b) is 5.3 times as fast as (a), 63% of the rate of matrix products.
+              One thread: 78, 231, 193, 3.0 times. Where other work keeps the cores busy two threads wait for one another
+              at every step and are slower than one (9, 52, 34): --threads 1 here, OMP_NUM_THREADS=1 for `nd`
     with a GPU: python experiments/benchmarks/extraction.py --device cuda --precision bfloat16
-              full-size Stable Diffusion VAE at 512 px and ViT-B/32, random weights; 1.3 GB in a temporary folder; tried
-              on a CPU alone (--weights full --images 6 --turns 1: 9 minutes, 8.2 GB)
+              full-size Stable Diffusion VAE at 512 px and ViT-B/32, random weights; 1.3 GB in a temporary folder. So far
+              run on a CPU alone: --weights full --images 6 --turns 1 --batch-size 3 (9 minutes, 8.2 GB)
 
 (a) restates the released loop: one picture at a time through Pillow's Lanczos, the VAE with a needless graph, a
 posterior sample, then the image tower through all of its blocks with hooks that are set again for each picture
@@ -30,8 +30,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +195,8 @@ def in_turns(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], asked: 
     n_layers, rates = len(cfg.target.layers), []
     for turn, part in enumerate([images[: asked.batch_size], *np.array_split(images, asked.turns)]):
         with as_released(backbone):
-            slow_s = seconds(lambda part=part: one_by_one(backbone, part, n_layers))
-        fast_s = seconds(lambda part=part: batched(backbone, cfg, part, asked.batch_size))
+            slow_s = seconds(one_by_one, backbone, part, n_layers)
+        fast_s = seconds(batched, backbone, cfg, part, asked.batch_size)
         if turn:
             rates.append((len(part) / slow_s, len(part) / fast_s))
     slow, fast = (statistics.harmonic_mean(values) for values in zip(*rates, strict=True))
@@ -219,24 +221,24 @@ def as_released(backbone: Backbone) -> Iterator[None]:
 
 def whole_verb(cfg: Config, n_images: int) -> dict[str, float]:
     """Pictures a second of `nd extract target=all`."""
-    return {"verb_per_s": n_images / seconds(lambda: extract(cfg))}
+    return {"verb_per_s": n_images / seconds(extract, cfg)}
 
 
 def parts(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], batch_size: int) -> dict[str, Any]:
     """Milliseconds a picture that each step of extraction takes, the median over the batches."""
-    stimuli, found = Stimuli(stimuli_path(cfg)), {}
+    stimuli, found = Stimuli(stimuli_path(cfg)), defaultdict(list)
     extractors = build_extractors(TARGETS, cfg, backbone)
     for start in range(0, len(images), batch_size):
         ids = np.arange(start, min(start + batch_size, len(images)))
         items = Items(ids.astype(np.int32), images[ids])
-        steps: dict[str, Callable[[], Any]] = {
-            "read pictures": lambda ids=ids: stimuli.images(ids),
-            "look at pictures": lambda items=items: check_pictures(items.images, items.ids),
-            "resize, to floats": lambda items=items: backbone.to_float(items.images),
+        steps: dict[str, tuple[Callable[..., Any], Any]] = {
+            "read pictures": (stimuli.images, ids),
+            "look at pictures": (partial(check_pictures, ids=ids), items.images),
+            "resize, to floats": (backbone.to_float, items.images),
+            **{extractor.name: (extractor, items) for extractor in extractors},
         }
-        steps |= {extractor.name: lambda e=extractor, items=items: e(items) for extractor in extractors}
-        for name, step in steps.items():
-            found.setdefault(name, []).append(1000 * seconds(step) / len(ids))
+        for name, (step, given) in steps.items():
+            found[name].append(1000 * seconds(step, given) / len(ids))
     return {"ms_per_picture": {name: statistics.median(values) for name, values in found.items()}}
 
 
@@ -253,13 +255,13 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
     """Operations a second of large matrix products, the best of ten."""
     side = MATMUL_SIDE[device]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / min(seconds(lambda: torch.mm(a, b)) for _ in range(10))
+    return 2 * side**3 / min(seconds(torch.mm, a, b) for _ in range(10))
 
 
-def seconds(work: Callable[[], Any]) -> float:
+def seconds(work: Callable[..., Any], *given: Any) -> float:
     """Wall time of some work, the device's share included."""
     begun = time.perf_counter()
-    work()
+    work(*given)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - begun
