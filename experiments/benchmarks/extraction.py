@@ -3,12 +3,12 @@
     command   python experiments/benchmarks/extraction.py
     time      40 seconds on 2 CPU cores
     memory    1.2 GB
-    found     (a) 72, (b) 387, (c) 313 pictures/s: (b) is 5.3 times as fast as (a), 63% of the rate of matrix products.
-              One thread: 78, 231, 193, 3.0 times. Where other work keeps the cores busy two threads wait for one another
-              at every step and are slower than one (9, 52, 34): --threads 1 here, OMP_NUM_THREADS=1 for `nd`
-    with a GPU: python experiments/benchmarks/extraction.py --device cuda --precision bfloat16
-              full-size Stable Diffusion VAE at 512 px and ViT-B/32, random weights; 1.3 GB in a temporary folder. So far
-              run on a CPU alone: --weights full --images 6 --turns 1 --batch-size 3 (9 minutes, 8.2 GB)
+    found     (a) 76, (b) 370, (c) 355 pictures/s: 4.9 times as fast, at 60% of the rate of matrix products. One thread:
+              78, 231 and 193, 3.0 times. Where other work keeps the cores busy, two threads wait for one another at
+              every step and are slower than one (9, 52 and 34): --threads 1 here, OMP_NUM_THREADS=1 for `nd`
+    GPU       python experiments/benchmarks/extraction.py --device cuda --precision bfloat16: full-size Stable Diffusion
+              VAE at 512 px and ViT-B/32, random weights, 1.3 GB in a temporary folder. So far run on a CPU alone, with
+              --weights full --images 6 --turns 1 --batch-size 3 (9 minutes, 8.2 GB)
 
 (a) restates the released loop: one picture at a time through Pillow's Lanczos, the VAE with a needless graph, a
 posterior sample, then the image tower through all of its blocks with hooks that are set again for each picture
