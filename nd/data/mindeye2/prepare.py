@@ -18,7 +18,8 @@ from nd.data.linked_stimuli import open_pictures, write_linked_stimuli
 from nd.data.mindeye2 import tree
 from nd.data.mindeye2.betas import check_constant, check_trials, open_betas, read_through
 from nd.data.mindeye2.rois import read_rois
-from nd.data.mindeye2.trials import Trials, read_trials, tars_of
+from nd.data.mindeye2.trials import read_trials, tars_of
+from nd.data.nsd.design import Trials
 from nd.data.nsd.tree import check_root, check_simulated
 from nd.data.pieces import Piece, Settings
 from nd.data.prepared import subject_path

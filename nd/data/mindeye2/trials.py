@@ -19,28 +19,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nd.data.mindeye2 import tree
-from nd.data.nsd.design import presentation
+from nd.data.nsd.design import Trials, presentation
 from nd.data.nsd.facts import N_IMAGES, TRIALS_PER_SESSION, person
 from nd.data.nsd.tree import simulated
 from nd.errors import UserError
 
 MEMBER = ".behav.npy"
 WHOLE = {tree.IMAGE: "image", tree.SESSION: "session", tree.GLOBAL_TRIAL: "trial"}  # columns of whole numbers
-
-
-@dataclass(frozen=True)
-class Trials:
-    """One subject's trials; number t belongs to row t of the betas.
-
-    image_id (T,) int32 0-based 73k id; session (T,) int32 0-based; repeat (T,) int32 0-based presentation number;
-    shared (T,) bool: of an image that every subject was to see; planned: sessions that the subject was scanned in.
-    """
-
-    image_id: NDArray[np.int32]
-    session: NDArray[np.int32]
-    repeat: NDArray[np.int32]
-    shared: NDArray[np.bool_]
-    planned: int
 
 
 @dataclass(frozen=True)
