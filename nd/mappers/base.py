@@ -6,6 +6,7 @@ Shapes: N images, V voxels, P numbers of a flattened target.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,18 +63,32 @@ class Mapper(Protocol):
     def scaler(self) -> Scaler:
         """How `predict` scales voxels, by statistics of the images fitted on."""
 
-    def fit(self, data: FoldData) -> None:
-        """Learn from one fold."""
+    @property
+    def kept(self) -> NDArray[np.bool_] | None:
+        """Columns (P,) that are predicted, where `keep` left some out; None: all of them."""
 
-    def predict(self, voxels_NV: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Predicted targets (N, P) float32 of responses as measured."""
+    def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
+        """Predicted targets (N, P) float32 of responses as measured.
 
-    def state(self) -> dict[str, NDArray[np.float32]]:
-        """Arrays that `predict` needs."""
+        image_ids: (N,) of the images, for mappers that draw random numbers; they are a function of the image.
+        """
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Arrays that `predict` needs; they may be memory maps."""
 
     def details(self) -> dict[str, Any]:
         """What was chosen and how well the validation images were predicted; plain JSON values.
 
         Holds `scores`: mean correlation over target dimensions, two-way identification of the validation images among
-        their predictions, and the unexplained share of the variance.
+        their predictions, top-1 retrieval among them in both directions, and the unexplained share of the variance.
+        """
+
+
+class LinearMapper(Mapper, Protocol):
+    """A mapper that is fitted in closed form, on one subject's mean responses."""
+
+    def fit(self, data: FoldData, scratch: Path | None = None) -> None:
+        """Learn from one fold.
+
+        scratch: folder for arrays too large for memory, kept until they are saved; by default all stays in memory.
         """

@@ -7,7 +7,6 @@ from nd.schema.config import (
     DebugConfig,
     GuidanceConfig,
     LoggerConfig,
-    MapperConfig,
     MethodConfig,
     PathsConfig,
     ProtocolConfig,
@@ -16,6 +15,7 @@ from nd.schema.config import (
 )
 from nd.schema.data import DataConfig
 from nd.schema.fields import opt
+from nd.schema.mapper import MapperConfig, NetworkConfig, TrainingConfig
 from nd.schema.target import TARGETS, TargetConfig
 
 __all__ = [
@@ -29,10 +29,12 @@ __all__ = [
     "LoggerConfig",
     "MapperConfig",
     "MethodConfig",
+    "NetworkConfig",
     "PathsConfig",
     "ProtocolConfig",
     "SubjectConfig",
     "TargetConfig",
     "TrainerConfig",
+    "TrainingConfig",
     "opt",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from nd.schema.data import DataConfig
 from nd.schema.fields import opt
+from nd.schema.mapper import MapperConfig, NetworkConfig, TrainingConfig
 from nd.schema.target import TARGETS, TargetConfig
 
 SCHEMA_VERSION = 1  # part of every run_id; raise it when the meaning of a field changes
@@ -22,6 +23,9 @@ class SubjectConfig:
 
     name: str = opt("subj01", "subject")
     roi: str = opt("all", "voxel mask: 'all' or the name of an ROI of the prepared file")
+    sessions: int = opt(
+        0, "first sessions whose training and validation trials are used; 0: all. Test images keep all their trials"
+    )
 
 
 @dataclass(kw_only=True)
@@ -40,27 +44,6 @@ class MethodConfig:
     strength: float = opt(0.75, "share of the schedule that is run: int(steps * strength) steps, in (0, 1]")
     cfg_scale: float = opt(7.5, "classifier-free guidance scale, >= 1")
     repeats: int = opt(5, "images sampled per stimulus, each from its own noise")
-
-
-@dataclass(kw_only=True)
-class MapperConfig:
-    """Voxels to one target."""
-
-    name: str = opt("ridge", "mapper", choices=("ridge",))
-    alphas: list[float] = opt(
-        [1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5],
-        "ridge penalties tried on the validation images; they add to the un-normalised Gram matrix",
-    )
-    rescale: str = opt(
-        "none",
-        "spread of the predictions: as fitted, or restored to that of the training targets",
-        choices=("none", "train"),
-    )
-    refit: bool = opt(True, "after alpha is chosen, fit again on training and validation images together")
-    folds: int = opt(0, "choose alpha over this many folds of the images fitted on; 0: on the validation images")
-    voxel_power: float = opt(
-        0.0, "weigh each voxel by the share of its variance that the target explains, to this power; 0: all alike"
-    )
 
 
 @dataclass(kw_only=True)
@@ -174,6 +157,8 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     mapper: MapperConfig = field(default_factory=MapperConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)

@@ -1,0 +1,72 @@
+"""Random numbers of a training step, the same whatever the number of processes and whatever ran before.
+
+A step draws for the samples of all processes, from a generator that (seed, epoch, step, what for) choose, and each
+process takes the rows of its own samples. Training on two processes, or resumed, then draws what one process would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+MASK_63 = (1 << 63) - 1
+
+
+def key_of(*words: int | str) -> int:
+    """A generator's seed from numbers and names; the same on every machine."""
+    key = 0
+    for word in words:
+        part = crc32(word.encode()) if isinstance(word, str) else int(word)
+        key = (key * 6364136223846793005 + part + 1442695040888963407) & MASK_63  # Knuth's MMIX constants
+    return key
+
+
+class Draws:
+    """Draws for the own rows of a step; every ``name`` is a stream of its own."""
+
+    def __init__(self, seed: int, epoch: int, step: int, rows: Tensor, n_rows: int) -> None:
+        """rows: (B,) int64 places of this process's samples among the ``n_rows`` of all, on the device to draw on."""
+        self.words, self.rows, self.n_rows = (seed, epoch, step), rows, n_rows
+
+    @classmethod
+    def alone(cls, n_rows: int, seed: int = 0, device: torch.device | str = "cpu") -> Draws:
+        """Draws of one process that has all rows."""
+        return cls(seed, 0, 0, torch.arange(n_rows, device=device), n_rows)
+
+    def generator(self, name: str) -> torch.Generator:
+        """The generator of one stream, at its beginning."""
+        return torch.Generator(self.rows.device).manual_seed(key_of(*self.words, name))
+
+    def uniform(self, name: str, shape: Sequence[int] = ()) -> Tensor:
+        """(B, *shape) float32 in [0, 1)."""
+        everything = torch.rand(self.n_rows, *shape, generator=self.generator(name), device=self.rows.device)
+        return everything[self.rows]
+
+    def normal(self, name: str, shape: Sequence[int] = ()) -> Tensor:
+        """(B, *shape) float32, standard normal."""
+        everything = torch.randn(self.n_rows, *shape, generator=self.generator(name), device=self.rows.device)
+        return everything[self.rows]
+
+    def integers(self, name: str, high: int) -> Tensor:
+        """(B,) int64 from 0 to high - 1."""
+        device = self.rows.device
+        return torch.randint(high, (self.n_rows,), generator=self.generator(name), device=device)[self.rows]
+
+
+class Dropout(nn.Module):
+    """Dropout of a (B, ...) tensor by the draws of a step; does nothing without draws, as in evaluation."""
+
+    def __init__(self, share: float, name: str) -> None:
+        """name: of its stream; unique in the network."""
+        super().__init__()
+        self.share, self.name = share, name
+
+    def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
+        """Drop and rescale where there are draws."""
+        if draws is None or self.share == 0:
+            return x
+        kept = draws.uniform(self.name, x.shape[1:]) >= self.share
+        return x * kept / (1 - self.share)

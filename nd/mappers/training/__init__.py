@@ -1,0 +1,1 @@
+"""Training the network by Lightning: losses over all processes, two stages, checkpoints, curves."""
