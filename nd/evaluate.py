@@ -18,12 +18,13 @@ from nd.config import verb
 from nd.data.prepared import Stimuli, split_of, stimuli_path
 from nd.files import sha256_json, write_json, write_text
 from nd.generate.training import part_ids
+from nd.lightning import is_rank_zero
 from nd.metrics.cache import stimulus_features
 from nd.metrics.protocol import describe
 from nd.metrics.reconstructions import check_ids, read_images
 from nd.metrics.score import PerImage, score_images
 from nd.metrics.summary import one_metric, per_image_csv, score_table
-from nd.results.folder import RunFolder, found, is_rank_zero
+from nd.results.folder import RunFolder, found
 from nd.results.identity import reads_predictions
 from nd.results.wandb import log_scores
 from nd.schema import Config

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nd.config import verb
-from nd.results.folder import RunFolder, found, is_rank_zero
+from nd.lightning import is_rank_zero
+from nd.results.folder import RunFolder, found
 from nd.schema import Config
 
 if TYPE_CHECKING:

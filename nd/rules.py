@@ -12,6 +12,8 @@ from pathlib import Path
 from nd.data.prepared import data_folder
 from nd.data.splits import SPLITS_OF
 from nd.errors import did_you_mean
+from nd.mapper_rules import mapper_contradictions, mapper_idle
+from nd.results.identity import TRAINED_MAPPERS
 from nd.schema import Config
 from nd.schema.target import ALL
 
@@ -53,7 +55,7 @@ TOWER_BLOCKS = 12  # blocks of the image towers in use (ViT-B/32 and the shipped
 def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[str]:
     """Return every contradiction between (or range violated by) fields whose types are already right."""
     rules = (_data, _method, _guidance, _targets, _evaluation, _trainer)
-    found = [problem for rule in rules for problem in rule(cfg)]
+    found = [problem for rule in rules for problem in rule(cfg)] + mapper_contradictions(cfg, verb)
     if multirun and cfg.trainer.strategy in ("auto", "ddp") and (cfg.trainer.devices != 1 or cfg.trainer.num_nodes > 1):
         found.append(
             f"trainer.devices: {cfg.trainer.devices} devices with strategy {cfg.trainer.strategy} start this command"
@@ -90,6 +92,8 @@ def _data(cfg: Config) -> Iterator[str]:
     n_train = data.n_train if data.source == "scenes" else DIGITS69_IMAGES.get(data.split, 0)
     if n_train and data.n_val >= n_train:
         yield f"data.n_val: {data.n_val} validation images leave nothing of {n_train} training images; give fewer."
+    if cfg.subject.sessions < 0:
+        yield f"subject.sessions: {cfg.subject.sessions} was given, wanted 1 or more, or 0 for all."
     if cfg.subject.name not in data.subjects:
         near, listed = did_you_mean(cfg.subject.name, data.subjects), ", ".join(data.subjects)
         yield f"subject: {cfg.subject.name} is not a subject of {data.name}.{near} Subjects: {listed}."
@@ -162,17 +166,11 @@ def _guidance(cfg: Config) -> Iterator[str]:
 
 
 def _targets(cfg: Config) -> Iterator[str]:
-    layers, mapper = cfg.target.layers, cfg.mapper
+    layers = cfg.target.layers
     if not layers or any(not 0 <= layer < TOWER_BLOCKS for layer in layers) or len(set(layers)) < len(layers):
         yield f"target.layers: {layers} must be different block numbers from 0 to {TOWER_BLOCKS - 1}."
     yield from _at_least(0, data=cfg.target, names=("max_captions", "tokens"), key="target")
     yield from _at_least(1, data=cfg.target, names=("vdvae_layers",), key="target")
-    if not mapper.alphas or any(alpha <= 0 for alpha in mapper.alphas):
-        yield f"mapper.alphas: {mapper.alphas} must hold one or more positive numbers."
-    if mapper.folds < 0 or mapper.folds == 1:
-        yield f"mapper.folds: {mapper.folds} must be 0 (choose alpha on the validation images) or at least 2."
-    if mapper.voxel_power < 0:
-        yield f"mapper.voxel_power: {mapper.voxel_power} must be at least 0."
     for name in ("tower_mean", "tower_std"):
         if len(getattr(cfg.backbone, name)) != 3:
             yield f"backbone.{name}: {getattr(cfg.backbone, name)} must hold three numbers, one per RGB channel."
@@ -196,7 +194,7 @@ def _evaluation(cfg: Config) -> Iterator[str]:
         )
     yield from _at_least(1, data=cfg.protocol, names=("image_size", "network_size", "n_boot"), key="protocol")
     oracle = cfg.features == "oracle"
-    if cfg.part == "val" and cfg.mapper.refit and not oracle:
+    if cfg.part == "val" and cfg.mapper.refit and not oracle and cfg.mapper.name not in TRAINED_MAPPERS:
         yield "part: val needs mapper.refit=false, otherwise the mapper has been fitted on the images it is judged on."
     if oracle and cfg.control != "none":
         yield f"control: {cfg.control} shuffles voxels, but features=oracle uses none; leave one of them out."
@@ -257,6 +255,7 @@ def _idle(cfg: Config, verb: str) -> list[tuple[tuple[str, ...], str, bool]]:
             ((f"target.{name}",), f"it belongs to target {' and '.join(owners)}, not {one}", one not in ("", *owners))
             for name, owners in TARGETS_WITH.items()
         ),
+        *mapper_idle(cfg),
         (("control",), f"generator {generator} uses no voxels", generator in NO_VOXELS),
         (("logger.project", "logger.mode"), f"logger is {logger}", logger != "wandb"),
     ]

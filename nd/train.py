@@ -1,20 +1,33 @@
 """`nd train`: fit the mapper of one subject and target, one per fold of the split.
 
 Writes checkpoint/fold-<k>.safetensors and .json, and scores.json, into the run folder. Sees training and validation
-images alone; folds that are finished are kept when an interrupted run goes on.
+images alone; folds that are finished are kept when an interrupted run goes on. `mapper=two_stage` trains a network in
+two stages, the first on the other subjects in a run folder of its own (training.stage=pretrain does that one alone);
+learning curves are in training/.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nd.config import verb
 from nd.schema import Config
 
+if TYPE_CHECKING:
+    pass
+
 
 def train(cfg: Config) -> Path:
     """Fit every fold of `cfg.data.split`; returns the run folder."""
+    from nd.results.identity import TRAINED_MAPPERS
+
+    return train_network(cfg) if cfg.mapper.name in TRAINED_MAPPERS else fit_linear(cfg)
+
+
+def fit_linear(cfg: Config) -> Path:
+    """Fit a mapper in closed form."""
     from nd.backbone.loading import pick_device
     from nd.data.prepared import open_subject, split_of
     from nd.files import write_json
@@ -37,6 +50,71 @@ def train(cfg: Config) -> Path:
     return path
 
 
+def train_network(cfg: Config) -> Path:
+    """Train a network step by step, in one stage or both; returns the run folder of the last."""
+    from nd.files import write_json
+    from nd.lightning import is_rank_zero
+    from nd.mappers.training.folds import finetune_folds, pretrain_folds, stores_of
+    from nd.results.folder import RunFolder
+    from nd.results.identity import trained_together
+    from nd.results.wandb import training_logger
+    from nd.targets.store import TargetStore
+
+    targets, folder = trained_together(cfg), RunFolder.open(cfg, "train")
+    inputs = {f"target {name}": TargetStore(path).fingerprint for name, path in stores_of(cfg, targets).items()}
+    pretrained = pretrained_folder(cfg)
+    if pretrained is not None:
+        inputs["pretrained"] = fingerprint_of(pretrained)
+    if folder.is_done(inputs):
+        print(f"{folder.path} is finished; nothing to do")
+        return folder.path
+    with folder.writing(cfg, inputs) as path:
+        make = lambda fold: training_logger(cfg, folder, fold)  # noqa: E731
+        if cfg.training.stage == "pretrain":
+            folds = pretrain_folds(cfg, targets, path, make)
+        else:
+            folds = finetune_folds(cfg, targets, path, pretrained, make)
+        by_target = {name: mean_scores([{"scores": fold[name]} for fold in folds]) for name in targets}
+        if is_rank_zero():
+            write_json(path / "scores.json", {"images": "validation images", "mean": by_target, "folds": folds})
+    for name, scores in by_target.items():
+        print(f"{cfg.training.stage} {name}: {described(scores)} (validation images)")
+    print(f"wrote {len(folds)} network{'s' * (len(folds) > 1)} at {path}, learning curves in {path / 'training'}")
+    return path
+
+
+def pretrained_folder(cfg: Config) -> Path | None:
+    """The run folder that fine-tuning starts from: the one given, or that of stage 1, which is run where missing."""
+    if cfg.training.stage == "pretrain" or not cfg.training.pretrain:
+        return None
+    if cfg.training.pretrained:
+        return Path(cfg.training.pretrained).expanduser()
+    return train_network(pretrain_of(cfg))
+
+
+def pretrain_of(cfg: Config) -> Config:
+    """The configuration of the stage that goes before."""
+    return replace(
+        cfg,
+        training=replace(cfg.training, stage="pretrain"),
+        subject=replace(cfg.subject, sessions=0),
+        overrides=[*cfg.overrides, "training.stage=pretrain", "subject.sessions=0"],
+    )
+
+
+def fingerprint_of(folder: Path) -> str:
+    """Hash of the pretrained networks of a run folder, which fine-tuning records as its input."""
+    from nd.files import sha256_json
+    from nd.mappers.training.folds import pretrained_path
+    from nd.mappers.training.pretrained import recorded_arrays
+
+    paths, fold = [], 0
+    while pretrained_path(folder, fold).exists() or not fold:
+        paths.append(recorded_arrays(pretrained_path(folder, fold)))
+        fold += 1
+    return sha256_json(paths)
+
+
 def held_out(cfg: Config) -> str:
     """The images that the penalty was chosen on, and that the scores are of; never the test images."""
     return f"{cfg.mapper.folds} folds of the training images" if cfg.mapper.folds else "validation images"
@@ -49,7 +127,8 @@ def mean_scores(folds: list[dict[str, Any]]) -> dict[str, float]:
 
 def described(scores: dict[str, float]) -> str:
     """Scores for the closing line."""
-    return f"correlation {scores['correlation']:.3f}, two-way identification {scores['identification']:.1%}"
+    text = f"correlation {scores['correlation']:.3f}, two-way identification {scores['identification']:.1%}"
+    return text + (f", retrieval {scores['retrieval']:.1%}" if "retrieval" in scores else "")
 
 
 main = verb(train)

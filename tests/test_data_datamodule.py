@@ -148,6 +148,36 @@ def test_several_targets_and_subjects_in_one_batch(tmp_path: Path) -> None:
     assert {part.targets["b"].device.type for part in moved.subjects.values()} == {"meta"}
     assert {part.voxels.dtype for part in half.subjects.values()} == {torch.float16}
     assert batch.target("b").dtype == torch.float32
+    assert [part.counts for part in moved.subjects.values()] == [(len(part.voxels),) for part in parts]
+    assert moved.rows(0).device.type == "meta"
+
+
+def test_a_batch_knows_its_places_in_the_step(tmp_path: Path) -> None:
+    data = module_of(numbered(tmp_path))
+    dataset = data.train_dataloader().dataset
+    assert isinstance(dataset, Steps)
+    alone = dataset[next(dataset.plan.steps(0))]
+    assert (alone.n_rows, alone.n_processes) == (len(alone), 1)
+    assert torch.equal(alone.rows(0), torch.arange(len(alone)))
+    ids = torch.full((len(alone),), -1)
+    for rank in range(2):
+        part = dataset[next(dataset.plan.steps(0, rank, 2))]
+        assert (part.n_rows, part.n_processes) == (len(alone), 2)
+        ids[part.rows(rank)] = part.image_id
+    assert torch.equal(ids, alone.image_id)
+    held_out = next(iter(data.val_dataloader()))
+    assert torch.equal(held_out.rows(1), torch.arange(len(held_out)))
+    assert (held_out.n_rows, held_out.n_processes) == (len(held_out), 1)
+
+
+def test_page_locked_copies_keep_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = next(iter(module_of(numbered(tmp_path)).train_dataloader()))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # the real one needs a GPU
+    copied = batch.pin_memory()
+    for a, b in zip(arrays([batch]), arrays([copied]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [part.counts for part in copied.subjects.values()] == [part.counts for part in batch.subjects.values()]
+    assert copied.share == batch.share
 
 
 def test_ready_scalers_are_used_and_no_voxel_is_read_for_them(

@@ -55,6 +55,9 @@ def test_an_epoch_has_every_sample_once_and_the_processes_of_a_step_have_what_on
             np.testing.assert_allclose([rank[k].share for rank in ranks], np.array(shares) * world / sum(shares))
             for name in values:
                 assert joined([rank[k] for rank in ranks], name) == step.samples[name].tolist()
+                counts = tuple(len(rank[k].samples[name]) for rank in ranks)
+                assert {rank[k].counts[name] for rank in ranks} == {counts}
+                assert step.counts[name] == (sum(counts),)
 
 
 def test_an_epoch_is_a_function_of_seed_and_epoch_and_each_subject_has_its_own() -> None:

@@ -25,7 +25,8 @@ from nd.errors import UserError
 from nd.generate import floors, guided_diffusion
 from nd.generate.base import to_uint8
 from nd.generate.features import PredictedFeatures
-from nd.generate.module import Work, run_work, user_error_of
+from nd.generate.module import Work, run_work
+from nd.lightning import user_error_of
 from nd.generate.parts import Parts, partition
 from nd.generate.registry import GENERATORS, generator_entry
 from nd.generate.training import TrainingImages, part_ids

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 # A package may import from itself and from anything to its left, never from the right.
 ORDER = [
-    {"nd", "nd.errors", "nd.files", "nd.schema"},
+    {"nd", "nd.errors", "nd.files", "nd.lightning", "nd.schema"},
     {"nd.data"},
     {"nd.scenes"},
     {"nd.backbone"},
@@ -25,7 +25,7 @@ ORDER = [
     {"nd.generate"},
     {"nd.metrics"},
     {"nd.results"},
-    {"nd.config", "nd.composing", "nd.overrides", "nd.check", "nd.rules", "nd.help", "nd.needs"},
+    {"nd.config", "nd.composing", "nd.overrides", "nd.check", "nd.rules", "nd.mapper_rules", "nd.help", "nd.needs"},
     {
         f"nd.{v}"
         for v in [

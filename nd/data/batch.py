@@ -1,6 +1,9 @@
 """What a training, validation or prediction step is given, and how it is read from the files.
 
 Shapes: B_s samples of one subject, B of all of them, V_s voxels of that subject.
+
+Processes share a training step. Its rows have one order, whatever the number of processes: subject by subject, and
+within a subject by rank. ``Batch.rows`` says which of them a process has.
 """
 
 from __future__ import annotations
@@ -37,16 +40,30 @@ class SubjectBatch:
         voxels: (B_s, V_s) float32, scaled.
         image_id: (B_s,) int64.
         targets: (B_s, *shape) float32 by name of the target; empty in prediction.
+        counts: the step's samples of this subject in every process, in rank order; empty where no step is shared.
     """
 
     voxels: Tensor
     image_id: Tensor
     targets: dict[str, Tensor]
+    counts: tuple[int, ...] = ()
+
+    @property
+    def n_rows(self) -> int:
+        """Samples of this subject in the step, over all processes."""
+        return sum(self.counts) if self.counts else len(self.image_id)
+
+    def own(self, rank: int) -> slice:
+        """Which of these ``n_rows`` process ``rank`` has."""
+        if len(self.counts) < 2:
+            return slice(0, self.n_rows)
+        start = sum(self.counts[:rank])
+        return slice(start, start + self.counts[rank])
 
     def pin_memory(self) -> SubjectBatch:
         """A copy in page-locked memory; called by loaders on machines with a GPU."""
         targets = {name: values.pin_memory() for name, values in self.targets.items()}
-        return SubjectBatch(self.voxels.pin_memory(), self.image_id.pin_memory(), targets)
+        return SubjectBatch(self.voxels.pin_memory(), self.image_id.pin_memory(), targets, self.counts)
 
 
 @dataclass
@@ -74,6 +91,25 @@ class Batch:
     def target(self, name: str) -> Tensor:
         """(B, *shape) float32: one target of all subjects, one after the other."""
         return torch.cat([part.targets[name] for part in self.subjects.values()])
+
+    @property
+    def n_processes(self) -> int:
+        """How many processes share this step; 1 where each has steps of its own."""
+        return max([1, *(len(part.counts) for part in self.subjects.values())])
+
+    @property
+    def n_rows(self) -> int:
+        """Samples of the step, over all processes that share it."""
+        return sum(part.n_rows for part in self.subjects.values())
+
+    def rows(self, rank: int) -> Tensor:
+        """(B,) int64 on the batch's device: places of the samples of process ``rank`` among the ``n_rows``."""
+        first, places = 0, []
+        for part in self.subjects.values():
+            own = part.own(rank)
+            places.append(torch.arange(first + own.start, first + own.stop, device=part.image_id.device))
+            first += part.n_rows
+        return torch.cat(places)
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory; called by loaders on machines with a GPU."""
@@ -104,15 +140,16 @@ class Steps(Dataset[Batch]):
         """Read the batch of a step, or of the n-th step of the first epoch (as overfit_batches asks for)."""
         if not isinstance(step, Step):
             step = next(islice(self.plan.steps(0, 0, 1), step, None))
-        return Batch({name: self._part(name, samples) for name, samples in step.samples.items()}, step.share)
+        parts = {name: self._part(name, samples, step.counts.get(name, ())) for name, samples in step.samples.items()}
+        return Batch(parts, step.share)
 
-    def _part(self, name: str, samples: NDArray[np.int64]) -> SubjectBatch:
+    def _part(self, name: str, samples: NDArray[np.int64], counts: tuple[int, ...]) -> SubjectBatch:
         subject = self.subjects[name]
         ids = samples if self.of_images else subject.image_id[samples].astype(np.int64)
         voxels = mean_betas(subject, samples) if self.of_images else subject.voxels(samples)
         voxels = self.scalers[name].transform(voxels, out=voxels)
         targets = {target: _tensor(reader.rows(ids), np.float32) for target, reader in self.targets.items()}
-        return SubjectBatch(torch.from_numpy(voxels), _tensor(ids, np.int64), targets)
+        return SubjectBatch(torch.from_numpy(voxels), _tensor(ids, np.int64), targets, counts)
 
 
 class StepLoader(DataLoader[Batch]):

@@ -10,7 +10,7 @@ Shapes: S subjects, K steps, W processes, N samples of an epoch, T trials.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from zlib import crc32
 
@@ -31,10 +31,13 @@ class Step:
     Attributes:
         samples: per subject, trials or images (B_s,) int64; B_s is 0 where there are too few to go round.
         share: see ``nd.data.batch.Batch``.
+        counts: per subject, the step's samples in every process, in rank order. Empty where processes do not share a
+            step, as in validation.
     """
 
     samples: Samples
     share: float = 1.0
+    counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Plan(Protocol):
@@ -125,7 +128,8 @@ class TrainPlan:
             shares_SW = deal(sizes_S, world_size)
             mine = _parts(starts_S + shares_SW[:, :rank].sum(1), shares_SW[:, rank])
             samples = {name: order[part] for name, order, part in zip(self.pools, orders, mine, strict=True)}
-            yield Step(samples, float(shares_SW[:, rank].sum() * world_size / sizes_S.sum()))
+            counts = {name: tuple(sizes) for name, sizes in zip(self.pools, shares_SW.tolist(), strict=True)}
+            yield Step(samples, float(shares_SW[:, rank].sum() * world_size / sizes_S.sum()), counts)
 
 
 class OrderedPlan:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nd.data.splits import BY_SUBJECT, SESSIONS_OF, Split, get_split, subject_split
+import numpy as np
+
+from nd.data.splits import BY_SUBJECT, SESSIONS_OF, Split, get_split, narrowed, subject_split
 from nd.data.stimuli import Stimuli, check_allowed, write_stimuli
 from nd.data.subject import Subject, mean_betas
-from nd.data.subject_file import SubjectTable, write_subject
-from nd.errors import unknown
+from nd.data.subject_file import ALL_VOXELS, SubjectTable, write_subject
+from nd.errors import UserError, unknown
 from nd.schema import Config
 
 __all__ = [
@@ -26,6 +28,9 @@ __all__ = [
     "write_stimuli",
     "write_subject",
 ]
+
+
+MIN_TRAIN, MIN_VAL = 2, 1  # images without which voxels have no spread to be scaled by, and nothing is chosen
 
 
 def data_folder(cfg: Config) -> Path:
@@ -52,21 +57,72 @@ def manifest_path(cfg: Config) -> Path:
 
 
 def open_subject(cfg: Config, name: str = "") -> Subject:
-    """One subject, by default ``subject.name``, through ``subject.roi`` and in the sessions that the split uses."""
-    return Subject(subject_path(cfg, name), cfg.subject.roi, SESSIONS_OF.get(cfg.data.split, 0))
+    """One subject, by default ``subject.name``, through ``subject.roi`` and in the sessions that the split uses.
 
-
-def split_of(cfg: Config) -> Split:
-    """The split of the configuration; where images differ by subject, that of ``subject.name``'s images.
-
-    Raises UserError for a split of another data set, too few images, or, for NSD, sessions and images that are not
-    those its name stands for.
+    Where ``subject.sessions`` is given, training and validation images of ``subject.name`` are seen in its first
+    sessions alone, and test images in all their trials; other subjects are seen whole. UserError: as ``split_of``.
     """
+    subject = _whole_subject(cfg, name, cfg.subject.roi)
+    if not _is_limited(cfg, name):
+        return subject
+    test_ids = _early_split(cfg, subject).test_ids
+    return subject.only(subject.early(cfg.subject.sessions) | np.isin(subject.image_id, test_ids))
+
+
+def split_of(cfg: Config, name: str = "") -> Split:
+    """The split of the configuration; where images differ by subject, that of one subject, by default ``subject.name``.
+
+    Where ``subject.sessions`` is given, training and validation images that ``subject.name`` was not shown in its first
+    sessions are left out; which images are for validation and for the test does not depend on it.
+
+    Raises UserError for a split of another data set, too few images or sessions, or, for NSD, sessions and images that
+    are not those its name stands for.
+    """
+    if _is_limited(cfg, name):
+        return _early_split(cfg, _whole_subject(cfg, name))
     if cfg.data.source not in BY_SUBJECT:
         return get_split(cfg.data)
-    subject = Subject(subject_path(cfg), sessions=SESSIONS_OF.get(cfg.data.split, 0))
+    return _whole_split(cfg, _whole_subject(cfg, name))
+
+
+def _is_limited(cfg: Config, name: str) -> bool:
+    """Whether ``subject.sessions`` is about this subject."""
+    return cfg.subject.sessions != 0 and name in ("", cfg.subject.name)
+
+
+def _whole_subject(cfg: Config, name: str, roi: str = ALL_VOXELS) -> Subject:
+    return Subject(subject_path(cfg, name), roi, SESSIONS_OF.get(cfg.data.split, 0))
+
+
+def _whole_split(cfg: Config, subject: Subject) -> Split:
+    """The split over all sessions that it uses."""
+    if cfg.data.source not in BY_SUBJECT:
+        return get_split(cfg.data)
     if cfg.data.source != "own":
         from nd.data.nsd.facts import check_split
 
         check_split(cfg.data.split, subject)
     return subject_split(cfg.data, subject.image_id, subject.held_out)
+
+
+def _early_split(cfg: Config, subject: Subject) -> Split:
+    """The split without the training and validation images that ``subject.sessions`` leaves out."""
+    early, limit = subject.early(cfg.subject.sessions), f"subject.sessions={cfg.subject.sessions}"
+    split = narrowed(_whole_split(cfg, subject), subject.image_id[early])
+    for fold in split.folds:
+        if len(fold.train) < MIN_TRAIN or len(fold.val) < MIN_VAL:
+            raise UserError(
+                f"{limit} leaves {len(fold.train)} training and {len(fold.val)} validation images of {subject.name}; "
+                f"wanted at least {MIN_TRAIN} and {MIN_VAL}. Use more of its {subject.n_sessions} sessions, or another "
+                "data.n_val."
+            )
+    # A test image keeps its later trials, which a fold that trains on it would then see.
+    seen = np.concatenate([fold.seen for fold in split.folds])
+    mixed = np.intersect1d(np.intersect1d(seen, split.test_ids), subject.image_id[~early])
+    if mixed.size:
+        raise UserError(
+            f"{limit} does not go with split {split.name!r}: {mixed.size} images (first: image {mixed[0]}) are trained "
+            f"on in one fold, tested in another, and shown to {subject.name} both in these sessions and in later ones. "
+            "Use all sessions (subject.sessions=0)."
+        )
+    return split

@@ -107,6 +107,15 @@ def subject_split(data: DataConfig, image_id: NDArray[np.integer], held_out: NDA
     return _named(data.split, [Fold(_sorted(order[data.n_val :]), _sorted(order[: data.n_val]), _sorted(test))])
 
 
+def narrowed(split: Split, image_id: NDArray[np.integer]) -> Split:
+    """The same split where only the images ``image_id`` are trained and validated on. Test images stay as they are."""
+    folds = [
+        Fold(np.intersect1d(fold.train, image_id), np.intersect1d(fold.val, image_id), fold.test)
+        for fold in split.folds
+    ]
+    return _named(split.name, folds)
+
+
 def _check_name(data: DataConfig) -> None:
     if data.split not in SPLITS_OF.get(data.source, ()):
         raise unknown(f"split of data={data.name}", data.split, SPLITS_OF.get(data.source, ()))

@@ -7,6 +7,7 @@ every value handed out is finite. The reader holds no open file, so it can be co
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,27 @@ class Subject:
                 "choose a split that needs fewer (data.split=nsd_partial takes what there is)."
             )
         return np.arange(len(session)) if not sessions else np.flatnonzero(session <= present[sessions - 1])
+
+    def early(self, sessions: int) -> NDArray[np.bool_]:
+        """(T,) whether a trial is of the first ``sessions`` sessions, counted in the order of their numbers.
+
+        UserError: fewer than 1, or more than there are.
+        """
+        present = np.unique(self.session)
+        if not 1 <= sessions <= len(present):
+            raise UserError(
+                f"subject.sessions={sessions}, but {self.name} has {len(present)} sessions here; wanted 1 to "
+                f"{len(present)}, or 0 for all."
+            )
+        return self.session <= present[sessions - 1]
+
+    def only(self, trials: NDArray[np.bool_]) -> Subject:
+        """The same subject with the trials of the mask (T,) alone; the others are out of sight."""
+        seen = copy(self)
+        seen._trials, seen.held_out = self._trials[trials], self.held_out[trials]
+        seen.image_id, seen.session, seen.repeat, seen.trial = (getattr(self, name)[trials] for name in TRIAL_COLUMNS)
+        seen.n_sessions = len(np.unique(seen.session))
+        return seen
 
     def _mask(self, n_all: int) -> NDArray[np.bool_]:
         if self.roi == ALL_VOXELS:

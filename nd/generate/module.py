@@ -5,21 +5,19 @@ B images of a batch, R repeats.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
-from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
 
-from nd.errors import UserError
 from nd.generate.base import Generator
 from nd.generate.features import FeatureSource
 from nd.generate.parts import Parts
-from nd.generate.progress import ImageProgress, quiet_lightning
+from nd.generate.progress import ImageProgress
+from nd.lightning import plain_errors, quiet_lightning, strategy_of
 from nd.schema import TrainerConfig
 
 Batch = tuple[list[int], dict[str, Tensor]]
@@ -90,31 +88,17 @@ def run_work(
     """
     module = Reconstruction(build, work, parts, cfg.num_workers)
     bar = [ImageProgress(n_images, parts)] if cfg.progress else []
-    with quiet_lightning():
-        try:
-            build_trainer(cfg, bar).predict(module, return_predictions=False)
-        except ProcessRaisedException as error:
-            raise user_error_of(error) from error
-        except SystemExit as exit_:
-            # What Lightning makes of Ctrl-C, with further ones ignored; the verbs have their own answer to it.
-            if not isinstance(exit_.__context__, KeyboardInterrupt):
-                raise
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from None
+    with quiet_lightning(), plain_errors():
+        build_trainer(cfg, bar).predict(module, return_predictions=False)
 
 
 def build_trainer(cfg: TrainerConfig, callbacks: list[Any]) -> Trainer:
-    """Return a Trainer that predicts and leaves no files behind.
-
-    Several devices without a chosen strategy get ``ddp_spawn``: it starts the other processes from this one instead
-    of running the whole command once per device.
-    """
-    many = cfg.devices > 1 or cfg.num_nodes > 1
+    """Return a Trainer that predicts and leaves no files behind."""
     return Trainer(
         accelerator=cfg.accelerator,
         devices=cfg.devices,
         num_nodes=cfg.num_nodes,
-        strategy="ddp_spawn" if many and cfg.strategy == "auto" else cfg.strategy,
+        strategy=strategy_of(cfg.strategy, cfg.devices, cfg.num_nodes),
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
@@ -123,10 +107,3 @@ def build_trainer(cfg: TrainerConfig, callbacks: list[Any]) -> Trainer:
         inference_mode=False,  # the guided steps need a graph; the sampler switches gradients itself
         use_distributed_sampler=False,  # the module hands out whole batches
     )
-
-
-def user_error_of(error: ProcessRaisedException) -> Exception:
-    """Return the UserError another process died of, or the error itself where it is something else."""
-    last = str(error).strip().splitlines()[-1]
-    name, _, message = last.partition(": ")
-    return UserError(message) if name.rpartition(".")[2] in ("UserError", "LeakError") else error

@@ -1,25 +1,13 @@
-"""One progress bar in images, and Lightning without its advertisements."""
+"""One progress bar in images."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
 from nd.generate.parts import Parts
-
-# Device listings, tips and advertisements arrive as INFO records of these loggers.
-LIGHTNING_LOGGERS = (
-    "pytorch_lightning",
-    "lightning.pytorch",
-    "lightning_fabric",
-    "pytorch_lightning.utilities.rank_zero",
-)
 
 
 class ImageProgress(Callback):
@@ -58,20 +46,3 @@ class ImageProgress(Callback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's device listings, tips and its warnings about loggers and loader workers off the screen."""
-    loggers = [logging.getLogger(name) for name in LIGHTNING_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning_fabric|lightning")
-            warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

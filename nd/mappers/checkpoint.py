@@ -47,6 +47,12 @@ def checkpoint_path(folder: Path, fold: int) -> Path:
     return folder / "checkpoint" / f"fold-{fold:02d}.safetensors"
 
 
+def target_path(folder: Path, fold: int, target: str, n_targets: int) -> Path:
+    """The arrays' file of one target where a training makes those of several; of one alone, as `checkpoint_path`."""
+    path = checkpoint_path(folder, fold)
+    return path if n_targets == 1 else path.with_name(f"{path.stem}-{target}{path.suffix}")
+
+
 def is_saved(path: Path) -> bool:
     """Whether a whole checkpoint lies at `path` (a killed run may have left arrays without their JSON)."""
     details = path.with_suffix(".json")

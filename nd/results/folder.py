@@ -18,7 +18,6 @@ In a verb::
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import shutil
 import time
@@ -33,6 +32,7 @@ import yaml
 
 from nd.errors import UserError
 from nd.files import read_json, write_json, write_text
+from nd.lightning import is_rank_zero
 from nd.results import inputs as input_checks
 from nd.results import manifest as manifests
 from nd.results.identity import run_id, run_name
@@ -42,12 +42,6 @@ from nd.schema import Config
 log = logging.getLogger(__name__)
 
 BOOKKEEPING = frozenset({"config.yaml", "overrides.txt", "manifest.json", "status", ".lock"})
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in the order Lightning reads them
-
-
-def is_rank_zero() -> bool:
-    """Say whether this process is the one that records; the other processes of a distributed run only compute."""
-    return next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0") == "0"
 
 
 def command_for(cfg: Config, verb: str, *extra: str) -> str:

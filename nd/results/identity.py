@@ -10,8 +10,10 @@ Choices that are not obvious:
 
 - ``features=oracle`` and the floors read no voxels, so mapper, ROI and control do not count. The subject still does:
   data sets whose test images differ by subject (NSD) then need no second rule, and a table row is one subject's.
-- The seed counts only where something is drawn: sampling noise, random images, the shuffled control. Closed-form
-  mappers draw nothing.
+- The seed counts only where something is drawn: sampling noise, random images, the shuffled control, training step by
+  step. Closed-form mappers draw nothing.
+- A pretrain stage is the same whatever sessions the subject it leaves out has; what only the other stage reads, or
+  belongs to other mappers, does not count.
 - Guidance that guides no step (kappa 0, or eta below one step) is one thing, "off", whatever its other fields say.
 """
 
@@ -28,7 +30,7 @@ from nd.schema import SCHEMA_VERSION, Config
 VERBS = ("train", "predict", "reconstruct", "evaluate")  # the verbs that write run folders
 TRANSFORMING = ("guided_diffusion", "pixels", "vae", "nearest_image")  # generators that read decoded targets
 DRAWING = ("guided_diffusion", "random_image")  # generators that draw random numbers, one set per repeat
-SEEDED_MAPPERS: tuple[str, ...] = ()  # mappers whose fit draws random numbers
+TRAINED_MAPPERS = ("two_stage",)  # mappers trained step by step, which draw random numbers
 
 TARGET_FIELDS: dict[str, tuple[str, ...]] = {
     "z": ("target.picture", "target.posterior"),
@@ -92,15 +94,36 @@ def _target_fields(names: list[str]) -> list[str]:
     )
 
 
+def trained_together(cfg: Config) -> list[str]:
+    """Return the targets whose mapper one training makes: one, or with ``network.share=all`` all of the method."""
+    if cfg.mapper.name in TRAINED_MAPPERS and cfg.network.share == "all":
+        return list(cfg.method.targets)
+    return [cfg.target.name]
+
+
+def _mapper_fields(cfg: Config) -> list[str]:
+    """What a mapper's fit depends on, beside data, subject and target."""
+    if cfg.mapper.name not in TRAINED_MAPPERS:
+        return ["mapper.*"]
+    only_later = ("epochs", "pretrain", "finetune_lr", "align")
+    idle = {"pretrain": only_later, "finetune": () if cfg.training.pretrain else ("pretrain_epochs", *only_later[2:])}
+    training = [field.name for field in fields(cfg.training) if field.name not in idle[cfg.training.stage]]
+    return ["mapper.name", "mapper.variant", "network.*", *(f"training.{name}" for name in training), "seed"]
+
+
 def _train_fields(cfg: Config) -> list[str]:
-    seed = ["seed"] if cfg.mapper.name in SEEDED_MAPPERS else []
-    return ["data.*", "subject.*", "mapper.*", "target.name", *_target_fields([cfg.target.name]), *seed]
+    targets = trained_together(cfg)
+    named = ["target.name"] if targets == [cfg.target.name] else ["method.targets"]
+    pretrain = cfg.mapper.name in TRAINED_MAPPERS and cfg.training.stage == "pretrain"
+    subject = ["subject.name", "subject.roi"] if pretrain else ["subject.*"]
+    return ["data.*", *subject, *_mapper_fields(cfg), *named, *_target_fields(targets)]
 
 
 def _predict_fields(cfg: Config) -> list[str]:
-    seed = ["seed"] if cfg.control != "none" or cfg.mapper.name in SEEDED_MAPPERS else []
+    seed = ["seed"] if cfg.control != "none" else []
     targets = _target_fields(cfg.method.targets)
-    return ["data.*", "subject.*", "mapper.*", "method.targets", *targets, "part", "control", *seed]
+    fitted = [*_mapper_fields(cfg), "mapper.rescale"]
+    return ["data.*", "subject.*", *fitted, "method.targets", *targets, "part", "control", *seed]
 
 
 def _reconstruct_fields(cfg: Config) -> list[str]:
@@ -170,7 +193,8 @@ def run_name(verb: str, cfg: Config) -> str:
     """Return a short readable name; it is a function of the identity and has only letters, digits, ``_ . -``."""
     words = [cfg.data.name, cfg.subject.name]
     if verb == "train":
-        words += [cfg.target.name, cfg.mapper.name]
+        words += ["_".join(sorted(trained_together(cfg))), cfg.mapper.name]
+        words += ["pretrain"] if cfg.mapper.name in TRAINED_MAPPERS and cfg.training.stage == "pretrain" else []
     elif verb == "predict":
         words += ["_".join(sorted(cfg.method.targets)), cfg.mapper.name]
     else:

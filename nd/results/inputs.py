@@ -11,7 +11,7 @@ from typing import Any
 
 from nd.data.pieces import recorded_hash
 from nd.files import sha256_file, sha256_json
-from nd.results.identity import guided_steps
+from nd.results.identity import TRAINED_MAPPERS, guided_steps, trained_together
 from nd.schema import Config
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt", ".bin", ".pt")
@@ -37,7 +37,7 @@ def weights_folder(weights: str) -> Path | None:
 def _parts(verb: str, cfg: Config) -> tuple[str, ...]:
     """Return the parts of the backbone that a verb's output depends on, as folders of its weights."""
     if verb == "train":
-        return TARGET_PARTS.get(cfg.target.name, ())
+        return tuple(part for target in trained_together(cfg) for part in TARGET_PARTS.get(target, ()))
     if verb == "reconstruct" and cfg.method.generator == "vae":
         return ("vae",)
     if verb == "reconstruct" and cfg.method.generator == "guided_diffusion":
@@ -51,18 +51,24 @@ def _weight_files(verb: str, cfg: Config) -> list[Path]:
     tower = weights_folder(cfg.backbone.image_tower)
     folders |= {"image_tower": tower} if tower else {}
     wanted = [folders[part] for part in _parts(verb, cfg) if part in folders]
-    if verb == "train" and cfg.target.name in OWN_WEIGHTS:
-        given = Path(getattr(cfg.target, OWN_WEIGHTS[cfg.target.name])).expanduser()
-        wanted += [given] if given.is_dir() else []
-        if given.is_file():
-            return [given]
-    return sorted(path for folder in wanted for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES)
+    own = {OWN_WEIGHTS[target] for target in trained_together(cfg) if verb == "train" and target in OWN_WEIGHTS}
+    given = [Path(getattr(cfg.target, name)).expanduser() for name in sorted(own)]
+    wanted += [path for path in given if path.is_dir()]
+    inside = (path for folder in wanted for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES)
+    return sorted({*inside, *(path for path in given if path.is_file())})
+
+
+def _trained_on(cfg: Config) -> list[str]:
+    """Return the files of the subjects whose voxels a training reads."""
+    if cfg.mapper.name in TRAINED_MAPPERS and cfg.training.stage == "pretrain":
+        return [f"{name}.h5" for name in cfg.data.subjects if name != cfg.subject.name]
+    return [f"{cfg.subject.name}.h5"]
 
 
 def input_files(verb: str, cfg: Config) -> list[Path]:
     """Return the files whose contents decide a verb's output and that exist: prepared data and local weights."""
     data = Path(cfg.paths.data) / cfg.data.name
-    paths = {"train": [f"{cfg.subject.name}.h5", "stimuli.h5"], "predict": [f"{cfg.subject.name}.h5"]}
+    paths = {"train": [*_trained_on(cfg), "stimuli.h5"], "predict": [f"{cfg.subject.name}.h5"]}
     listed = [data / name for name in paths.get(verb, ["stimuli.h5"])]
     return [path for path in [*listed, *_weight_files(verb, cfg)] if path.is_file()]
 

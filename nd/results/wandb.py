@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nd.errors import UserError
-from nd.results.folder import RunFolder, is_rank_zero
+from nd.lightning import is_rank_zero
+from nd.results.folder import RunFolder
 from nd.results.identity import identity_of, run_name
 from nd.schema import Config
 
@@ -34,6 +35,39 @@ def log_scores(cfg: Config, folder: RunFolder, scores: Mapping[str, float]) -> N
     {"wandb": _log_wandb, "csv": _log_csv}[cfg.logger.name](cfg, folder, scores)
 
 
+def training_logger(cfg: Config, folder: RunFolder, fold: int) -> Any:
+    """A Lightning logger for the curves of one training, or False; W&B is offline unless told otherwise."""
+    if cfg.logger.name == "csv":
+        from pytorch_lightning.loggers import CSVLogger
+
+        return CSVLogger(folder.path / "training", name="", version=f"fold-{fold:02d}-log")
+    if cfg.logger.name == "wandb":
+        _wandb()
+        from pytorch_lightning.loggers import WandbLogger
+
+        return WandbLogger(
+            name=changed_keys(cfg, folder.verb),
+            save_dir=cfg.paths.runs,
+            id=f"{folder.run_id}-{fold}",
+            project=cfg.logger.project,
+            offline=cfg.logger.mode != "online",
+            mode=cfg.logger.mode,
+            group=cfg.table or cfg.data.name,
+            job_type=folder.verb,
+            config=asdict(cfg),
+        )
+    return False
+
+
+def _wandb() -> Any:
+    """The package. UserError where it is missing."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("logger=wandb needs the wandb package: pip install wandb. Or leave logger=none.") from None
+    return wandb
+
+
 def _log_csv(cfg: Config, folder: RunFolder, scores: Mapping[str, float]) -> None:
     """Append one line per score to ``<paths.results>/scores-log.csv``."""
     path = Path(cfg.paths.results) / CSV_NAME
@@ -47,10 +81,7 @@ def _log_csv(cfg: Config, folder: RunFolder, scores: Mapping[str, float]) -> Non
 
 
 def _log_wandb(cfg: Config, folder: RunFolder, scores: Mapping[str, float]) -> None:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("logger=wandb needs the wandb package: pip install wandb. Or leave logger=none.") from None
+    wandb = _wandb()
     settings: dict[str, Any] = {
         "project": cfg.logger.project,
         "mode": cfg.logger.mode,

@@ -117,6 +117,9 @@ class TrainerConfig:
     )
     batch_size: int = opt(64, "samples in flight per device", identity=False)
     num_workers: int = opt(0, "loader processes", identity=False)
+    checkpoint_minutes: float = opt(
+        2.0, "mapper=two_stage: least time between checkpoints of training, taken at ends of epochs", identity=False
+    )
     progress: bool = opt(True, "show a progress bar with rate and time left", identity=False)
 
 

@@ -73,7 +73,7 @@ class NetworkConfig:
         choices=("part", "target", "all"),
     )
     projector: bool = opt(True, "token parts: a contrastive head beside the predicted tokens")
-    prior: bool = opt(True, "token parts: a diffusion prior that turns decoded tokens into predicted ones")
+    prior: bool = opt(False, "token parts: a diffusion prior that turns decoded tokens into predicted ones")
     prior_depth: int = opt(2, "layers of the prior")
     prior_heads: int = opt(4, "query heads of the prior's attention; keys and values have one")
     prior_head_width: int = opt(32, "numbers of one attention head of the prior; rotary positions cover up to 32")
@@ -119,15 +119,19 @@ class TrainingConfig:
     batch_size: int = opt(256, "samples of a step over all subjects and processes; contrastive losses compare them")
     accumulate: int = opt(1, "steps whose gradients are added up before the weights move")
     lr: float = opt(1e-3, "largest learning rate of AdamW under one-cycle scheduling")
+    finetune_lr: float = opt(0.0, "largest learning rate of fine-tuning what was pretrained; 0: as lr")
+    align: bool = opt(
+        True,
+        "fine-tuning: start the subject layer from ridge regression onto what the shared space holds for the same"
+        " targets; false: from chance",
+    )
     warmup: float = opt(0.1, "share of the steps in which the learning rate rises")
     weight_decay: float = opt(0.05, "decay of weights; biases and gains are exempt (variant=released: as published)")
     subject_decay: float = opt(0.3, "decay of the subject layers")
     clip_norm: float = opt(1.0, "largest norm of a gradient; 0: as it is")
     ema: float = opt(0.0, "decay of the running mean of the weights that is validated and kept; 0: the weights")
     precision: str = opt("32-true", "Lightning precision", choices=("32-true", "bf16-mixed", "16-mixed"))
-    keep: str = opt(
-        "best", "weights kept: of the best validation, or the last", choices=("best", "last")
-    )
+    keep: str = opt("best", "weights kept: of the best validation, or the last", choices=("best", "last"))
     validate_every: int = opt(2, "epochs between validations")
     patience: int = opt(0, "validations without progress after which training stops; 0: never")
     # ---- losses

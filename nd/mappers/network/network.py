@@ -13,7 +13,7 @@ from nd.mappers.network.draws import Draws
 from nd.mappers.network.heads import Head, HeadOutput, build_head
 from nd.mappers.network.parts import Part
 from nd.mappers.network.trunk import Trunk, build_trunk
-from nd.schema import MapperConfig, NetworkConfig
+from nd.schema import NetworkConfig
 
 
 class Network(nn.Module):
@@ -23,18 +23,22 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, config: NetworkConfig, parts: Sequence[Part], n_voxels: Mapping[str, int], variant: str = "nd"
+        self,
+        config: NetworkConfig,
+        parts: Sequence[Part],
+        n_voxels: Mapping[str, int],
+        variant: str = "nd",
+        aux_width: int = 0,
     ) -> None:
-        """n_voxels: by name of the subject; ``variant`` as in ``MapperConfig``."""
+        """n_voxels: by name of the subject; ``variant`` as in ``MapperConfig``; ``aux_width`` as of ``build_head``."""
         super().__init__()
         self.config, self.parts, self.variant = config, tuple(parts), variant
         self.trunk_of = {part.name: trunk_name(config, part) for part in parts}
         self.trunks = nn.ModuleDict()
-        for part in parts:
-            name = self.trunk_of[part.name]
-            if name not in self.trunks:
-                self.trunks[name] = build_trunk(config, n_voxels, name, for_map=part.is_map, variant=variant)
-        self.heads = nn.ModuleDict({part.name: build_head(config, part, variant) for part in parts})
+        for name in dict.fromkeys(self.trunk_of.values()):
+            for_map = any(part.is_map for part in parts if self.trunk_of[part.name] == name)
+            self.trunks[name] = build_trunk(config, n_voxels, name, for_map=for_map, variant=variant)
+        self.heads = nn.ModuleDict({part.name: build_head(config, part, variant, aux_width) for part in parts})
 
     def forward(self, voxels: Mapping[str, Tensor], draws: Draws | None = None) -> dict[str, HeadOutput]:
         """What every head makes of (B_s, V_s) voxels by subject; subjects one after the other in the outputs."""
@@ -47,9 +51,9 @@ class Network(nn.Module):
         assert isinstance(head, Head)
         return head
 
-    def trunk(self, part: Part) -> Trunk:
-        """The trunk that feeds a part."""
-        trunk = self.trunks[self.trunk_of[part.name]]
+    def trunk(self, name: str) -> Trunk:
+        """The trunk of this name."""
+        trunk = self.trunks[name]
         assert isinstance(trunk, Trunk)
         return trunk
 
@@ -58,9 +62,3 @@ def trunk_name(config: NetworkConfig, part: Part) -> str:
     """Name of the trunk that a part reads."""
     return {"part": part.name, "target": part.target, "all": "shared"}[config.share]
 
-
-def network_of(
-    mapper: MapperConfig, config: NetworkConfig, parts: Sequence[Part], n_voxels: Mapping[str, int]
-) -> Network:
-    """The untrained network of a configuration."""
-    return Network(config, parts, n_voxels, mapper.variant)

@@ -1,0 +1,113 @@
+"""Where a new subject's layer starts: from ridge regression onto what the shared space holds for the same targets.
+
+A pretrained trunk expects from a subject layer what it got from those it was trained with. For the anchors, images of
+which those are known, kernel ridge regression learns what the shared space holds given the target; for the new
+subject's training images, whose targets are known too, it says what the layer should give; and a second ridge
+regression finds the layer, its penalty chosen on the validation images. No image need have been seen by two subjects.
+With few trials this is most of what fine-tuning has to find: a layer from chance must first undo itself, and the trunk
+with it.
+
+Shapes: A anchors, N training images, M validation images, V voxels, H hidden, P standardised numbers of the targets.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nd.mappers.base import Columns
+from nd.mappers.network.parts import Part
+from nd.mappers.spectrum import decompose
+from nd.mappers.training.scale import BLOCK_NUMBERS, TargetScale
+
+log = logging.getLogger(__name__)
+
+MOST_ANCHORS = 2000
+# Penalties as shares of the largest squared singular value.
+SHARES = tuple(10.0**power for power in np.arange(-6, 0.5, 0.5))
+FOLDS = 5
+
+
+def shared_places(
+    anchors_AH: Tensor,
+    anchor_ids: NDArray[Any],
+    ids: NDArray[Any],
+    parts: Sequence[Part],
+    truths: dict[str, Columns],
+    scales: dict[str, TargetScale],
+) -> Tensor:
+    """(N, H) what the shared space holds for images, by kernel ridge regression from their targets.
+
+    Only ``ids`` and the anchors are read from ``truths``. The penalty is chosen over folds of the anchors.
+    """
+    both = np.concatenate([anchor_ids, ids])
+    gram = torch.zeros(len(both), len(anchor_ids), dtype=torch.float64)
+    for values in _standardised(both, parts, truths, scales):
+        gram += values @ values[: len(anchor_ids)].T
+    fitted_AA, wanted_NA = gram[: len(anchor_ids)], gram[len(anchor_ids) :]
+    goal_AH = anchors_AH.double()
+    penalty = _kernel_penalty(fitted_AA, goal_AH)
+    mean_H = goal_AH.mean(0)
+    return (mean_H + wanted_NA @ _dual(fitted_AA, goal_AH - mean_H, penalty)).float()
+
+
+def _standardised(
+    ids: NDArray[Any], parts: Sequence[Part], truths: dict[str, Columns], scales: dict[str, TargetScale]
+) -> Iterator[Tensor]:
+    """(n, K) blocks of standardised columns of all parts, float64."""
+    step = max(1, BLOCK_NUMBERS // len(ids))
+    for part in parts:
+        scale = scales[part.target]
+        for start in range(part.start, part.stop, step):
+            stop = min(start + step, part.stop)
+            values = truths[part.target].columns(ids, start, stop) - scale.mean[start:stop]
+            yield torch.from_numpy(values / scale.scale[start:stop]).double()
+
+
+def _dual(gram_AA: Tensor, goal_AH: Tensor, penalty: float) -> Tensor:
+    return torch.linalg.solve(gram_AA + penalty * torch.eye(len(gram_AA), dtype=torch.float64), goal_AH)
+
+
+def _kernel_penalty(gram_AA: Tensor, goal_AH: Tensor) -> float:
+    """The penalty with the smallest squared error over folds of the anchors."""
+    largest = float(torch.linalg.eigvalsh(gram_AA)[-1])
+    fold_A = torch.arange(len(gram_AA)) % FOLDS
+    errors = dict.fromkeys(SHARES, 0.0)
+    for k in range(min(FOLDS, len(gram_AA))):
+        kept, held = fold_A != k, fold_A == k
+        mean_H = goal_AH[kept].mean(0)
+        for share in SHARES:
+            dual = _dual(gram_AA[kept][:, kept], goal_AH[kept] - mean_H, share * largest)
+            errors[share] += float((mean_H + gram_AA[held][:, kept] @ dual - goal_AH[held]).square().sum())
+    return min(errors, key=errors.__getitem__) * largest
+
+
+def aligned_layer(
+    voxels_NV: NDArray[np.float32], places_NH: Tensor, val_voxels_MV: NDArray[np.float32], val_places_MH: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weight (H, V) and bias (H,) of the layer that gives ``places`` from scaled voxels, by ridge regression.
+
+    The penalty is chosen on the validation images.
+    """
+    x, held = torch.from_numpy(voxels_NV), torch.from_numpy(val_voxels_MV)
+    mean_V, mean_H = x.mean(0), places_NH.mean(0)
+    spectrum = decompose(x - mean_V)
+    components_RH = spectrum.components(places_NH - mean_H)
+    held_MR = (held - mean_V) @ spectrum.right
+    largest, errors = float(spectrum.values.max() ** 2), {}
+    for share in SHARES:
+        gain_R1 = spectrum.gain(share * largest).float()[:, None]
+        predicted_MH = held_MR @ (gain_R1 * components_RH) + mean_H
+        errors[share] = float((predicted_MH - val_places_MH).square().sum())
+    best = min(errors, key=errors.__getitem__)
+    gain_R1 = spectrum.gain(best * largest).float()[:, None]
+    weight_VH = spectrum.right @ (gain_R1 * components_RH)
+    total = float((val_places_MH - mean_H).square().sum())
+    log.info("aligned the subject layer: %.0f%% of the shared space explained", 100 * (1 - errors[best] / total))
+    return weight_VH.T.contiguous(), mean_H - mean_V @ weight_VH

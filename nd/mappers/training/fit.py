@@ -1,0 +1,145 @@
+"""Running one stage of training under Lightning: devices, checkpoints, resumption, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from safetensors.torch import load_file, save_file
+
+from nd.data.datamodule import VoxelDataModule
+from nd.errors import UserError
+from nd.files import atomic_path, read_json, write_json
+from nd.lightning import plain_errors, quiet_lightning, strategy_of
+from nd.mappers.training.callbacks import Checkpoints, Curve, Kept, TrainingProgress, Weights
+from nd.mappers.training.module import MapperTraining
+from nd.schema import TrainerConfig
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a stage keeps what it needs to go on, below a run folder: one set of files for each fold."""
+
+    folder: Path
+    fold: int
+
+    @property
+    def checkpoint(self) -> Path:
+        """State of an unfinished training."""
+        return self.folder / "training" / f"fold-{self.fold:02d}-last.ckpt"
+
+    @property
+    def curve(self) -> Path:
+        """Losses and validation scores by epoch."""
+        return self.folder / "training" / f"fold-{self.fold:02d}-curve.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """Weights that a finished training kept."""
+        return self.folder / "training" / f"fold-{self.fold:02d}-kept.safetensors"
+
+    def clear(self) -> None:
+        """Remove what a finished stage needs no more; the curve stays."""
+        for path in (self.checkpoint, self.result, self.result.with_suffix(".json")):
+            path.unlink(missing_ok=True)
+
+    @property
+    def where(self) -> str:
+        """For messages: the last good checkpoint."""
+        return f"The last good checkpoint is kept at {self.checkpoint} (none yet where that is missing)."
+
+
+class Result(Callback):
+    """Writes the kept weights when training ends, in whichever process that is, and lets the others wait for it."""
+
+    def __init__(self, path: Path, kept: Kept) -> None:
+        """path: of the weights; what else is known lies beside them as JSON, which is written last."""
+        self.path, self.kept = path, kept
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write on the first process."""
+        if trainer.is_global_zero:
+            with atomic_path(self.path) as temporary:
+                save_file({name: value.contiguous() for name, value in self.kept.weights.items()}, temporary)
+            known = {"epoch": self.kept.epoch, "epochs": trainer.current_epoch, "steps": trainer.global_step}
+            write_json(self.path.with_suffix(".json"), {**known, "scores": self.kept.kept_scores})
+        trainer.strategy.barrier("result")
+
+
+def run_training(
+    module: MapperTraining,
+    data: VoxelDataModule,
+    kept: Kept,
+    files: Files,
+    cfg: TrainerConfig,
+    what: str,
+    logger: Any = False,
+    needs: str = "",
+) -> tuple[Weights, dict[str, Any]]:
+    """Train to the end, from the last checkpoint where there is one; returns the kept weights and what is known of it.
+
+    Args:
+        files: of this stage and fold.
+        cfg: devices and progress.
+        what: is trained, for the progress bar.
+        logger: Lightning logger, or False.
+        needs: estimate of memory and the settings that lower it, for the message where there is too little.
+
+    Raises:
+        UserError: a loss that is not finite, no memory, or what the data module refuses.
+    """
+    if not files.result.with_suffix(".json").exists():
+        files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        resumed = files.checkpoint if files.checkpoint.exists() else None
+        with quiet_lightning(), plain_errors(), memory_errors(needs):
+            trainer = build_trainer(module, kept, files, cfg, what, logger)
+            trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    return load_file(files.result), dict(read_json(files.result.with_suffix(".json")))
+
+
+def build_trainer(
+    module: MapperTraining, kept: Kept, files: Files, cfg: TrainerConfig, what: str, logger: Any
+) -> Trainer:
+    """A Trainer for one stage; everything it leaves behind is written by the callbacks."""
+    training = module.config
+    callbacks: list[Callback] = [kept, Curve(files.curve, kept), Checkpoints(files.checkpoint, cfg.checkpoint_minutes)]
+    callbacks += [TrainingProgress(what, kept)] if cfg.progress else []
+    return Trainer(
+        accelerator=cfg.accelerator,
+        devices=cfg.devices,
+        num_nodes=cfg.num_nodes,
+        strategy=strategy_of(cfg.strategy, cfg.devices, cfg.num_nodes),
+        precision=training.precision,  # type: ignore[arg-type]
+        max_epochs=module.recipe.n_epochs,
+        accumulate_grad_batches=training.accumulate,
+        gradient_clip_val=training.clip_norm or None,
+        check_val_every_n_epoch=training.validate_every,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks, Result(files.result, kept)],
+        logger=logger,
+        log_every_n_steps=1_000_000,  # the curve logs once an epoch
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the data module deals samples out itself
+        default_root_dir=files.folder,
+    )
+
+
+@contextmanager
+def memory_errors(needs: str) -> Iterator[None]:
+    """Turn running out of memory into a UserError with ``needs``, the estimate and what lowers it."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        full = not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError)
+        if full or any(text in str(error) for text in OUT_OF_MEMORY):
+            raise UserError(f"there is not enough memory for this training. {needs}") from error
+        raise

@@ -1,0 +1,137 @@
+"""Training the folds of a split, stage by stage, and writing what is kept as checkpoints.
+
+Where several processes train together all of them come through here; the first one writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nd.data.prepared import open_subject, split_of
+from nd.data.splits import Fold
+from nd.data.subject import Subject, mean_betas
+from nd.errors import UserError
+from nd.lightning import is_rank_zero
+from nd.mappers.checkpoint import Origin, is_saved, read_details, save, target_path
+from nd.mappers.training.fit import Files
+from nd.mappers.training.pretrained import Pretrained, load_pretrained, save_pretrained
+from nd.mappers.training.scores import target_scores
+from nd.mappers.training.stage import Trained, finetune, pretrain
+from nd.mappers.two_stage import TwoStage
+from nd.schema import Config
+from nd.targets.store import TargetStore, store_path
+
+log = logging.getLogger(__name__)
+
+Scores = dict[str, dict[str, float]]
+MakeLogger = Callable[[int], Any]  # number of the fold -> Lightning logger, or False
+WAIT_S = 600.0
+
+
+def stores_of(cfg: Config, targets: list[str]) -> dict[str, Path]:
+    """The features of every target trained, by name."""
+    return {name: store_path(cfg, name) for name in targets}
+
+
+def teacher_of(cfg: Config) -> Path | None:
+    """The features that teach auxiliary heads, where the configuration names some."""
+    wanted = cfg.training.aux_target if cfg.training.aux_weight else ""
+    return store_path(cfg, wanted) if wanted else None
+
+
+def pretrained_path(folder: Path, fold: int) -> Path:
+    """Where a pretrain run leaves the network of a fold."""
+    return folder / "checkpoint" / f"fold-{fold:02d}.safetensors"
+
+
+def pretrain_folds(cfg: Config, targets: list[str], folder: Path, logger: MakeLogger) -> list[Scores]:
+    """Stage 1 of every fold, unless it is done; returns validation scores by fold and target."""
+    stores, scores = stores_of(cfg, targets), []
+    for fold in range(len(split_of(cfg).folds)):
+        path, files = pretrained_path(folder, fold), Files(folder, fold)
+        if not path.with_suffix(".json").exists():
+            found = pretrain(cfg, fold, stores, teacher_of(cfg), files, logger(fold))
+            if is_rank_zero():
+                save_pretrained(path, found)
+                files.clear()
+        await_file(path.with_suffix(".json"))
+        scores.append(load_pretrained(path).details["scores"])
+    return scores
+
+
+def finetune_folds(
+    cfg: Config, targets: list[str], folder: Path, pretrained: Path | None, logger: MakeLogger
+) -> list[Scores]:
+    """Stage 2 of every fold, unless it is done; returns validation scores by fold and target.
+
+    pretrained: run folder of the pretrain stage; None: from chance.
+    """
+    subject, split, stores = open_subject(cfg), split_of(cfg), stores_of(cfg, targets)
+    scores = []
+    for k, own in enumerate(split.folds):
+        paths = {name: target_path(folder, k, name, len(targets)) for name in targets}
+        if not all(is_saved(path) for path in paths.values()):
+            files, start = Files(folder, k), None if pretrained is None else _start(pretrained, k)
+            trained = finetune(cfg, subject, own, k, stores, teacher_of(cfg), files, start, logger(k))
+            if is_rank_zero():
+                for name, path in paths.items():
+                    _save(path, cfg, subject, own, (split.hash, k), trained, name, stores[name], start)
+                files.clear()
+        for path in paths.values():
+            await_file(path.with_suffix(".json"))
+        scores.append({name: read_details(path)["details"]["scores"] for name, path in paths.items()})
+    return scores
+
+
+def _start(folder: Path, fold: int) -> tuple[Path, Pretrained]:
+    path = pretrained_path(folder, fold)
+    return path, load_pretrained(path)
+
+
+def _save(
+    path: Path,
+    cfg: Config,
+    subject: Subject,
+    own: Fold,
+    cut: tuple[str, int],
+    trained: Trained,
+    target: str,
+    store: Path,
+    start: tuple[Path, Pretrained] | None,
+) -> None:
+    """Write the mapper of one target with its scores on the validation images, predicted as they will be for others."""
+    features = TargetStore(store, allowed_ids=own.seen)
+    details = dict(trained.details) | {"n_images": len(own.train), "sessions": cfg.subject.sessions}
+    details |= {"pretrained_on": list(start[1].subjects) if start else []}
+    scaler, scale = trained.data.scalers[subject.name], trained.scales[target]
+    mapper = TwoStage.of(trained.network, target, subject.name, cfg.seed, scaler, scale, details)
+    predicted = torch.from_numpy(mapper.predict(mean_betas(subject, own.val), own.val))
+    details |= {"scores": target_scores(predicted, torch.from_numpy(own.val), features, scale)}
+    mapper = TwoStage.of(trained.network, target, subject.name, cfg.seed, scaler, scale, details)
+    origin = Origin(
+        subject=subject.name,
+        roi=cfg.subject.roi,
+        n_voxels=subject.n_voxels,
+        mask_hash=subject.mask_hash,
+        split_hash=cut[0],
+        fold=cut[1],
+        target=target,
+        target_fingerprint=features.fingerprint,
+    )
+    save(path, mapper, cfg.mapper, origin, features.shape)
+    log.info("target %s, fold %d: %s", target, cut[1] + 1, details["scores"])
+
+
+def await_file(path: Path) -> None:
+    """Let a process that does not write wait for the one that does."""
+    end = time.monotonic() + WAIT_S
+    while not path.exists():
+        if is_rank_zero() or time.monotonic() > end:
+            raise UserError(f"{path} was not written by the first process within {WAIT_S:.0f} s. See its messages.")
+        time.sleep(0.2)

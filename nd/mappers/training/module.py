@@ -1,0 +1,209 @@
+"""Training of the network as a LightningModule: devices, nodes, precision and launchers are Lightning's business.
+
+Nothing is drawn from a global generator: what a step draws is a function of seed, epoch and step (``nd.mappers.network.
+draws``), so training goes on after a stop as if there had been none, and does not depend on the number of processes.
+
+Shapes: B samples, P numbers of a flattened target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from nd.data.batch import Batch
+from nd.data.epoch import processes
+from nd.errors import UserError
+from nd.mappers.mixco import Mix, draw_mix, mixed_voxels
+from nd.mappers.network.draws import Draws
+from nd.mappers.network.network import Network
+from nd.mappers.network.parts import Part
+from nd.mappers.training.noise import ImageNoise
+from nd.mappers.training.objective import Phase, StepLosses, step_losses
+from nd.mappers.training.scale import TargetScale
+from nd.mappers.training.teacher import teacher_tokens
+from nd.schema import TrainingConfig
+
+DIV, FINAL_DIV = (
+    25.0,
+    1000.0,
+)  # first and last learning rate below the largest; HaoyyLi/NeuralDiffuser@9286cad:train_c.py
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a stage trains with: ``seed`` of all draws, epochs and the largest learning rate."""
+
+    training: TrainingConfig
+    seed: int
+    n_epochs: int
+    lr: float
+    where: str = ""  # the last good checkpoint, for messages
+
+
+class MapperTraining(pl.LightningModule):
+    """Trains a ``Network``; validation predicts whole targets of validation images and keeps them for scoring.
+
+    Attributes: ``held`` lists, per validation batch, (subject, image ids, prediction by target) on the CPU.
+    """
+
+    def __init__(self, network: Network, scales: Mapping[str, TargetScale], recipe: Recipe) -> None:
+        """scales: mean and spread by target."""
+        super().__init__()
+        self.network, self.recipe, self.config = network, recipe, recipe.training
+        self.targets = list(dict.fromkeys(part.target for part in network.parts))
+        for name, scale in scales.items():
+            self.register_buffer(f"mean_{name}", torch.from_numpy(scale.mean), persistent=False)
+            self.register_buffer(f"scale_{name}", torch.from_numpy(scale.scale), persistent=False)
+        decay = self.config.ema
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        for weight in self.average.parameters() if self.average is not None else ():
+            weight.requires_grad_(False)  # not trained, so DDP must not wait for its gradient
+        self.held: list[tuple[str, Tensor, dict[str, Tensor]]] = []
+        self.losses: dict[str, list[Tensor]] = {}
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a step times the number of processes, see ``objective``. UserError where it is not finite."""
+        phase = Phase.of(self.config, self.current_epoch, self.recipe.n_epochs)
+        draws = Draws(self.recipe.seed, self.current_epoch, batch_idx, batch.rows(processes()[0]), batch.n_rows)
+        mix = self._mix(batch, draws) if phase.mixing and self._contrasts() else None
+        voxels = (
+            {name: part.voxels for name, part in batch.subjects.items()} if mix is None else mixed_voxels(batch, mix)
+        )
+        outputs = self.network(voxels, draws)
+        goals = {part.name: self.standardised(part, batch.target(part.target)) for part in self.network.parts}
+        scales = {part.name: self._of_part(part, "scale") for part in self.network.parts}
+        taught_by = self.config.aux_target
+        teacher = teacher_tokens(batch.target(taught_by), self.network) if taught_by else None
+        losses = step_losses(
+            self.network, outputs, goals, scales, batch, draws, self.config, phase, mix, teacher
+        )  # fmt: skip
+        self._note(losses, batch_idx, batch.n_processes)
+        return losses.total() * batch.n_processes
+
+    def _contrasts(self) -> bool:
+        return any(getattr(self.network.head(part), "projector", None) is not None for part in self.network.parts)
+
+    def _mix(self, batch: Batch, draws: Draws) -> Mix:
+        sizes = [part.n_rows for part in batch.subjects.values()]
+        return draw_mix(draws, sizes, self.config.mixco_beta, self.config.mixco_select)
+
+    def _note(self, losses: StepLosses, step: int, n_processes: int) -> None:
+        """Keep the values for the curve, and stop at the first that is not finite: later ones would all be lost."""
+        values = {name: value.detach() * n_processes for name, value in losses.own.items()}
+        values |= {name: value.detach() for name, value in losses.joint.items()}
+        if not torch.isfinite(torch.stack(list(values.values()))).all():
+            raise UserError(self._lost(step, {name: float(value) for name, value in values.items()}))
+        for name, value in values.items():
+            self.losses.setdefault(name, []).append(value)
+
+    def _lost(self, step: int, values: dict[str, float]) -> str:
+        bad = ", ".join(f"{name} {value}" for name, value in values.items() if not abs(value) < float("inf"))
+        return (
+            f"the loss is not finite in step {step} of epoch {self.current_epoch} ({self.global_step} steps were"
+            f" taken): {bad}. {self.recipe.where} Give a smaller training.lr, training.clip_norm=1, or"
+            " training.precision=32-true."
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Move the running mean of the weights, where there is one, after every step of the optimiser."""
+        if self.average is not None and (batch_idx + 1) % self.config.accumulate == 0:
+            self.average.update_parameters(self.network)
+
+    # ---- targets ---------------------------------------------------------------------------------------------------
+
+    def _of_part(self, part: Part, which: str) -> Tensor:
+        """(1, *shape) mean or scale of a part."""
+        values: Tensor = getattr(self, f"{which}_{part.target}")
+        return values[part.start : part.stop].view(1, *part.shape)
+
+    def standardised(self, part: Part, target: Tensor) -> Tensor:
+        """(B, *shape of the part), of targets (B, *shape of the target) as extracted."""
+        columns = target.flatten(1)[:, part.start : part.stop].unflatten(1, part.shape)
+        return (columns - self._of_part(part, "mean")) / self._of_part(part, "scale")
+
+    # ---- validation ------------------------------------------------------------------------------------------------
+
+    @property
+    def kept_network(self) -> Network:
+        """The network that is validated and kept: the running mean, or the weights as they are."""
+        if self.average is None:
+            return self.network
+        averaged = self.average.module
+        assert isinstance(averaged, Network)
+        return averaged
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Predict validation images; scored when the epoch ends."""
+        voxels = {name: part.voxels for name, part in batch.subjects.items()}
+        predicted = predict_parts(self.kept_network, voxels, batch.image_id, self.recipe.seed)
+        whole = {name: self.unscaled(name, predicted).float().cpu() for name in self.targets}
+        first = 0
+        for name, part in batch.subjects.items():
+            rows = slice(first, first + len(part.image_id))
+            self.held.append((name, part.image_id.cpu(), {t: values[rows] for t, values in whole.items()}))
+            first = rows.stop
+
+    def unscaled(self, target: str, predicted: Mapping[str, Tensor]) -> Tensor:
+        """(B, P) prediction of a target as extracted, from the standardised ones of its parts."""
+        parts = [part for part in self.network.parts if part.target == target]
+        columns = [predicted[p.name] * self._of_part(p, "scale") + self._of_part(p, "mean") for p in parts]
+        return torch.cat([values.flatten(1) for values in columns], 1)
+
+    # ---- optimiser -------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """AdamW under one cycle of the learning rate, over all steps of all epochs."""
+        optimiser = torch.optim.AdamW(list(decay_groups(self.network, self.config)), lr=self.recipe.lr)
+        schedule = OneCycleLR(
+            optimiser,
+            self.recipe.lr,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=self.config.warmup,
+            div_factor=DIV,
+            final_div_factor=FINAL_DIV,
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def decay_groups(network: Network, config: TrainingConfig) -> Iterator[dict[str, Any]]:
+    """Parameters with the decay of each: subject layers, other weights, and what is not decayed.
+
+    Gains and biases are exempt. Published code means the same, but decays the gains of layer norms in a Sequential,
+    whose names do not say what they are, and the subject layers' biases
+    (HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py:331-361).
+    """
+    released = network.variant == "released"
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, weight in network.named_parameters():
+        subject = ".subject_layers." in name
+        flat = name.endswith("bias") and not subject if released else weight.ndim < 2
+        decay = 0.0 if flat else config.subject_decay if subject else config.weight_decay
+        groups.setdefault(decay, []).append(weight)
+    for decay, weights in groups.items():
+        yield {"params": weights, "weight_decay": decay}
+
+
+def predict_parts(network: Network, voxels: Mapping[str, Tensor], image_ids: Tensor, seed: int) -> dict[str, Tensor]:
+    """Standardised predictions (B, *shape) by part: what the trunk says, or what the prior makes of it.
+
+    voxels: (B_s, V_s) scaled, by subject; image_ids: (B,) of all of them, which fix the prior's noise.
+    """
+    outputs = network(voxels)
+    predicted = {part.name: outputs[part.name].predicted for part in network.parts}
+    if network.config.predict == "prior":
+        for part in network.parts:
+            prior = network.head(part).prior
+            if prior is not None:
+                noise = ImageNoise(seed, image_ids, predicted[part.name].device)
+                predicted[part.name] = prior.sample(predicted[part.name], noise.of(part.name))
+    return predicted

@@ -1,0 +1,149 @@
+"""What a training step minimises: the losses of every part, over the samples of all processes.
+
+A loss that is a mean over samples is the sum over the own ones divided by the number of all; a contrastive loss is
+computed by every process from the embeddings of all, of which its own carry a gradient. Both are parts of one sum over
+processes, so the gradient of ``world size x loss``, which DDP averages, is that of one process with the whole step.
+
+Shapes: B own samples, A samples of all processes, T tokens, D numbers of a token, C H W a latent map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nd.data.batch import Batch
+from nd.mappers.losses import absolute_error, mixco_nce, soft_clip, soft_contrastive, soft_temperature, squared_error
+from nd.mappers.mixco import Mix, mix_labels, mix_targets
+from nd.mappers.network.draws import Draws
+from nd.mappers.network.heads import HeadOutput
+from nd.mappers.network.network import Network
+from nd.mappers.network.parts import Part
+from nd.mappers.training.gathering import gather
+from nd.schema import TrainingConfig
+
+
+@dataclass
+class StepLosses:
+    """Weighted losses by name: ``own`` are shares of a sum over processes, ``joint`` are the same in all of them."""
+
+    own: dict[str, Tensor]
+    joint: dict[str, Tensor]
+
+    def total(self) -> Tensor:
+        """What is differentiated, before the factor of the number of processes."""
+        return torch.stack([*self.own.values(), *self.joint.values()]).sum()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Where training stands.
+
+    Attributes: ``progress`` in [0, 1), the share of the epochs that is done; ``mixing`` whether voxels are mixed.
+    """
+
+    progress: float
+    mixing: bool
+
+    @classmethod
+    def of(cls, config: TrainingConfig, epoch: int, n_epochs: int) -> Phase:
+        """MixCo in the first int(share * epochs) epochs (HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py:611-636)."""
+        n_mixing = int(config.mixco_share * n_epochs)
+        if epoch < n_mixing:
+            return cls(0.0, True)
+        return cls((epoch - n_mixing) / max(1, n_epochs - n_mixing - 1), False)
+
+
+def step_losses(
+    network: Network,
+    outputs: dict[str, HeadOutput],
+    goals: dict[str, Tensor],
+    scales: dict[str, Tensor],
+    batch: Batch,
+    draws: Draws,
+    config: TrainingConfig,
+    phase: Phase,
+    mix: Mix | None,
+    teacher: Tensor | None = None,
+) -> StepLosses:
+    """Losses of every part.
+
+    Args:
+        goals: standardised targets (B, *shape) by part.
+        scales: (1, *shape) by part, what standardised targets are multiplied by for comparing them.
+        mix: how voxels were mixed; None where they were not.
+        teacher: (B, S, D) tokens that teach the auxiliary heads of latent parts.
+    """
+    losses = StepLosses({}, {})
+    for part in network.parts:
+        output, goal = outputs[part.name], goals[part.name]
+        aim = goal
+        if mix is not None and network.variant == "nd":
+            # Published code mixes the voxels but not what the prior and the tokens are to be.
+            aim = mix_targets(gather(goal, batch), mix, draws.rows)
+        if part.is_map:
+            _latent_losses(losses, part, output, aim, batch, config, mix, teacher)
+            continue
+        _token_losses(losses, network, part, output, aim, draws, config)
+        if output.projected is not None:
+            shown = output.projected.flatten(1), (goal * scales[part.name]).flatten(1)
+            losses.joint[f"{part.name}/contrast"] = config.contrast_weight * _contrast(
+                *shown, batch, config, phase, mix, network.variant
+            )
+    return losses
+
+
+def _token_losses(
+    losses: StepLosses,
+    network: Network,
+    part: Part,
+    output: HeadOutput,
+    aim: Tensor,
+    draws: Draws,
+    config: TrainingConfig,
+) -> None:
+    prior = network.head(part).prior
+    if prior is not None:
+        error_B = prior.error(output.predicted, aim, draws)
+        losses.own[f"{part.name}/prior"] = config.prior_weight * error_B.sum() / draws.n_rows
+    if config.token_weight:
+        error_B = squared_error(output.predicted, aim)
+        losses.own[f"{part.name}/tokens"] = config.token_weight * error_B.sum() / draws.n_rows
+
+
+def _latent_losses(
+    losses: StepLosses,
+    part: Part,
+    output: HeadOutput,
+    aim: Tensor,
+    batch: Batch,
+    config: TrainingConfig,
+    mix: Mix | None,
+    teacher: Tensor | None,
+) -> None:
+    error_B = absolute_error(output.predicted, aim)
+    losses.own[f"{part.name}/latent"] = config.latent_weight * error_B.sum() / batch.n_rows
+    if output.projected is not None and teacher is not None:
+        student, taught = gather(output.projected, batch).flatten(0, 1), gather(teacher, batch).flatten(0, 1)
+        loss = soft_contrastive(student, taught, taught, config.aux_temperature)
+        # Mixed voxels have no picture whose tokens could teach.
+        losses.joint[f"{part.name}/aux"] = config.aux_weight * loss * (mix is None)
+
+
+def _contrast(
+    projected: Tensor,
+    target: Tensor,
+    batch: Batch,
+    config: TrainingConfig,
+    phase: Phase,
+    mix: Mix | None,
+    variant: str,
+) -> Tensor:
+    """MixCo while voxels are mixed, then SoftCLIP, between all samples of the step."""
+    all_projected, all_target = gather(projected, batch), gather(target, batch)
+    if mix is not None:
+        return mixco_nce(all_projected, all_target, config.mixco_temperature, mix_labels(mix, variant))
+    first, last = config.soft_temperatures
+    return soft_clip(all_projected, all_target, soft_temperature(phase.progress, first, last))

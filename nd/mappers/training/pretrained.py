@@ -1,0 +1,158 @@
+"""What a pretrain stage leaves: a network that has seen some subjects, and a record of whom and what it saw.
+
+Written as ``checkpoint/fold-<k>.safetensors`` with a JSON file beside it, which is written last. Shapes: A anchors, H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nd.data.splits import Fold
+from nd.errors import LeakError, UserError
+from nd.files import atomic_path, read_json, sha256_file, write_json
+from nd.mappers.training.scale import TargetScale
+from nd.schema import NetworkConfig
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A network trained on some subjects.
+
+    Attributes:
+        subjects: whom it saw.
+        seen: (n,) int32 ids of the images it was trained or validated on.
+        fingerprints, scales: of every target's features, and the mean and spread they were standardised with.
+        weights: of the network but for the subject layers, by name.
+        anchor_ids, anchors: (A,) images and, by trunk, (A, H) what the subject layers made of them on average.
+    """
+
+    subjects: tuple[str, ...]
+    seen: NDArray[np.int32]
+    fingerprints: dict[str, str]
+    scales: dict[str, TargetScale]
+    network: NetworkConfig
+    variant: str
+    weights: dict[str, Tensor]
+    anchor_ids: NDArray[np.int32]
+    anchors: dict[str, Tensor]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def shared_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What belongs to no subject."""
+    return {name: value for name, value in weights.items() if ".subject_layers." not in name}
+
+
+def save_pretrained(path: Path, pretrained: Pretrained) -> None:
+    """Write it, arrays first."""
+    arrays = {f"network.{name}": value.contiguous() for name, value in pretrained.weights.items()}
+    arrays |= {f"anchors.{name}": value.contiguous() for name, value in pretrained.anchors.items()}
+    arrays |= {"seen": torch.from_numpy(pretrained.seen), "anchor_ids": torch.from_numpy(pretrained.anchor_ids)}
+    for name, scale in pretrained.scales.items():
+        arrays |= {f"mean.{name}": torch.from_numpy(scale.mean), f"scale.{name}": torch.from_numpy(scale.scale)}
+    with atomic_path(path) as temporary:
+        save_file(arrays, temporary)
+    content = {"format": FORMAT, "kind": "pretrained", "arrays": sha256_file(path)}
+    content |= {"subjects": list(pretrained.subjects), "fingerprints": pretrained.fingerprints}
+    content |= {"network": asdict(pretrained.network), "variant": pretrained.variant, "details": pretrained.details}
+    write_json(path.with_suffix(".json"), content)
+
+
+def recorded_arrays(path: Path) -> str:
+    """The recorded hash of a pretrained network's arrays. UserError: missing or of another kind."""
+    return str(_description(path)["arrays"])
+
+
+def _description(path: Path) -> dict[str, Any]:
+    description = path.with_suffix(".json")
+    if not path.is_file() or not description.is_file():
+        raise UserError(
+            f"{path.parent.parent} holds no pretrained network ({path.name} with its .json is wanted in checkpoint/)."
+            " Give the run folder of `nd train training.stage=pretrain`, or leave training.pretrained empty."
+        )
+    content = read_json(description)
+    if content.get("kind") != "pretrained" or content.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is no pretrained network of format {FORMAT}, but a {content.get('kind', 'finished mapper')}."
+            " Give the run folder of `nd train training.stage=pretrain`."
+        )
+    return dict(content)
+
+
+def load_pretrained(path: Path) -> Pretrained:
+    """Read it. UserError: missing, of another kind or damaged."""
+    content = _description(path)
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}). Train it again, or fetch it again.") from None
+
+    def starting(word: str) -> dict[str, Tensor]:
+        return {name.removeprefix(word): value for name, value in arrays.items() if name.startswith(word)}
+
+    means = starting("mean.")
+    return Pretrained(
+        subjects=tuple(content["subjects"]),
+        seen=arrays["seen"].numpy(),
+        fingerprints=content["fingerprints"],
+        scales={name: TargetScale(mean.numpy(), arrays[f"scale.{name}"].numpy()) for name, mean in means.items()},
+        network=NetworkConfig(**content["network"]),
+        variant=content["variant"],
+        weights=starting("network."),
+        anchor_ids=arrays["anchor_ids"].numpy(),
+        anchors=starting("anchors."),
+        details=content["details"],
+    )
+
+
+def check_pretrained(
+    path: Path,
+    found: Pretrained,
+    subject: str,
+    fold: Fold,
+    fingerprints: Mapping[str, str],
+    network: NetworkConfig,
+    variant: str,
+) -> None:
+    """Refuse a pretrained network that saw the subject or its held-out images, or does not fit what is trained.
+
+    Raises LeakError for the former, UserError for the latter; both name what was found and what was wanted.
+    """
+    if subject in found.subjects:
+        raise LeakError(
+            f"{path} was pretrained on {', '.join(found.subjects)}, so it has seen {subject}, whom it is to be"
+            " fine-tuned on: its scores would not be those of a new subject. Pretrain without: nd train"
+            f" training.stage=pretrain subject={subject}."
+        )
+    leaked = np.intersect1d(found.seen, fold.test)
+    if leaked.size:
+        raise LeakError(
+            f"{path} was pretrained on {leaked.size} test image(s) of {subject} (first: image {leaked[0]}). Pretrain on"
+            f" the same split: nd train training.stage=pretrain subject={subject}."
+        )
+    for target, fingerprint in fingerprints.items():
+        if found.fingerprints.get(target) != fingerprint:
+            other = found.fingerprints.get(target)
+            had = f"other features of {target} ({other})" if other else f"targets {', '.join(found.fingerprints)}"
+            raise UserError(
+                f"{path} was pretrained on {had}, but {target} ({fingerprint}) is wanted. Use the same backbone,"
+                " stimuli and target settings, or pretrain again."
+            )
+    wanted, had_network = asdict(network) | {"variant": variant}, asdict(found.network) | {"variant": found.variant}
+    free = ("predict", "prior_sampling", "prior_steps", "dropout", "subject_dropout", "prior_drop")
+    differing = [name for name in wanted if name not in free and wanted[name] != had_network[name]]
+    if differing:
+        listed = ", ".join(f"{name}={had_network[name]} there, {wanted[name]} here" for name in differing)
+        raise UserError(f"{path} has another network: {listed}. Give the same network settings, or pretrain again.")

@@ -1,0 +1,266 @@
+"""The two stages: pretraining on a data set's other subjects, and fine-tuning on the one.
+
+Both train the same network on the same kind of batches; they differ in whose voxels they see, in what the network
+starts from, and in what is kept. Test images of the subject are out of reach of both.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nd.data.datamodule import VoxelDataModule
+from nd.data.prepared import open_subject, split_of
+from nd.data.splits import Fold
+from nd.data.subject import Subject, mean_betas
+from nd.errors import UserError
+from nd.mappers.network.network import Network
+from nd.mappers.network.parts import Part, parts_of
+from nd.mappers.network.subject_layer import layer_of
+from nd.mappers.training.alignment import MOST_ANCHORS, aligned_layer, shared_places
+from nd.mappers.training.callbacks import Kept
+from nd.mappers.training.fit import Files, run_training
+from nd.mappers.training.module import MapperTraining, Recipe
+from nd.mappers.training.needs import needs_of
+from nd.mappers.training.pretrained import Pretrained, check_pretrained, shared_weights
+from nd.mappers.training.scale import TargetScale
+from nd.mappers.training.teacher import patch_tokens
+from nd.schema import Config, NetworkConfig
+from nd.targets.store import TargetStore
+
+log = logging.getLogger(__name__)
+
+Seen = list[tuple[Subject, Fold]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of one fold trains.
+
+    Attributes: ``subjects`` with their folds; ``stores`` the features by target, ``teacher`` another one that only
+    teaches; ``fold`` its number.
+    """
+
+    cfg: Config
+    subjects: Seen
+    stores: dict[str, Path]
+    fold: int
+    teacher: Path | None = None
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Sorted ids of all images that training or validation look at."""
+        return np.unique(np.concatenate([fold.seen for _, fold in self.subjects]))
+
+    @property
+    def train_ids(self) -> np.ndarray:
+        """Sorted ids of the training images of any subject."""
+        return np.unique(np.concatenate([fold.train for _, fold in self.subjects]))
+
+    @property
+    def truths(self) -> dict[str, TargetStore]:
+        """Features of the images seen; every other one is out of reach."""
+        return {name: TargetStore(path, allowed_ids=self.seen) for name, path in self.stores.items()}
+
+    @property
+    def parts(self) -> list[Part]:
+        """Of all targets."""
+        return [part for name, truth in self.truths.items() for part in parts_of(name, truth.shape)]
+
+    @property
+    def network_config(self) -> NetworkConfig:
+        """Heads that no loss trains are left out: they would wait for a gradient."""
+        training, network = self.cfg.training, self.cfg.network
+        return replace(
+            network,
+            prior=network.prior and training.prior_weight > 0,
+            projector=network.projector and training.contrast_weight > 0,
+        )
+
+    def network(self) -> Network:
+        """The network as it starts from chance, a function of the seed."""
+        n_voxels = {subject.name: subject.n_voxels for subject, _ in self.subjects}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.cfg.seed)
+            return Network(self.network_config, self.parts, n_voxels, self.cfg.mapper.variant, self._aux_width())
+
+    def _aux_width(self) -> int:
+        if self.teacher is None or not self.cfg.training.aux_weight:
+            return 0
+        store = TargetStore(self.teacher)
+        return int(patch_tokens(torch.zeros(1, *store.shape)).shape[-1])
+
+    def data(self) -> VoxelDataModule:
+        """Batches of all subjects."""
+        readers = dict(self.truths)
+        if self.teacher is not None and self._aux_width():
+            readers.setdefault(self.cfg.training.aux_target, TargetStore(self.teacher, allowed_ids=self.seen))
+        training = self.cfg.training
+        return VoxelDataModule(
+            self.subjects,
+            readers,
+            trials=training.trials,  # type: ignore[arg-type]
+            batch_size=training.batch_size,
+            seed=self.cfg.seed,
+            num_workers=self.cfg.trainer.num_workers,
+        )
+
+    def scales(self) -> dict[str, TargetScale]:
+        """Mean and spread of every target over the training images; published code trains on raw features."""
+        if self.cfg.mapper.variant == "released":
+            return {name: TargetScale.plain(truth.size) for name, truth in self.truths.items()}
+        return {name: TargetScale.fit(truth, self.train_ids) for name, truth in self.truths.items()}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage gave: the network with the weights that were kept, scales, data (for its scalers), and details."""
+
+    network: Network
+    scales: dict[str, TargetScale]
+    data: VoxelDataModule
+    details: dict[str, Any]
+
+
+def others_of(cfg: Config, fold: int) -> Seen:
+    """The data set's other subjects with one fold of each, without what the left-out subject's fold holds out.
+
+    UserError: there are none, or their splits have other folds.
+    """
+    own = split_of(cfg).folds[fold]
+    held_out, found = np.union1d(own.val, own.test), []
+    for name in cfg.data.subjects:
+        if name == cfg.subject.name:
+            continue
+        other = replace(cfg, subject=replace(cfg.subject, name=name, sessions=0))
+        folds = split_of(other).folds
+        if len(folds) <= fold:
+            raise UserError(
+                f"{name} has {len(folds)} folds in split {cfg.data.split}, so fold {fold} has no counterpart."
+            )
+        theirs = folds[fold]
+        train, val = np.setdiff1d(theirs.train, held_out), np.setdiff1d(theirs.val, own.test)
+        found.append((open_subject(other), Fold(train, val, np.union1d(theirs.test, own.test))))
+    if not found:
+        raise UserError(f"data {cfg.data.name} has no subject beside {cfg.subject.name}; give training.pretrain=false.")
+    return found
+
+
+def train_stage(
+    stage: Stage, files: Files, network: Network, scales: dict[str, TargetScale], n_epochs: int, lr: float, logger: Any
+) -> Trained:
+    """Train ``network`` and put the kept weights into it."""
+    cfg, data = stage.cfg, stage.data()
+    recipe = Recipe(cfg.training, cfg.seed, n_epochs, lr, files.where)
+    module = MapperTraining(network, scales, recipe)
+    kept = Kept(cfg.training.keep, cfg.training.patience, dict(stage.truths), scales)
+    what = f"{cfg.training.stage} {', '.join(stage.stores)}"
+    needs = needs_of(network, [subject.n_voxels for subject, _ in stage.subjects], cfg)
+    weights, known = run_training(module, data, kept, files, cfg.trainer, what, logger, needs)
+    network.load_state_dict(weights)
+    network.eval()
+    data.setup()
+    return Trained(network.cpu(), scales, data, {**known, "n_epochs": n_epochs, "lr": lr})
+
+
+def pretrain(
+    cfg: Config, fold: int, stores: dict[str, Path], teacher: Path | None, files: Files, logger: Any
+) -> Pretrained:
+    """Stage 1 of one fold: everyone but ``cfg.subject.name``."""
+    stage = Stage(cfg, others_of(cfg, fold), stores, fold, teacher)
+    training = cfg.training
+    trained = train_stage(stage, files, stage.network(), stage.scales(), training.pretrain_epochs, training.lr, logger)
+    anchor_ids, anchors = anchors_of(stage, trained)
+    return Pretrained(
+        subjects=tuple(subject.name for subject, _ in stage.subjects),
+        seen=stage.seen.astype(np.int32),
+        fingerprints={name: truth.fingerprint for name, truth in stage.truths.items()},
+        scales=trained.scales,
+        network=stage.network_config,
+        variant=cfg.mapper.variant,
+        weights=shared_weights(trained.network.state_dict()),
+        anchor_ids=anchor_ids,
+        anchors=anchors,
+        details=trained.details,
+    )
+
+
+def anchors_of(stage: Stage, trained: Trained) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """Evenly spaced training images, and by trunk the mean (A, H) of what the subject layers make of them."""
+    ids = stage.train_ids
+    ids = ids[np.linspace(0, len(ids) - 1, min(MOST_ANCHORS, len(ids))).astype(int)].astype(np.int32)
+    total = {name: torch.zeros(len(ids), stage.network_config.hidden) for name in trained.network.trunks}
+    count = torch.zeros(len(ids), 1)
+    for subject, fold in stage.subjects:
+        rows = np.flatnonzero(np.isin(ids, fold.train))
+        voxels = trained.data.scalers[subject.name].transform(mean_betas(subject, ids[rows]))
+        count[rows] += 1
+        with torch.no_grad():
+            for name in total:
+                layer = layer_of(trained.network.trunk(name).subject_layers, subject.name, subject.n_voxels)
+                total[name][rows] += layer(torch.from_numpy(voxels))
+    return ids, {name: values / count for name, values in total.items()}
+
+
+def finetune(
+    cfg: Config,
+    subject: Subject,
+    own: Fold,
+    fold: int,
+    stores: dict[str, Path],
+    teacher: Path | None,
+    files: Files,
+    pretrained: tuple[Path, Pretrained] | None,
+    logger: Any,
+) -> Trained:
+    """Stage 2 of one fold: the subject alone, from what the others taught, or from chance.
+
+    Raises LeakError for a pretrained network that saw the subject or its test images.
+    """
+    stage = Stage(cfg, [(subject, own)], stores, fold, teacher)
+    training, network = cfg.training, stage.network()
+    if pretrained is None:
+        return train_stage(stage, files, network, stage.scales(), training.epochs, training.lr, logger)
+    path, start = pretrained
+    prints = {name: truth.fingerprint for name, truth in stage.truths.items()}
+    check_pretrained(path, start, subject.name, own, prints, stage.network_config, cfg.mapper.variant)
+    load_shared(network, start.weights)
+    if training.align:
+        align(stage, network, start)
+    lr = training.finetune_lr or training.lr
+    return train_stage(stage, files, network, start.scales, training.epochs, lr, logger)
+
+
+def load_shared(network: Network, weights: Mapping[str, Tensor]) -> None:
+    """Put pretrained weights into everything but the subject layers."""
+    missing, unexpected = network.load_state_dict(dict(weights), strict=False)
+    wrong = [name for name in missing if ".subject_layers." not in name] + list(unexpected)
+    assert not wrong, f"a checked pretrained network does not fit: {wrong}"
+
+
+def align(stage: Stage, network: Network, start: Pretrained) -> None:
+    """Give the subject's layer of every trunk its start (``alignment``); reads training and validation images alone."""
+    ((subject, fold),) = stage.subjects
+    data = stage.data()
+    data.setup()
+    scaler = data.scalers[subject.name]
+    voxels, held = (scaler.transform(mean_betas(subject, ids)) for ids in (fold.train, fold.val))
+    reader_ids = np.union1d(stage.seen, start.anchor_ids)
+    truths = {name: TargetStore(path, allowed_ids=reader_ids) for name, path in stage.stores.items()}
+    both = np.concatenate([fold.train, fold.val])
+    for name, anchors in start.anchors.items():
+        parts = [part for part in network.parts if network.trunk_of[part.name] == name]
+        places = shared_places(anchors, start.anchor_ids, both, parts, dict(truths), start.scales)
+        n = len(fold.train)
+        weight_HV, bias_H = aligned_layer(voxels, places[:n], held, places[n:])
+        layer = layer_of(network.trunk(name).subject_layers, subject.name, subject.n_voxels)
+        with torch.no_grad():
+            layer.weight.copy_(weight_HV)
+            layer.bias.copy_(bias_H)

@@ -1,0 +1,46 @@
+"""Tokens of the picture that teach the auxiliary head of a latent map.
+
+Shapes: B samples, T tokens of the target, D numbers of a token, S places of the head's map.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.nn import functional
+
+from nd.errors import UserError
+from nd.mappers.network.latent_head import LatentHead
+from nd.mappers.network.network import Network
+
+
+def patch_tokens(target: Tensor) -> Tensor:
+    """(B, T, D) patch tokens in a square: the last layer's where there are several, without a leading class token.
+
+    Raises UserError where the tokens make no square.
+    """
+    tokens = target[:, -1] if target.ndim == 4 else target
+    for skip in (0, 1):
+        n = tokens.shape[1] - skip if tokens.ndim == 3 else 0
+        if n > 0 and math.isqrt(n) ** 2 == n:
+            return tokens[:, skip:]
+    raise UserError(
+        f"training.aux_target has features of shape {tuple(target.shape[1:])}, which hold no square of patch tokens."
+        " Choose g or clip_vision, or leave it empty."
+    )
+
+
+def pooled_tokens(target: Tensor, sides: tuple[int, int]) -> Tensor:
+    """(B, S, D) patch tokens averaged over the places of a map with these sides."""
+    tokens = patch_tokens(target)
+    own = math.isqrt(tokens.shape[1])
+    square = tokens.transpose(1, 2).unflatten(2, (own, own))
+    return functional.adaptive_avg_pool2d(square, sides).flatten(2).transpose(1, 2)
+
+
+def teacher_tokens(target: Tensor, network: Network) -> Tensor | None:
+    """(B, S, D) tokens for the places of the network's latent map; None where it predicts none."""
+    heads = [network.head(part) for part in network.parts if part.is_map]
+    maps = [head for head in heads if isinstance(head, LatentHead)]
+    return pooled_tokens(target, (maps[0].shape[1], maps[0].shape[2])) if maps else None

@@ -1,0 +1,105 @@
+"""The trained mapper: what `nd train mapper=two_stage` leaves, and how it predicts.
+
+Shapes: N images, V voxels, P numbers of a flattened target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nd.data.scaling import Scaler
+from nd.mappers.network.network import Network
+from nd.mappers.network.parts import Part
+from nd.mappers.training.module import predict_parts
+from nd.mappers.training.scale import TargetScale
+from nd.schema import MapperConfig, NetworkConfig
+
+IMAGES_AT_ONCE = 64
+
+
+class TwoStage:
+    """One subject's voxels to one target through a trained network; made by ``of`` or ``restore``, never by ``fit``."""
+
+    name = "two_stage"
+
+    def __init__(
+        self, network: Network, subject: str, seed: int, scaler: Scaler, scale: TargetScale, details: dict[str, Any]
+    ) -> None:
+        """scaler: of the voxels; scale: of the target; seed: of the prior's noise."""
+        self.network, self.subject, self.seed = network.eval(), subject, seed
+        self.scaler, self.scale = scaler, scale
+        self._details = details
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        target: str,
+        subject: str,
+        seed: int,
+        scaler: Scaler,
+        scale: TargetScale,
+        details: dict[str, Any],
+    ) -> TwoStage:
+        """The mapper of one target and subject, out of a network that may know several."""
+        parts = [part for part in network.parts if part.target == target]
+        n_voxels = {subject: len(scaler.mean)}
+        own = Network(network.config, parts, n_voxels, network.variant)
+        weights = {name: value for name, value in network.state_dict().items() if name in own.state_dict()}
+        own.load_state_dict(weights)
+        known = {"network": asdict(network.config), "variant": network.variant, "subject": subject, "seed": seed}
+        return cls(own, subject, seed, scaler, scale, {**details, **known, "parts": [asdict(part) for part in parts]})
+
+    @classmethod
+    def restore(cls, config: MapperConfig, state: Mapping[str, NDArray[Any]], details: dict[str, Any]) -> TwoStage:
+        """A trained mapper from what `state` and `details` gave."""
+        parts = [Part(**{**part, "shape": tuple(part["shape"])}) for part in details["parts"]]
+        scaler = Scaler(mean=np.asarray(state["voxel_mean"]), scale=np.asarray(state["voxel_scale"]))
+        scale = TargetScale(np.asarray(state["target_mean"]), np.asarray(state["target_std"]))
+        subject, n_voxels = details["subject"], len(scaler.mean)
+        network = Network(NetworkConfig(**details["network"]), parts, {subject: n_voxels}, details["variant"])
+        weights = {name: value for name, value in state.items() if name.startswith("network.")}
+        network.load_state_dict({n.removeprefix("network."): torch.tensor(v) for n, v in weights.items()})
+        return cls(network, subject, details["seed"], scaler, scale, details)
+
+    @property
+    def kept(self) -> NDArray[np.bool_] | None:
+        """All columns are predicted."""
+        return None
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Weights, and statistics of voxels and target."""
+        weights = {f"network.{name}": value.cpu().numpy() for name, value in self.network.state_dict().items()}
+        statistics = {"voxel_mean": self.scaler.mean, "voxel_scale": self.scaler.scale}
+        return weights | statistics | {"target_mean": self.scale.mean, "target_std": self.scale.scale}
+
+    def details(self) -> dict[str, Any]:
+        """The network's configuration, how it was trained, and validation scores."""
+        return self._details
+
+    def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
+        """Predicted targets (N, P) float32 of responses as measured.
+
+        image_ids: (N,) of the images, which fix the prior's noise; by default their places.
+        """
+        ids = np.arange(len(voxels_NV)) if image_ids is None else np.asarray(image_ids)
+        scaled = torch.from_numpy(self.scaler.transform(voxels_NV))
+        network = self.network.to(self.device)
+        blocks = [slice(start, start + IMAGES_AT_ONCE) for start in range(0, len(ids), IMAGES_AT_ONCE)]
+        with torch.inference_mode():
+            rows = [self._block(network, scaled[block], torch.from_numpy(ids[block])) for block in blocks]
+        self.network.cpu()
+        return np.concatenate(rows) if rows else np.empty((0, len(self.scale.mean)), np.float32)
+
+    def _block(self, network: Network, voxels_NV: Tensor, ids: Tensor) -> NDArray[np.float32]:
+        predicted = predict_parts(network, {self.subject: voxels_NV.to(self.device)}, ids, self.seed)
+        columns = torch.cat([predicted[part.name].flatten(1) for part in network.parts], 1).float().cpu().numpy()
+        return np.asarray(columns * self.scale.scale + self.scale.mean, np.float32)
