@@ -23,8 +23,10 @@ from nd.needs.memory import memory_estimate, store_bytes, target_numbers
 from nd.needs.need import Need, byte_text
 from nd.needs.prepared import unread
 from nd.needs.terms import fetching, terms
+from nd.needs.training import largest_training, voxel_counts
 from nd.needs.weights import local_folder, weight_needs
 from nd.prepare import pieces_of
+from nd.results.identity import TRAINED_MAPPERS, reads_predictions
 from nd.results.manifest import versions
 from nd.schema import Config
 
@@ -149,7 +151,9 @@ def _memory(cfg: Config, data: DataNeeds, size: Extent) -> Iterator[str]:
     if estimate.preparing and f"{cfg.subject.name}.h5" in data.prepared.absent:
         yield f"{byte_text(estimate.preparing):>9}  preparing: the betas of one session, while they are scaled"
     if estimate.mapping:
-        yield f"{byte_text(estimate.mapping):>9}  mapping: the largest ridge mapper (float32), while it is fitted"
+        yield f"{byte_text(estimate.mapping):>9}  mapping: the largest {cfg.mapper.name} mapper, while it is fitted"
+    if cfg.mapper.name in TRAINED_MAPPERS and reads_predictions(cfg) and size.voxels:
+        yield from _training(cfg, voxel_counts(cfg, size, data.raw))
     if local_folder(cfg.backbone.weights) is None:
         yield f"{'4.3 GB':>9}  weights of the backbone, on disk and in memory"
     if not estimate.in_flight:
@@ -160,6 +164,19 @@ def _memory(cfg: Config, data: DataNeeds, size: Extent) -> Iterator[str]:
     fitting = int(SAFE_SHARE * _device_bytes(cfg) / estimate.sample)
     if fitting < estimate.in_flight:
         yield f"too much for this device: {_remedy(cfg, fitting)}"
+
+
+def _training(cfg: Config, n_voxels: dict[str, int]) -> Iterator[str]:
+    found = largest_training(cfg, n_voxels)
+    if isinstance(found, str):
+        yield f"training: {found}"
+        return
+    need, estimate = found
+    who = f"{len(need.n_voxels)} subjects" if len(need.n_voxels) > 1 else next(iter(need.n_voxels))
+    network = f"{estimate.parameters / 1e6:,.0f} million parameters, steps of {need.n_samples} samples in a process"
+    yield f"{byte_text(estimate.total):>9}  training: {need.stage} of {', '.join(need.targets)} on {who}: {network}"
+    if estimate.total > _device_bytes(cfg):
+        yield f"too much for this device ({byte_text(_device_bytes(cfg))}): {need.advice}"
 
 
 def _remedy(cfg: Config, fitting: int) -> str:

@@ -81,7 +81,7 @@ def summarise(
         "generator": cfg.method.generator,
         "oracle": bool(facts.get("oracle", cfg.features == "oracle")),
         "simulated": cfg.data.simulated,
-        "transductive": cfg.data.transductive and reads_predictions(cfg),
+        "transductive": cfg.transductive and reads_predictions(cfg),
         "control": str(facts.get("control", cfg.control)),
     }
 

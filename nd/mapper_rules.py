@@ -19,8 +19,14 @@ POSITIVE = {
     "network": ("hidden", "prior_depth", "prior_heads", "prior_head_width", "prior_growth", "latent_channels"),
     "training": ("epochs", "pretrain_epochs", "batch_size", "accumulate", "validate_every"),
 }
-NOT_NEGATIVE = ("weight_decay", "subject_decay", "clip_norm", "patience", "prior_weight", "token_weight",
+NOT_NEGATIVE = ("finetune_lr", "weight_decay", "subject_decay", "clip_norm", "patience", "prior_weight", "token_weight",
                 "contrast_weight", "latent_weight", "aux_weight")  # fmt: skip
+MAPS = (
+    "z",
+    "z40",
+    "pixels",
+    "colour",
+)  # targets that are maps of places, which latent heads predict; others are tokens
 
 
 def mapper_contradictions(cfg: Config, verb: str = "") -> list[str]:
@@ -77,8 +83,8 @@ def _network(cfg: Config) -> Iterator[str]:
             f"network.prior_steps: {network.prior_steps} noise levels of {network.prior_timesteps} were given, wanted 2"
             " to network.prior_timesteps."
         )
-    if network.predict == "prior" and not network.prior:
-        yield "network.predict: prior needs network.prior=true; or predict=tokens."
+    if network.predict == "prior" and not has_prior(cfg):
+        yield "network.predict: prior needs network.prior=true and training.prior_weight above 0; or predict=tokens."
 
 
 def _training(cfg: Config) -> Iterator[str]:
@@ -91,7 +97,9 @@ def _training(cfg: Config) -> Iterator[str]:
             yield f"training.{name}: {getattr(training, name)} is negative."
     if training.lr <= 0:
         yield f"training.lr: {training.lr} must be positive."
-    for name, low, high in (("warmup", 0, 1), ("mixco_share", 0, 1), ("mixco_select", 0, 1), ("ema", 0, 0.99999)):
+    if not 0 <= training.warmup < 1:
+        yield f"training.warmup: {training.warmup} lies outside [0, 1)."
+    for name, low, high in (("mixco_share", 0, 1), ("mixco_select", 0, 1), ("ema", 0, 0.99999)):
         if not low <= getattr(training, name) <= high:
             yield f"training.{name}: {getattr(training, name)} lies outside [{low}, {high}]."
     if training.align and cfg.mapper.variant == "released":
@@ -101,8 +109,6 @@ def _training(cfg: Config) -> Iterator[str]:
         yield "training: temperatures and mixco_beta must be positive."
     if len(training.soft_temperatures) != 2:
         yield f"training.soft_temperatures: {training.soft_temperatures} must hold two, of the first and last epoch."
-    if not cfg.network.prior and training.token_weight == 0:
-        yield "training.token_weight: 0 without a prior leaves nothing that learns the tokens; give one or the other."
 
 
 def _targets(cfg: Config, verb: str) -> Iterator[str]:
@@ -114,11 +120,19 @@ def _targets(cfg: Config, verb: str) -> Iterator[str]:
             " there is nobody to pretrain on. Give training.pretrain=false, or training.pretrained=<folder>."
         )
     together, wanted = trained_together(cfg), cfg.target.name
+    predicted = together if verb == "train" else cfg.method.targets
+    if not has_prior(cfg) and cfg.training.token_weight == 0 and not set(predicted) <= set(MAPS):
+        yield "training.token_weight: 0 without a prior leaves nothing that learns the tokens; give one or the other."
     if verb == "train" and wanted not in (*together, ALL):
         yield (
             f"target: network.share=all trains {together} (method.targets) at once, {wanted} is not among them. Add it"
             " to method.targets, or choose network.share=target."
         )
+
+
+def has_prior(cfg: Config) -> bool:
+    """Whether token parts have a prior: one that no loss trains is left out of the network."""
+    return cfg.network.prior and cfg.training.prior_weight > 0
 
 
 def mapper_idle(cfg: Config) -> list[tuple[tuple[str, ...], str, bool]]:
@@ -139,5 +153,26 @@ def mapper_idle(cfg: Config) -> list[tuple[tuple[str, ...], str, bool]]:
             (tuple(f"{group}.{field}" for field in values), f"{whose}two_stage, not {name}", not trained)
             for group, values in groups.items()
         ),
-        (("training.pretrain_epochs",), "nothing is pretrained", trained and not cfg.training.pretrain),
+        *((fields, why, trained and applies) for fields, why, applies in _network_idle(cfg)),
     ]
+
+
+def _network_idle(cfg: Config) -> Iterator[tuple[tuple[str, ...], str, bool]]:
+    """The same of the trained mapper alone."""
+    network, training = cfg.network, cfg.training
+    of_prior = tuple(f"network.{name}" for name in vars(network) if name.startswith("prior_"))
+    mixing = tuple(f"training.{name}" for name in vars(training) if name.startswith(("mixco_", "soft_")))
+    only_later = ("training.epochs", "training.pretrain", "training.pretrained")
+    nothing_earlier = not training.pretrain and training.stage == "finetune"
+    yield ("training.pretrain_epochs", "training.pretrained"), "nothing is pretrained", nothing_earlier
+    yield ("training.finetune_lr", "training.align"), "nothing is pretrained", nothing_earlier
+    yield ("training.pretrain_epochs",), "training.pretrained is given", bool(training.pretrained)
+    yield (
+        (*only_later, "training.finetune_lr", "training.align"),
+        "training.stage is pretrain",
+        training.stage == "pretrain",
+    )
+    yield (*of_prior, "training.prior_weight"), "there is no prior (network.prior)", not network.prior
+    without_contrast = not network.projector or training.contrast_weight == 0
+    yield mixing, "there is no contrastive loss (network.projector, training.contrast_weight)", without_contrast
+    yield ("training.aux_temperature",), "training.aux_target is empty", not training.aux_target

@@ -1,7 +1,8 @@
 """`nd predict`: the method's targets, decoded from a subject's voxels, for the images of one part of the split.
 
 Writes predictions.h5 into the run folder: one dataset (n, *shape) float32 per target, `image_id` (n,) and `fold` (n,)
-int32. Every image is predicted by the mapper of a fold that has not seen it; no target is read.
+int32; with mapper.keep below 1 also `kept/<target>` (folds, numbers of the target) bool, the numbers that are decoded
+and not set to 0. Every image is predicted by the mapper of a fold that has not seen it; no target is read.
 """
 
 from __future__ import annotations
@@ -61,17 +62,20 @@ def write_predictions(path: Path, cfg: Config, subject: Subject, split: Split, m
     import h5py
 
     from nd.files import atomic_path
-    from nd.mappers.folds import predict_fold
+    from nd.mappers.folds import kept_columns, predict_fold
 
     ids = [fold.test if cfg.part == "test" else fold.val for fold in split.folds]
     voxels = [responses(cfg, subject, fold, ids[fold]) for fold in range(len(ids))]
+    how = {"own_scaling": cfg.data.test_scaling == "own", "rescale": cfg.mapper.rescale == "test"}
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file["image_id"] = np.concatenate(ids).astype(np.int32)
         file["fold"] = np.repeat(np.arange(len(ids), dtype=np.int32), [len(fold) for fold in ids])
         for name, (folder, origins) in mappers.items():
-            own = cfg.data.test_scaling == "own"
-            parts = [predict_fold(folder.path, o, voxels[o.fold], folder.command, own) for o in origins]
+            own, command = folder.path, folder.command
+            parts = [predict_fold(own, o, voxels[o.fold], command, ids[o.fold], **how) for o in origins]
             file[name] = np.concatenate(parts)
+            if cfg.mapper.keep < 1:
+                file[f"kept/{name}"] = np.stack([kept_columns(own, o, command) for o in origins])
         file.attrs.update({"part": cfg.part, "control": cfg.control, "subject": subject.name})
     return sum(len(fold) for fold in ids)
 

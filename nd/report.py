@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from nd.config import verb
+from nd.results.curves import learning_of
 from nd.results.folder import command_for
+from nd.run import with_target
 from nd.schema import Config
 from nd.table import read_table
 
@@ -15,8 +17,8 @@ def report(cfg: Config) -> None:
     from nd.results.report import write_report  # loads matplotlib
 
     table = read_table(cfg)
-    commands = [command_for(cfg, name) for name in ("run", "table", "report")]
-    for path in write_report(table, Path(cfg.paths.results), " && ".join(commands)):
+    command = " && ".join(command_for(cfg, name) for name in ("run", "table", "report"))
+    for path in write_report(table, Path(cfg.paths.results), command, learning_of(table, with_target)):
         print(f"wrote {path}")
 
 

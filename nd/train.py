@@ -8,15 +8,12 @@ learning curves are in training/.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nd.config import verb
+from nd.results.chain import pretrain_of
 from nd.schema import Config
-
-if TYPE_CHECKING:
-    pass
 
 
 def train(cfg: Config) -> Path:
@@ -54,7 +51,7 @@ def train_network(cfg: Config) -> Path:
     """Train a network step by step, in one stage or both; returns the run folder of the last."""
     from nd.files import write_json
     from nd.lightning import is_rank_zero
-    from nd.mappers.training.folds import finetune_folds, pretrain_folds, stores_of
+    from nd.mappers.training.folds import clear_folds, finetune_folds, pretrain_folds, stores_of
     from nd.results.folder import RunFolder
     from nd.results.identity import trained_together
     from nd.results.wandb import training_logger
@@ -66,7 +63,8 @@ def train_network(cfg: Config) -> Path:
     if pretrained is not None:
         inputs["pretrained"] = fingerprint_of(pretrained)
     if folder.is_done(inputs):
-        print(f"{folder.path} is finished; nothing to do")
+        if is_rank_zero():
+            print(f"{folder.path} is finished; nothing to do")
         return folder.path
     with folder.writing(cfg, inputs) as path:
         make = lambda fold: training_logger(cfg, folder, fold)  # noqa: E731
@@ -77,9 +75,11 @@ def train_network(cfg: Config) -> Path:
         by_target = {name: mean_scores([{"scores": fold[name]} for fold in folds]) for name in targets}
         if is_rank_zero():
             write_json(path / "scores.json", {"images": "validation images", "mean": by_target, "folds": folds})
-    for name, scores in by_target.items():
-        print(f"{cfg.training.stage} {name}: {described(scores)} (validation images)")
-    print(f"wrote {len(folds)} network{'s' * (len(folds) > 1)} at {path}, learning curves in {path / 'training'}")
+            clear_folds(cfg, path)
+    if is_rank_zero():
+        for name, scores in by_target.items():
+            print(f"{cfg.training.stage} {name}: {described(scores)} (validation images)")
+        print(f"wrote {len(folds)} network{'s' * (len(folds) > 1)} at {path}, learning curves in {path / 'training'}")
     return path
 
 
@@ -90,16 +90,6 @@ def pretrained_folder(cfg: Config) -> Path | None:
     if cfg.training.pretrained:
         return Path(cfg.training.pretrained).expanduser()
     return train_network(pretrain_of(cfg))
-
-
-def pretrain_of(cfg: Config) -> Config:
-    """The configuration of the stage that goes before."""
-    return replace(
-        cfg,
-        training=replace(cfg.training, stage="pretrain"),
-        subject=replace(cfg.subject, sessions=0),
-        overrides=[*cfg.overrides, "training.stage=pretrain", "subject.sessions=0"],
-    )
 
 
 def fingerprint_of(folder: Path) -> str:

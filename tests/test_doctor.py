@@ -9,6 +9,7 @@ import shutil
 import struct
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
 
@@ -26,11 +28,14 @@ from nd.data.nsd import tree
 from nd.data.nsd.facts import PEOPLE
 from nd.data.prepared import Stimuli, Subject, stimuli_path, subject_path
 from nd.doctor import doctor
-from nd.mappers.ridge import _compact
+from nd.mappers.arrays import LARGE_BYTES
+from nd.mappers.base import FoldData, Group
+from nd.mappers.registry import build_mapper
 from nd.needs import weights
 from nd.needs.extent import Extent, images_seen
-from nd.needs.memory import memory_estimate, store_bytes, target_numbers
+from nd.needs.memory import memory_estimate, store_bytes, target_numbers, target_shapes
 from nd.needs.need import byte_text
+from nd.needs.training import largest_training, stages, training_needs
 from nd.needs.whole import fault
 from nd.prepare import prepare
 from nd.scenes.as_mindeye2 import write_mindeye2
@@ -559,11 +564,12 @@ def test_networks_that_are_not_here(ask: Callable[..., Said], tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("experiment", ["scenes", "digits69"])
-def test_numbers_per_image_are_those_of_the_targets(experiment: str) -> None:
+def test_shapes_are_those_of_the_targets(experiment: str) -> None:
     cfg = compose([f"experiment={experiment}"])
     backbone = Backbone(cfg.backbone)
-    shapes = {name: build_extractor(name, cfg, backbone).shape for name in cfg.method.targets}
-    assert target_numbers(cfg) == {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    shapes = {name: build_extractor(name, cfg, backbone).shape for name in [*cfg.method.targets, "pixels", "z40"]}
+    assert shapes.items() <= target_shapes(cfg).items()
+    assert target_numbers(cfg) == {name: int(np.prod(shapes[name])) for name in cfg.method.targets}
     assert target_numbers(compose([f"experiment={experiment}", "method=mean_image"])) == {}
 
 
@@ -574,17 +580,163 @@ def test_sizes_of_stable_diffusion_targets_and_of_stores() -> None:
     assert store_bytes(compose(["experiment=nsd", "target.dtype=float16"]), Extent(images=3))["z"] == 3 * 16_384 * 2
 
 
-@pytest.mark.parametrize(("voxels", "fitted", "numbers"), [(50, 40, 30), (50, 8, 4000), (10, 40, 300)])
-def test_memory_of_a_mapper_is_that_of_its_arrays(
-    voxels: int, fitted: int, numbers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
+class Noise:
+    """Targets of noise, columns of a target without a file."""
 
-    monkeypatch.setattr("nd.needs.memory.target_numbers", lambda cfg: {"z": numbers})
-    coefficients = torch.zeros(min(voxels, fitted), numbers)
-    arrays = _compact(torch.zeros(voxels, len(coefficients)), coefficients)
-    held = sum(array.nbytes for array in arrays.values()) + ("weights" in arrays) * coefficients.nbytes
-    assert memory_estimate(compose(), Extent(voxels=voxels, fitted=fitted)).mapping == held
+    def __init__(self, n_images: int, size: int) -> None:
+        self.size = size
+        self.values = np.random.default_rng(1).normal(size=(n_images, size)).astype(np.float32)
+
+    def columns(self, ids: np.ndarray, start: int, stop: int) -> np.ndarray:
+        return self.values[ids, start:stop]
+
+
+@pytest.mark.parametrize("mapper", ["ridge", "fastl2lir"])
+@pytest.mark.parametrize(("voxels", "fitted", "numbers"), [(50, 40, 30), (50, 8, 4000), (10, 40, 300)])
+def test_memory_of_a_mapper_counts_the_arrays_it_ends_with(
+    mapper: str, voxels: int, fitted: int, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, ids = compose([f"mapper={mapper}", "mapper.n_feat=5"]), np.arange(fitted + 4, dtype=np.int32)
+    x = np.random.default_rng(0).normal(size=(len(ids), voxels)).astype(np.float32)
+    data = FoldData(
+        x[:fitted], x[fitted:], ids[:fitted], ids[fitted:], Noise(len(ids), numbers), (Group("z", 0, numbers),)
+    )
+    fit = build_mapper(replace(cfg.mapper, refit=False), torch.device("cpu"))
+    fit.fit(data)
+    weights = ("weights", "directions", "coefficients", "voxels")
+    ends = sum(array.nbytes for name, array in fit.state().items() if name in weights)
+
+    def estimate(large: float) -> float:
+        monkeypatch.setattr("nd.needs.memory.LARGE_BYTES", large)
+        return memory_estimate(cfg, Extent(voxels=voxels, fitted=fitted)).mapping
+
+    monkeypatch.setattr("nd.needs.memory.target_numbers", lambda cfg: {"c": 3, "z": numbers})
+    kept, in_files = estimate(LARGE_BYTES), estimate(0)
+    ends -= fit.state()["directions"].nbytes if "directions" in fit.state() else 0  # a factor of the voxels alone
+    spare = 4 * numbers if "coefficients" in fit.state() else 0  # centred, n images may have n - 1 components
+    assert ends <= kept - in_files <= ends + spare
+    assert in_files > 2 * x[:fitted].nbytes
+
+
+def test_memory_of_ridge_at_the_size_of_nsd() -> None:
+    n, v = 9_000, 15_724
+    responses, grams, factors = 2 * 4 * n * v, 3 * 8 * n * n, 4 * n * (n + v)
+    assert memory_estimate(compose(["experiment=nsd"]), Extent(voxels=v, fitted=n)).mapping == (
+        responses + grams + factors
+    )  # coefficients of g (8.3 GB) go through a file
+    z = 4 * n * 16_384
+    small = compose(["experiment=nsd", "method=vae"])
+    assert small.method.targets == ["z"]
+    assert z > LARGE_BYTES
+    assert memory_estimate(small, Extent(voxels=100, fitted=n)).mapping == pytest.approx(
+        8 * n * 100 + 24 * 100**2 + 400 * (n + 100) + 400 * 16_384
+    )
+    assert memory_estimate(compose(["mapper=two_stage"]), Extent(voxels=v, fitted=n)).mapping == 0
+
+
+# By hand, of network=nsd: h 4096, V 15,724 voxels, 4 blocks; c 77 x 768, g six layers of 50 x 768, z 4 x 64 x 64.
+H, V, D = 4096, 15_724, 768
+
+
+def linear(n_in: int, n_out: int, bias: bool = True) -> int:
+    return n_in * n_out + bias * n_out
+
+
+def trunk_by_hand() -> int:
+    return linear(V, H) + 4 * (2 * H + 2 * linear(H, H))
+
+
+def tokens_by_hand(n_tokens: int) -> int:
+    heads, width, inner = 14, 52, 4 * D
+    attention = D + linear(D, heads * width, False) + linear(D, 2 * width, False) + 2 * width
+    attention += linear(heads * width, D, False) + D
+    feed_forward = D + linear(D, 2 * inner, False) + linear(inner, D, False)
+    time = linear(D, 2 * D) + linear(2 * D, 2 * D) + linear(2 * D, D)
+    prior = 3 * n_tokens * D + time + 32 * heads + 6 * (attention + feed_forward) + D + linear(D, D, False)
+    return linear(H, n_tokens * D) + 3 * (2 * D + linear(D, D)) + prior
+
+
+def latent_by_hand() -> int:
+    def conv(n_in: int, n_out: int, side: int = 3) -> int:
+        return n_in * n_out * side**2 + n_out
+
+    def block(n_in: int, n_out: int) -> int:
+        shortcut = conv(n_in, n_out, 1) if n_in != n_out else 0
+        return 2 * n_in + conv(n_in, n_out) + 2 * n_out + conv(n_out, n_out) + shortcut
+
+    middle = 2 * block(256, 256) + 2 * 256 + 4 * linear(256, 256)
+    upwards = 2 * block(256, 256) + conv(256, 256) + block(256, 128) + block(128, 128) + conv(128, 128)
+    upwards += block(128, 64) + block(64, 64)
+    decoder = conv(64, 256) + middle + upwards + 2 * 64 + conv(64, 4)
+    return linear(H, 64 * 16 * 16, False) + 2 * 64 + decoder
+
+
+HEADS = {"c": [tokens_by_hand(77)], "g": 6 * [tokens_by_hand(50)], "z": [latent_by_hand()]}
+
+
+@pytest.mark.parametrize("share", ["part", "target", "all"])
+def test_networks_at_the_size_of_nsd_are_as_large_as_by_hand(share: str) -> None:
+    cfg = compose(["experiment=nsd", "mapper=two_stage", f"network.share={share}", "training.ema=0.99"])
+    found = {need.targets: need.estimate for need in training_needs(cfg, {"subj01": V})}
+    n_trunks = {name: len(heads) if share == "part" else 1 for name, heads in HEADS.items()}
+    by_hand = {(name,): n_trunks[name] * trunk_by_hand() + sum(heads) for name, heads in HEADS.items()}
+    if share == "all":
+        by_hand = {("z", "c", "g"): trunk_by_hand() + sum(sum(heads) for heads in HEADS.values())}
+    assert {targets: estimate.parameters for targets, estimate in found.items()} == by_hand
+    assert all(
+        estimate.states == 20 * estimate.parameters for estimate in found.values()
+    )  # 16 and the running mean's 4
+
+
+def test_both_stages_are_estimated_with_the_layers_of_their_subjects() -> None:
+    cfg = compose(["mapper=two_stage", "method=vae", "training.precision=bf16-mixed"])
+    voxels = {"subj01": 100, "subj02": 300, "subj03": 500}
+    first, second = training_needs(cfg, voxels)
+    assert (first.stage, first.n_voxels) == ("pretraining", {"subj02": 300, "subj03": 500})
+    assert (second.stage, second.n_voxels) == ("fine-tuning", {"subj01": 100})
+    difference = first.estimate.parameters - second.estimate.parameters
+    assert difference == (300 + 500 + 1 - 100) * cfg.network.hidden  # weights, and one bias more
+    assert (first.n_samples, first.how["precision"]) == (256, "bf16-mixed")
+    need, estimate = largest_training(cfg, voxels)
+    assert (need, estimate) == (first, first.estimate)
+    for given, wanted in [
+        ("training.pretrain=false", ["fine-tuning"]),
+        ("training.pretrained=/tmp", ["fine-tuning"]),
+        ("training.stage=pretrain", ["pretraining"]),
+    ]:
+        assert list(stages(compose(["mapper=two_stage", given]), voxels)) == wanted
+    assert list(stages(cfg, {"subj01": 100})) == ["fine-tuning"]
+
+
+def test_heads_that_nothing_trains_take_no_memory_and_processes_share_a_step() -> None:
+    given = ["mapper=two_stage", "target=c", "network.prior=true", "trainer.devices=2", "trainer.strategy=ddp"]
+    whole, bare = (
+        next(iter(training_needs(compose([*given, *more]), {"subj01": 100})))
+        for more in ([], ["training.prior_weight=0", "training.contrast_weight=0"])
+    )
+    assert (bare.network.prior, bare.network.projector) == (False, False)
+    assert whole.n_samples == 128
+    taught = compose([*given, "training.aux_target=g", "training.aux_weight=1", "method=vae"])
+    need = next(iter(training_needs(taught, {"subj01": 100})))
+    assert need.how["aux_width"] == target_shapes(taught)["g"][-1]
+
+
+def test_the_doctor_says_what_training_takes(ask: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ask(
+        "experiment=nsd", "mapper=two_stage", "data.subjects=[subj01,subj02,subj05]", "method=vae", "trainer=cpu"
+    )
+    line = said.line("training: ")
+    assert "pretraining of z on 2 subjects: " in line
+    assert "ridge mapper" not in said.text
+    assert "too much for this device" not in line
+    monkeypatch.setattr("nd.doctor._device_bytes", lambda cfg: 1e9)
+    poor = ask("experiment=nsd", "mapper=two_stage", "method=vae", "trainer=cpu", "training.pretrain=false").flat
+    assert "fine-tuning of z on subj01: " in poor
+    assert re.search(r"too much for this device \(1\.0 GB\): Training takes about .* with network\.hidden=2048", poor)
+    assert "training: " not in ask("mapper=two_stage", "features=oracle").text
+    assert "training: " not in ask("mapper=ridge").text
+    wrong = ask("mapper=two_stage", "method=vae", "network.decoder_channels=[8,8,8,8,8,8]").flat
+    assert "training: network.decoder_channels=[8, 8, 8, 8, 8, 8] enlarges a map 32 times" in wrong
 
 
 def test_preparing_holds_a_session_in_memory() -> None:

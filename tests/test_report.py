@@ -17,6 +17,7 @@ from PIL import Image
 
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
+from nd.results.curves import Curve, Learning, Stage
 from nd.results.pictures import cell_side, evenly_ranked, gallery, grid_image
 from nd.results.plots import score_plot, svg, tuning_plot
 from nd.results.report import write_report
@@ -142,6 +143,19 @@ def test_the_grid_holds_every_picture(table: Table) -> None:
     cell = cell_side(SIDE)
     corner = image[40 : 40 + cell, 210 : 210 + cell]
     np.testing.assert_array_equal(corner[:: cell // SIDE, :: cell // SIDE], shown.pictures[0][0])
+
+
+def test_trained_networks_show_how_they_were_trained(table: Table, tmp_path: Path) -> None:
+    stage = Stage("fine-tuning", [Curve({"total": [(1, 0.5), (2, 0.25)]}, {"correlation": [(2, 0.1)]}, kept=2)])
+    learnings = [Learning(rows, target, [stage]) for rows in (("decoded & guided", "x"), ("y",)) for target in "zc"]
+    page = write_report(table, tmp_path / "results", "nd run", learnings)[0].read_text(encoding="utf-8")
+    reader = read(page)
+    assert all(link.startswith("data:image/") for link in reader.links)
+    assert "Learning curves" in reader.text
+    assert {"decoded & guided, x", "y"} <= set(reader.text)  # one picture for both targets of the same rows
+    assert page.count('alt="learning curves of ') == 2
+    assert "never of test images" in page
+    assert "Learning curves" not in write_report(table, tmp_path, "nd run")[0].read_text(encoding="utf-8")
 
 
 def test_a_table_without_pictures_says_so(table: Table) -> None:

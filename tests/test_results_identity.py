@@ -71,7 +71,7 @@ def test_fields_that_only_say_how_never_count() -> None:
 @pytest.mark.parametrize("name", sorted(flat(Config())))
 def test_every_identity_field_counts_somewhere(name: str) -> None:
     settings = [{}, {"target__name": "c"}, {"target__name": "g"}, {"target__name": "vdvae"}]
-    settings.append({"control": "shuffled_voxels"})
+    settings += [{"control": "shuffled_voxels"}, {"mapper__name": "two_stage"}]
     for setting in settings:
         first, second = with_values(**setting), with_values(**setting)
         set_field(second, name, other(flat(first)[name]))
@@ -88,6 +88,21 @@ BLIND: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("predict", {}, {"guidance__kappa": 1.0, "method__steps": 3, "method__name": "x", "seed": 1, "target__name": "g"}),
     ("predict", {}, {"method__targets": ["g", "z", "c"]}),
     ("predict", {"method__targets": ["z"]}, {"target__layers": [1]}),
+    ("train", {}, {"network__hidden": 9, "training__lr": 1.0, "training__stage": "pretrain"}),
+    ("predict", {}, {"network__hidden": 9, "training__lr": 1.0}),
+    ("train", {"mapper__name": "two_stage"}, {"mapper__alphas": [1.0], "mapper__rescale": "test"}),
+    ("train", {"mapper__name": "two_stage", "training__stage": "pretrain"}, {"subject__sessions": 1}),
+    (
+        "train",
+        {"mapper__name": "two_stage", "training__stage": "pretrain"},
+        {"training__epochs": 9, "training__align": False, "training__finetune_lr": 1.0},
+    ),
+    (
+        "train",
+        {"mapper__name": "two_stage", "training__pretrain": False},
+        {"training__pretrain_epochs": 9, "training__align": False, "training__finetune_lr": 1.0},
+    ),
+    ("train", {"mapper__name": "two_stage", "network__share": "all"}, {"target__name": "c"}),
     ("reconstruct", {"method__generator": "mean_image"}, {"mapper__refit": False, "seed": 1, "method__repeats": 9}),
     ("reconstruct", {"method__generator": "mean_image"}, {"subject__roi": "V1", "method__targets": []}),
     ("reconstruct", {"method__generator": "random_image"}, {"mapper__refit": False, "guidance__kappa": 1.0}),
@@ -107,6 +122,15 @@ SEEING: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("train", {}, {"subject__roi": "V1"}),
     ("train", {}, {"target__name": "c"}),
     ("train", {"target__name": "g"}, {"target__layers": [1]}),
+    ("train", {}, {"subject__sessions": 1}),
+    ("train", {"mapper__name": "two_stage"}, {"seed": 1}),
+    ("train", {"mapper__name": "two_stage"}, {"network__hidden": 9}),
+    ("train", {"mapper__name": "two_stage"}, {"training__pretrain_epochs": 9}),
+    ("train", {"mapper__name": "two_stage"}, {"training__stage": "pretrain"}),
+    ("train", {"mapper__name": "two_stage", "training__stage": "pretrain"}, {"subject__name": "subj02"}),
+    ("train", {"mapper__name": "two_stage", "network__share": "all"}, {"method__targets": ["z"]}),
+    ("predict", {"mapper__name": "two_stage"}, {"seed": 1}),
+    ("predict", {"mapper__name": "two_stage"}, {"mapper__rescale": "test"}),
     ("predict", {}, {"target__layers": [1]}),
     ("predict", {}, {"control": "shuffled_voxels"}),
     ("predict", {"control": "shuffled_voxels"}, {"seed": 1}),

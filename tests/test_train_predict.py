@@ -110,7 +110,7 @@ def test_store_of_a_target_is_the_same_for_every_verb(cfg: Config) -> None:
 
 
 def test_targets_of_test_images_cannot_be_reached_while_training(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def peek(self: Ridge, data: Any) -> None:
+    def peek(self: Ridge, data: Any, scratch: Any) -> None:
         data.targets.columns(np.array([N_TRAIN]), 0, 1)  # the first test image
 
     monkeypatch.setattr(Ridge, "fit", peek)
@@ -198,11 +198,11 @@ def test_interrupted_training_keeps_finished_folds(
 ) -> None:
     fit, calls = Ridge.fit, []
 
-    def fail_second(self: Ridge, data: Any) -> None:
+    def fail_second(self: Ridge, data: Any, scratch: Any) -> None:
         calls.append(len(data.train_ids))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        fit(self, data)
+        fit(self, data, scratch)
 
     monkeypatch.setattr(Ridge, "fit", fail_second)
     with pytest.raises(KeyboardInterrupt):

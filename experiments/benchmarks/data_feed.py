@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import tempfile
@@ -115,16 +116,21 @@ def write_subject_file(folder: Path, sizes: argparse.Namespace) -> Path:
 
 def write_target_file(folder: Path, sizes: argparse.Namespace) -> Path:
     """A store of features of all images."""
-    n_images, size = sizes.trials // REPEATS, sizes.tokens * sizes.width
-    with h5py.File(folder / "noise-c-0.h5", "w") as handle:
+    return write_store(folder, "c", (sizes.tokens, sizes.width), sizes.trials // REPEATS)
+
+
+def write_store(folder: Path, target: str, shape: tuple[int, ...], n_images: int) -> Path:
+    """A store of noise of some shape under the name of a target."""
+    path, size = folder / f"noise-{target}-0.h5", math.prod(shape)
+    with h5py.File(path, "w") as handle:
         handle["image_id"] = np.arange(n_images, dtype=np.int32)
-        shape = json.dumps([sizes.tokens, sizes.width])
         handle["reference"] = np.zeros((4, 1), np.float32)
-        handle.attrs.update({"shape": shape, "fingerprint": "noise", "target": "c", "details": "{}", "versions": "{}"})
+        known = {"shape": json.dumps(shape), "fingerprint": "noise", "target": target}
+        handle.attrs.update({**known, "details": "{}", "versions": "{}"})
         features = allocate(handle, "features", (n_images, size), np.dtype(np.float32))
         for rows, values in noise_blocks(n_images, size):
             features[rows] = values
-    return folder / "noise-c-0.h5"
+    return path
 
 
 def forget(path: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from nd.errors import UserError
 from nd.files import atomic_path, read_json, sha256_file, write_json
+from nd.mappers.arrays import read_arrays, write_arrays
 from nd.mappers.base import Mapper
 from nd.mappers.registry import restore_mapper
 from nd.schema import MapperConfig
@@ -53,6 +53,12 @@ def target_path(folder: Path, fold: int, target: str, n_targets: int) -> Path:
     return path if n_targets == 1 else path.with_name(f"{path.stem}-{target}{path.suffix}")
 
 
+def saved_path(folder: Path, origin: Origin) -> Path:
+    """Where the arrays of a fold and target lie: in the target's own file where there is one, else in the fold's."""
+    own = target_path(folder, origin.fold, origin.target, n_targets=2)
+    return own if own.with_suffix(".json").exists() else checkpoint_path(folder, origin.fold)
+
+
 def is_saved(path: Path) -> bool:
     """Whether a whole checkpoint lies at `path` (a killed run may have left arrays without their JSON)."""
     details = path.with_suffix(".json")
@@ -62,10 +68,7 @@ def is_saved(path: Path) -> bool:
 def save(path: Path, mapper: Mapper, config: MapperConfig, origin: Origin, shape: tuple[int, ...]) -> None:
     """Write a fitted mapper and the shape of its target, arrays first. `UserError` where the disk is full."""
     with atomic_path(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would keep others from reading
-        save_file(mapper.state(), temporary)
-        temporary.chmod(mode)
+        write_arrays(temporary, mapper.state())
     content = {"format": FORMAT, "mapper": asdict(config), "origin": asdict(origin), "arrays": sha256_file(path)}
     write_json(path.with_suffix(".json"), {**content, "shape": list(shape), "details": mapper.details()})
 
@@ -90,7 +93,7 @@ def load(path: Path, wanted: Origin, train_command: str) -> Mapper:
     content = read_details(path)
     check_origin(path, Origin(**content["origin"]), wanted, train_command)
     try:
-        arrays = load_file(path)
+        arrays = read_arrays(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged ({error}). Remove its run folder and run: {train_command}") from None
     return restore_mapper(MapperConfig(**content["mapper"]), arrays, content["details"])

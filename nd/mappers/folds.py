@@ -6,6 +6,7 @@ Shapes: N images, V voxels, P numbers of a flattened target.
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from numpy.typing import NDArray
 from nd.data.prepared import Subject, mean_betas
 from nd.data.splits import Fold, Split
 from nd.errors import UserError
+from nd.mappers.arrays import scratch_folder
 from nd.mappers.base import FoldData, Group
 from nd.mappers.checkpoint import Origin, check_origin, checkpoint_path, is_saved, load, read_details, save
+from nd.mappers.column_choice import choose_columns
 from nd.mappers.registry import build_mapper
+from nd.mappers.target_statistics import TargetStatistics, statistics_path
 from nd.schema import Config
 from nd.targets.registry import column_groups
 from nd.targets.store import TargetStore
@@ -54,10 +58,16 @@ def fit_fold(
     """Fit and save one fold's mapper unless that is done; returns its details (penalties and validation scores)."""
     path = checkpoint_path(folder, fold)
     if not is_saved(path):
-        features = TargetStore(store)
-        mapper = build_mapper(cfg.mapper, device)
-        mapper.fit(fold_data(subject, split.folds[fold], store, cfg.target.layers))
-        save(path, mapper, cfg.mapper, origin_of(cfg, subject, split, fold, features.fingerprint), features.shape)
+        features, own = TargetStore(store), split.folds[fold]
+        data, mapper = fold_data(subject, own, store, cfg.target.layers), build_mapper(cfg.mapper, device)
+        with scratch_folder(folder) as scratch:
+            if cfg.mapper.keep < 1:
+                mapper.keep_columns(choose_columns(cfg.mapper, data, device, scratch))
+            mapper.fit(data, scratch)
+            if cfg.mapper.rescale == "test":
+                fitted = own.seen if cfg.mapper.refit else own.train
+                TargetStatistics.fit(data.targets, fitted).save(statistics_path(path))
+            save(path, mapper, cfg.mapper, origin_of(cfg, subject, split, fold, features.fingerprint), features.shape)
     details: dict[str, Any] = read_details(path)["details"]
     scores = ", ".join(f"{name} {value:.3f}" for name, value in details["scores"].items())
     log.info("target %s, fold %d of %d: %s", cfg.target.name, fold + 1, len(split.folds), scores)
@@ -73,20 +83,41 @@ def check_folds(folder: Path, wanted: list[Origin], train_command: str) -> None:
 
 
 def predict_fold(
-    folder: Path, origin: Origin, voxels_NV: NDArray[np.float32], train_command: str, own_scaling: bool = False
+    folder: Path,
+    origin: Origin,
+    voxels_NV: NDArray[np.float32],
+    train_command: str,
+    image_ids: NDArray[Any] | None = None,
+    own_scaling: bool = False,
+    rescale: bool = False,
 ) -> NDArray[np.float32]:
     """Predictions (N, *shape of the target) float32 of responses as measured, by the mapper of one fold.
 
-    ``own_scaling``: z-score the responses by their own statistics instead of the training images' (transductive).
+    Args:
+        image_ids: (N,) of the images, for mappers that draw random numbers.
+        own_scaling: z-score the responses by their own statistics instead of the training images' (transductive).
+        rescale: standardise each column over these images, then give it mean and spread of the training images
+            (`mapper.rescale=test`, transductive). Columns that are not kept stay 0.
     """
     path = checkpoint_path(folder, origin.fold)
     mapper = load(path, origin, train_command)
-    predicted_NP = mapper.predict(mapper.scaler.restandardised(voxels_NV) if own_scaling else voxels_NV)
+    predicted_NP = mapper.predict(mapper.scaler.restandardised(voxels_NV) if own_scaling else voxels_NV, image_ids)
     if not np.isfinite(predicted_NP).all():
         raise UserError(
             f"{path} predicts values that are not finite. Remove its run folder and run again: {train_command}"
         )
+    if rescale:
+        predicted_NP = TargetStatistics.load(statistics_path(path), train_command).given_to(predicted_NP)
+        if mapper.kept is not None:
+            predicted_NP[:, ~mapper.kept] = 0
     return predicted_NP.reshape(-1, *read_details(path)["shape"])
+
+
+def kept_columns(folder: Path, origin: Origin, train_command: str) -> NDArray[np.bool_]:
+    """Which columns (P,) of the flattened target the mapper of one fold predicts; it gives the others as 0."""
+    path = checkpoint_path(folder, origin.fold)
+    kept = load(path, origin, train_command).kept
+    return np.ones(math.prod(read_details(path)["shape"]), bool) if kept is None else kept
 
 
 def derangement(seed: int, fold: int, n_images: int) -> NDArray[np.intp]:

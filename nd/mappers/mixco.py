@@ -96,13 +96,11 @@ def mix_labels(mix: Mix, variant: str = "nd") -> Tensor:
     partner, in the first subject) the label is 1 - beta, and 0 for a row that is not mixed.
     """
     rows = torch.arange(len(mix.beta), device=mix.beta.device)
+    labels_BB = mix.beta.diag()
     if variant == "released":
-        labels_BB = mix.beta.diag()
         labels_BB[rows, mix.partner - mix.first] = 1 - mix.beta
         return labels_BB
-    own = torch.where(mix.partner == rows, 1, mix.beta)
-    labels_BB = own.diag()
-    labels_BB[rows, mix.partner] += 1 - own
+    labels_BB[rows, mix.partner] += 1 - mix.beta
     return labels_BB
 
 

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nd.errors import unknown
 from nd.mappers.base import Mapper
+from nd.mappers.fastl2lir import FastL2LiR
 from nd.mappers.ridge import Ridge
 from nd.schema import MapperConfig
 
-MAPPERS = {"ridge": Ridge}
+MAPPERS: dict[str, type[Ridge] | type[FastL2LiR]] = {"ridge": Ridge, "fastl2lir": FastL2LiR}
 
 
-def build_mapper(config: MapperConfig, device: torch.device | None = None) -> Mapper:
-    """An unfitted mapper; an unknown name is a `UserError`."""
+def build_mapper(config: MapperConfig, device: torch.device | None = None) -> Ridge | FastL2LiR:
+    """An unfitted linear mapper; an unknown name is a `UserError`."""
     return _kind(config.name)(config, device)
 
 
-def restore_mapper(config: MapperConfig, state: dict[str, NDArray[np.float32]], details: dict[str, Any]) -> Mapper:
+def restore_mapper(config: MapperConfig, state: dict[str, NDArray[Any]], details: dict[str, Any]) -> Mapper:
     """A fitted mapper from a checkpoint's arrays and details."""
+    if config.name == "two_stage":
+        from nd.mappers.two_stage import TwoStage  # imports the network, which linear mappers do without
+
+        return TwoStage.restore(config, state, details)
     return _kind(config.name).restore(config, state, details)
 
 
-def _kind(name: str) -> type[Ridge]:
+def _kind(name: str) -> type[Ridge] | type[FastL2LiR]:
     if name not in MAPPERS:
         raise unknown("mapper", name, MAPPERS)
     return MAPPERS[name]

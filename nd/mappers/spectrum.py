@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
+from nd.mappers.gram import gram
+
 # Squared singular values below this share of the largest are rounding noise of the float64 Gram matrix.
 NEGLIGIBLE = 1e-12
+ROWS_AT_ONCE = 1024  # rows that are widened to float64 at a time
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,32 @@ class Spectrum:
         """Centred targets in the basis of the training images, (R, P)."""
         return self.left.T @ targets_NP
 
-    def leverage(self, alpha: float) -> Tensor:
-        """Diagonal of the hat matrix with an unpenalised intercept, (N,) float64."""
-        shrink_R = self.values * self.gain(alpha)
-        return self.left.double().square() @ shrink_R + 1 / len(self.left)
+    def leverage(self, alpha: float | Tensor, intercept: bool = True) -> Tensor:
+        """Diagonal of the hat matrix, (N,) float64; (A, N) where alpha is (A, 1). An intercept is not penalised."""
+        shrink = self.values * self.gain(alpha)
+        rows = [shrink @ left_nR.double().square().T for left_nR in self.left.split(ROWS_AT_ONCE)]
+        return torch.cat(rows, dim=-1) + (1 / len(self.left) if intercept else 0)
 
 
 def decompose(voxels_NV: Tensor) -> Spectrum:
-    """Decompose z-scored training voxels (N, V) through the smaller of the two Gram matrices, in float64."""
-    x = voxels_NV.double()
-    wide = x.shape[0] <= x.shape[1]
-    squared, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
-    keep = squared > NEGLIGIBLE * squared[-1].clamp(min=torch.finfo(torch.float64).tiny)
-    values, vectors = squared[keep].sqrt(), vectors[:, keep]
-    other = (x.T if wide else x) @ vectors / values
-    left, right = (vectors, other) if wide else (other, vectors)
-    return Spectrum(left.float(), values, right.float())
+    """Decompose z-scored training voxels (N, V) through the smaller of the two Gram matrices, in float64.
+
+    Beside the voxels and the factors it takes three times the smaller Gram matrix.
+    """
+    wide = voxels_NV.shape[0] <= voxels_NV.shape[1]
+    squared, vectors = _eigen(gram(voxels_NV if wide else voxels_NV.T))
+    first = int((squared <= NEGLIGIBLE * squared[-1].clamp(min=torch.finfo(torch.float64).tiny)).sum())
+    values, vectors = squared[first:].sqrt(), vectors[:, first:]  # eigenvalues rise
+    rows = (voxels_NV.T if wide else voxels_NV).split(ROWS_AT_ONCE)
+    other = torch.cat([(some.double() @ vectors / values).float() for some in rows])
+    own = vectors.float()
+    return Spectrum(own, values, other) if wide else Spectrum(other, values, own)
+
+
+def _eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Rising eigenvalues and the eigenvectors as columns. On the CPU the vectors take the place of the matrix."""
+    if symmetric.device.type != "cpu":
+        return torch.linalg.eigh(symmetric)
+    in_column_order = symmetric.numpy().T  # LAPACK's, so that nothing is copied
+    values, vectors = scipy.linalg.eigh(in_column_order, overwrite_a=True, check_finite=False, driver="evd")
+    return torch.from_numpy(values), torch.from_numpy(vectors)

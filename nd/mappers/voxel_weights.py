@@ -15,10 +15,29 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.data.scaling import Scaler
+from nd.mappers.base import FoldData
+from nd.mappers.blocks import column_blocks
+
 # Few enough that their share in a voxel of pure noise, N_COMPONENTS / N, stays small; enough for the target's gist.
 N_COMPONENTS = 10
 TINY = 1e-12
 MIN_WEIGHT = 1e-6  # a voxel's scale is divided by it and must stay finite
+
+
+def voxel_scaler(data: FoldData, voxels_NV: NDArray[np.float32], ids: NDArray[np.int32], power: float) -> Scaler:
+    """Z-scores voxels and, unless `power` is 0, multiplies them by their weights, all found on the given images.
+
+    Args:
+        voxels_NV: responses as measured, a row for each of `ids`, whose targets `data` gives.
+    """
+    scaler = Scaler.fit(voxels_NV)
+    if power == 0:
+        return scaler
+    columns = column_blocks(0, data.targets.size, len(ids))
+    components_NK = leading_components(data.targets.columns(ids, block.start, block.stop) for block in columns)
+    weights_V = voxel_weights(scaler.transform(voxels_NV), components_NK, power)
+    return Scaler(mean=scaler.mean, scale=scaler.scale / weights_V)
 
 
 def leading_components(blocks_NP: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:

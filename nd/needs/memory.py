@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from nd.backbone.loading import pick_device
 from nd.backbone.vdvae.shape import IMAGENET64
+from nd.mappers.arrays import LARGE_BYTES
+from nd.mappers.normal_equations import equation_bytes
 from nd.needs.extent import Extent
 from nd.needs.weights import local_folder
 from nd.results.identity import reads_targets
@@ -27,15 +31,17 @@ SD14_TOWER = {"width": 768, "patch_size": 32}
 DECODER_TENSORS, UNET_TENSORS = 48, 220
 # Preparing NSD holds a session's betas in float32, their training rows once more, and their deviations in float64.
 SESSION_COPIES = 4
+# Fitting in closed form holds the responses as they are read and once more scaled; ridge then decomposes the smaller
+# Gram matrix, of which it holds three in float64 (`nd.mappers.spectrum.decompose`).
+RESPONSE_COPIES, GRAM_COPIES = 2, 3
 
-
-# Targets of the same size whatever the configuration: CLIP ViT-L/14's tokens, the 64 px edge map, the 8 x 8 mosaic.
-FIXED_NUMBERS = {
-    "clip_vision": 257 * 768,
-    "clip_text": 77 * 768,
-    "clip_image": 768,
-    "edge": 64 * 64,
-    "colour": 8 * 8 * 3,
+# Targets of the same shape whatever the configuration: CLIP ViT-L/14's tokens, the 64 px edge map, the 8 x 8 mosaic.
+FIXED_SHAPES: dict[str, tuple[int, ...]] = {
+    "clip_vision": (257, 768),
+    "clip_text": (77, 768),
+    "clip_image": (768,),
+    "edge": (64, 64),
+    "colour": (8, 8, 3),
 }
 
 
@@ -43,8 +49,9 @@ FIXED_NUMBERS = {
 class Memory:
     """What the largest steps hold, in bytes.
 
-    ``preparing``: a session of NSD (0: other data, read in small blocks); ``mapping``: the largest ridge mapper
-    (float32) while it is fitted; ``sample``: activations of one guided sample; ``in_flight``: how many of them.
+    ``preparing``: a session of NSD (0: other data, read in small blocks); ``mapping``: the largest mapper in closed
+    form while it is fitted (0: it is trained, see ``nd.needs.training``); ``sample``: activations of one guided sample;
+    ``in_flight``: how many of them.
     """
 
     preparing: float
@@ -68,12 +75,30 @@ def memory_estimate(cfg: Config, data: Extent) -> Memory:
 
 
 def _mapper_bytes(cfg: Config, data: Extent) -> float:
-    """Coefficients (R, P) of the components for the largest target, and weights (V, P) or directions (V, R)."""
+    """What fitting the largest target holds, beside blocks of its columns; coefficients too large go through a file."""
+    fitting = {"ridge": _ridge_bytes, "fastl2lir": _fastl2lir_bytes}.get(cfg.mapper.name)
     largest = max(target_numbers(cfg).values(), default=0)
-    n_components = min(data.voxels, data.fitted or data.voxels)
-    weights, factors = data.voxels * largest, n_components * (data.voxels + largest)
-    # The smaller of the two is kept; making weights takes the coefficients beside them.
-    return 4.0 * (weights + n_components * largest if weights <= factors else factors)
+    n_images = data.fitted or data.voxels
+    if fitting is None or not largest or not data.voxels:
+        return 0.0
+    return 4.0 * RESPONSE_COPIES * n_images * data.voxels + fitting(cfg, n_images, data.voxels, largest)
+
+
+def _ridge_bytes(cfg: Config, n_images: int, n_voxels: int, size: int) -> float:
+    """Gram matrices, both factors (N, R) and (V, R), and weights (V, P) or coefficients (R, P), whichever are fewer."""
+    n_components = min(n_voxels, n_images)
+    whole = n_voxels * size <= n_components * (n_voxels + size)
+    solved = 4.0 * (n_voxels if whole else n_components) * size
+    factors = 4.0 * n_components * (n_images + n_voxels)
+    return 8.0 * GRAM_COPIES * n_components**2 + factors + (solved if solved <= LARGE_BYTES else 0.0)
+
+
+def _fastl2lir_bytes(cfg: Config, n_images: int, n_voxels: int, size: int) -> float:
+    """The equations, and weights (P, V) or indices and coefficients (P, F), whichever are fewer."""
+    n_feat = min(cfg.mapper.n_feat, n_voxels)
+    arrays = [4.0 * size * n_feat] * 2 if 2 * n_feat < n_voxels else [4.0 * size * n_voxels]
+    equations = equation_bytes(n_images, n_voxels, n_feat, pick_device(cfg.trainer.accelerator).type)
+    return equations + sum(n_bytes for n_bytes in arrays if n_bytes <= LARGE_BYTES)
 
 
 def store_bytes(cfg: Config, data: Extent) -> dict[str, float]:
@@ -84,18 +109,25 @@ def store_bytes(cfg: Config, data: Extent) -> dict[str, float]:
 
 def target_numbers(cfg: Config) -> dict[str, int]:
     """Numbers per image of every target that the method reads."""
+    shapes = target_shapes(cfg)
+    return (
+        {name: math.prod(shapes[name]) for name in cfg.method.targets if name in shapes} if reads_targets(cfg) else {}
+    )
+
+
+def target_shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
+    """Shape of every target there is, read by the method or not."""
     vae, text = (_module_config(cfg, part) for part in ("vae", "text_encoder"))
-    side = cfg.backbone.image_size // 2 ** (len(vae["block_out_channels"]) - 1)
-    known = {
-        "z": vae["latent_channels"] * side**2,
-        "c": text["hidden_size"] * (cfg.target.tokens or text["max_position_embeddings"]),
-        "g": _tower_numbers(cfg),
-        "pixels": 3 * cfg.data.image_size**2,
-        "z40": vae["latent_channels"] * (5 * side // 8) ** 2,
-        "vdvae": IMAGENET64.n_numbers(cfg.target.vdvae_layers),
-        **FIXED_NUMBERS,
+    side, channels = cfg.backbone.image_size // 2 ** (len(vae["block_out_channels"]) - 1), vae["latent_channels"]
+    return {
+        "z": (channels, side, side),
+        "c": (cfg.target.tokens or text["max_position_embeddings"], text["hidden_size"]),
+        "g": _tower_shape(cfg),
+        "pixels": (cfg.data.image_size, cfg.data.image_size, 3),
+        "z40": (channels, 5 * side // 8, 5 * side // 8),
+        "vdvae": (IMAGENET64.n_numbers(cfg.target.vdvae_layers),),
+        **FIXED_SHAPES,
     }
-    return {name: known[name] for name in cfg.method.targets if name in known} if reads_targets(cfg) else {}
 
 
 def _module_config(cfg: Config, part: str) -> dict[str, Any]:
@@ -104,11 +136,11 @@ def _module_config(cfg: Config, part: str) -> dict[str, Any]:
     return SD14[part] | (json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {})
 
 
-def _tower_numbers(cfg: Config) -> int:
+def _tower_shape(cfg: Config) -> tuple[int, int, int]:
     folder = local_folder(cfg.backbone.image_tower)
     file = folder / "open_clip_config.json" if folder else None
     vision: dict[str, Any] = dict(SD14_TOWER)
     if file and file.is_file():
         vision |= json.loads(file.read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
     tokens = (cfg.backbone.tower_size // vision["patch_size"]) ** 2 + 1
-    return len(cfg.target.layers) * tokens * vision["width"]
+    return len(cfg.target.layers), tokens, vision["width"]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nd.data.splits import BY_SUBJECT
@@ -77,6 +77,16 @@ def steps_of(cfg: Config, with_target: Callable[[Config, str], Config]) -> list[
     if reads_predictions(cfg):
         steps += [*(Step("train", one) for one in per_target), Step("predict", cfg)]
     return [*steps, Step("reconstruct", cfg), Step("evaluate", cfg)]
+
+
+def pretrain_of(cfg: Config) -> Config:
+    """The configuration of the stage that a network trained in two goes through before, in a run folder of its own."""
+    return replace(
+        cfg,
+        training=replace(cfg.training, stage="pretrain"),
+        subject=replace(cfg.subject, sessions=0),
+        overrides=[*cfg.overrides, "training.stage=pretrain", "subject.sessions=0"],
+    )
 
 
 def _links(step: Step, earlier: Sequence[Step]) -> dict[str, str]:

@@ -107,14 +107,15 @@ def _mapper_fields(cfg: Config) -> list[str]:
         return ["mapper.*"]
     only_later = ("epochs", "pretrain", "finetune_lr", "align")
     idle = {"pretrain": only_later, "finetune": () if cfg.training.pretrain else ("pretrain_epochs", *only_later[2:])}
-    training = [field.name for field in fields(cfg.training) if field.name not in idle[cfg.training.stage]]
+    unread = idle.get(cfg.training.stage, ())
+    training = [field.name for field in fields(cfg.training) if field.name not in unread]
     return ["mapper.name", "mapper.variant", "network.*", *(f"training.{name}" for name in training), "seed"]
 
 
 def _train_fields(cfg: Config) -> list[str]:
-    targets = trained_together(cfg)
-    named = ["target.name"] if targets == [cfg.target.name] else ["method.targets"]
-    pretrain = cfg.mapper.name in TRAINED_MAPPERS and cfg.training.stage == "pretrain"
+    targets, trained = trained_together(cfg), cfg.mapper.name in TRAINED_MAPPERS
+    named = ["method.targets"] if trained and cfg.network.share == "all" else ["target.name"]
+    pretrain = trained and cfg.training.stage == "pretrain"
     subject = ["subject.name", "subject.roi"] if pretrain else ["subject.*"]
     return ["data.*", *subject, *_mapper_fields(cfg), *named, *_target_fields(targets)]
 

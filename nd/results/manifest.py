@@ -87,7 +87,7 @@ def begin(
         "seeds": {"seed": cfg.seed, "world_seed": cfg.data.world_seed},
         "oracle": cfg.features == "oracle",
         "simulated": cfg.data.simulated,
-        "transductive": cfg.data.transductive,
+        "transductive": cfg.transductive,
         "control": cfg.control,
         "inputs": dict(inputs),
         "files": files,

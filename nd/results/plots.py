@@ -1,20 +1,30 @@
-"""Plots of a report: scores with their intervals, and the tuning curve of guidance. Drawn as SVG, without a display."""
+"""Plots of a report: scores with their intervals, learning curves, and the tuning curve of guidance.
+
+Drawn as SVG, without a display.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from nd.results.curves import TOTAL, Curve, Learning, Series
 from nd.results.specs import Column
 from nd.results.table import Table
 
 ROLE_COLOURS = {
     "method": "#1f6fb2", "reference": "#c27c0e", "oracle": "#2c8a57", "control": "#b5423c", "floor": "#7a7f87",
 }  # fmt: skip
-INK, FAINT = "#2b2f36", "#c9ced6"
+TERM_COLOURS = {
+    "tokens": "#1f6fb2", "prior": "#c27c0e", "contrast": "#2c8a57", "latent": "#b5423c", "aux": "#7a4fb3",
+}  # fmt: skip
+# What is shown of the scores on validation images, and in which colour.
+SHOWN_SCORES = {"correlation": "#1f6fb2", "retrieval": "#2c8a57"}
+INK, FAINT, OTHER_COLOUR = "#2b2f36", "#c9ced6", "#7a7f87"
 STYLE: Any = {
     "font.size": 9, "font.family": "sans-serif", "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK,
     "axes.spines.top": False, "axes.spines.right": False, "xtick.color": INK, "ytick.color": INK, "svg.hashsalt": "nd",
@@ -105,3 +115,61 @@ def _draw_tuning(panel: Any, points: list[dict[str, Any]], metric: str, chosen: 
     panel.minorticks_off()
     panel.set_xlabel("kappa, guidance scale")
     panel.grid(color=FAINT, linewidth=0.5)
+
+
+def learning_plot(learnings: Sequence[Learning]) -> Figure:
+    """Loss in training and scores on validation images over epochs: a line of panels per target, stages side by side.
+
+    Every fold of the split is a line; a ring marks the weights that were kept. Scores that none has are left out.
+    """
+    curves = [curve for learning in learnings for stage in learning.stages for curve in stage.curves]
+    scores = [name for name in SHOWN_SCORES if any(name in curve.scores for curve in curves)]
+    n_stages = max(len(learning.stages) for learning in learnings)
+    with mpl.rc_context(STYLE):
+        size = ((1 + len(scores)) * (0.8 + 1.6 * n_stages), 0.2 + 2.4 * len(learnings))
+        figure = Figure(figsize=size, layout="constrained")
+        groups = figure.subfigures(len(learnings), 1 + len(scores), squeeze=False)
+        for line, learning in enumerate(learnings):
+            _draw_losses(groups[line][0], learning)
+            for group, name in zip(groups[line][1:], scores, strict=True):
+                _draw_validation(group, learning, name)
+    return figure
+
+
+def _stage_panels(group: Any, learning: Learning, label: str) -> list[tuple[Any, list[Curve]]]:
+    """Panels of one quantity with a common scale, one for each stage, and the curves that belong there."""
+    panels = group.subplots(1, len(learning.stages), sharey=True, squeeze=False)[0]
+    for panel, stage in zip(panels, learning.stages, strict=True):
+        panel.set_title(stage.title, fontsize=8, loc="left")
+        panel.set_xlabel("epochs")
+        panel.xaxis.get_major_locator().set_params(integer=True, nbins=4)
+        panel.grid(color=FAINT, linewidth=0.5)
+        panel.tick_params(length=0)
+        panel.set_axisbelow(True)
+    panels[0].set_ylabel(f"{learning.target}: {label}")
+    return [(panel, stage.curves) for panel, stage in zip(panels, learning.stages, strict=True)]
+
+
+def _draw_losses(group: Any, learning: Learning) -> None:
+    panels = _stage_panels(group, learning, "training loss")
+    for panel, curves in panels:
+        for fold, curve in enumerate(curves):
+            for name, series in curve.losses.items():
+                width, colour = (1.6, INK) if name == TOTAL else (1.0, TERM_COLOURS.get(name, OTHER_COLOUR))
+                panel.plot(*_xy(series), color=colour, linewidth=width, label=None if fold else name)
+    last = panels[-1][0]
+    if len(last.get_legend_handles_labels()[0]) > 1:
+        last.legend(frameon=False, fontsize=7, loc="upper right")
+
+
+def _draw_validation(group: Any, learning: Learning, name: str) -> None:
+    ring = {"markersize": 9, "fillstyle": "none", "color": INK, "linestyle": "none", "label": "kept"}
+    for panel, curves in _stage_panels(group, learning, f"validation {name}"):
+        for curve in curves:
+            series = curve.scores.get(name, [])
+            panel.plot(*_xy(series), "o-", color=SHOWN_SCORES[name], markersize=2.5, linewidth=1.2)
+            panel.plot(*_xy([point for point in series if point[0] == curve.kept]), "o", **ring)
+
+
+def _xy(series: Series) -> tuple[list[int], list[float]]:
+    return [n_epochs for n_epochs, _ in series], [value for _, value in series]

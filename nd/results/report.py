@@ -11,6 +11,7 @@ from typing import Any
 from nd.errors import UserError
 from nd.files import read_json, write_text
 from nd.results import plots
+from nd.results.curves import Learning
 from nd.results.folder import RunFolder
 from nd.results.formats import chance_cell, difference_line, number, published_line
 from nd.results.pictures import Gallery, data_uri, gallery, png, write_grid
@@ -20,6 +21,11 @@ from nd.results.table import Table, TableRow
 
 log = logging.getLogger(__name__)
 STYLE = Path(__file__).with_suffix(".css")
+LEARNING_NOTE = (
+    "Training loss, with its terms as they are weighted, is the mean over an epoch. Scores are those of validation "
+    "images, never of test images. A ring marks the weights that were kept. Retrieval is the share of images whose own "
+    "truth correlates best with the prediction; chance is one over the number of validation images."
+)
 
 
 def _e(value: object) -> str:
@@ -101,6 +107,19 @@ def _tuning_html(table: Table) -> str:
     return f'<img class="plot" alt="kappa-eta curve" src="{data_uri(plots.svg(figure), "svg+xml")}">'
 
 
+def learning_html(learnings: Sequence[Learning]) -> str:
+    """Return the learning curves of trained networks, those that the same rows read in one picture."""
+    together: dict[tuple[str, ...], list[Learning]] = {}
+    for learning in learnings:
+        together.setdefault(learning.rows, []).append(learning)
+    parts = [f'<p class="soft">{_e(LEARNING_NOTE)}</p>'] if together else []
+    for rows, group in together.items():
+        who = ", ".join(rows)
+        picture = data_uri(plots.svg(plots.learning_plot(group)), "svg+xml")
+        parts.append(f'<h3>{_e(who)}</h3><img class="plot" alt="learning curves of {_e(who)}" src="{picture}">')
+    return "".join(parts)
+
+
 def _short_git(git: dict[str, Any]) -> str:
     if not git:
         return "no checkout"
@@ -130,8 +149,8 @@ def provenance_html(table: Table) -> str:
     return f'<table class="plain">{head}{"".join(lines)}</table><p class="soft">{_e(versions)}</p>'
 
 
-def page(table: Table, shown: Gallery, command: str) -> str:
-    """Return the whole page."""
+def page(table: Table, shown: Gallery, command: str, learnings: Sequence[Learning] = ()) -> str:
+    """Return the whole page; ``learnings`` are the learning curves of its trained networks."""
     kind = "simulated" if table.rows[0].run.simulated else "measured"
     plot = f'<img class="plot" alt="scores" src="{data_uri(plots.svg(plots.score_plot(table)), "svg+xml")}">'
     differences = [difference_line(difference, table) for difference in table.differences]
@@ -141,6 +160,7 @@ def page(table: Table, shown: Gallery, command: str) -> str:
         _section("Scores", scores_html(table), "<br>", _items(table.notes)),
         _section("Paired differences over images, with 95% bootstrap intervals", _items(differences)),
         _section("Scores with intervals; dashed: chance", plot),
+        _section("Learning curves", learning_html(learnings)),
         _section("Guidance tuned on validation images", _tuning_html(table)),
         _section("Published, each under its own protocol: not comparable with the rows above", _items(published)),
         _section("What made this", f"<p><code>{_e(command)}</code></p>", provenance_html(table)),
@@ -154,10 +174,10 @@ def page(table: Table, shown: Gallery, command: str) -> str:
     )
 
 
-def write_report(table: Table, folder: Path, command: str) -> list[Path]:
+def write_report(table: Table, folder: Path, command: str, learnings: Sequence[Learning] = ()) -> list[Path]:
     """Write ``<table>.html`` and the picture grid ``<table>.png``; returns both paths."""
     shown = gallery(table)
     paths = [folder / f"{table.spec.name}.html", folder / f"{table.spec.name}.png"]
-    write_text(paths[0], page(table, shown, command))
+    write_text(paths[0], page(table, shown, command, learnings))
     write_grid(shown, table.title, paths[1])
     return paths

@@ -40,7 +40,7 @@ class RunScores:
     oracle: bool
     simulated: bool
     control: str
-    transductive: bool = False  # voxels were scaled with statistics of test trials
+    transductive: bool = False  # voxels or predictions were scaled with statistics of test images
 
     @property
     def comparable(self) -> tuple[str, str, int]:

@@ -102,7 +102,10 @@ class Table:
         return [
             *(ROLE_NOTES[role] for role in roles if role in ROLE_NOTES),
             *(f"{label}: {note}" for label, note in own),
-            *(f"{label}: transductive, voxels were scaled with statistics of the test trials" for label in marks),
+            *(
+                f"{label}: transductive, voxels or predictions were scaled with statistics of the test images"
+                for label in marks
+            ),
         ]
 
     def arrow(self, column: Column) -> str:

@@ -186,3 +186,8 @@ class Config:
     table: str = opt("", "table spec of experiments/ that run, table and report work on", identity=False)
     check: bool = opt(False, "table: compare with the spec's expected values and fail when they differ", identity=False)
     overrides: list[str] = opt([], "what was given on the command line; filled in, never set", identity=False)
+
+    @property
+    def transductive(self) -> bool:
+        """Whether statistics of test images take part, in scaling voxels or predictions; every result is marked."""
+        return self.data.transductive or self.mapper.rescale == "test"

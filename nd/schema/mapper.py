@@ -114,12 +114,12 @@ class TrainingConfig:
         "training samples: single trials, the mean of an image's trials, or one random trial of each image",
         choices=("single", "mean", "random"),
     )
-    epochs: int = opt(60, "epochs of fine-tuning")
-    pretrain_epochs: int = opt(30, "epochs of pretraining")
+    epochs: int = opt(30, "epochs of fine-tuning")
+    pretrain_epochs: int = opt(20, "epochs of pretraining")
     batch_size: int = opt(256, "samples of a step over all subjects and processes; contrastive losses compare them")
     accumulate: int = opt(1, "steps whose gradients are added up before the weights move")
     lr: float = opt(1e-3, "largest learning rate of AdamW under one-cycle scheduling")
-    finetune_lr: float = opt(0.0, "largest learning rate of fine-tuning what was pretrained; 0: as lr")
+    finetune_lr: float = opt(3e-4, "largest learning rate of fine-tuning what was pretrained; 0: as lr")
     align: bool = opt(
         True,
         "fine-tuning: start the subject layer from ridge regression onto what the shared space holds for the same"

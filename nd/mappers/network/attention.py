@@ -13,6 +13,7 @@ from torch.nn import functional
 from nd.mappers.network.positions import Rotary
 
 SCALE = 16.0  # of the cosines (dalle2-pytorch 1.15.6, ``Attention``: cosine_sim_scale)
+KERNEL_MULTIPLE = 8  # of the head width, without which PyTorch's fused attention refuses half precision
 
 
 class Attention(nn.Module):
@@ -33,7 +34,7 @@ class Attention(nn.Module):
         self.norm_out = nn.LayerNorm(width, bias=False)
 
     def forward(self, x_BND: Tensor, bias_HNK: Tensor, rotary: Rotary, first: int = 0) -> Tensor:
-        """(B, N - first, D) of the tokens from ``first`` on; keys are those of all tokens. The residual is not added."""
+        """(B, N - first, D) of the tokens from ``first`` on, which look at all tokens. The residual is not added."""
         normed_BND = self.norm_in(x_BND)
         queries_BHQW = self.to_queries(normed_BND[:, first:]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key_BNW, value_BNW = self.to_key_value(normed_BND).chunk(2, dim=-1)
@@ -53,15 +54,14 @@ def attend(queries_BHQW: Tensor, key_BKW: Tensor, value_BKW: Tensor, bias_HQK: T
     """(B, H, Q, W) values weighted by softmax(16 cos(query, key) + bias), in the precision of the values.
 
     The heads share keys and values, so their queries are those of a single head, one after the other: nothing is
-    copied for each head.
+    copied for each head. Heads are filled with zeros, which change no product, up to a width that fused kernels take.
     """
-    dtype = value_BKW.dtype
+    dtype, spare = value_BKW.dtype, -value_BKW.shape[-1] % KERNEL_MULTIPLE
     queries, keys = unit(queries_BHQW).to(dtype).flatten(1, 2), unit(key_BKW).to(dtype)
-    out = functional.scaled_dot_product_attention(
-        queries[:, None], keys[:, None], value_BKW[:, None], attn_mask=bias_HQK.to(dtype).flatten(0, 1)[None, None],
-        scale=SCALE,
-    )  # fmt: skip
-    return out[:, 0].unflatten(1, queries_BHQW.shape[1:3])
+    queries, keys, values = (functional.pad(x, (0, spare))[:, None] for x in (queries, keys, value_BKW))
+    bias = bias_HQK.to(dtype).flatten(0, 1)[None, None]
+    out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=SCALE)
+    return out[:, 0, :, : value_BKW.shape[-1]].unflatten(1, queries_BHQW.shape[1:3])
 
 
 def unit(x: Tensor) -> Tensor:

@@ -61,4 +61,3 @@ class Network(nn.Module):
 def trunk_name(config: NetworkConfig, part: Part) -> str:
     """Name of the trunk that a part reads."""
     return {"part": part.name, "target": part.target, "all": "shared"}[config.share]
-

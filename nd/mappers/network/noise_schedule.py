@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -35,7 +36,7 @@ def cosine_alpha_bar(n_timesteps: int) -> list[float]:
     """``alpha_bar`` of every timestep under the cosine schedule."""
     levels = [math.cos((t / n_timesteps + OFFSET) / (1 + OFFSET) * math.pi / 2) ** 2 for t in range(n_timesteps + 1)]
     alpha_bar, product = [], 1.0
-    for before, after in zip(levels, levels[1:], strict=False):
+    for before, after in pairwise(levels):
         product *= 1 - min(1 - after / before, LARGEST_BETA)
         alpha_bar.append(product)
     return alpha_bar
@@ -54,7 +55,7 @@ def released_steps(alpha_bar: Sequence[float], n_levels: int) -> list[Step]:
     times = [int(time) for time in spaced.tolist()][::-1]
     before = [1.0, *alpha_bar[:-1]]
     steps = []
-    for time, after in zip(times, times[1:], strict=False):
+    for time, after in pairwise(times):
         now, then = before[time], before[after] if after >= 0 else 1.0
         fresh = math.sqrt((1 - now / then) * (1 - then) / (1 - now)) if after > 0 else 0.0
         noise = math.sqrt(max(1 - then - fresh**2, 0.0))
@@ -70,7 +71,7 @@ def ddim_steps(alpha_bar: Sequence[float], n_levels: int) -> list[Step]:
     last = len(alpha_bar) - 1
     times = [round(last - k * (last + 1) / (n_levels - 1)) for k in range(n_levels)]
     steps = []
-    for time, after in zip(times, times[1:], strict=False):
+    for time, after in pairwise(times):
         then = alpha_bar[after] if after >= 0 else 1.0
         steps.append(Step(time, alpha_bar[time], math.sqrt(then), math.sqrt(1 - then), 0.0))
     return steps

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from nd.errors import UserError
 
 
+MAPS = ("z", "z40")  # targets that are latent maps with channels first
+
+
 @dataclass(frozen=True)
 class Part:
     """Columns ``start`` to ``stop`` of a flattened target.
@@ -44,6 +47,6 @@ def parts_of(target: str, shape: tuple[int, ...]) -> list[Part]:
         return [Part(f"g_{k}", target, k * step, (k + 1) * step, shape[1:]) for k in range(shape[0])]
     if len(shape) == 1:
         return [Part(target, target, 0, size, (1, *shape))]
-    if len(shape) in (2, 3):
+    if len(shape) == 2 or (len(shape) == 3 and target in MAPS):
         return [Part(target, target, 0, size, shape)]
     raise UserError(f"mapper=two_stage has no head for target {target!r} of shape {shape}. Use mapper=ridge for it.")

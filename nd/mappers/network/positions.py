@@ -85,7 +85,7 @@ class TimeEmbedding(nn.Module):
 
 
 def sines(time_B: Tensor, width: int) -> Tensor:
-    """(B, D) float32: sines, then cosines of the timesteps at D / 2 geometric frequencies, the last of odd D left out."""
+    """(B, D) float32: sines, then cosines of timesteps at D / 2 geometric frequencies; an odd D leaves out the last."""
     half = (width + 1) // 2
     ranks = torch.arange(half, dtype=torch.float32, device=time_B.device) / max(half - 1, 1)
     angles = time_B[:, None].float() * torch.exp(-math.log(SLOWEST) * ranks)

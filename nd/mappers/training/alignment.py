@@ -109,5 +109,6 @@ def aligned_layer(
     gain_R1 = spectrum.gain(best * largest).float()[:, None]
     weight_VH = spectrum.right @ (gain_R1 * components_RH)
     total = float((val_places_MH - mean_H).square().sum())
-    log.info("aligned the subject layer: %.0f%% of the shared space explained", 100 * (1 - errors[best] / total))
+    explained = 1 - errors[best] / max(total, torch.finfo(torch.float32).tiny)
+    log.info("aligned the subject layer: %.0f%% of the shared space explained", 100 * explained)
     return weight_VH.T.contiguous(), mean_H - mean_V @ weight_VH

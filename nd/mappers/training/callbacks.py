@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from nd.files import write_text
@@ -25,15 +27,34 @@ class Kept(Callback):
     """Scores every validation and keeps the weights: those of the best one, or the last.
 
     The best has the smallest unexplained share of the variance, averaged over targets: what ridge regression chooses
-    its penalty by. ``state_dict`` holds the weights, so a resumed training still has them.
+    its penalty by. ``state_dict`` holds the weights, so a resumed training still has them. The last epoch is validated
+    whatever its number is, so that something is always known of what is kept.
+
+    Attributes: ``scores`` of this epoch by target, empty where it is not validated; ``kept_scores`` and ``epoch`` of
+    the ``weights`` that are kept, 0 for the first epoch.
     """
 
-    def __init__(self, keep: str, patience: int, truths: dict[str, Columns], scales: dict[str, TargetScale]) -> None:
-        """keep: "best" or "last"; patience: validations without progress after which training stops, 0 for never."""
-        self.keep, self.patience, self.truths, self.scales = keep, patience, truths, scales
-        self.scores: dict[str, dict[str, float]] = {}  # of this epoch
+    def __init__(
+        self, keep: str, patience: int, truths: dict[str, Columns], scales: dict[str, TargetScale], every: int = 1
+    ) -> None:
+        """keep: "best" or "last"; patience: validations without progress after which training stops, 0 for never.
+
+        every: epochs between validations.
+        """
+        self.keep, self.patience, self.truths, self.scales, self.every = keep, patience, truths, scales, every
+        self.scores: dict[str, dict[str, float]] = {}
         self.kept_scores: dict[str, dict[str, float]] = {}
         self.best, self.epoch, self.weights, self.without_progress = float("inf"), -1, Weights(), 0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Stop at once where the training that is resumed had come to its end."""
+        self._stop_without_progress(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Forget the scores of the last epoch, and see to it that the last one is validated."""
+        self.scores = {}
+        is_last = trainer.current_epoch + 1 == trainer.max_epochs
+        trainer.check_val_every_n_epoch = 1 if is_last else self.every
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Score what was predicted; every process computes the same."""
@@ -45,26 +66,27 @@ class Kept(Callback):
         if unexplained < self.best:
             self.best, self.without_progress = unexplained, 0
             if self.keep == "best":
-                self._take(trainer, module)
+                self._take(module, trainer.current_epoch)
+        self._stop_without_progress(trainer)
+
+    def _stop_without_progress(self, trainer: Trainer) -> None:
         if self.patience and self.without_progress >= self.patience:
             trainer.should_stop = True
-        shown = {f"val/{target}/{name}": value for target, row in self.scores.items() for name, value in row.items()}
-        module.log_dict(shown, rank_zero_only=True)
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Take the last weights where those are wanted, or none were ever validated."""
+        """Take the last weights where those are wanted, or none were ever scored."""
         if not self.weights:
             assert isinstance(module, MapperTraining)
-            self._take(trainer, module)
+            self._take(module, trainer.current_epoch - 1)  # it counts the epochs that are done by now
 
-    def _take(self, trainer: Trainer, module: MapperTraining) -> None:
+    def _take(self, module: MapperTraining, epoch: int) -> None:
         self.weights = {name: value.detach().cpu().clone() for name, value in module.kept_network.state_dict().items()}
-        self.epoch, self.kept_scores = trainer.current_epoch, self.scores
+        self.epoch, self.kept_scores = epoch, self.scores
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs."""
         kept = {"best": self.best, "epoch": self.epoch, "weights": self.weights, "kept_scores": self.kept_scores}
-        return {**kept, "without_progress": self.without_progress}
+        return {**kept, "scores": self.scores, "without_progress": self.without_progress}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
@@ -79,53 +101,90 @@ class Checkpoints(Callback):
         self.path, self.minutes, self.last = path, minutes, time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write where it is time; the first process decides for all."""
+        """Write where it is time, the first process deciding for all.
+
+        UserError where weights are not finite, before they replace the last good ones.
+        """
+        assert isinstance(module, MapperTraining)
         due = trainer.strategy.broadcast(time.monotonic() - self.last >= 60 * self.minutes)
+        if due or trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            module.check_weights()
         if due:
-            temporary = self.path.with_suffix(".part")
+            temporary = part_of(self.path)
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
                 temporary.replace(self.path)
             self.last = time.monotonic()
 
 
+def part_of(checkpoint: Path) -> Path:
+    """Where a checkpoint lies while it is written."""
+    return checkpoint.with_suffix(".part")
+
+
 class Curve(Callback):
-    """One line per epoch with its losses, learning rate, samples per second and validation scores, as JSON lines."""
+    """One line per epoch with its losses, learning rate, samples per second and validation scores, as JSON lines.
+
+    The first process writes it, and shows the same to the loggers.
+    """
 
     def __init__(self, path: Path, kept: Kept) -> None:
         """path: of the file; after a resumption it is cut to the epochs before."""
-        self.path, self.kept, self.begun, self.n_samples = path, kept, 0.0, 0
+        self.path, self.kept = path, kept
+        self.lines: list[str] = []
+        self.begun, self.ended, self.n_samples, self.lr = 0.0, 0.0, 0, 0.0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Forget epochs that are trained again."""
         if trainer.is_global_zero:
             lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-            valid = [line for line in lines if json.loads(line)["epoch"] < trainer.current_epoch]
-            write_text(self.path, "".join(f"{line}\n" for line in valid))
+            self.lines = [line for line in lines if json.loads(line)["epoch"] < trainer.current_epoch]
+            self._write()
+            for line in self.lines:
+                show(trainer, json.loads(line))  # loggers begin anew
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clock."""
-        self.begun, self.n_samples = time.monotonic(), 0
-        self.kept.scores = {}
+        self.begun = self.ended = time.monotonic()
+        self.n_samples = 0
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
+        """Note the learning rate of the step; by the end of the epoch it is that of the next."""
+        self.lr = float(optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, _: int) -> None:
-        """Count samples of all processes."""
+        """Count samples of all processes, and the time without validation."""
         self.n_samples += batch.n_rows
+        self.ended = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write and log the epoch's line."""
+        """Write and show the epoch's line; losses are means over its steps, the same in every process."""
         assert isinstance(module, MapperTraining)
-        losses = {name: torch.stack(values).mean() for name, values in module.losses.items()}
+        losses = {name: float(torch.stack(values).mean()) for name, values in module.losses.items()}
         module.losses = {}
-        reduced = {name: float(trainer.strategy.reduce(value, reduce_op="mean")) for name, value in losses.items()}
-        total, rate = sum(reduced.values()), self.n_samples / max(1e-9, time.monotonic() - self.begun)
-        for name, value in {"loss": total, **reduced}.items():
-            module.log(f"train/{name}", value, rank_zero_only=True)
+        total, rate = sum(losses.values()), self.n_samples / max(1e-9, self.ended - self.begun)
         if trainer.is_global_zero:
-            line = {"epoch": trainer.current_epoch, "step": trainer.global_step, "loss": total, "losses": reduced}
-            line |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], "samples_per_s": round(rate, 1)}
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "val": self.kept.scores}) + "\n")
+            line = {"epoch": trainer.current_epoch, "step": trainer.global_step, "loss": total, "losses": losses}
+            line |= {"lr": self.lr, "samples_per_s": round(rate, 1), "val": self.kept.scores}
+            self.lines.append(json.dumps(line))
+            self._write()
+            show(trainer, line)
+
+    def _write(self) -> None:
+        """The whole file, which is small: a killed process leaves no line half written."""
+        write_text(self.path, "".join(f"{line}\n" for line in self.lines))
+
+
+def show(trainer: Trainer, line: dict[str, Any]) -> None:
+    """Give a line of the curve to the trainer's loggers."""
+    values = {f"train/{name}": value for name, value in {"loss": line["loss"], **line["losses"]}.items()}
+    values |= {f"val/{target}/{name}": value for target, row in line["val"].items() for name, value in row.items()}
+    values |= {name: line[name] for name in ("epoch", "lr", "samples_per_s")}
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=line["step"])
+        logger.save()
 
 
 class TrainingProgress(Callback):

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 
 from nd.data.datamodule import VoxelDataModule
-from nd.errors import UserError
 from nd.files import atomic_path, read_json, write_json
 from nd.lightning import plain_errors, quiet_lightning, strategy_of
-from nd.mappers.training.callbacks import Checkpoints, Curve, Kept, TrainingProgress, Weights
+from nd.mappers.training.callbacks import Checkpoints, Curve, Kept, TrainingProgress, Weights, part_of
 from nd.mappers.training.module import MapperTraining
 from nd.schema import TrainerConfig
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
 
 
 @dataclass(frozen=True)
@@ -45,9 +39,14 @@ class Files:
         """Weights that a finished training kept."""
         return self.folder / "training" / f"fold-{self.fold:02d}-kept.safetensors"
 
+    @property
+    def has_result(self) -> bool:
+        """Whether the training has come to its end."""
+        return self.result.with_suffix(".json").exists()
+
     def clear(self) -> None:
         """Remove what a finished stage needs no more; the curve stays."""
-        for path in (self.checkpoint, self.result, self.result.with_suffix(".json")):
+        for path in (self.checkpoint, part_of(self.checkpoint), self.result, self.result.with_suffix(".json")):
             path.unlink(missing_ok=True)
 
     @property
@@ -81,26 +80,28 @@ def run_training(
     cfg: TrainerConfig,
     what: str,
     logger: Any = False,
-    needs: str = "",
-) -> tuple[Weights, dict[str, Any]]:
-    """Train to the end, from the last checkpoint where there is one; returns the kept weights and what is known of it.
+) -> None:
+    """Train to the end, from the last checkpoint where there is one, and leave ``files.result``.
 
     Args:
         files: of this stage and fold.
         cfg: devices and progress.
         what: is trained, for the progress bar.
         logger: Lightning logger, or False.
-        needs: estimate of memory and the settings that lower it, for the message where there is too little.
 
     Raises:
-        UserError: a loss that is not finite, no memory, or what the data module refuses.
+        UserError: a loss that is not finite, or what the data module refuses.
     """
-    if not files.result.with_suffix(".json").exists():
-        files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        resumed = files.checkpoint if files.checkpoint.exists() else None
-        with quiet_lightning(), plain_errors(), memory_errors(needs):
-            trainer = build_trainer(module, kept, files, cfg, what, logger)
-            trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    resumed = files.checkpoint if files.checkpoint.exists() else None
+    with quiet_lightning(), plain_errors():
+        trainer = build_trainer(module, kept, files, cfg, what, logger)
+        # Checkpoints hold tensors and plain values; whatever else lies there must not be run.
+        trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+
+
+def read_result(files: Files) -> tuple[Weights, dict[str, Any]]:
+    """The weights that a finished training kept, and what is known of it."""
     return load_file(files.result), dict(read_json(files.result.with_suffix(".json")))
 
 
@@ -124,22 +125,10 @@ def build_trainer(
         num_sanity_val_steps=0,
         callbacks=[*callbacks, Result(files.result, kept)],
         logger=logger,
-        log_every_n_steps=1_000_000,  # the curve logs once an epoch
+        log_every_n_steps=1_000_000,  # the curve does, once an epoch
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module deals samples out itself
         default_root_dir=files.folder,
     )
-
-
-@contextmanager
-def memory_errors(needs: str) -> Iterator[None]:
-    """Turn running out of memory into a UserError with ``needs``, the estimate and what lowers it."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        full = not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError)
-        if full or any(text in str(error) for text in OUT_OF_MEMORY):
-            raise UserError(f"there is not enough memory for this training. {needs}") from error
-        raise

@@ -55,11 +55,10 @@ def pretrain_folds(cfg: Config, targets: list[str], folder: Path, logger: MakeLo
     stores, scores = stores_of(cfg, targets), []
     for fold in range(len(split_of(cfg).folds)):
         path, files = pretrained_path(folder, fold), Files(folder, fold)
-        if not path.with_suffix(".json").exists():
+        if _is_to_do(files, [path]):
             found = pretrain(cfg, fold, stores, teacher_of(cfg), files, logger(fold))
-            if is_rank_zero():
+            if found is not None:
                 save_pretrained(path, found)
-                files.clear()
         await_file(path.with_suffix(".json"))
         scores.append(load_pretrained(path).details["scores"])
     return scores
@@ -76,17 +75,33 @@ def finetune_folds(
     scores = []
     for k, own in enumerate(split.folds):
         paths = {name: target_path(folder, k, name, len(targets)) for name in targets}
-        if not all(is_saved(path) for path in paths.values()):
-            files, start = Files(folder, k), None if pretrained is None else _start(pretrained, k)
+        files = Files(folder, k)
+        if _is_to_do(files, list(paths.values())):
+            start = None if pretrained is None else _start(pretrained, k)
             trained = finetune(cfg, subject, own, k, stores, teacher_of(cfg), files, start, logger(k))
-            if is_rank_zero():
+            if trained is not None:
                 for name, path in paths.items():
                     _save(path, cfg, subject, own, (split.hash, k), trained, name, stores[name], start)
-                files.clear()
         for path in paths.values():
             await_file(path.with_suffix(".json"))
         scores.append({name: read_details(path)["details"]["scores"] for name, path in paths.items()})
     return scores
+
+
+def clear_folds(cfg: Config, folder: Path) -> None:
+    """Remove what finished trainings need no more. At the very end: processes without a result look for it."""
+    for fold in range(len(split_of(cfg).folds)):
+        Files(folder, fold).clear()
+
+
+def _is_to_do(files: Files, paths: list[Path]) -> bool:
+    """Whether a fold is still to be trained, or its checkpoints to be made of the result.
+
+    Further processes of a launcher take part in trainings alone; they may ask at any time before the first one ends.
+    """
+    # In this order: results are removed once there are checkpoints.
+    has_no_part = not is_rank_zero() and files.has_result
+    return not has_no_part and not all(is_saved(path) for path in paths)
 
 
 def _start(folder: Path, fold: int) -> tuple[Path, Pretrained]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from nd.data.batch import Batch
 from nd.data.epoch import processes
@@ -31,10 +32,9 @@ from nd.mappers.training.scale import TargetScale
 from nd.mappers.training.teacher import teacher_tokens
 from nd.schema import TrainingConfig
 
-DIV, FINAL_DIV = (
-    25.0,
-    1000.0,
-)  # first and last learning rate below the largest; HaoyyLi/NeuralDiffuser@9286cad:train_c.py
+# The first learning rate is the largest / DIV, the last one the first / FINAL_DIV
+# (HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py:331-361).
+DIV, FINAL_DIV = 25.0, 1000.0
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class MapperTraining(pl.LightningModule):
         for name, scale in scales.items():
             self.register_buffer(f"mean_{name}", torch.from_numpy(scale.mean), persistent=False)
             self.register_buffer(f"scale_{name}", torch.from_numpy(scale.scale), persistent=False)
-        decay = self.config.ema
-        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        moved = partial(move_average, self.config.ema)
+        self.average = AveragedModel(network, multi_avg_fn=moved) if self.config.ema else None
         for weight in self.average.parameters() if self.average is not None else ():
             weight.requires_grad_(False)  # not trained, so DDP must not wait for its gradient
         self.held: list[tuple[str, Tensor, dict[str, Tensor]]] = []
@@ -82,16 +82,16 @@ class MapperTraining(pl.LightningModule):
         outputs = self.network(voxels, draws)
         goals = {part.name: self.standardised(part, batch.target(part.target)) for part in self.network.parts}
         scales = {part.name: self._of_part(part, "scale") for part in self.network.parts}
-        taught_by = self.config.aux_target
-        teacher = teacher_tokens(batch.target(taught_by), self.network) if taught_by else None
-        losses = step_losses(
-            self.network, outputs, goals, scales, batch, draws, self.config, phase, mix, teacher
-        )  # fmt: skip
+        teacher = teacher_tokens(batch.target(self.config.aux_target), self.network) if self._is_taught() else {}
+        losses = step_losses(self.network, outputs, goals, scales, batch, draws, self.config, phase, mix, teacher)
         self._note(losses, batch_idx, batch.n_processes)
         return losses.total() * batch.n_processes
 
     def _contrasts(self) -> bool:
         return any(getattr(self.network.head(part), "projector", None) is not None for part in self.network.parts)
+
+    def _is_taught(self) -> bool:
+        return any(getattr(self.network.head(part), "maps_projector", None) is not None for part in self.network.parts)
 
     def _mix(self, batch: Batch, draws: Draws) -> Mix:
         sizes = [part.n_rows for part in batch.subjects.values()]
@@ -99,24 +99,30 @@ class MapperTraining(pl.LightningModule):
 
     def _note(self, losses: StepLosses, step: int, n_processes: int) -> None:
         """Keep the values for the curve, and stop at the first that is not finite: later ones would all be lost."""
-        values = {name: value.detach() * n_processes for name, value in losses.own.items()}
-        values |= {name: value.detach() for name, value in losses.joint.items()}
+        values = losses.over_processes(n_processes)
         if not torch.isfinite(torch.stack(list(values.values()))).all():
-            raise UserError(self._lost(step, {name: float(value) for name, value in values.items()}))
+            bad = ", ".join(f"{name} {float(v)}" for name, v in values.items() if not torch.isfinite(v))
+            raise UserError(self._lost(f"the loss is not finite in step {step} of epoch {self.current_epoch}", bad))
         for name, value in values.items():
             self.losses.setdefault(name, []).append(value)
 
-    def _lost(self, step: int, values: dict[str, float]) -> str:
-        bad = ", ".join(f"{name} {value}" for name, value in values.items() if not abs(value) < float("inf"))
+    def check_weights(self) -> None:
+        """UserError where a weight is not finite, as after the last step of an epoch whose loss still was."""
+        bad = [name for name, weight in self.network.named_parameters() if not torch.isfinite(weight).all()]
+        if bad:
+            where = f"weights are not finite at the end of epoch {self.current_epoch}"
+            raise UserError(self._lost(where, f"{bad[0]} and {len(bad) - 1} more"))
+
+    def _lost(self, where: str, bad: str) -> str:
         return (
-            f"the loss is not finite in step {step} of epoch {self.current_epoch} ({self.global_step} steps were"
-            f" taken): {bad}. {self.recipe.where} Give a smaller training.lr, training.clip_norm=1, or"
-            " training.precision=32-true."
+            f"{where} ({self.global_step} steps were taken): {bad}. {self.recipe.where} Give a smaller training.lr,"
+            " training.clip_norm=1, or training.precision=32-true."
         )
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Move the running mean of the weights, where there is one, after every step of the optimiser."""
-        if self.average is not None and (batch_idx + 1) % self.config.accumulate == 0:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and move the running mean of the weights where there is one; called where gradients are complete."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
             self.average.update_parameters(self.network)
 
     # ---- targets ---------------------------------------------------------------------------------------------------
@@ -164,15 +170,18 @@ class MapperTraining(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW under one cycle of the learning rate, over all steps of all epochs."""
         optimiser = torch.optim.AdamW(list(decay_groups(self.network, self.config)), lr=self.recipe.lr)
+        n_steps = int(self.trainer.estimated_stepping_batches)
+        warmup = self.config.warmup if self.config.warmup * n_steps > 1 else 0.0  # PyTorch divides by its last step
         schedule = OneCycleLR(
-            optimiser,
-            self.recipe.lr,
-            total_steps=int(self.trainer.estimated_stepping_batches),
-            pct_start=self.config.warmup,
-            div_factor=DIV,
-            final_div_factor=FINAL_DIV,
+            optimiser, self.recipe.lr, n_steps, pct_start=warmup, div_factor=DIV, final_div_factor=FINAL_DIV
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def move_average(decay: float, averages: Any, weights: Any, n_averaged: Any) -> None:
+    """Move every running mean by 1 - ``decay`` of the way to its weight. The first step copies (AveragedModel)."""
+    for average, weight in zip(averages, weights, strict=True):
+        average.lerp_(weight.to(average.dtype), 1 - decay)
 
 
 def decay_groups(network: Network, config: TrainingConfig) -> Iterator[dict[str, Any]]:

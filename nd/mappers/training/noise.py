@@ -17,7 +17,7 @@ class ImageNoise:
 
     def __init__(self, seed: int, image_ids: NDArray[Any] | Tensor, device: torch.device | str = "cpu") -> None:
         """image_ids: (B,)."""
-        self.seed, self.image_ids, self.device = seed, [int(i) for i in image_ids], device
+        self.seed, self.image_ids, self.device = seed, [int(i) for i in image_ids.tolist()], device
 
     def __call__(self, name: str, shape: Sequence[int]) -> Tensor:
         """Drawn on the CPU, so that every device samples from the same noise."""

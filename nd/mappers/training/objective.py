@@ -9,9 +9,11 @@ Shapes: B own samples, A samples of all processes, T tokens, D numbers of a toke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from nd.data.batch import Batch
@@ -27,7 +29,7 @@ from nd.schema import TrainingConfig
 
 @dataclass
 class StepLosses:
-    """Weighted losses by name: ``own`` are shares of a sum over processes, ``joint`` are the same in all of them."""
+    """Weighted losses () by name: ``own`` are shares of a sum over processes, ``joint`` are the same in all of them."""
 
     own: dict[str, Tensor]
     joint: dict[str, Tensor]
@@ -36,12 +38,23 @@ class StepLosses:
         """What is differentiated, before the factor of the number of processes."""
         return torch.stack([*self.own.values(), *self.joint.values()]).sum()
 
+    def over_processes(self, n_processes: int) -> dict[str, Tensor]:
+        """Values of the whole step, the same in all processes that share it; all of them must call it."""
+        own, joint = self.own, {name: value.detach() for name, value in self.joint.items()}
+        if not own:
+            return joint
+        summed = torch.stack(list(own.values())).detach()
+        if n_processes > 1:
+            dist.all_reduce(summed)
+        return dict(zip(own, summed, strict=True)) | joint
+
 
 @dataclass(frozen=True)
 class Phase:
     """Where training stands.
 
-    Attributes: ``progress`` in [0, 1), the share of the epochs that is done; ``mixing`` whether voxels are mixed.
+    Attributes: ``progress`` through the epochs that do not mix, 0 in the first of them and 1 in the last; ``mixing``
+    whether voxels are mixed.
     """
 
     progress: float
@@ -58,15 +71,15 @@ class Phase:
 
 def step_losses(
     network: Network,
-    outputs: dict[str, HeadOutput],
-    goals: dict[str, Tensor],
-    scales: dict[str, Tensor],
+    outputs: Mapping[str, HeadOutput],
+    goals: Mapping[str, Tensor],
+    scales: Mapping[str, Tensor],
     batch: Batch,
     draws: Draws,
     config: TrainingConfig,
     phase: Phase,
     mix: Mix | None,
-    teacher: Tensor | None = None,
+    teacher: Mapping[str, Tensor] | None = None,
 ) -> StepLosses:
     """Losses of every part.
 
@@ -74,7 +87,7 @@ def step_losses(
         goals: standardised targets (B, *shape) by part.
         scales: (1, *shape) by part, what standardised targets are multiplied by for comparing them.
         mix: how voxels were mixed; None where they were not.
-        teacher: (B, S, D) tokens that teach the auxiliary heads of latent parts.
+        teacher: tokens (B, S, D) that teach the auxiliary heads of latent parts, by part.
     """
     losses = StepLosses({}, {})
     for part in network.parts:
@@ -84,7 +97,7 @@ def step_losses(
             # Published code mixes the voxels but not what the prior and the tokens are to be.
             aim = mix_targets(gather(goal, batch), mix, draws.rows)
         if part.is_map:
-            _latent_losses(losses, part, output, aim, batch, config, mix, teacher)
+            _latent_losses(losses, part, output, aim, batch, config, mix, (teacher or {}).get(part.name))
             continue
         _token_losses(losses, network, part, output, aim, draws, config)
         if output.projected is not None:

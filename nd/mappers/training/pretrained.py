@@ -20,6 +20,7 @@ from torch import Tensor
 from nd.data.splits import Fold
 from nd.errors import LeakError, UserError
 from nd.files import atomic_path, read_json, sha256_file, write_json
+from nd.mappers.network.network import Network
 from nd.mappers.training.scale import TargetScale
 from nd.schema import NetworkConfig
 
@@ -53,6 +54,23 @@ class Pretrained:
 def shared_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What belongs to no subject."""
     return {name: value for name, value in weights.items() if ".subject_layers." not in name}
+
+
+def load_shared(path: Path, network: Network, weights: Mapping[str, Tensor]) -> None:
+    """Put pretrained weights into everything but the subject layers; heads that the network does not have are left out.
+
+    UserError for weights that are missing, or of another shape.
+    """
+    wanted = shared_weights(network.state_dict())
+    wrong = [name for name, value in wanted.items() if name not in weights or weights[name].shape != value.shape]
+    if wrong:
+        here = tuple(wanted[wrong[0]].shape)
+        there = tuple(weights[wrong[0]].shape) if wrong[0] in weights else "missing"
+        raise UserError(
+            f"{path} has another network: {len(wrong)} of {len(wanted)} weights do not fit (first: {wrong[0]}, {there}"
+            f" there, {here} here). Give the same network and training.aux_* settings, or pretrain again."
+        )
+    network.load_state_dict({name: weights[name] for name in wanted}, strict=False)
 
 
 def save_pretrained(path: Path, pretrained: Pretrained) -> None:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from nd.mappers.base import Columns
 
 BLOCK_NUMBERS = 1 << 22
-# Columns that vary by less than this share of the target's typical spread are constants with rounding, such as the
-# first token of c; predicted to the full they would be noise blown up.
+# Columns that vary by less than this share of the target's mean spread are constants with rounding, such as the first
+# token of c; predicted to the full they would be noise blown up.
 NEGLIGIBLE = 1e-3
 
 
@@ -35,7 +35,7 @@ class TargetScale:
             values_NK = targets.columns(ids, start, min(start + step, targets.size))
             mean[start : start + step] = values_NK.mean(0, dtype=np.float64)
             spread[start : start + step] = values_NK.std(0, dtype=np.float64)
-        constant = spread <= NEGLIGIBLE * np.median(spread)
+        constant = spread <= NEGLIGIBLE * spread.mean(dtype=np.float64)
         return cls(mean, np.where(constant, 1.0, spread).astype(np.float32))
 
     @classmethod

@@ -7,7 +7,8 @@ starts from, and in what is kept. Test images of the subject are out of reach of
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,19 @@ from torch import Tensor
 
 from nd.data.datamodule import VoxelDataModule
 from nd.data.prepared import open_subject, split_of
-from nd.data.splits import Fold
+from nd.data.splits import NSD_SPLITS, Fold
 from nd.data.subject import Subject, mean_betas
 from nd.errors import UserError
+from nd.lightning import is_rank_zero
 from nd.mappers.network.network import Network
 from nd.mappers.network.parts import Part, parts_of
 from nd.mappers.network.subject_layer import layer_of
 from nd.mappers.training.alignment import MOST_ANCHORS, aligned_layer, shared_places
 from nd.mappers.training.callbacks import Kept
-from nd.mappers.training.fit import Files, run_training
+from nd.mappers.training.fit import Files, read_result, run_training
 from nd.mappers.training.module import MapperTraining, Recipe
-from nd.mappers.training.needs import needs_of
-from nd.mappers.training.pretrained import Pretrained, check_pretrained, shared_weights
+from nd.mappers.training.needs import within_memory
+from nd.mappers.training.pretrained import Pretrained, check_pretrained, load_shared, shared_weights
 from nd.mappers.training.scale import TargetScale
 from nd.mappers.training.teacher import patch_tokens
 from nd.schema import Config, NetworkConfig
@@ -86,13 +88,24 @@ class Stage:
 
     def network(self) -> Network:
         """The network as it starts from chance, a function of the seed."""
-        n_voxels = {subject.name: subject.n_voxels for subject, _ in self.subjects}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.cfg.seed)
-            return Network(self.network_config, self.parts, n_voxels, self.cfg.mapper.variant, self._aux_width())
+            return Network(
+                self.network_config, self.parts, self._n_voxels(), self.cfg.mapper.variant, self._aux_width()
+            )
+
+    @contextmanager
+    def within_memory(self) -> Iterator[None]:
+        """Warn where memory may be too little, and say what it takes where it is (UserError)."""
+        with within_memory(self.network_config, self.parts, self._n_voxels(), self.cfg, self._aux_width()):
+            yield
+
+    def _n_voxels(self) -> dict[str, int]:
+        return {subject.name: subject.n_voxels for subject, _ in self.subjects}
 
     def _aux_width(self) -> int:
-        if self.teacher is None or not self.cfg.training.aux_weight:
+        """Numbers of a token that teaches; 0 where none does, or nothing is taught."""
+        if self.teacher is None or not self.cfg.training.aux_weight or not any(part.is_map for part in self.parts):
             return 0
         store = TargetStore(self.teacher)
         return int(patch_tokens(torch.zeros(1, *store.shape)).shape[-1])
@@ -132,51 +145,66 @@ class Trained:
 def others_of(cfg: Config, fold: int) -> Seen:
     """The data set's other subjects with one fold of each, without what the left-out subject's fold holds out.
 
+    Subjects of NSD give all their sessions, of which some have fewer than a named split is about; no image that all
+    subjects share is ever trained on.
+
     UserError: there are none, or their splits have other folds.
     """
-    own = split_of(cfg).folds[fold]
-    held_out, found = np.union1d(own.val, own.test), []
+    # What is held out does not depend on how many sessions fine-tuning may use.
+    own, found = split_of(replace(cfg, subject=replace(cfg.subject, sessions=0))).folds[fold], []
+    data = replace(cfg.data, split="nsd_partial") if cfg.data.split in NSD_SPLITS else cfg.data
     for name in cfg.data.subjects:
         if name == cfg.subject.name:
             continue
-        other = replace(cfg, subject=replace(cfg.subject, name=name, sessions=0))
-        folds = split_of(other).folds
+        other = replace(cfg, data=data, subject=replace(cfg.subject, name=name, sessions=0))
+        subject, folds = open_subject(other), split_of(other).folds
         if len(folds) <= fold:
-            raise UserError(
-                f"{name} has {len(folds)} folds in split {cfg.data.split}, so fold {fold} has no counterpart."
-            )
-        theirs = folds[fold]
-        train, val = np.setdiff1d(theirs.train, held_out), np.setdiff1d(theirs.val, own.test)
-        found.append((open_subject(other), Fold(train, val, np.union1d(theirs.test, own.test))))
+            raise UserError(f"{name} has {len(folds)} folds in split {cfg.data.split}: none answers to fold {fold}.")
+        found.append((subject, _without(folds[fold], own, subject)))
     if not found:
         raise UserError(f"data {cfg.data.name} has no subject beside {cfg.subject.name}; give training.pretrain=false.")
     return found
 
 
+def _without(theirs: Fold, own: Fold, subject: Subject) -> Fold:
+    """Another subject's fold with the held-out images of one's own moved to the test, as far as they were shown."""
+    test = np.intersect1d(np.union1d(theirs.test, own.test), subject.image_id).astype(np.int32)
+    train = np.setdiff1d(theirs.train, np.union1d(own.val, own.test))
+    return Fold(train, np.setdiff1d(theirs.val, own.test), test)
+
+
 def train_stage(
     stage: Stage, files: Files, network: Network, scales: dict[str, TargetScale], n_epochs: int, lr: float, logger: Any
-) -> Trained:
-    """Train ``network`` and put the kept weights into it."""
+) -> Trained | None:
+    """Train ``network``, unless that is done, and put the kept weights into it.
+
+    None in the further processes of a launcher, which only compute: the first one has the result.
+    """
     cfg, data = stage.cfg, stage.data()
-    recipe = Recipe(cfg.training, cfg.seed, n_epochs, lr, files.where)
-    module = MapperTraining(network, scales, recipe)
-    kept = Kept(cfg.training.keep, cfg.training.patience, dict(stage.truths), scales)
-    what = f"{cfg.training.stage} {', '.join(stage.stores)}"
-    needs = needs_of(network, [subject.n_voxels for subject, _ in stage.subjects], cfg)
-    weights, known = run_training(module, data, kept, files, cfg.trainer, what, logger, needs)
+    if not (is_rank_zero() and files.has_result):
+        recipe = Recipe(cfg.training, cfg.seed, n_epochs, lr, files.where)
+        module = MapperTraining(network, scales, recipe)
+        training = cfg.training
+        kept = Kept(training.keep, training.patience, dict(stage.truths), scales, training.validate_every)
+        run_training(module, data, kept, files, cfg.trainer, f"{training.stage} {', '.join(stage.stores)}", logger)
+    if not is_rank_zero():
+        return None
+    weights, known = read_result(files)
     network.load_state_dict(weights)
-    network.eval()
     data.setup()
-    return Trained(network.cpu(), scales, data, {**known, "n_epochs": n_epochs, "lr": lr})
+    return Trained(network.cpu().eval(), scales, data, {**known, "n_epochs": n_epochs, "lr": lr})
 
 
 def pretrain(
     cfg: Config, fold: int, stores: dict[str, Path], teacher: Path | None, files: Files, logger: Any
-) -> Pretrained:
-    """Stage 1 of one fold: everyone but ``cfg.subject.name``."""
+) -> Pretrained | None:
+    """Stage 1 of one fold: everyone but ``cfg.subject.name``. None: as ``train_stage``."""
     stage = Stage(cfg, others_of(cfg, fold), stores, fold, teacher)
-    training = cfg.training
-    trained = train_stage(stage, files, stage.network(), stage.scales(), training.pretrain_epochs, training.lr, logger)
+    epochs, lr = cfg.training.pretrain_epochs, cfg.training.lr
+    with stage.within_memory():
+        trained = train_stage(stage, files, stage.network(), stage.scales(), epochs, lr, logger)
+    if trained is None:
+        return None
     anchor_ids, anchors = anchors_of(stage, trained)
     return Pretrained(
         subjects=tuple(subject.name for subject, _ in stage.subjects),
@@ -219,30 +247,25 @@ def finetune(
     files: Files,
     pretrained: tuple[Path, Pretrained] | None,
     logger: Any,
-) -> Trained:
-    """Stage 2 of one fold: the subject alone, from what the others taught, or from chance.
+) -> Trained | None:
+    """Stage 2 of one fold: the subject alone, from what the others taught, or from chance. None: as ``train_stage``.
 
-    Raises LeakError for a pretrained network that saw the subject or its test images.
+    Raises LeakError for a pretrained network that saw the subject or its test images, UserError for one that does not
+    fit.
     """
-    stage = Stage(cfg, [(subject, own)], stores, fold, teacher)
-    training, network = cfg.training, stage.network()
-    if pretrained is None:
-        return train_stage(stage, files, network, stage.scales(), training.epochs, training.lr, logger)
-    path, start = pretrained
-    prints = {name: truth.fingerprint for name, truth in stage.truths.items()}
-    check_pretrained(path, start, subject.name, own, prints, stage.network_config, cfg.mapper.variant)
-    load_shared(network, start.weights)
-    if training.align:
-        align(stage, network, start)
-    lr = training.finetune_lr or training.lr
-    return train_stage(stage, files, network, start.scales, training.epochs, lr, logger)
-
-
-def load_shared(network: Network, weights: Mapping[str, Tensor]) -> None:
-    """Put pretrained weights into everything but the subject layers."""
-    missing, unexpected = network.load_state_dict(dict(weights), strict=False)
-    wrong = [name for name in missing if ".subject_layers." not in name] + list(unexpected)
-    assert not wrong, f"a checked pretrained network does not fit: {wrong}"
+    stage, training = Stage(cfg, [(subject, own)], stores, fold, teacher), cfg.training
+    with stage.within_memory():
+        network = stage.network()
+        if pretrained is None:
+            return train_stage(stage, files, network, stage.scales(), training.epochs, training.lr, logger)
+        path, start = pretrained
+        prints = {name: truth.fingerprint for name, truth in stage.truths.items()}
+        check_pretrained(path, start, subject.name, own, prints, stage.network_config, cfg.mapper.variant)
+        load_shared(path, network, start.weights)
+        if training.align and not files.checkpoint.exists() and not files.has_result:
+            align(stage, network, start)
+        lr = training.finetune_lr or training.lr
+        return train_stage(stage, files, network, start.scales, training.epochs, lr, logger)
 
 
 def align(stage: Stage, network: Network, start: Pretrained) -> None:
@@ -255,9 +278,9 @@ def align(stage: Stage, network: Network, start: Pretrained) -> None:
     reader_ids = np.union1d(stage.seen, start.anchor_ids)
     truths = {name: TargetStore(path, allowed_ids=reader_ids) for name, path in stage.stores.items()}
     both = np.concatenate([fold.train, fold.val])
-    for name, anchors in start.anchors.items():
+    for name in network.trunks:
         parts = [part for part in network.parts if network.trunk_of[part.name] == name]
-        places = shared_places(anchors, start.anchor_ids, both, parts, dict(truths), start.scales)
+        places = shared_places(start.anchors[name], start.anchor_ids, both, parts, dict(truths), start.scales)
         n = len(fold.train)
         weight_HV, bias_H = aligned_layer(voxels, places[:n], held, places[n:])
         layer = layer_of(network.trunk(name).subject_layers, subject.name, subject.n_voxels)

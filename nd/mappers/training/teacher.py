@@ -39,8 +39,8 @@ def pooled_tokens(target: Tensor, sides: tuple[int, int]) -> Tensor:
     return functional.adaptive_avg_pool2d(square, sides).flatten(2).transpose(1, 2)
 
 
-def teacher_tokens(target: Tensor, network: Network) -> Tensor | None:
-    """(B, S, D) tokens for the places of the network's latent map; None where it predicts none."""
-    heads = [network.head(part) for part in network.parts if part.is_map]
-    maps = [head for head in heads if isinstance(head, LatentHead)]
-    return pooled_tokens(target, (maps[0].shape[1], maps[0].shape[2])) if maps else None
+def teacher_tokens(target: Tensor, network: Network) -> dict[str, Tensor]:
+    """Tokens (B, S, D) for the places of the coarse map of every latent part, by part."""
+    heads = {part.name: network.head(part) for part in network.parts}
+    maps = {name: head for name, head in heads.items() if isinstance(head, LatentHead)}
+    return {name: pooled_tokens(target, (head.shape[1], head.shape[2])) for name, head in maps.items()}

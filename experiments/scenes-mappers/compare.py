@@ -1,0 +1,206 @@
+"""Compare mappers on Scenes (simulated fMRI): trained in two stages, from chance, and ridge, by sessions of training.
+
+    python experiments/scenes-mappers/compare.py                    every comparison, 2 hours on 2 CPU cores
+    python experiments/scenes-mappers/compare.py --only sessions    one of: sessions, full, shared, prior, shuffled
+
+Trains what is missing through `nd train`, predicts the test images of subject 1, and compares predicted with true
+targets: no picture is made. Retrieval: how often the own target correlates best with the prediction among those of all
+test images (chance 1/200), and the reverse (brain retrieval); two-way identification; pattern correlation, of an
+image's prediction with its target over columns. All after the training mean is taken off. Intervals are bootstrapped
+over images; differences are paired by image and averaged over seeds. Choices of the recipe were made on validation
+images; test images are looked at here alone. Writes results.json beside itself, and curve-<run>.jsonl, the learning
+curves of what was trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.config import compose
+from nd.data.prepared import mean_betas, open_subject, split_of
+from nd.extract import extract
+from nd.files import read_json, write_json
+from nd.mappers.folds import origin_of, predict_fold
+from nd.metrics.statistics import Interval, bootstrap_interval, paired_difference
+from nd.prepare import prepare
+from nd.results.folder import RunFolder
+from nd.schema import Config
+from nd.targets.store import TargetStore, store_path
+from nd.train import pretrain_of, train
+
+log = logging.getLogger(__name__)
+HERE = Path(__file__).parent
+BASE = ["experiment=scenes"]
+TRAINED = ["mapper=two_stage"]
+CHANCE = ["mapper=two_stage", "training.pretrain=false"]
+RIDGE = ["mapper=ridge"]
+SEEDS = (42, 43, 44)
+
+Row = dict[str, Any]
+PerImage = dict[str, NDArray[np.float64]]
+
+
+def main() -> None:
+    """Run what is asked for and add it to the record."""
+    options = parsed()
+    record = read_json(HERE / "results.json") if (HERE / "results.json").exists() else {}
+    cfg = compose(BASE)
+    prepare(cfg)
+    for target in ("z", "c", "g"):
+        extract(compose([*BASE, f"target={target}"]))
+    for name in options.only or COMPARISONS:
+        begun = time.monotonic()
+        record[name] = COMPARISONS[name]()
+        record[name]["minutes"] = round((time.monotonic() - begun) / 60, 1)
+        write_json(HERE / "results.json", record)
+        print(f"wrote {name} to {HERE / 'results.json'} after {record[name]['minutes']} minutes")
+
+
+def parsed() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=list(COMPARISONS), default=[])
+    return parser.parse_args()
+
+
+# ---- comparisons -----------------------------------------------------------------------------------------------------
+
+
+def sessions() -> Row:
+    """The one-hour question, on c: pretrained, from chance and ridge, with few and with all sessions."""
+    found: Row = {}
+    for n in (1, 2, 4, 12):
+        seeds = SEEDS if n == 1 else SEEDS[:1]
+        rows = {name: averaged("c", n, what, seeds) for name, what in METHODS.items()}
+        found[str(n)] = compared(rows, [("pretrained", "from chance"), ("pretrained", "ridge")]) | {
+            "seeds": list(seeds)
+        }
+    return found
+
+
+def full() -> Row:
+    """All sessions, every target."""
+    pairs = [("pretrained", "ridge"), ("from chance", "ridge"), ("pretrained", "from chance")]
+    return {
+        target: compared({n: averaged(target, 0, w) for n, w in METHODS.items()}, pairs) for target in ("c", "g", "z")
+    }
+
+
+def shared() -> Row:
+    """One training for z, c and g instead of one for each."""
+    together = [*TRAINED, "network.share=all"]
+    return {
+        target: compared(
+            {"a network each": averaged(target, 0, TRAINED), "one network": averaged(target, 0, together)},
+            [("one network", "a network each")],
+        )
+        for target in ("c", "g", "z")
+    }
+
+
+def prior() -> Row:
+    """The diffusion prior on c: what it makes of the tokens, in its three ways of sampling."""
+    start = [*TRAINED, "network.prior=true"]
+    rows = {"tokens": averaged("c", 0, start)}
+    for way in ("mean", "ddim", "released"):
+        rows[way] = averaged("c", 0, [*start, "network.predict=prior", f"network.prior_sampling={way}"])
+    return compared(rows, [(way, "tokens") for way in ("mean", "ddim", "released")])
+
+
+def shuffled() -> Row:
+    """Control: training images paired with the targets of others."""
+    rows = {name: averaged("c", 0, [*what, "control=shuffled_labels"]) for name, what in METHODS.items()}
+    return compared(rows, [])
+
+
+METHODS = {"pretrained": TRAINED, "from chance": CHANCE, "ridge": RIDGE}
+COMPARISONS = {f.__name__: f for f in (sessions, full, shared, prior, shuffled)}
+
+
+def compared(rows: dict[str, PerImage], pairs: list[tuple[str, str]]) -> Row:
+    """Means with 95% intervals, and paired differences."""
+    scores = {name: {metric: interval(values) for metric, values in row.items()} for name, row in rows.items()}
+    differences = {
+        f"{a} minus {b}": {metric: difference(rows[a][metric], rows[b][metric]) for metric in rows[a]} for a, b in pairs
+    }
+    return {"scores": scores, "differences": differences}
+
+
+def interval(values: NDArray[np.float64]) -> list[float]:
+    """Mean, lower and upper end."""
+    return ends(bootstrap_interval(values))
+
+
+def difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> list[float]:
+    """Mean difference, lower and upper end."""
+    return ends(paired_difference(a, b))
+
+
+def ends(found: Interval) -> list[float]:
+    """As they are recorded."""
+    return [round(value, 4) for value in (found.mean, found.lo, found.hi)]
+
+
+# ---- one mapper ------------------------------------------------------------------------------------------------------
+
+
+def averaged(target: str, n_sessions: int, overrides: list[str], seeds: tuple[int, ...] = SEEDS[:1]) -> PerImage:
+    """Scores per test image (N,), averaged over seeds; ridge has none."""
+    used = seeds if "mapper=ridge" not in overrides else seeds[:1]
+    runs = [
+        scored(compose([*BASE, f"target={target}", f"subject.sessions={n_sessions}", *overrides, f"seed={s}"]))
+        for s in used
+    ]
+    return {metric: np.mean([run[metric] for run in runs], axis=0) for metric in runs[0]}
+
+
+def scored(cfg: Config) -> PerImage:
+    """Train, predict the test images, and score every one of them."""
+    folder = train(cfg)
+    keep_curves(cfg)
+    subject, split, store = open_subject(cfg), split_of(cfg), TargetStore(store_path(cfg))
+    test = split.folds[0].test
+    origin = origin_of(cfg, subject, split, 0, store.fingerprint)
+    predicted = predict_fold(folder, origin, mean_betas(subject, test), "nd train", image_ids=test)
+    mean = store.columns(split.folds[0].train, 0, store.size).mean(0)
+    return image_scores(predicted.reshape(len(test), -1) - mean, store.columns(test, 0, store.size) - mean)
+
+
+def image_scores(predicted_NP: NDArray[np.float32], true_NP: NDArray[np.float32]) -> PerImage:
+    """Retrieval, brain retrieval, two-way identification and pattern correlation of every image."""
+    r_NN = unit_rows(predicted_NP) @ unit_rows(true_NP).T
+    own_N, n = r_NN.diagonal(), len(r_NN)
+    return {
+        "retrieval": ((r_NN >= own_N[:, None]).sum(1) == 1).astype(float),
+        "brain_retrieval": ((r_NN >= own_N).sum(0) == 1).astype(float),
+        "identification": (r_NN < own_N[:, None]).sum(1) / (n - 1),
+        "pattern_correlation": own_N.astype(float),
+    }
+
+
+def unit_rows(x_NP: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Rows less their mean, of length 1."""
+    centred = x_NP.astype(np.float64) - x_NP.mean(1, keepdims=True, dtype=np.float64)
+    return np.asarray(centred / np.linalg.norm(centred, axis=1, keepdims=True))
+
+
+def keep_curves(cfg: Config) -> None:
+    """Copy the learning curves of the first seed beside this file."""
+    if cfg.mapper.name != "two_stage" or cfg.seed != SEEDS[0]:
+        return
+    for stage in (cfg, pretrain_of(cfg)) if cfg.training.pretrain else (cfg,):
+        folder = RunFolder.open(stage, "train").path
+        for curve in (folder / "training").glob("*-curve.jsonl"):
+            shutil.copyfile(curve, HERE / f"curve-{folder.name}.jsonl")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Errors and predictions of held-out images under every penalty, streamed over the columns of a target.
+
+Images are held out once (the validation images) or fold by fold. Voxels are scaled, and weighted, by each trial's own
+fitted images. Errors of a group of columns need no predictions where inner products of its targets are cheaper.
+
+Shapes: N images of all trials, n held-out images (of one trial, or of all one after another), V voxels, K columns of a
+block, A penalties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nd.errors import UserError
+from nd.mappers.arrays import Scratch
+from nd.mappers.base import Columns, FoldData, Group
+from nd.mappers.blocks import column_blocks, columns_at_once
+from nd.mappers.gram import Gram
+from nd.mappers.smoother import Smoother, smoother
+from nd.mappers.voxel_weights import voxel_scaler
+from nd.schema import MapperConfig
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some images: ids (N,) and responses as measured (N, V) float32."""
+
+    ids: NDArray[np.int32]
+    voxels: NDArray[np.float32]
+
+    def at(self, rows: NDArray[np.intp]) -> Images:
+        """Those at some places."""
+        return Images(self.ids[rows], self.voxels[rows])
+
+    def first(self, n_images: int) -> Images:
+        """The first of them, in the same memory."""
+        return Images(self.ids[:n_images], self.voxels[:n_images])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A fit on some images, and what it predicts others from."""
+
+    fitted: Tensor  # places among the images of all trials, int64
+    held: Tensor
+    smoother: Smoother
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is held out of one block of columns: predictions (A, n, K) and truths (n, K) of each trial."""
+
+    predictions: list[Tensor]
+    truths: list[Tensor]
+
+    def squared_error(self) -> Tensor:
+        """Summed over images, (A, K) float64."""
+        pairs = zip(self.predictions, self.truths, strict=True)
+        return torch.stack([torch.linalg.vector_norm(p - t, dim=1).double().square() for p, t in pairs]).sum(0)
+
+    def predicted(self, best_K: Tensor) -> Tensor:
+        """Predictions (n, K) of all trials' images, for each column under the penalty at its place."""
+        return torch.cat([one.gather(0, best_K.expand(1, *one.shape[1:]))[0] for one in self.predictions])
+
+    def true(self) -> Tensor:
+        """Truths (n, K) of all trials' images."""
+        return torch.cat(self.truths)
+
+
+class CrossValidation:
+    """Trials on some images of a target, read block by block.
+
+    Truths and predictions are relative to what is predicted without voxels: with an intercept the mean of the trial's
+    fitted images, without one 0.
+    """
+
+    def __init__(
+        self, targets: Columns, ids: NDArray[np.int32], trials: list[Trial], intercept: bool, device: torch.device
+    ) -> None:
+        """ids: (N,) images of all trials, whose places the trials hold."""
+        self.targets, self.ids, self.trials, self.intercept, self.device = targets, ids, trials, intercept, device
+
+    def blocks(self, group: Group, at: int | None = None) -> Iterator[Held]:
+        """What is held out of a group's columns, under all penalties or the one at place `at`."""
+        trials = self.trials if at is None else [Trial(t.fitted, t.held, t.smoother.at(at)) for t in self.trials]
+        n_kept = sum(trial.smoother.left[..., 0].numel() + len(trial.fitted) for trial in trials)
+        for block_NK in self._read(group):
+            for part_NK in block_NK.split(columns_at_once(n_kept), dim=1):
+                yield self._held(trials, part_NK)
+
+    def squared_error(self, group: Group) -> Tensor:
+        """Squared error (A,) float64 of every penalty, summed over held-out images and columns of a group."""
+        if self.by_products(group):
+            return self._error_by_products(group)
+        return torch.stack([held.squared_error().sum(1) for held in self.blocks(group)]).sum(0)
+
+    def by_products(self, group: Group) -> bool:
+        """Whether inner products of the group's targets give its errors in fewer multiplications than predictions.
+
+        A float64 product counts twice; of the inner products one triangle is multiplied out.
+        """
+        n_columns = group.stop - group.start
+        predicting = n_columns * sum(trial.smoother.work_per_column() for trial in self.trials)
+        multiplying = n_columns * len(self.ids) ** 2 + 2 * sum(t.smoother.work_by_products() for t in self.trials)
+        return multiplying < predicting
+
+    # ---- predictions -----------------------------------------------------------------------------------------------
+
+    def _read(self, group: Group) -> Iterator[Tensor]:
+        """Targets (N, K) float32 of a group's columns."""
+        for columns in column_blocks(group.start, group.stop, len(self.ids)):
+            targets_NK = self.targets.columns(self.ids, columns.start, columns.stop)
+            yield torch.from_numpy(np.ascontiguousarray(targets_NK)).to(self.device)
+
+    def _held(self, trials: list[Trial], targets_NK: Tensor) -> Held:
+        predictions, truths = [], []
+        for trial in trials:
+            centred_NK, true_nK = targets_NK[trial.fitted], targets_NK[trial.held]
+            mean_K = centred_NK.mean(0)
+            centred_NK -= mean_K
+            if self.intercept:
+                true_nK -= mean_K
+            predictions.append(trial.smoother.predict(centred_NK))
+            truths.append(true_nK)
+        return Held(predictions, truths)
+
+    # ---- inner products --------------------------------------------------------------------------------------------
+
+    def _error_by_products(self, group: Group) -> Tensor:
+        products_NN = self._products(group)
+        return torch.stack([self._error_of(trial, products_NN) for trial in self.trials]).sum(0)
+
+    def _products(self, group: Group) -> Tensor:
+        """Inner products (N, N) float64 of the images' targets over a group's columns.
+
+        Columns are summed less their mean, and that is put back: it may be far larger than their spread.
+        """
+        products = Gram(len(self.ids), self.device)
+        with_mean_N = torch.zeros(len(self.ids), dtype=torch.float64, device=self.device)
+        mean_square = torch.zeros((), dtype=torch.float64, device=self.device)
+        for block_NK in self._read(group):
+            mean_K = block_NK.mean(0)
+            block_NK -= mean_K
+            products.add(block_NK)
+            with_mean_N += (block_NK @ mean_K).double()
+            mean_square += mean_K.double().square().sum()
+        total_NN = products.total()
+        if not self.intercept:
+            total_NN += with_mean_N[:, None] + with_mean_N + mean_square
+        return total_NN
+
+    def _error_of(self, trial: Trial, products_NN: Tensor) -> Tensor:
+        """Squared error (A,) of a trial; its fitted images' mean is taken off as `_held` does."""
+        fitted_NN = products_NN[trial.fitted[:, None], trial.fitted]
+        cross_nN = products_NN[trial.held[:, None], trial.fitted]
+        held = products_NN.diagonal()[trial.held].sum()
+        mean_N, mean_n = fitted_NN.mean(0), cross_nN.mean(1)
+        if self.intercept:  # truths less the mean y of the fitted targets: (t - y)'(t - y) and (t - y)'(Y - y)
+            held = held - 2 * mean_n.sum() + len(trial.held) * mean_N.mean()
+            cross_nN = cross_nN - mean_N
+            mean_n = cross_nN.mean(1)
+        cross_nN = cross_nN - mean_n[:, None]
+        fitted_NN = fitted_NN - mean_N - mean_N[:, None] + mean_N.mean()
+        return trial.smoother.squared_error(fitted_NN, cross_nN, held)
+
+
+def cross_validation(
+    config: MapperConfig, data: FoldData, images: Images, device: torch.device, room: Scratch
+) -> CrossValidation:
+    """One trial on the validation images, or one for each of `folds` folds of all images.
+
+    images: those to be fitted on; without folds, the training images and then the validation images.
+    """
+    if config.folds:
+        places = _folds(config.folds, images.ids)
+    else:
+        places = [(np.arange(len(data.train_ids)), np.arange(len(data.train_ids), len(images.ids)))]
+    trials = [_trial(config, data, images, place, device, room) for place in places]
+    return CrossValidation(data.targets, images.ids, trials, config.intercept, device)
+
+
+def _folds(n_folds: int, ids: NDArray[np.int32]) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Places of the images fitted on and held out: every n_folds-th by id, whatever the order of the rows."""
+    if n_folds > len(ids):
+        raise UserError(f"mapper.folds={n_folds} folds cannot be cut from {len(ids)} images; use fewer.")
+    fold_N = np.argsort(np.argsort(ids)) % n_folds
+    return [(np.flatnonzero(fold_N != k), np.flatnonzero(fold_N == k)) for k in range(n_folds)]
+
+
+def _trial(
+    config: MapperConfig,
+    data: FoldData,
+    images: Images,
+    places: tuple[NDArray[np.intp], NDArray[np.intp]],
+    device: torch.device,
+    room: Scratch,
+) -> Trial:
+    """A fit on the images at the first places, for those at the second."""
+    fitted, held = (images.at(rows) for rows in places)  # copies, scaled in place
+    scaler = voxel_scaler(data, fitted.voxels, fitted.ids, config.voxel_power)
+    scaled_NV, held_nV = (
+        torch.from_numpy(scaler.transform(part.voxels, out=part.voxels)).to(device) for part in (fitted, held)
+    )
+    made = smoother(scaled_NV, held_nV, sorted(config.alphas), room)
+    fitted_at, held_at = (torch.from_numpy(rows).to(device) for rows in places)
+    return Trial(fitted_at, held_at, made)

@@ -1,0 +1,209 @@
+"""Linear regression of every target column on the voxels that correlate most with it (FastL2LiR).
+
+Voxels and target columns are z-scored by statistics of the images fitted on; `nd.mappers.normal_equations` chooses the
+`n_feat` voxels of a column and solves for their coefficients and a bias, all under one `penalty`; predictions are given
+the column's mean and spread back. Where thousands of images meet a penalty below 1, the choice of voxels is what
+regularises. (KamitaniLab/PyFastL2LiR; ReedOnePeck/MindDiffuser@c9773ac:Feature decoding/detail_decoding.py and others.)
+
+Shapes: N images, V voxels, P target columns, Q of them kept, K columns of a block, F voxels of a column.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nd.data.scaling import Scaler
+from nd.errors import UserError
+from nd.mappers.arrays import Scratch
+from nd.mappers.base import FoldData
+from nd.mappers.kept_columns import KeptColumns, kept_groups, spread_out
+from nd.mappers.memory import check_memory
+from nd.mappers.normal_equations import Solution, columns_together, equation_bytes, normal_equations
+from nd.mappers.target_statistics import column_statistics, standardised
+from nd.mappers.validation import ValidationScores
+from nd.schema import MapperConfig
+
+log = logging.getLogger(__name__)
+
+
+class FastL2LiR:
+    """Regression on the best voxels of each column; z-scores voxels and targets by training statistics."""
+
+    name = "fastl2lir"
+
+    def __init__(self, config: MapperConfig, device: torch.device | None = None) -> None:
+        """config: the mapper group; device: where the equations are solved, by default the CPU."""
+        if config.n_feat < 1:
+            raise UserError(f"mapper.n_feat={config.n_feat}: 1 or more voxels are needed for each column.")
+        if config.penalty <= 0:
+            raise UserError(f"mapper.penalty={config.penalty}: a positive number is needed.")
+        self.config = config
+        # The equations are solved in float64, which Metal does not have.
+        self.device = device if device is not None and device.type == "cuda" else torch.device("cpu")
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._details: dict[str, Any] = {}
+        self._kept: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def restore(cls, config: MapperConfig, state: dict[str, NDArray[Any]], details: dict[str, Any]) -> FastL2LiR:
+        """A fitted mapper from what `state` and `details` gave."""
+        mapper = cls(config)
+        mapper._arrays, mapper._details = state, details
+        mapper._kept = np.asarray(state["kept"]).astype(bool) if "kept" in state else None
+        return mapper
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What `predict` needs, and what is known of each column; float32 but for indices and the mask.
+
+        `voxel_mean`, `voxel_scale` (V,); `target_mean`, `target_std`, `bias` (Q,); the coefficients of z-scored voxels,
+        `weights` (Q, V) or, where it takes fewer bytes, `voxels` (Q, F) int32 with `coefficients` (Q, F).
+        `validation_correlation` (P,) of the validation images, 0 where a column is flat. Where columns are left out,
+        `kept` (P,) uint8 marks the Q others; else Q is P.
+        """
+        return self._arrays
+
+    def details(self) -> dict[str, Any]:
+        """Scores of the validation images by a fit on the training images alone, by group and over all."""
+        return self._details
+
+    @property
+    def scaler(self) -> Scaler:
+        """Z-scores voxels."""
+        return Scaler(mean=self._arrays["voxel_mean"], scale=self._arrays["voxel_scale"])
+
+    @property
+    def kept(self) -> NDArray[np.bool_] | None:
+        """Columns (P,) that are predicted, where `keep_columns` left some out; the others are predicted as 0."""
+        return self._kept
+
+    def keep_columns(self, kept_P: NDArray[np.bool_]) -> None:
+        """Before `fit`: leave every other column out of all that follows, the scores included."""
+        self._kept = np.asarray(kept_P, bool)
+
+    def fit(self, data: FoldData, scratch: Path | None = None) -> None:
+        """Fit on the training images, score the validation images, and fit on both parts when `refit` is set.
+
+        scratch: folder for coefficients that are large; by default they stay in memory.
+
+        Raises:
+            UserError: the equations take more memory than there is, or cannot be solved under this penalty.
+        """
+        n_voxels = data.train_voxels.shape[1]
+        if n_voxels < self.config.n_feat:
+            log.warning("mapper.n_feat is %d, but there are %d voxels: all are used", self.config.n_feat, n_voxels)
+        if self._kept is not None:
+            targets, groups = KeptColumns(data.targets, self._kept), kept_groups(data.groups, self._kept)
+            data = replace(data, targets=targets, groups=groups)
+        self._solve(data, data.train_voxels, data.train_ids, scratch)
+        of_columns = self._validate(data)
+        if self.config.refit:
+            ids = np.concatenate([data.train_ids, data.val_ids])
+            self._solve(data, np.concatenate([data.train_voxels, data.val_voxels]), ids, scratch)
+        if self._kept is not None:
+            of_columns = {name: spread_out(values, self._kept) for name, values in of_columns.items()}
+            of_columns["kept"] = self._kept.astype(np.uint8)
+        self._arrays |= of_columns
+
+    def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
+        """Predicted targets (N, P) float32 of responses as measured; `image_ids` make no difference."""
+        scaled_NV = self._tensor(self.scaler.transform(voxels_NV))
+        predicted_NQ = np.empty((len(voxels_NV), len(self._arrays["bias"])), np.float32)
+        for block in _blocks(0, predicted_NQ.shape[1], *voxels_NV.shape):
+            predicted_NQ[:, block] = self._predicted(scaled_NV, block).cpu().numpy()
+        return predicted_NQ if self._kept is None else spread_out(predicted_NQ, self._kept)
+
+    # ---- fitting ---------------------------------------------------------------------------------------------------
+
+    def _solve(self, data: FoldData, voxels: NDArray[np.float32], ids: NDArray[np.int32], scratch: Path | None) -> None:
+        """Fill the arrays from some images."""
+        scaler, n_feat, (n_images, n_voxels) = Scaler.fit(voxels), self.config.n_feat, voxels.shape
+        check_memory(equation_bytes(n_images, n_voxels, n_feat, self.device.type), self.device, _advice(n_voxels))
+        equations = normal_equations(self._tensor(scaler.transform(voxels)), n_feat, self.config.penalty)
+        self._arrays = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale}
+        self._arrays |= self._room(data.targets.size, n_voxels, scratch)
+        for block in _blocks(0, data.targets.size, n_images, n_voxels):
+            targets_NK = data.targets.columns(ids, block.start, block.stop)
+            mean_K, std_K = column_statistics(targets_NK)
+            standard_NK = torch.from_numpy(standardised(targets_NK, mean_K, std_K))
+            self._arrays["target_mean"][block], self._arrays["target_std"][block] = mean_K, std_K
+            self._store(equations.solve(standard_NK.to(self.device)), block)
+        self._details["n_images"] = n_images
+
+    def _room(self, size: int, n_voxels: int, scratch: Path | None) -> dict[str, NDArray[Any]]:
+        """Arrays for the statistics and coefficients of some columns, to be filled."""
+        files, n_feat = Scratch(scratch), self.config.n_feat
+        room = {name: np.empty(size, np.float32) for name in ("target_mean", "target_std", "bias")}
+        if 2 * n_feat < n_voxels:  # an index and a coefficient for each chosen voxel
+            return room | {"voxels": files.array((size, n_feat), np.int32), "coefficients": files.array((size, n_feat))}
+        return room | {"weights": files.array((size, n_voxels))}
+
+    def _store(self, solution: Solution, block: slice) -> None:
+        """Put the coefficients of a block where they belong."""
+        self._arrays["bias"][block] = solution.bias.cpu().numpy()
+        weights, chosen = solution.weights.float(), solution.voxels
+        if "weights" in self._arrays:
+            n_voxels = self._arrays["weights"].shape[1]
+            whole_KV = weights if chosen is None else spread_over_voxels(chosen, weights, n_voxels)
+            self._arrays["weights"][block] = whole_KV.cpu().numpy()
+        else:
+            assert chosen is not None, "few voxels are stored only where they were chosen"
+            self._arrays["voxels"][block], self._arrays["coefficients"][block] = chosen.cpu(), weights.cpu()
+
+    def _validate(self, data: FoldData) -> dict[str, NDArray[Any]]:
+        """Record scores of the validation images relative to the training mean; correlations by column (Q,)."""
+        scaled_NV = self._tensor(self.scaler.transform(data.val_voxels))
+        groups, overall = [], ValidationScores()
+        for group in data.groups:
+            scores = ValidationScores()
+            for block in _blocks(group.start, group.stop, *data.train_voxels.shape):
+                mean_K = self._tensor(self._arrays["target_mean"][block])
+                true_NK = self._tensor(data.targets.columns(data.val_ids, block.start, block.stop)) - mean_K
+                scores.add((self._predicted(scaled_NV, block) - mean_K)[None], true_NK)
+            groups.append({"name": group.name, "n_columns": scores.n_columns, "scores": scores.summary()})
+            overall = overall.merge(scores)
+        self._details |= {"groups": groups, "scores": overall.summary()}
+        return {"validation_correlation": overall.column_correlation()[0].float().numpy()}
+
+    # ---- help ------------------------------------------------------------------------------------------------------
+
+    def _predicted(self, scaled_NV: Tensor, block: slice) -> Tensor:
+        """Predictions (N, K) of a block of kept columns."""
+        if "weights" in self._arrays:
+            weights_KV = self._tensor(self._arrays["weights"][block])
+        else:
+            chosen_KF, coefficients_KF = (
+                self._tensor(self._arrays[name][block]) for name in ("voxels", "coefficients")
+            )
+            weights_KV = spread_over_voxels(chosen_KF.long(), coefficients_KF, scaled_NV.shape[1])
+        bias_K, std_K, mean_K = (self._tensor(self._arrays[n][block]) for n in ("bias", "target_std", "target_mean"))
+        return (scaled_NV @ weights_KV.T + bias_K) * std_K + mean_K
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device)  # maps are read only
+
+
+def spread_over_voxels(chosen_KF: Tensor, coefficients_KF: Tensor, n_voxels: int) -> Tensor:
+    """Coefficients of all voxels (K, V), 0 for those that a column does not use."""
+    return coefficients_KF.new_zeros(len(chosen_KF), n_voxels).scatter_(1, chosen_KF, coefficients_KF)
+
+
+def _blocks(start: int, stop: int, n_images: int, n_voxels: int) -> Iterator[slice]:
+    step = columns_together(n_images, n_voxels)
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))
+
+
+def _advice(n_voxels: int) -> str:
+    return (
+        f"mapper=fastl2lir holds the products of {n_voxels} voxels with each other in double precision. Choose fewer"
+        " voxels (subject.roi), a smaller mapper.n_feat, or a machine with more memory"
+    )

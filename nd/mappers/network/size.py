@@ -1,0 +1,193 @@
+"""How large a network is and what training it takes, before any of it is made.
+
+The network is built on torch's meta device and run forward there: tensors have shapes and no values, so that what
+autograd would keep is counted and not modelled.
+
+Shapes: B samples of a step in one process, M members of a contrastive set, D numbers of a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, normalize
+
+from nd.mappers.losses import BLOCK_NUMBERS
+from nd.mappers.network.draws import Draws
+from nd.mappers.network.heads import HeadOutput
+from nd.mappers.network.network import Network
+from nd.mappers.network.parts import Part
+from nd.mappers.network.prior import DiffusionPrior
+from nd.schema import NetworkConfig
+
+STATE_BYTES = 16  # of a parameter: weight, gradient and both moments of Adam in float32
+EMA_BYTES = 4
+# Autocast keeps most activations in 2 bytes, but norms, softmax and losses in 4, and a copy of every weight in 2. On
+# small networks .33 (trunks) to .63 (priors) of the bytes in float32 were counted.
+MIXED_SHARE, MIXED_WEIGHT_BYTES = 0.65, 2
+SHARES = ("part", "target", "all")
+NOTEWORTHY = 0.02  # share of the memory that a setting must save to be named
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of training in one process.
+
+    Attributes: ``parameters`` of the network; ``states`` bytes of weights, gradients and optimiser; ``activations``
+    bytes kept for the gradient of a step, an upper estimate.
+    """
+
+    parameters: int
+    states: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Bytes; the framework's own share (about 0.5 GB on a GPU) comes on top."""
+        return self.states + self.activations
+
+
+def training_bytes(
+    config: NetworkConfig,
+    parts: Sequence[Part],
+    n_voxels: Mapping[str, int],
+    batch_size: int,
+    *,
+    variant: str = "nd",
+    aux_width: int = 0,
+    ema: bool = False,
+    precision: str = "32-true",
+) -> Estimate:
+    """What training takes in one process whose steps have ``batch_size`` samples over all subjects.
+
+    Args:
+        n_voxels, variant, aux_width: as of ``Network``.
+        ema: whether a running mean of the weights is kept.
+        precision: as ``TrainingConfig``.
+    """
+    with torch.device("meta"):
+        network = Network(config, parts, n_voxels, variant, aux_width)
+    n_parameters = sum(weights.numel() for weights in network.parameters())
+    states = n_parameters * (STATE_BYTES + EMA_BYTES * ema)
+    activations = activation_bytes(network, n_voxels, batch_size)
+    if precision != "32-true":
+        activations = int(MIXED_SHARE * activations) + MIXED_WEIGHT_BYTES * n_parameters
+    return Estimate(n_parameters, states, activations)
+
+
+def activation_bytes(network: Network, n_voxels: Mapping[str, int], batch_size: int) -> int:
+    """Bytes that autograd keeps in float32 for the gradient of a step, of a network on the meta device."""
+    each, more = divmod(batch_size, max(1, len(n_voxels)))
+    with torch.device("meta"), saved_storages(network) as sizes:
+        draws = Shapes(batch_size)
+        voxels = {name: torch.empty(each + (k < more), n) for k, (name, n) in enumerate(n_voxels.items())}
+        for name, output in network(voxels, draws).items():
+            stand_in_loss(network, name, output, draws)
+    return sum(sizes.values())
+
+
+def largest_levers(
+    config: NetworkConfig, parts: Sequence[Part], n_voxels: Mapping[str, int], batch_size: int, **how: Any
+) -> str:
+    """A sentence on what training takes, and one on which settings would lower it, the one that saves most first.
+
+    how: keyword arguments of ``training_bytes``.
+    """
+    now = training_bytes(config, parts, n_voxels, batch_size, **how)
+    text = (
+        f"Training takes about {_gb(now.total)}: {_gb(now.states)} for {now.parameters / 1e6:,.0f} million parameters"
+        f" with gradients and optimiser, {_gb(now.activations)} for the activations of {batch_size} samples."
+    )
+    totals = {
+        setting: training_bytes(changed, parts, n_voxels, size, **{**how, **more}).total
+        for setting, changed, size, more in _levers(config, parts, batch_size, how)
+    }
+    named = sorted((total, setting) for setting, total in totals.items() if total < (1 - NOTEWORTHY) * now.total)
+    offers = ", ".join(f"{_gb(total)} with {setting}" for total, setting in named)
+    return f"{text} It would take {offers}." if named else text
+
+
+def _levers(
+    config: NetworkConfig, parts: Sequence[Part], batch_size: int, how: Mapping[str, Any]
+) -> Iterator[tuple[str, NetworkConfig, int, dict[str, Any]]]:
+    """Settings that may save memory: what to write, the network, the batch size and what else changes."""
+    for share in SHARES[SHARES.index(config.share) + 1 :]:
+        yield f"network.share={share}", replace(config, share=share), batch_size, {}
+    if (hidden := config.hidden // 2) > 0:
+        yield f"network.hidden={hidden}", replace(config, hidden=hidden), batch_size, {}
+    if (half := batch_size // 2) > 0:
+        yield f"training.batch_size={half}", config, half, {}
+    if config.prior and (depth := config.prior_depth // 2) > 0 and not all(part.is_map for part in parts):
+        yield f"network.prior_depth={depth}", replace(config, prior_depth=depth), batch_size, {}
+    if how.get("precision", "32-true") == "32-true":
+        yield "training.precision=bf16-mixed", config, batch_size, {"precision": "bf16-mixed"}
+
+
+def _gb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+class Shapes(Draws):
+    """Draws that have a shape and no values."""
+
+    def __init__(self, n_rows: int) -> None:
+        super().__init__(0, 0, 0, torch.arange(n_rows, device="meta"), n_rows)
+
+    def uniform(self, name: str, shape: Sequence[int] = ()) -> Tensor:
+        """(B, *shape) float32."""
+        return torch.empty(self.n_rows, *shape, device="meta")
+
+    normal = uniform
+
+    def integers(self, name: str, high: int) -> Tensor:
+        """(B,) int64."""
+        return torch.empty(self.n_rows, dtype=torch.int64, device="meta")
+
+
+def stand_in_loss(network: Network, name: str, output: HeadOutput, draws: Draws) -> Tensor:
+    """A loss that keeps what the losses of a part keep: squared error, the prior's, and one contrast between rows."""
+    predicted, prior = output.predicted, network.heads[name].prior
+    goal = torch.empty_like(predicted, requires_grad=False)
+    loss = (predicted - goal).square().mean()
+    if isinstance(prior, DiffusionPrior):
+        loss = loss + prior.error(predicted, goal, draws).mean()
+    if output.projected is not None:
+        # Of tokens a sample's are one member of the contrastive set, of a map every place is one.
+        rows_MD = output.projected.flatten(0, 1) if goal.ndim == 4 else output.projected.flatten(1)
+        loss = loss + stand_in_contrast(rows_MD)
+    return loss
+
+
+def stand_in_contrast(rows_MD: Tensor) -> Tensor:
+    """Keeps what a contrastive loss keeps: both directions, but one block of a large set, whose others come later."""
+    n_rows = max(1, BLOCK_NUMBERS // max(1, len(rows_MD)))
+    student_MD, teacher_MD = normalize(rows_MD, dim=-1), torch.empty_like(rows_MD, requires_grad=False)
+    forward = log_softmax(student_MD[:n_rows] @ teacher_MD.T, 1)
+    loss = (forward * torch.empty_like(forward, requires_grad=False)).sum()
+    if n_rows >= len(rows_MD):
+        backward = log_softmax(teacher_MD @ student_MD.T, 1)
+        loss = loss + (backward * torch.empty_like(backward, requires_grad=False)).sum()
+    return loss
+
+
+@contextmanager
+def saved_storages(network: Network) -> Iterator[dict[int, int]]:
+    """Bytes of every storage but the parameters' that autograd keeps in the block, by the storage's address."""
+    own = {weights.untyped_storage()._cdata for weights in network.parameters()}
+    sizes: dict[int, int] = {}
+    alive = []  # an address is given to a new tensor once nothing holds the old one
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            alive.append(storage)
+            sizes[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield sizes

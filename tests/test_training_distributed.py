@@ -1,0 +1,137 @@
+"""Two processes with half the batch each train what one process trains, and leave one run folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_training import SMALL, assert_close, curve_of, pretrained, weights_of, write_world
+
+import nd.lightning
+from nd.config import compose
+from nd.errors import UserError
+from nd.mappers.training.fit import Files
+from nd.results.chain import pretrain_of
+from nd.results.folder import RunFolder
+from nd.schema import BackboneConfig
+
+# Relative to the largest number of a tensor, float32: sums of a step are split differently, and Adam divides each
+# gradient by its size, so that rounding of the smallest ones is carried along.
+TOLERANCE = 1e-5
+TWO = ["trainer.devices=2", "trainer.strategy=ddp_spawn"]
+MIXING = ["training.mixco_share=0.5", "network.subject_dropout=0.5", "network.dropout=0.15", "training.validate_every=1"]
+KINDS = {
+    # All targets at once, a latent map and its teacher among them. Groups of two channels: biases in front of the norm
+    # of a single one have no gradient but rounding.
+    "all": [*MIXING, "network.share=all", "training.aux_target=g", "network.decoder_channels=[34,34]"],
+    "prior": [*MIXING, "network.prior=true", "network.predict=prior", "training.ema=0.9", "training.accumulate=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def given(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    world = write_world(tmp_path_factory.mktemp("distributed") / "world", tiny_backbone_config)
+    return [*world, *SMALL, "target=c", "training.lr=1e-3", "training.pretrain_epochs=3", "training.epochs=3"]
+
+
+def flat(line: Any) -> dict[str, float]:
+    """Numbers of a curve's line by dotted name."""
+    if not isinstance(line, dict):
+        return {"": line}
+    return {f"{name}.{inner}": v for name, value in line.items() for inner, v in flat(value).items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_equal_one(given: list[str], kind: str, tmp_path: Path) -> None:
+    """Curve, weights and what is made of them, with several subjects, contrastive losses, MixCo and dropout."""
+    targets = ("c", "g", "z") if kind == "all" else ("c",)
+    one = pretrained(compose([*given, *KINDS[kind]]), tmp_path / "one", *targets)
+    two = pretrained(compose([*given, *KINDS[kind], *TWO]), tmp_path / "two", *targets)
+    curves = [curve_of(tmp_path / name) for name in ("one", "two")]
+    assert len(curves[0]) == len(curves[1]) >= 3
+    for single, shared in zip(*curves, strict=True):
+        wanted = flat(single)
+        assert flat(shared) == pytest.approx(wanted, rel=TOLERANCE, abs=5e-6), single["epoch"]  # scores have 6 digits
+        assert wanted["val.c.unexplained."] > 0
+    assert {name.split("/")[1] for name in curves[0][0]["losses"]} >= {"contrast", "tokens"}
+    files = [Files(tmp_path / name, 0).result for name in ("one", "two")]
+    assert_close(weights_of(files[1]), weights_of(files[0]), TOLERANCE)
+    assert_close(two.anchors, one.anchors, TOLERANCE)
+    moved = max(float(value.abs().max()) for value in one.weights.values())
+    assert moved > 0.1
+
+
+def test_loss_that_is_lost_in_one_process_stops_all(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message is the one of that process, in one line, and names the losses."""
+    monkeypatch.setattr(nd.lightning, "user_error_of", noted := Noted())
+    cfg = compose([*given, *TWO, "training.lr=1e30", "training.clip_norm=0"])
+    with pytest.raises(UserError, match=r"not finite .*The last good checkpoint is kept at .*Give a smaller") as caught:
+        pretrained(cfg, tmp_path, "c")
+    assert "\n" not in str(caught.value)
+    assert "Traceback" in noted.texts[0]
+
+
+class Noted:
+    """``user_error_of``, with what it was asked."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.original = nd.lightning.user_error_of
+
+    def __call__(self, error: Exception) -> Exception:
+        self.texts.append(str(error))
+        return self.original(error)
+
+
+# ---- under a launcher ----------------------------------------------------------------------------------------------
+
+
+def test_further_processes_have_nothing_to_do_where_the_first_has_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever they look: before checkpoints are made of the result, after that, and once the result is gone."""
+    from nd.mappers.training.folds import _is_to_do
+
+    files, path = Files(tmp_path, 0), tmp_path / "checkpoint" / "fold-00.safetensors"
+    files.curve.parent.mkdir()
+    path.parent.mkdir()
+    monkeypatch.setattr("nd.mappers.training.folds.is_rank_zero", lambda: False)
+    assert _is_to_do(files, [path])
+    files.result.with_suffix(".json").write_text("{}", encoding="utf-8")
+    assert not _is_to_do(files, [path])
+    monkeypatch.setattr("nd.mappers.training.folds.is_rank_zero", lambda: True)
+    assert _is_to_do(files, [path])  # of the result the first one makes checkpoints
+
+
+@pytest.mark.slow
+def test_torchrun_through_both_stages(given: list[str], tmp_path: Path) -> None:
+    """Every process ends well, there is one run folder for each stage, and it holds what one process would train."""
+    common = [*given, *KINDS["all"]]
+    launched = [*common, f"paths.runs={tmp_path / 'two'}", "trainer.devices=2", "trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nd.train"]
+    done = subprocess.run(
+        [*command, *launched], capture_output=True, text=True, timeout=250, check=False,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote 1 network at") == 2
+    cfg, alone = compose(launched), compose([*common, f"paths.runs={tmp_path / 'one'}"])
+    folders = [RunFolder.open(one, "train") for one in (pretrain_of(cfg), cfg)]
+    assert sorted((tmp_path / "two" / "train").iterdir()) == sorted(folder.path for folder in folders)
+    assert [folder.status for folder in folders] == ["done", "done"]
+    from nd.train import train
+
+    train(alone)
+    for stage, folder in zip((pretrain_of(alone), alone), folders, strict=True):
+        single = RunFolder.open(stage, "train").path / "checkpoint"
+        names = sorted(path.name for path in single.iterdir())
+        assert names == sorted(path.name for path in (folder.path / "checkpoint").iterdir())
+        for name in names:
+            if name.endswith(".safetensors"):
+                assert_close(weights_of(folder.path / "checkpoint" / name), weights_of(single / name), TOLERANCE)

@@ -1,0 +1,214 @@
+"""Trainings that were killed and go on end as those that were not, bit for bit; checkpoints hold nothing that runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_training import EVERYTHING, SMALL, curve_of, finetuned, write_world
+
+import nd.mappers.training.fit as fit
+from nd.config import compose
+from nd.mappers.training.callbacks import Checkpoints, Kept
+from nd.mappers.training.fit import Files, read_result
+from nd.results.chain import pretrain_of
+from nd.results.folder import RunFolder
+from nd.schema import BackboneConfig
+from nd.train import train
+
+HERE = Path(__file__).parent
+# Where a training is killed: its stage, the epoch, and whether the epoch's checkpoint had been written.
+KILLS = {"pretrain": ("pretrain", "1", "after"), "finetune": ("finetune", "2", "before")}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums must be split as in the killed process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def given(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    world = write_world(tmp_path_factory.mktemp("resume") / "world", tiny_backbone_config)
+    return [*world, *SMALL, "target=c", "trainer.checkpoint_minutes=0"]
+
+
+@pytest.fixture(scope="module")
+def killed(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Overrides of a killed run of each kind, and of the same run left alone, which goes on meanwhile."""
+    root = tmp_path_factory.mktemp("killed")
+    overrides = {name: [*given, *EVERYTHING, f"paths.runs={root / name}"] for name in (*KILLS, "alone")}
+    command = [sys.executable, str(HERE / "helpers_training.py")]
+    surroundings = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    runs = [
+        subprocess.Popen([*command, *KILLS[name], *overrides[name]], env=surroundings, stderr=subprocess.PIPE, text=True)
+        for name in KILLS
+    ]
+    torch.set_num_threads(1)
+    train(compose(overrides["alone"]))
+    for run in runs:
+        errors = run.communicate(timeout=200)[1]
+        assert run.returncode == -signal.SIGKILL, errors
+    return overrides
+
+
+def folders(overrides: list[str]) -> dict[str, RunFolder]:
+    cfg = compose(overrides)
+    return {"pretrain": RunFolder.open(pretrain_of(cfg), "train"), "finetune": RunFolder.open(cfg, "train")}
+
+
+@pytest.mark.parametrize("kind", KILLS)
+def test_killed_and_resumed_equals_uninterrupted(killed: dict[str, list[str]], kind: str) -> None:
+    left, whole = folders(killed[kind]), folders(killed["alone"])
+    stage, last = KILLS[kind][0], 1
+    assert left[stage].status == "running"
+    assert len(curve_of(left[stage].path)) == last + 1 + (kind == "finetune")  # its line was written, its state not
+    assert torch.load(Files(left[stage].path, 0).checkpoint, weights_only=True)["epoch"] == last
+    train(compose(killed[kind]))
+    for name, folder in whole.items():
+        file = "checkpoint/fold-00.safetensors"
+        assert (left[name].path / file).read_bytes() == (folder.path / file).read_bytes(), name
+        assert curve_of(left[name].path) == curve_of(folder.path)
+        assert [line["epoch"] for line in curve_of(folder.path)] == [0, 1, 2, 3]
+    assert (left["finetune"].path / "scores.json").read_bytes() == (whole["finetune"].path / "scores.json").read_bytes()
+
+
+def test_finished_run_leaves_no_state_of_training(killed: dict[str, list[str]]) -> None:
+    for folder in folders(killed["alone"]).values():
+        assert [path.name for path in (folder.path / "training").iterdir()] == ["fold-00-curve.jsonl"]
+
+
+# ---- at other moments ----------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """Stands for a kill: nothing of the training is tidied up."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, hook: str, when: Callable[[Any, Any], bool]) -> None:
+    """Have trainings stop once, before ``hook`` of a callback."""
+    kind = {"Checkpoints": Checkpoints, "Kept": Kept, "Result": fit.Result}[hook.split(".")[0]]
+    name = hook.split(".")[1]
+    original = getattr(kind, name)
+
+    def stopping(self: Any, trainer: Any, module: Any) -> None:
+        if when(self, trainer):
+            monkeypatch.setattr(kind, name, original)
+            raise Stopped
+        original(self, trainer, module)
+
+    monkeypatch.setattr(kind, name, stopping)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_stopped_after_the_last_epoch_and_before_the_result(
+    given: list[str], keep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of the last epoch is all there is; nothing is trained again, and its scores are still known."""
+    cfg = compose([*given, f"training.keep={keep}", "training.validate_every=3", "training.epochs=2"])
+    alone = finetuned(cfg, tmp_path / "alone", "c")
+    stop_at(monkeypatch, "Result.on_fit_end", lambda *_: True)
+    with pytest.raises(Stopped):
+        finetuned(cfg, tmp_path / "stopped", "c")
+    steps: list[int] = []
+    monkeypatch.setattr(fit.MapperTraining, "training_step", lambda *_: steps.append(1))
+    resumed = finetuned(cfg, tmp_path / "stopped", "c")
+    assert not steps
+    assert resumed.details == alone.details
+    assert resumed.details["scores"]["c"]["identification"] > 0
+    files = [Files(tmp_path / name, 0) for name in ("alone", "stopped")]
+    assert files[0].result.read_bytes() == files[1].result.read_bytes()
+
+
+def test_stopped_when_patience_was_at_its_end(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = compose([*given, "training.patience=1", "training.validate_every=1", "training.epochs=30", "training.lr=1e-9"])
+    monkeypatch.setattr(Kept, "best", -1.0, raising=False)
+    real = Kept.on_validation_epoch_end
+
+    def without_progress(self: Kept, trainer: Any, module: Any) -> None:
+        self.best = -1.0
+        real(self, trainer, module)
+
+    monkeypatch.setattr(Kept, "on_validation_epoch_end", without_progress)
+    stop_at(monkeypatch, "Result.on_fit_end", lambda *_: True)
+    with pytest.raises(Stopped):
+        finetuned(cfg, tmp_path, "c")
+    finetuned(cfg, tmp_path, "c")
+    assert len(curve_of(tmp_path)) == 1
+
+
+def test_line_of_an_epoch_that_is_trained_again_is_not_there_twice(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = compose([*given, "training.validate_every=2"])
+    alone = finetuned(cfg, tmp_path / "alone", "c")
+    stop_at(monkeypatch, "Checkpoints.on_train_epoch_end", lambda _, trainer: trainer.current_epoch == 2)
+    with pytest.raises(Stopped):
+        finetuned(cfg, tmp_path / "stopped", "c")
+    assert [line["epoch"] for line in curve_of(tmp_path / "stopped")] == [0, 1, 2]
+    finetuned(cfg, tmp_path / "stopped", "c")
+    curve = curve_of(tmp_path / "stopped")
+    assert curve == curve_of(tmp_path / "alone")
+    assert [bool(line["val"]) for line in curve] == [False, True, False, True]
+    assert alone.details["epochs"] == 4
+
+
+# ---- what a checkpoint holds ---------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_loaded_as_weights_alone(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch is told so, whatever its default and that of Lightning are."""
+    stop_at(monkeypatch, "Checkpoints.on_train_epoch_end", lambda _, trainer: trainer.current_epoch == 1)
+    cfg = compose(given)
+    with pytest.raises(Stopped):
+        finetuned(cfg, tmp_path, "c")
+    asked: list[Any] = []
+    load = torch.load
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs.get("weights_only"))
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", noted)
+    finetuned(cfg, tmp_path, "c")
+    assert asked
+    assert all(value is True for value in asked)
+
+
+def test_checkpoint_that_would_run_code_is_refused(given: list[str], tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "exploded",)
+
+    files = Files(tmp_path, 0)
+    files.checkpoint.parent.mkdir(parents=True)
+    torch.save({"state_dict": Bomb()}, files.checkpoint)
+    with pytest.raises(Exception, match="[Ww]eights"):
+        finetuned(compose(given), tmp_path, "c")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_time_between_checkpoints(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With minutes between them there is none of a training of seconds; a killed write leaves the last one whole."""
+    finetuned(compose([*given, "trainer.checkpoint_minutes=5"]), tmp_path / "rare", "c")
+    assert not Files(tmp_path / "rare", 0).checkpoint.exists()
+    finetuned(compose(given), tmp_path / "often", "c")
+    files = Files(tmp_path / "often", 0)
+    assert torch.load(files.checkpoint, weights_only=True)["epoch"] == 3
+    assert read_result(files)[1]["epochs"] == 4
+    files.clear()
+    assert [path.name for path in files.curve.parent.iterdir()] == [files.curve.name]
