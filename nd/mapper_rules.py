@@ -21,12 +21,8 @@ POSITIVE = {
 }
 NOT_NEGATIVE = ("finetune_lr", "weight_decay", "subject_decay", "clip_norm", "patience", "prior_weight", "token_weight",
                 "contrast_weight", "latent_weight", "aux_weight")  # fmt: skip
-MAPS = (
-    "z",
-    "z40",
-    "pixels",
-    "colour",
-)  # targets that are maps of places, which latent heads predict; others are tokens
+# Targets that are maps of places, which latent heads predict; the others are tokens.
+MAPS = ("z", "z40", "pixels", "colour")
 
 
 def mapper_contradictions(cfg: Config, verb: str = "") -> list[str]:
@@ -175,4 +171,4 @@ def _network_idle(cfg: Config) -> Iterator[tuple[tuple[str, ...], str, bool]]:
     yield (*of_prior, "training.prior_weight"), "there is no prior (network.prior)", not network.prior
     without_contrast = not network.projector or training.contrast_weight == 0
     yield mixing, "there is no contrastive loss (network.projector, training.contrast_weight)", without_contrast
-    yield ("training.aux_temperature",), "training.aux_target is empty", not training.aux_target
+    yield ("training.aux_weight", "training.aux_temperature"), "training.aux_target is empty", not training.aux_target

@@ -197,7 +197,7 @@ def _evaluation(cfg: Config) -> Iterator[str]:
     if cfg.part == "val" and cfg.mapper.refit and not oracle and cfg.mapper.name not in TRAINED_MAPPERS:
         yield "part: val needs mapper.refit=false, otherwise the mapper has been fitted on the images it is judged on."
     if oracle and cfg.control != "none":
-        yield f"control: {cfg.control} shuffles voxels, but features=oracle uses none; leave one of them out."
+        yield f"control: {cfg.control} is about decoding, but features=oracle decodes nothing; leave one of them out."
     if cfg.debug.limit_images < 0:
         yield f"debug.limit_images: {cfg.debug.limit_images} is negative; 0 means all."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,22 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Config:
     data_folder(cfg).mkdir()
     write_world(data, data_folder(cfg))
     return cfg
+
+
+@pytest.fixture(scope="session")
+def linear_world(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that mean a world in which voxels and targets are linear; see helpers_training. Read only."""
+    from helpers_training import write_world
+
+    return write_world(tmp_path_factory.mktemp("linear") / "world", tiny_backbone_config)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums are split alike wherever they are computed."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

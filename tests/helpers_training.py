@@ -19,11 +19,20 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pytorch_lightning import Callback
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nd.config import compose
-from nd.data.prepared import data_folder, open_subject, split_of, stimuli_path, subject_path, write_stimuli, write_subject
+from nd.data.prepared import (
+    data_folder,
+    open_subject,
+    split_of,
+    stimuli_path,
+    subject_path,
+    write_stimuli,
+    write_subject,
+)
 from nd.files import allocate
 from nd.mappers.network.network import Network
 from nd.mappers.training.fit import Files
@@ -83,12 +92,13 @@ def linear_target(target: str, ids: NDArray[Any]) -> NDArray[np.float32]:
 def _write_subject(cfg: Config, name: str, noise: float) -> None:
     rng, n_voxels = np.random.default_rng([7, *map(ord, name)]), SUBJECTS[name]
     image_id = rng.permutation(np.tile(np.arange(N_TRAIN + N_TEST), N_REPEATS))
-    voxels = latent(image_id) @ rng.normal(size=(N_LATENT, n_voxels)) + noise * rng.normal(size=(len(image_id), n_voxels))
+    voxels = latent(image_id) @ rng.normal(size=(N_LATENT, n_voxels))
+    voxels += noise * rng.normal(size=voxels.shape)
     session = np.arange(len(image_id)) * 2 // len(image_id)
     write_subject(
         subject_path(cfg, name), voxels=voxels.astype(np.float32), image_id=image_id, session=session,
-        repeat=np.zeros(len(image_id), np.int32), trial=np.arange(len(image_id)), rois={"some": np.arange(n_voxels) < 9},
-        ijk=np.zeros((n_voxels, 3), np.int16), attributes={},
+        repeat=np.zeros(len(image_id), np.int32), trial=np.arange(len(image_id)), attributes={},
+        rois={"some": np.arange(n_voxels) < 9}, ijk=np.zeros((n_voxels, 3), np.int16),
     )  # fmt: skip
 
 
@@ -148,18 +158,34 @@ def weights_of(path: Path) -> dict[str, Tensor]:
 
 
 def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    """Every tensor differs by at most ``tolerance`` times the largest number of the wanted one."""
+    """Every tensor differs by at most ``tolerance`` times the largest number of the wanted one, taken as 0.01 at least.
+
+    What starts at 0 moves by steps of the learning rate, whose rounding does not shrink with it.
+    """
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         largest = float(value.abs().max()) if value.numel() else 0.0
         worst = float((found[name].double() - value.double()).abs().max()) if value.numel() else 0.0
-        assert worst <= tolerance * max(largest, 1e-3), f"{name} differs by {worst:.1e} of {largest:.1e}"
+        assert worst <= tolerance * max(largest, 1e-2), f"{name} differs by {worst:.1e} of {largest:.1e}"
 
 
 def identical(one: Network, other: Network) -> bool:
     """Whether all weights are bit for bit the same."""
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+class Weights(Callback):
+    """Copies of the weights after every step of the optimiser."""
+
+    def __init__(self) -> None:
+        self.copies: list[dict[str, Tensor]] = []
+        self.n_seen = 0
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        if trainer.global_step > self.n_seen:
+            self.n_seen = trainer.global_step
+            self.copies.append({name: value.clone() for name, value in module.network.state_dict().items()})
 
 
 def die_in(stage: str, epoch: int, when: str) -> None:

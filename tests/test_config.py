@@ -226,7 +226,7 @@ def test_a_mistake_is_named(given: str, wanted: str) -> None:
 
 
 def test_oracle_and_a_voxel_control_contradict() -> None:
-    assert "features=oracle uses none" in message("features=oracle", "control=shuffled_voxels")
+    assert "features=oracle decodes nothing" in message("features=oracle", "control=shuffled_voxels")
     assert compose(["part=val", "features=oracle"]).part == "val"
 
 

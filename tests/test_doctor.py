@@ -613,7 +613,7 @@ def test_memory_of_a_mapper_counts_the_arrays_it_ends_with(
     monkeypatch.setattr("nd.needs.memory.target_numbers", lambda cfg: {"c": 3, "z": numbers})
     kept, in_files = estimate(LARGE_BYTES), estimate(0)
     ends -= fit.state()["directions"].nbytes if "directions" in fit.state() else 0  # a factor of the voxels alone
-    spare = 4 * numbers if "coefficients" in fit.state() else 0  # centred, n images may have n - 1 components
+    spare = 4 * numbers if "directions" in fit.state() else 0  # centred, n images may have n - 1 components
     assert ends <= kept - in_files <= ends + spare
     assert in_files > 2 * x[:fitted].nbytes
 
@@ -621,15 +621,16 @@ def test_memory_of_a_mapper_counts_the_arrays_it_ends_with(
 def test_memory_of_ridge_at_the_size_of_nsd() -> None:
     n, v = 9_000, 15_724
     responses, grams, factors = 2 * 4 * n * v, 3 * 8 * n * n, 4 * n * (n + v)
+    blocks = 4 * 4 * n * 1864  # 64 MiB, in whole columns of n images
     assert memory_estimate(compose(["experiment=nsd"]), Extent(voxels=v, fitted=n)).mapping == (
-        responses + grams + factors
+        responses + grams + factors + blocks
     )  # coefficients of g (8.3 GB) go through a file
     z = 4 * n * 16_384
     small = compose(["experiment=nsd", "method=vae"])
     assert small.method.targets == ["z"]
     assert z > LARGE_BYTES
     assert memory_estimate(small, Extent(voxels=100, fitted=n)).mapping == pytest.approx(
-        8 * n * 100 + 24 * 100**2 + 400 * (n + 100) + 400 * 16_384
+        8 * n * 100 + 24 * 100**2 + 400 * (n + 100) + 400 * 16_384 + blocks
     )
     assert memory_estimate(compose(["mapper=two_stage"]), Extent(voxels=v, fitted=n)).mapping == 0
 

@@ -26,10 +26,10 @@ from nd.generate import floors, guided_diffusion
 from nd.generate.base import to_uint8
 from nd.generate.features import PredictedFeatures
 from nd.generate.module import Work, run_work
-from nd.lightning import user_error_of
 from nd.generate.parts import Parts, partition
 from nd.generate.registry import GENERATORS, generator_entry
 from nd.generate.training import TrainingImages, part_ids
+from nd.lightning import user_error_of
 from nd.schema import Config, DataConfig, GuidanceConfig, MethodConfig, PathsConfig, TrainerConfig
 
 SIZE = 6

@@ -6,21 +6,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers_training import EVERYTHING, SMALL, curve_of, finetuned, write_world
+from helpers_training import EVERYTHING, SMALL, curve_of, finetuned
 
+import nd.mappers.training.callbacks as callbacks
 import nd.mappers.training.fit as fit
 from nd.config import compose
 from nd.mappers.training.callbacks import Checkpoints, Kept
 from nd.mappers.training.fit import Files, read_result
 from nd.results.chain import pretrain_of
 from nd.results.folder import RunFolder
-from nd.schema import BackboneConfig
 from nd.train import train
 
 HERE = Path(__file__).parent
@@ -28,19 +28,12 @@ HERE = Path(__file__).parent
 KILLS = {"pretrain": ("pretrain", "1", "after"), "finetune": ("finetune", "2", "before")}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Sums must be split as in the killed process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def given(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    world = write_world(tmp_path_factory.mktemp("resume") / "world", tiny_backbone_config)
-    return [*world, *SMALL, "target=c", "trainer.checkpoint_minutes=0"]
+def given(linear_world: list[str]) -> list[str]:
+    return [*linear_world, *SMALL, "target=c", "trainer.checkpoint_minutes=0"]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +44,9 @@ def killed(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[s
     command = [sys.executable, str(HERE / "helpers_training.py")]
     surroundings = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     runs = [
-        subprocess.Popen([*command, *KILLS[name], *overrides[name]], env=surroundings, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, *KILLS[name], *overrides[name]], env=surroundings, stderr=subprocess.PIPE, text=True
+        )
         for name in KILLS
     ]
     torch.set_num_threads(1)
@@ -91,7 +86,7 @@ def test_finished_run_leaves_no_state_of_training(killed: dict[str, list[str]]) 
 # ---- at other moments ----------------------------------------------------------------------------------------------
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Stands for a kill: nothing of the training is tidied up."""
 
 
@@ -104,7 +99,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, hook: str, when: Callable[[Any, Any
     def stopping(self: Any, trainer: Any, module: Any) -> None:
         if when(self, trainer):
             monkeypatch.setattr(kind, name, original)
-            raise Stopped
+            raise StoppedError
         original(self, trainer, module)
 
     monkeypatch.setattr(kind, name, stopping)
@@ -118,7 +113,7 @@ def test_stopped_after_the_last_epoch_and_before_the_result(
     cfg = compose([*given, f"training.keep={keep}", "training.validate_every=3", "training.epochs=2"])
     alone = finetuned(cfg, tmp_path / "alone", "c")
     stop_at(monkeypatch, "Result.on_fit_end", lambda *_: True)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         finetuned(cfg, tmp_path / "stopped", "c")
     steps: list[int] = []
     monkeypatch.setattr(fit.MapperTraining, "training_step", lambda *_: steps.append(1))
@@ -133,17 +128,11 @@ def test_stopped_after_the_last_epoch_and_before_the_result(
 def test_stopped_when_patience_was_at_its_end(
     given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = compose([*given, "training.patience=1", "training.validate_every=1", "training.epochs=30", "training.lr=1e-9"])
-    monkeypatch.setattr(Kept, "best", -1.0, raising=False)
-    real = Kept.on_validation_epoch_end
-
-    def without_progress(self: Kept, trainer: Any, module: Any) -> None:
-        self.best = -1.0
-        real(self, trainer, module)
-
-    monkeypatch.setattr(Kept, "on_validation_epoch_end", without_progress)
+    cfg = compose([*given, "training.patience=1", "training.validate_every=1", "training.epochs=30"])
+    scores = {"c": {"unexplained": float("inf"), "correlation": 0.0}}  # never any progress
+    monkeypatch.setattr(callbacks, "score_held", lambda *_: scores)
     stop_at(monkeypatch, "Result.on_fit_end", lambda *_: True)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         finetuned(cfg, tmp_path, "c")
     finetuned(cfg, tmp_path, "c")
     assert len(curve_of(tmp_path)) == 1
@@ -155,7 +144,7 @@ def test_line_of_an_epoch_that_is_trained_again_is_not_there_twice(
     cfg = compose([*given, "training.validate_every=2"])
     alone = finetuned(cfg, tmp_path / "alone", "c")
     stop_at(monkeypatch, "Checkpoints.on_train_epoch_end", lambda _, trainer: trainer.current_epoch == 2)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         finetuned(cfg, tmp_path / "stopped", "c")
     assert [line["epoch"] for line in curve_of(tmp_path / "stopped")] == [0, 1, 2]
     finetuned(cfg, tmp_path / "stopped", "c")
@@ -174,7 +163,7 @@ def test_checkpoints_are_loaded_as_weights_alone(
     """PyTorch is told so, whatever its default and that of Lightning are."""
     stop_at(monkeypatch, "Checkpoints.on_train_epoch_end", lambda _, trainer: trainer.current_epoch == 1)
     cfg = compose(given)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         finetuned(cfg, tmp_path, "c")
     asked: list[Any] = []
     load = torch.load
@@ -197,7 +186,7 @@ def test_checkpoint_that_would_run_code_is_refused(given: list[str], tmp_path: P
     files = Files(tmp_path, 0)
     files.checkpoint.parent.mkdir(parents=True)
     torch.save({"state_dict": Bomb()}, files.checkpoint)
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         finetuned(compose(given), tmp_path, "c")
     assert not (tmp_path / "exploded").exists()
 

@@ -22,6 +22,7 @@ from nd.mappers.base import FoldData, Group
 from nd.mappers.checkpoint import Origin, check_origin, checkpoint_path, is_saved, load, read_details, save
 from nd.mappers.column_choice import choose_columns
 from nd.mappers.registry import build_mapper
+from nd.mappers.shuffled import control_of
 from nd.mappers.target_statistics import TargetStatistics, statistics_path
 from nd.schema import Config
 from nd.targets.registry import column_groups
@@ -44,10 +45,10 @@ def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprin
     )
 
 
-def fold_data(subject: Subject, fold: Fold, store: Path, layers: list[int]) -> FoldData:
+def fold_data(cfg: Config, subject: Subject, fold: Fold, store: Path) -> FoldData:
     """Responses (mean over each image's repeats) and targets of a fold's training and validation images, no others."""
-    targets = TargetStore(store, allowed_ids=fold.seen)
-    groups = tuple(Group(*part) for part in column_groups(targets.target, targets.shape, layers))
+    targets = control_of(cfg, TargetStore(store, allowed_ids=fold.seen), fold.seen)
+    groups = tuple(Group(*part) for part in column_groups(targets.target, targets.shape, cfg.target.layers))
     train, val = mean_betas(subject, fold.train), mean_betas(subject, fold.val)
     return FoldData(train, val, fold.train, fold.val, targets, groups)
 
@@ -59,7 +60,7 @@ def fit_fold(
     path = checkpoint_path(folder, fold)
     if not is_saved(path):
         features, own = TargetStore(store), split.folds[fold]
-        data, mapper = fold_data(subject, own, store, cfg.target.layers), build_mapper(cfg.mapper, device)
+        data, mapper = fold_data(cfg, subject, own, store), build_mapper(cfg.mapper, device)
         with scratch_folder(folder) as scratch:
             if cfg.mapper.keep < 1:
                 mapper.keep_columns(choose_columns(cfg.mapper, data, device, scratch))

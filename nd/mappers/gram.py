@@ -5,6 +5,7 @@ Shapes: N rows, M other rows, K columns.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class Gram:
         for part_NK in in_parts(block_NK):
             for start in range(0, len(self._lower), TILE):
                 stop = min(start + TILE, len(self._lower))
-                self._lower[start:stop, :stop].addmm_(part_NK[start:stop], part_NK[:stop].T)
+                self._lower[start:stop, :stop] += product(part_NK[start:stop], part_NK[:stop].T)
 
     def total(self) -> Tensor:
         """The sum; the triangle is mirrored in place, so nothing may be added afterwards."""
@@ -52,8 +53,19 @@ def products(x_NK: Tensor, y_MK: Tensor) -> Tensor:
     total_NM = torch.zeros(len(x_NK), len(y_MK), dtype=torch.float64, device=x_NK.device)
     step = _columns(x_NK.shape[0] + y_MK.shape[0])
     for x, y in zip(x_NK.split(step, dim=1), y_MK.split(step, dim=1), strict=True):
-        total_NM.addmm_(x.double(), y.double().T)
+        total_NM += product(x.double(), y.double().T)
     return total_NM
+
+
+def product(x_NK: Tensor, y_KM: Tensor) -> Tensor:
+    """`x y` (N, M) in their own precision; x may be several matrices.
+
+    On the CPU through NumPy: its BLAS was 5 to 25% faster than torch's on AMD processors, most where other processes
+    keep the cores busy.
+    """
+    if x_NK.device.type != "cpu":
+        return x_NK @ y_KM
+    return torch.from_numpy(np.matmul(x_NK.detach().numpy(), y_KM.detach().numpy()))
 
 
 def in_parts(x_NK: Tensor) -> list[Tensor] | map[Tensor]:

@@ -27,6 +27,7 @@ from nd.mappers.base import Columns, FoldData
 from nd.mappers.blocks import column_blocks
 from nd.mappers.choice import Choice, choose
 from nd.mappers.crossvalidation import Images, cross_validation
+from nd.mappers.gram import product
 from nd.mappers.kept_columns import KeptColumns, kept_groups, spread_out
 from nd.mappers.spectrum import Spectrum, decompose
 from nd.mappers.spread import left_out_share, spread_ratio
@@ -62,9 +63,9 @@ class Ridge:
         """What `predict` needs, and what is known of each column.
 
         `voxel_mean`, `voxel_scale` (V,); `target_mean` (P,), 0 without an intercept; `weights` (V, Q) or, where
-        smaller, their factors `directions` (V, R) and `coefficients` (R, Q); float32. `validation_correlation` (P,) float32 of
-        the held-out images, 0 where a column is flat; `alpha` (P,) float32 where each column has its own. Where columns
-        are left out, `kept` (P,) uint8 marks the Q others; else Q is P.
+        smaller, their factors `directions` (V, R) and `coefficients` (R, Q); float32. `validation_correlation` (P,)
+        float32 of the held-out images, 0 where a column is flat; `alpha` (P,) float32 where each column has its own.
+        Where columns are left out, `kept` (P,) uint8 marks the Q others; else Q is P.
         """
         return self._arrays
 
@@ -144,7 +145,7 @@ class Ridge:
             mean_K = targets_NK.double().mean(0).float()
             targets_NK -= mean_K
             solved_RK = solver.solve(targets_NK, torch.from_numpy(choice.best[block]).to(self.device))
-            solved[:, block] = (spectrum.right @ solved_RK if whole else solved_RK).cpu().numpy()
+            solved[:, block] = (product(spectrum.right, solved_RK) if whole else solved_RK).cpu().numpy()
             if self.config.intercept:
                 means[block] = mean_K.cpu().numpy()
         if whole:
@@ -162,13 +163,13 @@ class Solver:
         """alphas: all penalties that a column may have."""
         self.spectrum = spectrum
         alphas_A1 = torch.tensor(alphas, dtype=torch.float64, device=spectrum.values.device)[:, None]
-        self.gains_AR = spectrum.gain(alphas_A1).float()
+        self.gains_RA = spectrum.gain(alphas_A1).float().T.contiguous()
         rescaled = config.rescale == "train"
         self.left_out_AN = left_out_share(spectrum, alphas_A1, config.intercept) if rescaled else None
 
     def solve(self, targets_NK: Tensor, best_K: Tensor) -> Tensor:
         """Coefficients (R, K) of centred targets, under the penalty at each column's place."""
-        solved_RK = self.spectrum.components(targets_NK) * self.gains_AR[best_K].T
+        solved_RK = self.spectrum.components(targets_NK).mul_(self.gains_RA.index_select(1, best_K))
         if self.left_out_AN is not None:
             solved_RK *= spread_ratio(self.spectrum, self.left_out_AN[best_K].T, targets_NK, solved_RK)
         return solved_RK

@@ -1,4 +1,4 @@
-"""Control: training images paired with the targets of other training images, so that there is nothing to learn."""
+"""Control: images that a mapper learns from are paired with the targets of others: there is nothing to learn."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.schema import Config
 from nd.targets.store import TargetStore
 
 
+def control_of(cfg: Config, store: TargetStore, ids: NDArray[Any]) -> Readable:
+    """The store, or under ``control=shuffled_labels`` one whose features of ``ids`` have changed places."""
+    return ShuffledTargets(store, ids, cfg.seed) if cfg.control == "shuffled_labels" else store
+
+
 class ShuffledTargets:
-    """A store's features with those of some images exchanged among them, by a function of the seed; the others keep
-    their own, so that validation images say whether anything was learnt after all.
+    """A store's features with those of some images exchanged among them, by a function of the seed.
 
     Attributes: as of ``TargetStore``.
     """
@@ -34,3 +39,6 @@ class ShuffledTargets:
 
     def _exchanged(self, ids: NDArray[Any]) -> NDArray[np.int64]:
         return np.array([self._other.get(int(i), int(i)) for i in np.asarray(ids).reshape(-1)], np.int64)
+
+
+Readable = TargetStore | ShuffledTargets

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nd.mappers.gram import product
+
 TINY = 1e-30
 ROWS_AT_ONCE = 1024  # rows of a matrix between images that are worked on at a time
 
@@ -62,7 +64,7 @@ class ValidationScores:
             (n_penalties, n_images), device = predicted_ANK.shape[:2], true_NK.device
             self.cross = torch.zeros(n_penalties, n_images, n_images, dtype=torch.float64, device=device)
         for rows in _some_rows(len(true_NK)):
-            self.cross[:, rows] += predicted_ANK[:, rows] @ true_NK.T
+            self.cross[:, rows] += product(predicted_ANK[:, rows], true_NK.T)
 
     def unexplained(self) -> Tensor:
         """Squared error over the squared size of the truths, (A,); what is predicted without voxels has 1."""

@@ -117,7 +117,8 @@ def _train_fields(cfg: Config) -> list[str]:
     named = ["method.targets"] if trained and cfg.network.share == "all" else ["target.name"]
     pretrain = trained and cfg.training.stage == "pretrain"
     subject = ["subject.name", "subject.roi"] if pretrain else ["subject.*"]
-    return ["data.*", *subject, *_mapper_fields(cfg), *named, *_target_fields(targets)]
+    control = ["control", "seed"] if cfg.control == "shuffled_labels" else []
+    return ["data.*", *subject, *_mapper_fields(cfg), *named, *_target_fields(targets), *control]
 
 
 def _predict_fields(cfg: Config) -> list[str]:
@@ -201,7 +202,9 @@ def run_name(verb: str, cfg: Config) -> str:
     else:
         words += _recipe(cfg)
     if verb == "predict" or (verb != "train" and reads_predictions(cfg)):
-        words += ["shuffled"] if cfg.control != "none" else []
+        words += ["shuffled"] if cfg.control == "shuffled_voxels" else []
+    if cfg.control == "shuffled_labels" and (verb in ("train", "predict") or reads_predictions(cfg)):
+        words.append("shuffled_labels")
     if verb != "train" and cfg.part != "test":
         words.append(cfg.part)
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(words))

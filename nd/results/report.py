@@ -22,9 +22,10 @@ from nd.results.table import Table, TableRow
 log = logging.getLogger(__name__)
 STYLE = Path(__file__).with_suffix(".css")
 LEARNING_NOTE = (
-    "Training loss, with its terms as they are weighted, is the mean over an epoch. Scores are those of validation "
-    "images, never of test images. A ring marks the weights that were kept. Retrieval is the share of images whose own "
-    "truth correlates best with the prediction; chance is one over the number of validation images."
+    "Training loss is the mean over an epoch, with its terms as they are weighted; the contrast changes its kind where "
+    "voxels are no longer mixed (training.mixco_share). Scores are those of validation images, never of test images; a "
+    "ring marks the weights that were kept. Retrieval is the share of images whose own truth correlates best with the "
+    "prediction, by chance one over the number of validation images."
 )
 
 

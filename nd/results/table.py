@@ -18,6 +18,7 @@ N_BOOT = 10_000  # resamples of the images for a paired difference
 ROLE_NOTES = {
     "oracle": "oracle: made from the true features of the test images; a ceiling, not decoding",
     "control": "control: voxels shuffled over the images before decoding; must be at chance",
+    "shuffled_labels": "control: training images paired with the targets of others; must be at chance",
     "floor": "floor: no picture is generated; what a method should beat",
     "reference": "reference: another decoder, for comparison",
 }
@@ -96,7 +97,8 @@ class Table:
     @property
     def notes(self) -> list[str]:
         """One line for each role in the table, and the rows' own notes."""
-        roles = dict.fromkeys(row.row.role for row in self.rows)
+        shuffled = "shuffled_labels"  # the other kind of control
+        roles = dict.fromkeys(shuffled if row.run.control == shuffled else row.row.role for row in self.rows)
         own = dict.fromkeys((row.row.label, row.row.note) for row in self.rows if row.row.note)
         marks = dict.fromkeys(row.row.label for row in self.rows if row.run.transductive)
         return [

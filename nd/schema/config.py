@@ -175,7 +175,9 @@ class Config:
         "predicted", "decoded targets, or the true ones (ceiling; marked everywhere)", choices=("predicted", "oracle")
     )
     control: str = opt(
-        "none", "control: shuffle the voxels over the images before predicting", choices=("none", "shuffled_voxels")
+        "none",
+        "control: shuffle the voxels over the images before predicting, or the targets that mappers learn from",
+        choices=("none", "shuffled_voxels", "shuffled_labels"),
     )
     layout: str = opt(
         "prepared",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from nd.errors import UserError
 
-
 MAPS = ("z", "z40")  # targets that are latent maps with channels first
 
 

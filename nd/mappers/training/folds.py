@@ -19,6 +19,7 @@ from nd.data.subject import Subject, mean_betas
 from nd.errors import UserError
 from nd.lightning import is_rank_zero
 from nd.mappers.checkpoint import Origin, is_saved, read_details, save, target_path
+from nd.mappers.target_statistics import TargetStatistics, statistics_path
 from nd.mappers.training.fit import Files
 from nd.mappers.training.pretrained import Pretrained, load_pretrained, save_pretrained
 from nd.mappers.training.scores import target_scores
@@ -139,6 +140,8 @@ def _save(
         target=target,
         target_fingerprint=features.fingerprint,
     )
+    # Always: mapper.rescale=test is asked for when predicting, and is no part of what a network is trained for.
+    TargetStatistics.fit(features, own.train).save(statistics_path(path))
     save(path, mapper, cfg.mapper, origin, features.shape)
     log.info("target %s, fold %d: %s", target, cut[1] + 1, details["scores"])
 

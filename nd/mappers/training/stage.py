@@ -26,6 +26,7 @@ from nd.lightning import is_rank_zero
 from nd.mappers.network.network import Network
 from nd.mappers.network.parts import Part, parts_of
 from nd.mappers.network.subject_layer import layer_of
+from nd.mappers.shuffled import Readable, control_of
 from nd.mappers.training.alignment import MOST_ANCHORS, aligned_layer, shared_places
 from nd.mappers.training.callbacks import Kept
 from nd.mappers.training.fit import Files, read_result, run_training
@@ -67,9 +68,14 @@ class Stage:
         return np.unique(np.concatenate([fold.train for _, fold in self.subjects]))
 
     @property
-    def truths(self) -> dict[str, TargetStore]:
+    def truths(self) -> dict[str, Readable]:
         """Features of the images seen; every other one is out of reach."""
-        return {name: TargetStore(path, allowed_ids=self.seen) for name, path in self.stores.items()}
+        return self.truths_of(self.seen)
+
+    def truths_of(self, ids: np.ndarray) -> dict[str, Readable]:
+        """Features of ``ids`` alone; in the control with shuffled labels, those seen have changed places."""
+        stores = {name: TargetStore(path, allowed_ids=ids) for name, path in self.stores.items()}
+        return {name: control_of(self.cfg, store, self.seen) for name, store in stores.items()}
 
     @property
     def parts(self) -> list[Part]:
@@ -112,7 +118,7 @@ class Stage:
 
     def data(self) -> VoxelDataModule:
         """Batches of all subjects."""
-        readers = dict(self.truths)
+        readers: dict[str, Readable] = dict(self.truths)
         if self.teacher is not None and self._aux_width():
             readers.setdefault(self.cfg.training.aux_target, TargetStore(self.teacher, allowed_ids=self.seen))
         training = self.cfg.training
@@ -276,7 +282,7 @@ def align(stage: Stage, network: Network, start: Pretrained) -> None:
     scaler = data.scalers[subject.name]
     voxels, held = (scaler.transform(mean_betas(subject, ids)) for ids in (fold.train, fold.val))
     reader_ids = np.union1d(stage.seen, start.anchor_ids)
-    truths = {name: TargetStore(path, allowed_ids=reader_ids) for name, path in stage.stores.items()}
+    truths = stage.truths_of(reader_ids)
     both = np.concatenate([fold.train, fold.val])
     for name in network.trunks:
         parts = [part for part in network.parts if network.trunk_of[part.name] == name]

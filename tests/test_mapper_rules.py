@@ -1,0 +1,209 @@
+"""Rules between fields of the mapper groups: every one against its message, and what is right against none."""
+
+from __future__ import annotations
+
+import pytest
+
+from nd.config import compose
+from nd.errors import UserError
+from nd.mapper_rules import mapper_contradictions, mapper_idle
+from nd.rules import without_effect
+from nd.schema import Config
+
+TWO_STAGE = ["mapper=two_stage", "data.subjects=[subj01,subj02]"]
+
+
+def problems(*overrides: str, verb: str = "") -> list[str]:
+    """Of the mapper's rules alone."""
+    try:
+        cfg = compose(list(overrides))
+    except UserError as error:
+        return [line for line in str(error).splitlines() if line.strip()]
+    return mapper_contradictions(cfg, verb)
+
+
+LINEAR = [
+    ("mapper.alphas=[]", "mapper.alphas: [] must hold one or more positive numbers."),
+    ("mapper.alphas=[1,0]", "mapper.alphas: [1.0, 0.0] must hold one or more positive numbers."),
+    ("mapper.folds=1", "mapper.folds: 1 must be 0 (choose alpha on the validation images) or at least 2."),
+    ("mapper.folds=-2", "mapper.folds: -2 must be 0"),
+    ("mapper.voxel_power=-1", "mapper.voxel_power: -1.0 must be at least 0."),
+    ("mapper.n_feat=0", "mapper.n_feat: 0 was given, wanted 1 or more voxels for each column."),
+    ("mapper.penalty=0", "mapper.penalty: 0.0 must be positive."),
+    ("mapper.keep=0", "mapper.keep: 0.0 lies outside (0, 1]"),
+    ("mapper.keep=1.5", "mapper.keep: 1.5 lies outside (0, 1]"),
+    ("mapper.keep_folds=1", "mapper.keep_folds: 1 was given, wanted 2 or more."),
+    ("mapper.rescale=test", "mapper.rescale: test standardises predictions over the test images"),
+]
+NETWORK = [
+    *((f"network.{name}={value}", f"network.{name}: {float(value)} lies outside [0, 1).")
+      for name in ("dropout", "subject_dropout", "prior_drop") for value in (-0.1, 1)),
+    *((f"network.{name}=0", f"network.{name}: 0 was given, wanted 1 or more.") for name in
+      ("hidden", "prior_depth", "prior_heads", "prior_head_width", "prior_growth", "latent_channels")),
+    ("network.blocks=-1", "network.blocks: -1 was given, wanted 0 or more."),
+    ("network.decoder_channels=[]", "network.decoder_channels: [] must hold one or more positive numbers."),
+    ("network.decoder_channels=[4,0]", "network.decoder_channels: [4, 0] must hold one or more positive numbers."),
+    ("network.prior_steps=1", "network.prior_steps: 1 noise levels of 100 were given, wanted 2"),
+    ("network.prior_steps=101", "network.prior_steps: 101 noise levels of 100 were given, wanted 2"),
+    ("network.predict=prior", "network.predict: prior needs network.prior=true and training.prior_weight above 0"),
+]  # fmt: skip
+TRAINING = [
+    *((f"training.{name}=0", f"training.{name}: 0 was given, wanted 1 or more.")
+      for name in ("epochs", "pretrain_epochs", "batch_size", "accumulate", "validate_every")),
+    *((f"training.{name}=-1", f"training.{name}: -1") for name in
+      ("finetune_lr", "weight_decay", "subject_decay", "clip_norm", "patience", "prior_weight", "token_weight",
+       "contrast_weight", "latent_weight", "aux_weight")),
+    ("training.lr=0", "training.lr: 0.0 must be positive."),
+    ("training.warmup=1", "training.warmup: 1.0 lies outside [0, 1)."),
+    ("training.warmup=-0.1", "training.warmup: -0.1 lies outside [0, 1)."),
+    ("training.mixco_share=1.1", "training.mixco_share: 1.1 lies outside [0, 1]."),
+    ("training.mixco_select=-1", "training.mixco_select: -1.0 lies outside [0, 1]."),
+    ("training.ema=1", "training.ema: 1.0 lies outside [0, 0.99999]."),
+    ("training.mixco_temperature=0", "training: temperatures and mixco_beta must be positive."),
+    ("training.aux_temperature=0", "training: temperatures and mixco_beta must be positive."),
+    ("training.soft_temperatures=[0.1,0]", "training: temperatures and mixco_beta must be positive."),
+    ("training.mixco_beta=0", "training: temperatures and mixco_beta must be positive."),
+    ("training.soft_temperatures=[0.1]", "training.soft_temperatures: [0.1] must hold two, of the first and last"),
+    ("training.token_weight=0", "training.token_weight: 0 without a prior leaves nothing that learns the tokens"),
+    ("mapper.variant=released", "training.align: published code starts a new subject's layer from chance"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "message"), LINEAR)
+def test_rules_of_every_mapper(override: str, message: str) -> None:
+    found = problems(override)
+    assert len(found) == 1
+    assert found[0].startswith(message)
+
+
+@pytest.mark.parametrize(("override", "message"), [*NETWORK, *TRAINING])
+def test_rules_of_the_network(override: str, message: str) -> None:
+    """One problem each; with another mapper the same field only has no effect."""
+    found = problems(*TWO_STAGE, override)
+    assert len(found) == 1
+    assert found[0].startswith(message)
+    assert problems(override) == []
+
+
+def test_rescaling_to_the_training_images_is_ridges() -> None:
+    assert problems("mapper=two_stage", "mapper.rescale=train", *TWO_STAGE[1:])[0].startswith(
+        "mapper.rescale: train is"
+    )
+    assert problems("mapper.rescale=train") == []
+
+
+def test_prior_that_no_loss_trains_is_none() -> None:
+    with_prior = [*TWO_STAGE, "network.prior=true"]
+    assert problems(*with_prior, "network.predict=prior", "training.token_weight=0") == []
+    lost = problems(*with_prior, "network.predict=prior", "training.prior_weight=0")
+    assert lost[0].startswith("network.predict: prior needs network.prior=true and training.prior_weight above 0")
+    assert problems(*with_prior, "training.prior_weight=0", "training.token_weight=0")[0].startswith(
+        "training.token_weight: 0 without a prior"
+    )
+
+
+@pytest.mark.parametrize(("target", "n_problems"), [("z", 0), ("c", 1), ("g", 1)])
+def test_latent_maps_need_no_loss_of_tokens(target: str, n_problems: int) -> None:
+    """The published settings for z have neither a prior nor a loss of tokens."""
+    cfg = compose(TWO_STAGE)
+    cfg.training.token_weight, cfg.target.name = 0, target
+    assert len(mapper_contradictions(cfg, "train")) == n_problems
+    cfg.method.targets = ["z"]
+    assert mapper_contradictions(cfg, "predict") == []
+    cfg.network.share, cfg.method.targets = "all", ["z", "c"]
+    cfg.target.name = "z"
+    assert len(mapper_contradictions(cfg, "train")) == 1
+
+
+def test_published_settings_contradict_nothing() -> None:
+    base = ["mapper=two_stage_released", *TWO_STAGE[1:]]
+    for target in ("c", "g"):
+        assert mapper_contradictions(compose([*base, f"target={target}"]), "train") == []
+    z = compose(["mapper=two_stage_released", *TWO_STAGE[1:], "method=vae", "target=z", "network=released_z"])
+    assert mapper_contradictions(z, "train") == []
+    assert z.network.trunk == "residual"
+
+
+@pytest.mark.parametrize("verb", ["train", "run"])
+def test_pretraining_needs_others(verb: str) -> None:
+    lonely = compose(["mapper=two_stage", "data.subjects=[subj01]"])
+    message = "training.pretrain: data scenes has no subject beside subj01 (data.subjects), so there is nobody"
+    assert mapper_contradictions(lonely, verb)[0].startswith(message)
+    assert mapper_contradictions(lonely, "predict") == []
+    for given in ({"pretrain": False}, {"pretrained": "folder"}):
+        other = compose(["mapper=two_stage", "data.subjects=[subj01]"])
+        for name, value in given.items():
+            setattr(other.training, name, value)
+        assert mapper_contradictions(other, verb) == []
+        other.training.stage = "pretrain"
+        assert mapper_contradictions(other, verb)[0].startswith(message)
+
+
+def test_target_must_be_among_those_trained_together() -> None:
+    cfg = compose([*TWO_STAGE, "network.share=all", "target=edge"])
+    found = mapper_contradictions(cfg, "train")
+    assert found[0].startswith("target: network.share=all trains ['z', 'c', 'g'] (method.targets) at once, edge is not")
+    assert mapper_contradictions(cfg, "predict") == []
+    cfg.network.share = "target"
+    assert mapper_contradictions(cfg, "train") == []
+
+
+# ---- without effect ------------------------------------------------------------------------------------------------
+
+
+def warnings_of(*overrides: str) -> list[str]:
+    keys = [text.split("=")[0] for text in overrides if "." in text.split("=")[0]]
+    return [text for text in without_effect(compose(list(overrides)), keys, "train") if not text.startswith("data")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warning"),
+    [
+        (["network.hidden=8"], "network.hidden has no effect: it belongs to mapper=two_stage, not ridge."),
+        (["training.epochs=3"], "training.epochs has no effect: it belongs to mapper=two_stage, not ridge."),
+        ([*TWO_STAGE, "mapper.alphas=[1]"], "mapper.alphas has no effect: it belongs to mapper=ridge, not two_stage."),
+        ([*TWO_STAGE, "mapper.keep=0.5"], "mapper.keep has no effect: it belongs to mapper=ridge and mapper=fastl2lir"),
+        (["mapper.penalty=1"], "mapper.penalty has no effect: it belongs to mapper=fastl2lir, not ridge."),
+        ([*TWO_STAGE, "training.pretrain_epochs=3"], ""),
+        (
+            [*TWO_STAGE, "training.pretrain=false", "training.pretrain_epochs=3"],
+            "training.pretrain_epochs has no effect: nothing is pretrained.",
+        ),
+        ([*TWO_STAGE, "training.align=false"], ""),
+        (
+            [*TWO_STAGE, "training.pretrain=false", "training.align=false"],
+            "training.align has no effect: nothing is pretrained.",
+        ),
+        (
+            [*TWO_STAGE, "training.stage=pretrain", "training.epochs=3"],
+            "training.epochs has no effect: training.stage is pretrain.",
+        ),
+        ([*TWO_STAGE, "network.prior=true", "network.prior_depth=3"], ""),
+        (
+            [*TWO_STAGE, "network.prior_depth=3"],
+            "network.prior_depth has no effect: there is no prior (network.prior).",
+        ),
+        ([*TWO_STAGE, "training.mixco_share=0.1"], ""),
+        ([*TWO_STAGE, "network.projector=false", "training.mixco_share=0.1"], "training.mixco_share has no effect:"),
+        ([*TWO_STAGE, "training.contrast_weight=0", "training.soft_temperatures=[1,1]"], "training.soft_temperatures"),
+        ([*TWO_STAGE, "training.aux_weight=1"], "training.aux_weight has no effect: training.aux_target is empty."),
+        ([*TWO_STAGE, "training.aux_weight=1", "training.aux_target=g"], ""),
+    ],
+)
+def test_fields_without_effect_are_named(overrides: list[str], warning: str) -> None:
+    found = warnings_of(*overrides)
+    assert len(found) == bool(warning)
+    assert "".join(found).startswith(warning)
+
+
+def test_pretrain_epochs_have_no_effect_on_a_network_made_elsewhere() -> None:
+    cfg = compose(TWO_STAGE)
+    cfg.training.pretrained = "folder"
+    idle = [fields for fields, _, applies in mapper_idle(cfg) if applies]
+    assert ("training.pretrain_epochs",) in idle
+
+
+def test_defaults_of_every_mapper_have_no_problem() -> None:
+    for mapper in ("ridge", "fastl2lir", "two_stage"):
+        assert problems(f"mapper={mapper}", *TWO_STAGE[1:], verb="train") == []
+    assert mapper_contradictions(Config(), "train") == []
