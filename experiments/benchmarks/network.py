@@ -3,9 +3,9 @@
     command   python experiments/benchmarks/network.py            on a GPU: 8 networks in one module, h 4096, 20 steps
               python experiments/benchmarks/network.py --hidden 256 --parts c --steps 2      on a CPU
     time      1 minute on 2 CPU cores (the second command; 23 s a step); on a GPU not measured
-    memory    5 GB (the second command), 5.9 GB with --hidden 1024; the first by estimate 71 GB of a GPU
-    found     on 2 CPU cores: 1.8 samples/s with --hidden 256, .05% of the time waiting for data; 1.08 and 1.15 times the
-              estimated memory with --hidden 1024 and 256
+    memory    5 GB (the second command), 5.9 GB with --hidden 1024; the first by estimate 69 GB of a GPU
+    found     on 2 CPU cores: 1.8 samples/s with --hidden 256, .05% of the time waiting for data; 1.15 times the
+              estimated memory, 1.08 times with --hidden 1024
     disk      1.4 GB in a temporary folder (0.4 GB with --parts c)
 
 Voxels and targets are noise, read from files by the real data module, and the real module is trained under Lightning:

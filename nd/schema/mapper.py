@@ -117,6 +117,9 @@ class TrainingConfig:
     epochs: int = opt(30, "epochs of fine-tuning")
     pretrain_epochs: int = opt(20, "epochs of pretraining")
     batch_size: int = opt(256, "samples of a step over all subjects and processes; contrastive losses compare them")
+    least_steps: int = opt(
+        10, "least steps of an epoch: batches are made smaller where samples are few; 0: batch_size always"
+    )
     accumulate: int = opt(1, "steps whose gradients are added up before the weights move")
     lr: float = opt(1e-3, "largest learning rate of AdamW under one-cycle scheduling")
     finetune_lr: float = opt(3e-4, "largest learning rate of fine-tuning what was pretrained; 0: as lr")

@@ -116,7 +116,8 @@ def _levers(
     config: NetworkConfig, parts: Sequence[Part], batch_size: int, how: Mapping[str, Any]
 ) -> Iterator[tuple[str, NetworkConfig, int, dict[str, Any]]]:
     """Settings that may save memory: what to write, the network, the batch size and what else changes."""
-    for share in SHARES[SHARES.index(config.share) + 1 :]:
+    alone = len({part.target for part in parts}) == 1  # then share=all would bring the other targets' heads along
+    for share in SHARES[SHARES.index(config.share) + 1 : -1 if alone else None]:
         yield f"network.share={share}", replace(config, share=share), batch_size, {}
     if (hidden := config.hidden // 2) > 0:
         yield f"network.hidden={hidden}", replace(config, hidden=hidden), batch_size, {}

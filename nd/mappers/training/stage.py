@@ -40,6 +40,8 @@ from nd.targets.store import TargetStore
 
 log = logging.getLogger(__name__)
 
+SMALLEST_BATCH = 16  # contrastive losses compare the samples of a batch
+
 Seen = list[tuple[Subject, Fold]]
 
 
@@ -116,6 +118,16 @@ class Stage:
         store = TargetStore(self.teacher)
         return int(patch_tokens(torch.zeros(1, *store.shape)).shape[-1])
 
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step: fewer than asked for where an epoch would have too few steps to learn in."""
+        training = self.cfg.training
+        single = training.trials == "single"
+        n = sum(len(subject.rows_of(fold.train)) if single else len(fold.train) for subject, fold in self.subjects)
+        if not training.least_steps:
+            return training.batch_size
+        return min(training.batch_size, max(SMALLEST_BATCH, n // training.least_steps))
+
     def data(self) -> VoxelDataModule:
         """Batches of all subjects."""
         readers: dict[str, Readable] = dict(self.truths)
@@ -126,7 +138,7 @@ class Stage:
             self.subjects,
             readers,
             trials=training.trials,  # type: ignore[arg-type]
-            batch_size=training.batch_size,
+            batch_size=self.batch_size,
             seed=self.cfg.seed,
             num_workers=self.cfg.trainer.num_workers,
         )

@@ -1,0 +1,197 @@
+"""Ridge regression with its penalties chosen by cross-validation, against himalaya and scikit-learn; and its memory.
+
+    command   python experiments/benchmarks/ridge.py
+    time      TODO
+    memory    TODO
+    command   python experiments/benchmarks/ridge.py --part memory
+    time      TODO
+    memory    TODO
+    disk      TODO
+
+Data are simulated: voxels are a noisy linear image of a few hundred latent variables, of which targets are another with
+more or less noise each, so that the penalties that suit them differ. The images of each fold are z-scored by themselves:
+then whatever is fitted on is z-scored, as this package makes it and himalaya, which scales nothing, needs it.
+
+himalaya's KernelRidgeCV ends with dual coefficients; this package's fit ends with weights, and has by then also scored
+the held-out predictions. scikit-learn's time is that of a few penalties times their number: its work is the same for each.
+The contenders take turns, so that whatever else the machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from data_feed import forget, resident_mib, watched, write_store
+from himalaya.backend import set_backend
+from himalaya.kernel_ridge import KernelRidgeCV
+from himalaya.ridge import RidgeCV
+from numpy.typing import NDArray
+from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.model_selection import GridSearchCV
+
+from nd.files import write_json
+from nd.mappers.arrays import scratch_folder
+from nd.mappers.base import FoldData, Group
+from nd.mappers.checkpoint import Origin, checkpoint_path, load, save
+from nd.mappers.crossvalidation import Images, cross_validation
+from nd.mappers.arrays import Scratch
+from nd.mappers.ridge import Ridge
+from nd.schema import MapperConfig
+from nd.targets.store import TargetStore
+
+ALPHAS = MapperConfig().alphas
+N_LATENT = 400
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class World:
+    """Simulated voxels (N, V) and targets (N, P) float32, which image is in which fold, and new voxels."""
+
+    voxels: NDArray[np.float32]
+    targets: NDArray[np.float32]
+    fold: NDArray[np.intp]
+    new_voxels: NDArray[np.float32]
+
+    def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
+        """As `nd.mappers.base.Columns` has it."""
+        return self.targets[ids, start:stop]
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return self.targets.shape[1]
+
+    def splits(self) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """Images fitted on and held out, fold by fold."""
+        return [(np.flatnonzero(self.fold != k), np.flatnonzero(self.fold == k)) for k in range(self.fold.max() + 1)]
+
+    def data(self) -> FoldData:
+        """All images, the last of them as validation images."""
+        ids = np.arange(len(self.voxels), dtype=np.int32)
+        n_train = len(ids) * 9 // 10
+        parts = (*np.split(self.voxels, [n_train]), *np.split(ids, [n_train]))
+        return FoldData(*parts, self, (Group("all", 0, self.size),))
+
+
+def main(given: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print a table; returns the figures."""
+    sizes = parsed(given)
+    torch.set_num_threads(sizes.threads)
+    print(f"{platform.processor() or platform.machine()}, {sizes.threads} threads")
+    figures = compare(sizes) if sizes.part == "speed" else memory(sizes)
+    if sizes.out:
+        write_json(Path(sizes.out), {"sizes": vars(sizes), "machine": platform.platform(), **figures})
+    return figures
+
+
+def parsed(given: list[str] | None) -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--part", choices=("speed", "memory"), default="speed")
+    parser.add_argument("--images", type=int, default=2000, help="a multiple of --folds")
+    parser.add_argument("--voxels", type=int, default=4000)
+    parser.add_argument("--columns", type=int, default=20_000)
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3, help="how often each contender is timed; the median counts")
+    parser.add_argument("--few", type=int, default=1000, help="columns for himalaya's RidgeCV, which takes longest")
+    parser.add_argument("--grid", type=int, default=2, help="penalties that scikit-learn is timed with")
+    parser.add_argument("--nsd", type=int, nargs=3, default=(8859, 15_724, 91_168), help="images, voxels, columns")
+    parser.add_argument("--nsd-folds", type=int, default=0, help="0: 900 validation images")
+    parser.add_argument("--threads", type=int, default=2, help="set OMP_NUM_THREADS likewise")
+    parser.add_argument("--folder", default=None, help="where the temporary folder is made")
+    parser.add_argument("--out", default="", help="JSON file for the figures")
+    return parser.parse_args(given)
+
+
+# ---- speed ---------------------------------------------------------------------------------------------------------
+
+
+def world(sizes: argparse.Namespace, n_new: int = 200) -> World:
+    """Latent variables with a power-law spectrum, voxels and targets that follow them."""
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
+    latents = normal(sizes.images + n_new, N_LATENT) * np.arange(1, N_LATENT + 1, dtype=np.float32) ** -0.5
+    signal, clean = latents @ normal(N_LATENT, sizes.voxels), latents @ normal(N_LATENT, sizes.columns)
+    voxels = signal / signal.std() + normal(*signal.shape)
+    strength = np.exp(rng.uniform(np.log(0.02), np.log(20), sizes.columns)).astype(np.float32)
+    targets = (clean / clean.std(0) * strength + normal(*clean.shape)) / (strength + 1)
+    fold = np.arange(sizes.images) % sizes.folds
+    for k in range(sizes.folds):
+        part = voxels[: sizes.images][fold == k].astype(np.float64)
+        voxels[: sizes.images][fold == k] = (part - part.mean(0)) / part.std(0)
+    return World(voxels[: sizes.images], targets[: sizes.images], fold, voxels[sizes.images :])
+
+
+def compare(sizes: argparse.Namespace) -> dict[str, Any]:
+    """Times, agreement of the choices, rate of the products."""
+    made = world(sizes)
+    contenders = {
+        "nd, a penalty per column": lambda: nd_fit(made, per_column=True),
+        "himalaya KernelRidgeCV, numpy": lambda: himalaya_fit(made, KernelRidgeCV, "numpy"),
+        "himalaya KernelRidgeCV, torch": lambda: himalaya_fit(made, KernelRidgeCV, "torch"),
+        "nd, one penalty": lambda: nd_fit(made, per_column=False),
+    }
+    seconds: dict[str, list[float]] = defaultdict(list)
+    found: dict[str, Any] = {}
+    for _ in range(sizes.turns):
+        for name, fit in contenders.items():
+            seconds[name].append(timed(found, name, fit))
+    for backend in ("numpy", "torch"):
+        few = World(made.voxels, made.targets[:, : sizes.few], made.fold, made.new_voxels)
+        name = f"himalaya RidgeCV, {backend}, {sizes.few} columns"
+        seconds[name].append(timed(found, name, lambda: himalaya_fit(few, RidgeCV, backend)))
+    grid = ALPHAS[len(ALPHAS) // 2 :][: sizes.grid]
+    share = timed(found, "scikit-learn", lambda: sklearn_fit(made, grid))
+    name = f"scikit-learn GridSearchCV(Ridge), from {len(grid)} of {len(ALPHAS)} penalties"
+    seconds[name] = [share * (len(ALPHAS) * sizes.folds + 1) / (len(grid) * sizes.folds + 1)]
+    figures = {"seconds": {name: statistics.median(values) for name, values in seconds.items()}, **rates(made, sizes)}
+    figures |= agreement(found, made)
+    show(figures, name)
+    return figures
+
+
+def timed(found: dict[str, Any], name: str, fit: Callable[[], Any]) -> float:
+    """Seconds of a fit, whose result is kept."""
+    begun = time.perf_counter()
+    found[name] = fit()
+    return time.perf_counter() - begun
+
+
+def nd_fit(made: World, per_column: bool) -> Ridge:
+    """This package: without intercept as himalaya, with one as scikit-learn has by default."""
+    config = MapperConfig(folds=int(made.fold.max()) + 1, alpha_per="column" if per_column else "group")
+    mapper = Ridge(MapperConfig(**{**vars(config), "intercept": not per_column}))
+    mapper.fit(made.data())
+    return mapper
+
+
+def himalaya_fit(made: World, kind: type[Any], backend: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Chosen penalties, and predictions of the new images."""
+    arrays = set_backend(backend)
+    voxels, targets, new, alphas = (
+        arrays.asarray(np.asarray(values, np.float32))
+        for values in (made.voxels, made.targets, made.new_voxels, ALPHAS)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = kind(alphas=alphas, cv=made.splits()).fit(voxels, targets)
+    return arrays.to_numpy(model.best_alphas_), arrays.to_numpy(model.predict(new))
+
+
+def sklearn_fit(made: World, alphas: list[float]) -> Any:
+    """The search over some penalties, refitted."""
+    search = GridSearchCV(SklearnRidge(), {"alpha": alphas}, cv=made.splits(), scoring="neg_mean_squared_error")
+    return search.fit(made.voxels, made.targets)
