@@ -19,7 +19,8 @@ POSITIVE = {
     "network": ("hidden", "prior_depth", "prior_heads", "prior_head_width", "prior_growth", "latent_channels"),
     "training": ("epochs", "pretrain_epochs", "batch_size", "accumulate", "validate_every"),
 }
-NOT_NEGATIVE = ("least_steps", "finetune_lr", "weight_decay", "subject_decay", "clip_norm", "patience", "prior_weight", "token_weight",
+NOT_NEGATIVE = ("least_steps", "finetune_lr", "weight_decay", "subject_decay", "clip_norm", "patience", "prior_weight",
+                "token_weight",
                 "contrast_weight", "latent_weight", "aux_weight")  # fmt: skip
 # Targets that are maps of places, which latent heads predict; the others are tokens.
 MAPS = ("z", "z40", "pixels", "colour")

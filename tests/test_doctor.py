@@ -722,6 +722,13 @@ def test_heads_that_nothing_trains_take_no_memory_and_processes_share_a_step() -
     assert need.how["aux_width"] == target_shapes(taught)["g"][-1]
 
 
+def test_of_one_target_alone_all_targets_are_not_advised() -> None:
+    cfg = compose(["mapper=two_stage", "network.share=part", "network.hidden=2048"])
+    advice = next(need.advice for need in training_needs(cfg, {"subj01": 100}) if need.targets == ("g",))
+    assert "network.share=target" in advice
+    assert "network.share=all" not in advice
+
+
 def test_the_doctor_says_what_training_takes(ask: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
     said = ask(
         "experiment=nsd", "mapper=two_stage", "data.subjects=[subj01,subj02,subj05]", "method=vae", "trainer=cpu"

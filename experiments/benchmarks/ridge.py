@@ -42,11 +42,10 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.model_selection import GridSearchCV
 
 from nd.files import write_json
-from nd.mappers.arrays import scratch_folder
+from nd.mappers.arrays import Scratch, scratch_folder
 from nd.mappers.base import FoldData, Group
 from nd.mappers.checkpoint import Origin, checkpoint_path, load, save
 from nd.mappers.crossvalidation import Images, cross_validation
-from nd.mappers.arrays import Scratch
 from nd.mappers.ridge import Ridge
 from nd.schema import MapperConfig
 from nd.targets.store import TargetStore
@@ -195,3 +194,106 @@ def sklearn_fit(made: World, alphas: list[float]) -> Any:
     """The search over some penalties, refitted."""
     search = GridSearchCV(SklearnRidge(), {"alpha": alphas}, cv=made.splits(), scoring="neg_mean_squared_error")
     return search.fit(made.voxels, made.targets)
+
+
+def rates(made: World, sizes: argparse.Namespace) -> dict[str, float]:
+    """GFLOP/s of the held-out predictions, everything that belongs to them included, and of a plain product."""
+    config = MapperConfig(folds=sizes.folds, alpha_per="column", intercept=False)
+    data = made.data()
+    images = Images(np.arange(sizes.images, dtype=np.int32), made.voxels.copy())
+    held_out = cross_validation(config, data, images, torch.device("cpu"), Scratch())
+    found: dict[str, list[float]] = defaultdict(list)
+    for _ in range(sizes.turns):
+        begun, widths = time.perf_counter(), []
+        for held in held_out.blocks(data.groups[0]):
+            held.squared_error()
+            widths.append(held.truths[0].shape[1])
+        work = sum(trial.smoother.work_per_column() for trial in held_out.trials)
+        found["predictions"].append(2e-9 * work * made.size / (time.perf_counter() - begun))
+        left = held_out.trials[0].smoother.left.flatten(0, 1)
+        right, made_here = torch.randn(left.shape[1], widths[0]), torch.empty(len(left), widths[0])
+        begun = time.perf_counter()
+        for _ in range(10):
+            torch.mm(left, right, out=made_here)
+        found["plain product"].append(2e-8 * left.numel() * widths[0] / (time.perf_counter() - begun))
+    return {f"gflops of {name}": max(values) for name, values in found.items()}
+
+
+def agreement(found: dict[str, Any], made: World) -> dict[str, Any]:
+    """How alike the choices and the predictions of new images are."""
+    mine, (alphas, predicted) = found["nd, a penalty per column"], found["himalaya KernelRidgeCV, numpy"]
+    same = np.isclose(mine.state()["alpha"], alphas, rtol=1e-3)
+    difference = np.abs(mine.predict(made.new_voxels) - predicted)[:, same].max() / np.abs(predicted).max()
+    counts = mine.details()["groups"][0]["columns_per_alpha"]
+    return {"same choice": float(same.mean()), "difference": float(difference), "columns per alpha": counts}
+
+
+def show(figures: dict[str, Any], of_sklearn: str) -> None:
+    """The table."""
+    seconds = figures["seconds"]
+    for name, value in seconds.items():
+        mine = seconds["nd, one penalty" if name == of_sklearn else "nd, a penalty per column"]
+        note = "" if name.startswith("nd") else f"{value / mine:.2f} times ours"
+        print(f"{name:62}{value:>9.1f} s  {note}")
+    ours, plain = figures["gflops of predictions"], figures["gflops of plain product"]
+    print(f"{'held-out predictions and their errors':62}{ours:>9.0f} GFLOP/s, {ours / plain:.0%} of a plain torch.mm")
+    print(f"columns per penalty: {figures['columns per alpha']}")
+    print(
+        f"same penalty as himalaya for {figures['same choice']:.2%} of the columns; predictions of new images differ by"
+        f" {figures['difference']:.1e} of the largest at most"
+    )
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+def memory(sizes: argparse.Namespace) -> dict[str, Any]:
+    """Time, and memory of the process itself, of a fit at the size of NSD, of saving, loading and predicting."""
+    n_images, n_voxels, n_columns = sizes.nsd
+    config = MapperConfig(folds=sizes.nsd_folds)
+    with tempfile.TemporaryDirectory(dir=sizes.folder) as folder:
+        path = write_store(Path(folder), "noise", (n_columns,), n_images)
+        forget(path)
+        voxels = np.random.default_rng(0).standard_normal((n_images, n_voxels), dtype=np.float32)
+        ids = np.arange(n_images, dtype=np.int32)
+        parts = [part for values in (voxels, ids) for part in np.split(values, [n_images - 900])]
+        data = FoldData(*parts, TargetStore(path, allowed_ids=ids), (Group("all", 0, n_columns),))
+        inputs = (voxels.nbytes + path.stat().st_size) / MIB
+        print(
+            f"voxels and targets {inputs:.0f} MiB; in memory so far {resident_mib('RssAnon'):.0f} MiB, voxels included"
+        )
+        figures = {"inputs_mib": inputs, **steps(config, data, Path(folder), voxels[:982])}
+    print(f"VmHWM {resident_mib('VmHWM'):.0f} MiB, with pages of mapped files")
+    return figures
+
+
+def steps(config: MapperConfig, data: FoldData, folder: Path, new_voxels: NDArray[np.float32]) -> dict[str, Any]:
+    """Seconds of each step, and the most that RssAnon rose in it."""
+    origin = Origin(subject="s", roi="r", n_voxels=new_voxels.shape[1], mask_hash="", split_hash="", fold=0,
+                    target="noise", target_fingerprint="")  # fmt: skip
+    path, mapper = checkpoint_path(folder, 0), Ridge(config)
+    with scratch_folder(folder) as scratch:
+        figures = {
+            "fit": measured("fit", lambda: mapper.fit(data, scratch)),
+            "save": measured("save", lambda: save(path, mapper, config, origin, (data.targets.size,))),
+        }
+    del mapper
+    loaded: list[Any] = []
+    figures["load"] = measured("load", lambda: loaded.append(load(path, origin, "nd train")))
+    figures["predict"] = measured("predict", lambda: loaded.append(loaded[0].predict(new_voxels)))
+    print(f"checkpoint {path.stat().st_size / MIB:.0f} MiB")
+    return figures
+
+
+def measured(name: str, step: Callable[[], Any]) -> dict[str, float]:
+    """Time and memory of one step, printed."""
+    with watched() as risen:
+        begun, before = time.perf_counter(), resident_mib("RssAnon")
+        step()
+        seconds, rise = time.perf_counter() - begun, risen()
+    print(f"{name:12}{seconds:>9.1f} s   RssAnon at most {before + rise:.0f} MiB, a rise of {rise:.0f} MiB", flush=True)
+    return {"seconds": seconds, "rss_anon_mib": before + rise, "rise_mib": rise}
+
+
+if __name__ == "__main__":
+    main()

@@ -166,7 +166,8 @@ class Curve(Callback):
         module.losses = {}
         total, rate = sum(losses.values()), self.n_samples / max(1e-9, self.ended - self.begun)
         if trainer.is_global_zero:
-            line = {"epoch": trainer.current_epoch, "step": trainer.global_step, "loss": total, "losses": losses}
+            line: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+            line |= {"loss": total, "losses": losses}
             line |= {"lr": self.lr, "samples_per_s": round(rate, 1), "val": self.kept.scores}
             self.lines.append(json.dumps(line))
             self._write()
