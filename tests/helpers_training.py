@@ -49,8 +49,8 @@ SHAPES = {"c": (3, 4), "g": (2, 5, 4), "z": (2, 4, 4)}
 SMALL = [
     "mapper=two_stage", "network.hidden=16", "network.blocks=1", "network.prior_depth=1", "network.prior_heads=2",
     "network.prior_head_width=8", "network.prior_growth=1", "network.latent_channels=8",
-    "network.decoder_channels=[8,8]", "training.batch_size=32", "training.epochs=4", "training.pretrain_epochs=4",
-    "training.lr=3e-3", "trainer.accelerator=cpu", "trainer.progress=false",
+    "network.decoder_channels=[8,8]", "training.batch_size=32", "training.least_steps=0", "training.epochs=4",
+    "training.pretrain_epochs=4", "training.lr=3e-3", "trainer.accelerator=cpu", "trainer.progress=false",
 ]  # fmt: skip
 # Every source of random numbers, and everything that is carried from one step to the next.
 EVERYTHING = [

@@ -592,7 +592,7 @@ class Noise:
 
 
 @pytest.mark.parametrize("mapper", ["ridge", "fastl2lir"])
-@pytest.mark.parametrize(("voxels", "fitted", "numbers"), [(50, 40, 30), (50, 8, 4000), (10, 40, 300)])
+@pytest.mark.parametrize(("voxels", "fitted", "numbers"), [(50, 40, 30), (50, 8, 4000), (10, 40, 300), (13, 40, 300)])
 def test_memory_of_a_mapper_counts_the_arrays_it_ends_with(
     mapper: str, voxels: int, fitted: int, numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

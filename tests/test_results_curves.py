@@ -202,8 +202,9 @@ def learning(n_folds: int = 1, retrieval: bool = True, kept: int | None = 4) -> 
     scores = {"correlation": [(2, 0.1), (4, 0.3)], "unexplained": [(2, 0.9), (4, 0.8)]}
     scores |= {"retrieval": [(2, 0.2), (4, 0.5)]} if retrieval else {}
     losses = {"total": [(1, 3.0), (2, 2.0)], "tokens": [(1, 2.0), (2, 1.5)], "contrast": [(1, 1.0), (2, 0.5)]}
-    stages = [Stage(title, [Curve(losses, scores, kept)] * n_folds) for title in ("one", "two")]
-    return Learning(("row",), "c", stages)
+    higher = {name: [(n, 10 * value) for n, value in series] for name, series in losses.items()}
+    stages = {"one": Curve(higher, scores, kept), "two": Curve(losses, scores, kept)}
+    return Learning(("row",), "c", [Stage(title, [curve] * n_folds) for title, curve in stages.items()])
 
 
 def test_panels_show_what_the_curves_hold() -> None:

@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_training import (
-    N_TEST,
-    N_TRAIN,
     N_VAL,
-    SHAPES,
     SMALL,
     Weights,
     curve_of,
@@ -21,7 +18,6 @@ from helpers_training import (
     identical,
     linear_target,
     stage_of,
-    write_store,
 )
 from pytorch_lightning import Callback
 from torch import Tensor
@@ -245,21 +241,26 @@ def test_half_precision_trains(given: list[str], tmp_path: Path) -> None:
 
 def test_shuffled_labels_are_at_chance_and_true_ones_are_not(given: list[str], tmp_path: Path) -> None:
     """Two-way identification of validation images, whose standard error over images is at most .5 / sqrt(N)."""
-    long = ["training.epochs=40", "network.subject_dropout=0.2", "training.contrast_weight=0", "training.trials=mean"]
-    cfg = compose([*given, *long, "training.pretrain=false"])
-    honest = finetuned(cfg, tmp_path / "honest", "c").details["scores"]["c"]["identification"]
-    stage = stage_of(cfg, "c")
-    order = np.arange(N_TRAIN + N_TEST)
-    for part in (stage.train_ids, stage.subjects[0][1].val):
-        order[part] = np.random.default_rng(5).permutation(part)
-    shuffled = tmp_path / "shuffled.h5"
-    write_store(shuffled, "c", linear_target("c", order), SHAPES["c"], "x")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("helpers_training.store_path", lambda *_: shuffled)
-        chance = finetuned(cfg, tmp_path / "chance", "c").details["scores"]["c"]["identification"]
-    three_errors = 3 * 0.5 / np.sqrt(N_VAL)
-    assert abs(chance - 0.5) < three_errors
-    assert honest > 0.5 + three_errors
+    long = ["training.epochs=30", "network.subject_dropout=0.2", "training.contrast_weight=0", "training.trials=mean"]
+    found: dict[str, list[float]] = {}
+    for control in ("none", "shuffled_labels"):
+        for seed in range(3 if control != "none" else 1):
+            cfg = compose([*given, *long, "training.batch_size=16", f"control={control}", f"seed={seed}"])
+            scores = finetuned(cfg, tmp_path / f"{control}{seed}", "c").details["scores"]["c"]
+            found.setdefault(control, []).append(scores["identification"])
+    assert abs(np.mean(found["shuffled_labels"]) - 0.5) < 3 * 0.5 / np.sqrt(3 * N_VAL)
+    assert found["none"][0] > 0.5 + 3 * 0.5 / np.sqrt(N_VAL)
+
+
+@pytest.mark.parametrize(
+    ("least", "trials", "wanted"), [(0, "single", 32), (2, "single", 32), (4, "single", 20), (99, "single", 16),
+                                    (2, "mean", 20), (2, "random", 20)],
+)  # fmt: skip
+def test_an_epoch_has_a_least_number_of_steps(given: list[str], least: int, trials: str, wanted: int) -> None:
+    """80 trials of 40 images: a step has fewer of them where there would be too few steps, but 16 at least."""
+    stage = stage_of(compose([*given, f"training.least_steps={least}", f"training.trials={trials}"]), "c")
+    assert stage.batch_size == wanted
+    assert stage.data().batch_size == wanted
 
 
 def test_training_is_a_function_of_the_seed(given: list[str], tmp_path: Path) -> None:

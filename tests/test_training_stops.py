@@ -155,11 +155,11 @@ def test_processes_share_samples_and_the_machines_memory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The estimate is of one process's samples; on the CPU those of the machine add up."""
-    cfg = compose(["mapper=two_stage", "trainer.accelerator=cpu", "trainer.devices=3", "training.batch_size=32"])
+    cfg = compose(["mapper=two_stage", "trainer.accelerator=cpu", "trainer.devices=3"])
     one = training_bytes(NETWORK, PARTS, {"a": 3}, 11).total
     for free, warned in ((3 * one, False), (3 * one - 1, True)):
         monkeypatch.setattr(needs, "free_bytes", lambda device, free=free: free)
-        with needs.within_memory(NETWORK, PARTS, {"a": 3}, cfg):
+        with needs.within_memory(NETWORK, PARTS, {"a": 3}, 32, cfg):
             assert ("activations of 11 samples" in caplog.text) == warned
 
 

@@ -1,14 +1,15 @@
 """How much faster the best voxels of every column are chosen and solved for than by the fastl2lir package.
 
     command   python experiments/benchmarks/fastl2lir_solver.py
-    time      1 minute on 2 CPU cores
+    time      1 minute on 2 free CPU cores
     memory    1 GB; what a fit adds is printed
-    disk      0.3 GB in a temporary folder
+    disk      next to nothing, in a temporary folder
 
-Voxels and targets are simulated: a few targets are mixed into every voxel. Both solvers get the same z-scores. Of what
-the package does, the products of all voxels with each other and with the targets are left to every solver: how long
-these take alone says how much faster any could be. The package solves column by column on one core; with more cores or
-on a GPU (--device cuda) its lead over the rest of the time falls further behind. Best of several runs each, in turn.
+Voxels and targets are simulated: a few targets are mixed into every voxel. Both solvers get the same z-scores. The
+products of all voxels with each other and with the targets are left to every solver of these equations; the time of
+these alone bounds what any could gain. The package then solves column by column on one core and we on all of them (or
+on a GPU, --device cuda), so what is gained grows with the cores. On a busy machine compare with --threads 1. Best of
+several runs each, in turn.
 
 The package (0.11) assigns solutions of one column as numbers, which NumPy 2.4 refuses: they are handed to it as such.
 """
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 from data_feed import watched
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from nd.files import write_json
 from nd.mappers.base import FoldData, Group
@@ -45,6 +47,8 @@ SOLVE = np.linalg.solve
 def main(given: list[str] | None = None) -> dict[str, Any]:
     """Solve with both, compare, print a table; returns the figures."""
     sizes = parsed(given)
+    torch.set_num_threads(sizes.threads)
+    threadpool_limits(sizes.threads, "blas")
     print(f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {sizes.device}")
     rows = [timed(sizes, *shape) for shape in ((1000, 2000, 500, 100), *LARGER[: sizes.larger])]
     show_times(rows)
@@ -63,6 +67,7 @@ def parsed(given: list[str] | None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu", help="of our solver; the package has the CPU")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both solvers")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--larger", type=int, default=len(LARGER), help="problems beside the first")
     parser.add_argument("--columns", type=int, default=4000, help="of the smaller fit whose memory is measured")

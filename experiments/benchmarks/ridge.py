@@ -9,12 +9,12 @@
     disk      TODO
 
 Data are simulated: voxels are a noisy linear image of a few hundred latent variables, of which targets are another with
-more or less noise each, so that the penalties that suit them differ. The images of each fold are z-scored by themselves:
-then whatever is fitted on is z-scored, as this package makes it and himalaya, which scales nothing, needs it.
+more or less noise each, so that the penalties that suit them differ. The images of each fold are z-scored by
+themselves: then whatever is fitted on is z-scored, as this package does and himalaya, which scales nothing, needs.
 
 himalaya's KernelRidgeCV ends with dual coefficients; this package's fit ends with weights, and has by then also scored
-the held-out predictions. scikit-learn's time is that of a few penalties times their number: its work is the same for each.
-The contenders take turns, so that whatever else the machine does meets all of them.
+the held-out predictions. scikit-learn's time is that of a few penalties times their number: its work is the same for
+each. The contenders take turns, so that whatever else the machine does meets all of them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def compare(sizes: argparse.Namespace) -> dict[str, Any]:
     for backend in ("numpy", "torch"):
         few = World(made.voxels, made.targets[:, : sizes.few], made.fold, made.new_voxels)
         name = f"himalaya RidgeCV, {backend}, {sizes.few} columns"
-        seconds[name].append(timed(found, name, lambda: himalaya_fit(few, RidgeCV, backend)))
+        seconds[name].append(timed(found, name, partial(himalaya_fit, few, RidgeCV, backend)))
     grid = ALPHAS[len(ALPHAS) // 2 :][: sizes.grid]
     share = timed(found, "scikit-learn", lambda: sklearn_fit(made, grid))
     name = f"scikit-learn GridSearchCV(Ridge), from {len(grid)} of {len(ALPHAS)} penalties"
@@ -271,14 +272,12 @@ def steps(config: MapperConfig, data: FoldData, folder: Path, new_voxels: NDArra
     """Seconds of each step, and the most that RssAnon rose in it."""
     origin = Origin(subject="s", roi="r", n_voxels=new_voxels.shape[1], mask_hash="", split_hash="", fold=0,
                     target="noise", target_fingerprint="")  # fmt: skip
-    path, mapper = checkpoint_path(folder, 0), Ridge(config)
+    path, loaded = checkpoint_path(folder, 0), []
     with scratch_folder(folder) as scratch:
-        figures = {
-            "fit": measured("fit", lambda: mapper.fit(data, scratch)),
-            "save": measured("save", lambda: save(path, mapper, config, origin, (data.targets.size,))),
-        }
+        mapper = Ridge(config)
+        figures = {"fit": measured("fit", partial(mapper.fit, data, scratch))}
+        figures["save"] = measured("save", partial(save, path, mapper, config, origin, (data.targets.size,)))
     del mapper
-    loaded: list[Any] = []
     figures["load"] = measured("load", lambda: loaded.append(load(path, origin, "nd train")))
     figures["predict"] = measured("predict", lambda: loaded.append(loaded[0].predict(new_voxels)))
     print(f"checkpoint {path.stat().st_size / MIB:.0f} MiB")

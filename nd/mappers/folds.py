@@ -19,7 +19,7 @@ from nd.data.splits import Fold, Split
 from nd.errors import UserError
 from nd.mappers.arrays import scratch_folder
 from nd.mappers.base import FoldData, Group
-from nd.mappers.checkpoint import Origin, check_origin, checkpoint_path, is_saved, load, read_details, save
+from nd.mappers.checkpoint import Origin, check_origin, checkpoint_path, is_saved, load, read_details, save, saved_path
 from nd.mappers.column_choice import choose_columns
 from nd.mappers.registry import build_mapper
 from nd.mappers.shuffled import control_of
@@ -78,7 +78,7 @@ def fit_fold(
 def check_folds(folder: Path, wanted: list[Origin], train_command: str) -> None:
     """Compare the checkpoints of a train run folder with what they are wanted for; the first difference is an error."""
     for origin in wanted:
-        path = checkpoint_path(folder, origin.fold)
+        path = saved_path(folder, origin)
         if path.with_suffix(".json").exists():
             check_origin(path, Origin(**read_details(path)["origin"]), origin, train_command)
 
@@ -100,7 +100,7 @@ def predict_fold(
         rescale: standardise each column over these images, then give it mean and spread of the training images
             (`mapper.rescale=test`, transductive). Columns that are not kept stay 0.
     """
-    path = checkpoint_path(folder, origin.fold)
+    path = saved_path(folder, origin)
     mapper = load(path, origin, train_command)
     predicted_NP = mapper.predict(mapper.scaler.restandardised(voxels_NV) if own_scaling else voxels_NV, image_ids)
     if not np.isfinite(predicted_NP).all():
@@ -116,7 +116,7 @@ def predict_fold(
 
 def kept_columns(folder: Path, origin: Origin, train_command: str) -> NDArray[np.bool_]:
     """Which columns (P,) of the flattened target the mapper of one fold predicts; it gives the others as 0."""
-    path = checkpoint_path(folder, origin.fold)
+    path = saved_path(folder, origin)
     kept = load(path, origin, train_command).kept
     return np.ones(math.prod(read_details(path)["shape"]), bool) if kept is None else kept
 

@@ -17,7 +17,7 @@ from nd.errors import UserError
 from nd.files import read_json
 from nd.results.chain import pretrain_of, steps_of
 from nd.results.folder import RunFolder
-from nd.results.identity import TRAINED_MAPPERS, reads_predictions
+from nd.results.identity import TRAINED_MAPPERS
 from nd.results.table import Table, TableRow
 from nd.schema import Config
 
@@ -76,9 +76,8 @@ def learning_of(table: Table, with_target: WithTarget) -> list[Learning]:
 
 def trained_configs(cfg: Config, with_target: WithTarget) -> list[Config]:
     """Return the configurations of a row's train steps, none where its mappers are not trained."""
-    if cfg.mapper.name not in TRAINED_MAPPERS or not reads_predictions(cfg):
-        return []
-    return [step.cfg for step in steps_of(cfg, with_target) if step.verb == "train"]
+    trained = cfg.mapper.name in TRAINED_MAPPERS
+    return [step.cfg for step in steps_of(cfg, with_target) if step.verb == "train"] if trained else []
 
 
 def row_name(table: Table, row: TableRow) -> str:

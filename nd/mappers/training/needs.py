@@ -26,17 +26,22 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", 
 
 @contextmanager
 def within_memory(
-    network: NetworkConfig, parts: Sequence[Part], n_voxels: Mapping[str, int], cfg: Config, aux_width: int = 0
+    network: NetworkConfig,
+    parts: Sequence[Part],
+    n_voxels: Mapping[str, int],
+    batch_size: int,
+    cfg: Config,
+    aux_width: int = 0,
 ) -> Iterator[None]:
     """Warn where less memory is free than training is estimated to take; it may be less in truth.
 
-    Args: as of ``Network``. Running out of memory in the body is a UserError with the estimate, and the settings that
-    lower it.
+    Args: as of ``Network``; batch_size: samples of a step over all processes. Running out of memory in the body is a
+    UserError with the estimate, and the settings that lower it.
     """
     device, training = pick_device(cfg.trainer.accelerator), cfg.training
     how: dict[str, Any] = {"variant": cfg.mapper.variant, "aux_width": aux_width}
     how |= {"ema": training.ema > 0, "precision": training.precision}
-    n_samples = math.ceil(training.batch_size / n_processes(cfg.trainer))
+    n_samples = math.ceil(batch_size / n_processes(cfg.trainer))
     wanted = training_bytes(network, parts, n_voxels, n_samples, **how).total
     # Processes have a GPU each, but share the memory of the machine.
     wanted *= 1 if device.type == "cuda" else n_local(cfg.trainer)

@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 
 from nd.data.datamodule import VoxelDataModule
-from nd.data.prepared import open_subject, split_of
-from nd.data.splits import NSD_SPLITS, Fold
+from nd.data.splits import Fold
 from nd.data.subject import Subject, mean_betas
-from nd.errors import UserError
 from nd.lightning import is_rank_zero
 from nd.mappers.network.network import Network
 from nd.mappers.network.parts import Part, parts_of
@@ -32,6 +30,7 @@ from nd.mappers.training.callbacks import Kept
 from nd.mappers.training.fit import Files, read_result, run_training
 from nd.mappers.training.module import MapperTraining, Recipe
 from nd.mappers.training.needs import within_memory
+from nd.mappers.training.others import Seen, others_of
 from nd.mappers.training.pretrained import Pretrained, check_pretrained, load_shared, shared_weights
 from nd.mappers.training.scale import TargetScale
 from nd.mappers.training.teacher import patch_tokens
@@ -41,8 +40,6 @@ from nd.targets.store import TargetStore
 log = logging.getLogger(__name__)
 
 SMALLEST_BATCH = 16  # contrastive losses compare the samples of a batch
-
-Seen = list[tuple[Subject, Fold]]
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,8 @@ class Stage:
     @contextmanager
     def within_memory(self) -> Iterator[None]:
         """Warn where memory may be too little, and say what it takes where it is (UserError)."""
-        with within_memory(self.network_config, self.parts, self._n_voxels(), self.cfg, self._aux_width()):
+        sizes = (self._n_voxels(), self.batch_size, self.cfg, self._aux_width())
+        with within_memory(self.network_config, self.parts, *sizes):
             yield
 
     def _n_voxels(self) -> dict[str, int]:
@@ -158,37 +156,6 @@ class Trained:
     scales: dict[str, TargetScale]
     data: VoxelDataModule
     details: dict[str, Any]
-
-
-def others_of(cfg: Config, fold: int) -> Seen:
-    """The data set's other subjects with one fold of each, without what the left-out subject's fold holds out.
-
-    Subjects of NSD give all their sessions, of which some have fewer than a named split is about; no image that all
-    subjects share is ever trained on.
-
-    UserError: there are none, or their splits have other folds.
-    """
-    # What is held out does not depend on how many sessions fine-tuning may use.
-    own, found = split_of(replace(cfg, subject=replace(cfg.subject, sessions=0))).folds[fold], []
-    data = replace(cfg.data, split="nsd_partial") if cfg.data.split in NSD_SPLITS else cfg.data
-    for name in cfg.data.subjects:
-        if name == cfg.subject.name:
-            continue
-        other = replace(cfg, data=data, subject=replace(cfg.subject, name=name, sessions=0))
-        subject, folds = open_subject(other), split_of(other).folds
-        if len(folds) <= fold:
-            raise UserError(f"{name} has {len(folds)} folds in split {cfg.data.split}: none answers to fold {fold}.")
-        found.append((subject, _without(folds[fold], own, subject)))
-    if not found:
-        raise UserError(f"data {cfg.data.name} has no subject beside {cfg.subject.name}; give training.pretrain=false.")
-    return found
-
-
-def _without(theirs: Fold, own: Fold, subject: Subject) -> Fold:
-    """Another subject's fold with the held-out images of one's own moved to the test, as far as they were shown."""
-    test = np.intersect1d(np.union1d(theirs.test, own.test), subject.image_id).astype(np.int32)
-    train = np.setdiff1d(theirs.train, np.union1d(own.val, own.test))
-    return Fold(train, np.setdiff1d(theirs.val, own.test), test)
 
 
 def train_stage(
