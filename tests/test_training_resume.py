@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_training import EVERYTHING, SMALL, curve_of, finetuned
+from helpers_training import EVERYTHING, SMALL, curve_of, finetuned, identical
 
 import nd.mappers.training.callbacks as callbacks
 import nd.mappers.training.fit as fit
@@ -136,6 +136,24 @@ def test_stopped_when_patience_was_at_its_end(
         finetuned(cfg, tmp_path, "c")
     finetuned(cfg, tmp_path, "c")
     assert len(curve_of(tmp_path)) == 1
+
+
+def test_best_weights_of_before_the_stop_are_still_kept(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = compose([*given, "training.validate_every=1"])
+    best_first = [0.1, *[0.5] * 9]
+    scores = iter(best_first * 2)
+    monkeypatch.setattr(callbacks, "score_held", lambda *_: {"c": {"unexplained": next(scores), "correlation": 0.0}})
+    stop_at(monkeypatch, "Checkpoints.on_train_epoch_end", lambda _, trainer: trainer.current_epoch == 2)
+    with pytest.raises(StoppedError):
+        finetuned(cfg, tmp_path / "stopped", "c")
+    resumed = finetuned(cfg, tmp_path / "stopped", "c")
+    scores = iter(best_first)
+    alone = finetuned(cfg, tmp_path / "alone", "c")
+    assert (resumed.details["epoch"], resumed.details["epochs"]) == (0, 4)
+    assert resumed.details == alone.details
+    assert identical(resumed.network, alone.network)
 
 
 def test_line_of_an_epoch_that_is_trained_again_is_not_there_twice(

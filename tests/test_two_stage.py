@@ -16,9 +16,11 @@ from helpers_training import EVERYTHING, N_TEST, N_TRAIN, SHAPES, SMALL, finetun
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+import nd.mappers.training.stage as stages
 import nd.mappers.two_stage as two_stage
 from nd.config import compose, derive
 from nd.data.prepared import open_subject, split_of, subject_path
+from nd.data.splits import Fold, Split
 from nd.data.subject import mean_betas
 from nd.errors import LeakError, UserError
 from nd.files import read_json, write_json
@@ -388,20 +390,35 @@ def test_test_images_change_no_byte(given: list[str], tmp_path: Path) -> None:
         assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True))
 
 
-def test_first_stage_does_not_depend_on_the_sessions_of_who_is_left_out(given: list[str], tmp_path: Path) -> None:
-    """It is one run whatever they are, so it must be the same network."""
-    cfgs = [compose([*given, "training.stage=pretrain", f"subject.sessions={n}"]) for n in (0, 1)]
+@pytest.fixture
+def own_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subjects whose images are divided differently, as where they see different ones."""
+
+    def split(cfg: Config) -> Split:
+        early = cfg.subject.sessions == 1
+        folds = {
+            "subj01": Fold(np.arange(20, 40), np.arange(0, 5 if early else 10), np.arange(50, 62)),
+            "subj02": Fold(np.arange(0, 52), np.arange(52, 58), np.arange(58, 62)),
+            "subj03": Fold(np.arange(8, 22), np.arange(22, 30), np.arange(30, 36)),
+        }
+        return Split("own", (folds[cfg.subject.name],), "")
+
+    monkeypatch.setattr(stages, "split_of", split)
+
+
+@pytest.mark.usefixtures("own_splits")
+@pytest.mark.parametrize("sessions", [0, 1])
+def test_held_out_images_of_the_subject_are_out_of_sight_of_the_others(given: list[str], sessions: int) -> None:
+    """All its validation images are not trained on, nor are test images looked at.
+
+    The sessions that fine-tuning may use change nothing: the first stage is one run whatever they are.
+    """
+    cfgs = [compose([*given, "training.stage=pretrain", f"subject.sessions={n}"]) for n in (0, sessions)]
     assert run_id("train", cfgs[0]) == run_id("train", cfgs[1])
-    folds = [[fold for _, fold in others_of(cfg, 0)] for cfg in cfgs]
-    for whole, early in zip(*folds, strict=True):
-        for part in ("train", "val", "test"):
-            np.testing.assert_array_equal(getattr(whole, part), getattr(early, part))
-
-
-def test_validation_images_of_the_subject_are_not_trained_on_by_the_others(given: list[str]) -> None:
-    cfg = compose(given)
-    own = split_of(cfg).folds[0]
-    for _, theirs in others_of(cfg, 0):
-        assert not np.intersect1d(theirs.train, np.union1d(own.val, own.test)).size
-        assert not np.intersect1d(theirs.val, own.test).size
-        assert np.isin(own.test, theirs.test).all()
+    second, third = (fold for _, fold in others_of(cfgs[1], 0))
+    assert second.train.tolist() == list(range(10, 50))
+    assert second.val.tolist() == []
+    assert second.test.tolist() == list(range(50, 62))
+    assert third.train.tolist() == list(range(10, 22))
+    assert third.val.tolist() == list(range(22, 30))
+    assert third.test.tolist() == [*range(30, 36), *range(50, 62)]

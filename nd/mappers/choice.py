@@ -90,10 +90,12 @@ def choose(held_out: CrossValidation, groups: Sequence[Group], alphas: list[floa
 
 def choose_for_group(held_out: CrossValidation, group: Group) -> GroupChoice:
     """The penalty with the smallest squared error over a group's columns; its predictions alone are made and scored."""
-    errors = held_out.squared_error(group)
+    only = held_out.n_penalties == 1
+    errors = torch.zeros(1) if only else held_out.squared_error(group)
     best, scores = int(errors.argmin()), ValidationScores()
     for held in held_out.blocks(group, at=best):
         scores.add(torch.cat(held.predictions, dim=1), held.true())
+    errors = torch.as_tensor(scores.squared_error) if only else errors
     return GroupChoice(group, torch.full((group.stop - group.start,), best), scores, errors)
 
 

@@ -86,6 +86,11 @@ class CrossValidation:
         """ids: (N,) images of all trials, whose places the trials hold."""
         self.targets, self.ids, self.trials, self.intercept, self.device = targets, ids, trials, intercept, device
 
+    @property
+    def n_penalties(self) -> int:
+        """A."""
+        return len(self.trials[0].smoother.left)
+
     def blocks(self, group: Group, at: int | None = None) -> Iterator[Held]:
         """What is held out of a group's columns, under all penalties or the one at place `at`."""
         trials = self.trials if at is None else [Trial(t.fitted, t.held, t.smoother.at(at)) for t in self.trials]
