@@ -270,3 +270,6 @@ def test_training_is_a_function_of_the_seed(given: list[str], tmp_path: Path) ->
     np.random.seed(3)
     assert identical(first, finetuned(compose(given), tmp_path / "b", "c").network)
     assert not identical(first, finetuned(compose([*given, "seed=7"]), tmp_path / "c", "c").network)
+    starts = [stage_of(compose([*given, f"seed={seed}"]), "c").network() for seed in (7, 7, 8)]
+    assert identical(*starts[:2])
+    assert not identical(*starts[1:])

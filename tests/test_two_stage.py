@@ -16,7 +16,7 @@ from helpers_training import EVERYTHING, N_TEST, N_TRAIN, SHAPES, SMALL, finetun
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-import nd.mappers.training.stage as stages
+import nd.mappers.training.others as others
 import nd.mappers.two_stage as two_stage
 from nd.config import compose, derive
 from nd.data.prepared import open_subject, split_of, subject_path
@@ -26,9 +26,11 @@ from nd.errors import LeakError, UserError
 from nd.files import read_json, write_json
 from nd.mappers.checkpoint import Origin, load, read_details, saved_path
 from nd.mappers.training.folds import pretrained_path
+from nd.mappers.training.others import others_of
 from nd.mappers.training.pretrained import load_pretrained, save_pretrained
-from nd.mappers.training.stage import Stage, others_of
+from nd.mappers.training.stage import Stage
 from nd.mappers.two_stage import TwoStage
+from nd.predict import predict
 from nd.results.chain import pretrain_of
 from nd.results.folder import RunFolder
 from nd.results.identity import run_id
@@ -154,13 +156,14 @@ def test_checkpoint_of_something_else_is_refused(trained: Config, other: dict[st
         load(saved_path(folder_of(trained), wanted), wanted, "nd train")
 
 
-def test_predict_verb_uses_the_trained_mapper(linear_world: list[str], tmp_path: Path) -> None:
-    from nd.predict import predict
-
+@pytest.mark.parametrize("share", ["target", "all"])
+def test_predict_verb_uses_the_trained_mapper(linear_world: list[str], share: str, tmp_path: Path) -> None:
+    """Of a target's own run, or of the one in which it was trained with others."""
     short = ["training.epochs=1", "training.pretrain=false", "method=nearest_image", "method.targets=[c,z]"]
-    cfg = compose([*linear_world, *SMALL, *short, f"paths.runs={tmp_path}"])
+    cfg = compose([*linear_world, *SMALL, *short, f"network.share={share}", f"paths.runs={tmp_path}"])
     for target in ("c", "z"):
         train(derive(cfg, f"target={target}"))
+    assert len(list((tmp_path / "train").iterdir())) == (1 if share == "all" else 2)
     with h5py.File(predict(cfg) / "predictions.h5") as file:
         found, ids = {target: file[target][()] for target in ("c", "z")}, file["image_id"][()]
     voxels = mean_betas(open_subject(cfg), ids)
@@ -403,7 +406,7 @@ def own_splits(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         return Split("own", (folds[cfg.subject.name],), "")
 
-    monkeypatch.setattr(stages, "split_of", split)
+    monkeypatch.setattr(others, "split_of", split)
 
 
 @pytest.mark.usefixtures("own_splits")

@@ -28,7 +28,10 @@ from nd.config import compose
 from nd.data.prepared import mean_betas, open_subject, split_of
 from nd.extract import extract
 from nd.files import read_json, write_json
+from nd.mappers.checkpoint import load, saved_path
 from nd.mappers.folds import origin_of, predict_fold
+from nd.mappers.network.parts import parts_of
+from nd.mappers.two_stage import TwoStage
 from nd.metrics.statistics import Interval, bootstrap_interval, paired_difference
 from nd.prepare import prepare
 from nd.results.folder import RunFolder
@@ -93,15 +96,16 @@ def full() -> Row:
 
 
 def shared() -> Row:
-    """One training for z, c and g instead of one for each."""
-    together = [*TRAINED, "network.share=all"]
-    return {
-        target: compared(
-            {"a network each": averaged(target, 0, TRAINED), "one network": averaged(target, 0, together)},
-            [("one network", "a network each")],
-        )
-        for target in ("c", "g", "z")
-    }
+    """One training for z and c instead of one for each, from chance."""
+    base = [*CHANCE, "guidance=none", "guidance.kappa=0", "method.targets=[z,c]"]
+    found: Row = {}
+    for target in ("z", "c"):
+        rows = {
+            "a network each": averaged(target, 0, base),
+            "one network": averaged(target, 0, [*base, "network.share=all"]),
+        }
+        found[target] = compared(rows, [("one network", "a network each")])
+    return found
 
 
 def prior() -> Row:
@@ -115,7 +119,8 @@ def prior() -> Row:
 
 def shuffled() -> Row:
     """Control: training images paired with the targets of others."""
-    rows = {name: averaged("c", 0, [*what, "control=shuffled_labels"]) for name, what in METHODS.items()}
+    methods = {name: METHODS[name] for name in ("from chance", "ridge")}
+    rows = {name: averaged("c", 0, [*what, "control=shuffled_labels"]) for name, what in methods.items()}
     return compared(rows, [])
 
 
@@ -172,13 +177,57 @@ def scored(cfg: Config) -> PerImage:
     return image_scores(predicted.reshape(len(test), -1) - mean, store.columns(test, 0, store.size) - mean)
 
 
+def by_heads(target: str, overrides: list[str]) -> PerImage:
+    """Retrieval of every test image by the contrastive heads: cosine similarity, averaged over the target's parts."""
+    cfg = compose([*BASE, f"target={target}", *overrides])
+    subject, split, store = open_subject(cfg), split_of(cfg), TargetStore(store_path(cfg))
+    origin = origin_of(cfg, subject, split, 0, store.fingerprint)
+    mapper = load(saved_path(train(cfg), origin), origin, "nd train")
+    assert isinstance(mapper, TwoStage)
+    test, train_ids = split.folds[0].test, split.folds[0].train
+    shown = mapper.projected(mean_betas(subject, test))
+    total = np.zeros((len(test), len(test)))
+    for part in mapper.network.parts:
+        mean = store.columns(train_ids, part.start, part.stop).mean(0)
+        total += of_length_1(shown[part.name]) @ of_length_1(store.columns(test, part.start, part.stop) - mean).T
+    return retrieval_scores(total)
+
+
+def retrieved_by_parts(target: str, overrides: list[str]) -> PerImage:
+    """Retrieval by the predicted targets, correlation averaged over the target's parts as for the heads."""
+    cfg = compose([*BASE, f"target={target}", *overrides])
+    subject, split, store = open_subject(cfg), split_of(cfg), TargetStore(store_path(cfg))
+    origin = origin_of(cfg, subject, split, 0, store.fingerprint)
+    test = split.folds[0].test
+    predicted = predict_fold(train(cfg), origin, mean_betas(subject, test), "nd train", image_ids=test)
+    mean = store.columns(split.folds[0].train, 0, store.size).mean(0)
+    shown, true = predicted.reshape(len(test), -1) - mean, store.columns(test, 0, store.size) - mean
+    total = np.zeros((len(test), len(test)))
+    for part in parts_of(target, store.shape):
+        columns = slice(part.start, part.stop)
+        total += unit_rows(shown[:, columns]) @ unit_rows(true[:, columns]).T
+    return retrieval_scores(total)
+
+
+def retrieval_scores(similarity_NN: NDArray[np.float64]) -> PerImage:
+    """Both directions of retrieval from similarities of shown rows with true columns."""
+    own_N = similarity_NN.diagonal()
+    return {
+        "retrieval": ((similarity_NN >= own_N[:, None]).sum(1) == 1).astype(float),
+        "brain_retrieval": ((similarity_NN >= own_N).sum(0) == 1).astype(float),
+    }
+
+
+def of_length_1(x_NP: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Rows of length 1."""
+    return np.asarray(x_NP / np.linalg.norm(x_NP.astype(np.float64), axis=1, keepdims=True))
+
+
 def image_scores(predicted_NP: NDArray[np.float32], true_NP: NDArray[np.float32]) -> PerImage:
     """Retrieval, brain retrieval, two-way identification and pattern correlation of every image."""
     r_NN = unit_rows(predicted_NP) @ unit_rows(true_NP).T
     own_N, n = r_NN.diagonal(), len(r_NN)
-    return {
-        "retrieval": ((r_NN >= own_N[:, None]).sum(1) == 1).astype(float),
-        "brain_retrieval": ((r_NN >= own_N).sum(0) == 1).astype(float),
+    return retrieval_scores(r_NN) | {
         "identification": (r_NN < own_N[:, None]).sum(1) / (n - 1),
         "pattern_correlation": own_N.astype(float),
     }

@@ -99,6 +99,17 @@ class TwoStage:
         self.network.cpu()
         return np.concatenate(rows) if rows else np.empty((0, len(self.scale.mean)), np.float32)
 
+    def projected(self, voxels_NV: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """What the contrastive heads make of responses as measured: (N, T * D) float32 by part that has one.
+
+        They are trained to lie nearest to their own target, less the training mean: made for retrieval.
+        """
+        scaled = torch.from_numpy(self.scaler.transform(voxels_NV))
+        with torch.inference_mode():
+            outputs = self.network.cpu()({self.subject: scaled})
+        found = {name: output.projected for name, output in outputs.items()}
+        return {name: value.flatten(1).numpy() for name, value in found.items() if value is not None}
+
     def _block(self, network: Network, voxels_NV: Tensor, ids: Tensor) -> NDArray[np.float32]:
         predicted = predict_parts(network, {self.subject: voxels_NV.to(self.device)}, ids, self.seed)
         columns = torch.cat([predicted[part.name].flatten(1) for part in network.parts], 1).float().cpu().numpy()
