@@ -8,8 +8,8 @@ targets: no picture is made. Retrieval: how often the own target correlates best
 test images (chance 1/200), and the reverse (brain retrieval); two-way identification; pattern correlation, of an
 image's prediction with its target over columns. All after the training mean is taken off. Intervals are bootstrapped
 over images; differences are paired by image and averaged over seeds. Choices of the recipe were made on validation
-images; test images are looked at here alone. Writes results.json beside itself, and curve-<run>.jsonl, the learning
-curves of what was trained.
+images; test images are looked at here alone. Writes results.json beside itself, and the learning curves of what was
+trained as curve-<target>-<sessions>-<how>.jsonl.
 """
 
 from __future__ import annotations
@@ -90,9 +90,15 @@ def sessions() -> Row:
 
 
 def full() -> Row:
-    """All sessions, c and g."""
-    pairs = [("pretrained", "ridge"), ("from chance", "ridge"), ("pretrained", "from chance")]
-    return {target: compared({n: averaged(target, 0, w) for n, w in METHODS.items()}, pairs) for target in ("c", "g")}
+    """All sessions, c and g: predicted targets, and retrieval by the network's contrastive heads."""
+    found: Row = {}
+    for target in ("c", "g"):
+        rows = {name: averaged(target, 0, what) for name, what in METHODS.items()}
+        pairs = [("pretrained", "ridge"), ("from chance", "ridge"), ("pretrained", "from chance")]
+        found[target] = compared(rows, pairs)
+        heads = {"pretrained": by_heads(target, TRAINED), "ridge": retrieved_by_parts(target, RIDGE)}
+        found[f"{target} by contrastive heads"] = compared(heads, [("pretrained", "ridge")])
+    return found
 
 
 def shared() -> Row:
@@ -244,9 +250,10 @@ def keep_curves(cfg: Config) -> None:
     if cfg.mapper.name != "two_stage" or cfg.seed != SEEDS[0]:
         return
     for stage in (cfg, pretrain_of(cfg)) if cfg.training.pretrain else (cfg,):
-        folder = RunFolder.open(stage, "train").path
-        for curve in (folder / "training").glob("*-curve.jsonl"):
-            shutil.copyfile(curve, HERE / f"curve-{folder.name}.jsonl")
+        kind = "others" if stage is not cfg else "pretrained" if cfg.training.pretrain else "from-chance"
+        kind += "-shuffled" if cfg.control == "shuffled_labels" else ""
+        curve = RunFolder.open(stage, "train").path / "training" / "fold-00-curve.jsonl"
+        shutil.copyfile(curve, HERE / f"curve-{cfg.target.name}-{stage.subject.sessions or 'all'}-{kind}.jsonl")
 
 
 if __name__ == "__main__":

@@ -47,22 +47,27 @@ def sessions(record: dict[str, Any]) -> None:
 
 
 def curves() -> None:
-    """Loss and validation scores over epochs of every learning curve kept."""
-    files = sorted(HERE.glob("curve-*.jsonl"))
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), constrained_layout=True)
-    for file in files:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        name = file.stem.removeprefix("curve-scenes-subj01-").rpartition("-")[0]
-        axes[0].plot([line["epoch"] for line in lines], [line["loss"] for line in lines], label=name, linewidth=1)
-        for target in lines[-1]["losses"] and sorted({t for line in lines for t in line["val"]}):
+    """Loss and validation correlation over epochs, all sessions: the others, then subj01 from them and from chance."""
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6), constrained_layout=True, sharex=True)
+    styles = {"others": "#2c8a57", "pretrained": "#1f6fb2", "from-chance": "#c27c0e", "from-chance-shuffled": "#b5423c"}
+    for (loss, score), target in zip(axes, ("c", "g"), strict=True):
+        for how, colour in styles.items():
+            file = HERE / f"curve-{target}-all-{how}.jsonl"
+            if not file.exists():
+                continue
+            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
             held = [line for line in lines if line["val"]]
-            axes[1].plot(
-                [line["epoch"] for line in held], [line["val"][target]["correlation"] for line in held], linewidth=1
+            loss.plot([line["epoch"] for line in lines], [line["loss"] for line in lines], color=colour, label=how)
+            score.plot(
+                [x["epoch"] for x in held], [x["val"][target]["correlation"] for x in held], "o-", ms=3, color=colour
             )
-    axes[0].set(xlabel="epoch", ylabel="training loss", yscale="log")
-    axes[1].set(xlabel="epoch", ylabel="correlation of validation images", ylim=(0, 1))
-    axes[0].legend(frameon=False, fontsize=6)
-    figure.savefig(HERE / "curves.png", dpi=110)
+        loss.set(ylabel=f"training loss of {target}", yscale="log")
+        score.set(ylabel=f"validation correlation of {target}", ylim=(0, 1))
+    axes[0][0].legend(frameon=False, fontsize=8)
+    for axis in axes[1]:
+        axis.set(xlabel="epoch")
+    figure.suptitle("Scenes, simulated fMRI: learning curves with all sessions", fontsize=10)
+    figure.savefig(HERE / "curves.png", dpi=100)
 
 
 if __name__ == "__main__":
