@@ -157,7 +157,7 @@ def test_help_explains_every_verb_group_and_field_and_is_quick(empty: Path) -> N
     text = verb_help("train")
     assert all(f"\n  {group} " in text for group in group_names([ROOT / "conf"]))
     assert all(f" {name}=" in text for name in field_names())
-    assert "[none | shuffled_voxels]" in text.replace("\n" + " " * 42, " ")
+    assert "[none | shuffled_voxels | shuffled_labels]" in text.replace("\n" + " " * 42, " ")
     assert "data.name=digits69" in verb_help("train", ["experiment=digits69"])
 
 

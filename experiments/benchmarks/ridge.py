@@ -21,11 +21,9 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import tempfile
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +50,8 @@ from nd.schema import MapperConfig
 from nd.targets.store import TargetStore
 
 ALPHAS = MapperConfig().alphas
+OURS, OURS_GLOBAL = "nd, a penalty per column", "nd, one penalty"
+THEIRS, SKLEARN = "himalaya KernelRidgeCV, numpy", "scikit-learn GridSearchCV(Ridge)"
 N_LATENT = 400
 MIB = 1 << 20
 
@@ -105,9 +105,9 @@ def parsed(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--voxels", type=int, default=4000)
     parser.add_argument("--columns", type=int, default=20_000)
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--turns", type=int, default=3, help="how often each contender is timed; the median counts")
-    parser.add_argument("--few", type=int, default=1000, help="columns for himalaya's RidgeCV, which takes longest")
-    parser.add_argument("--grid", type=int, default=2, help="penalties that scikit-learn is timed with")
+    parser.add_argument("--turns", type=int, default=2, help="how often most are timed; the least counts")
+    parser.add_argument("--few", type=int, default=200, help="columns for himalaya's RidgeCV, which takes longest")
+    parser.add_argument("--grid", type=int, default=1, help="penalties that scikit-learn is timed with")
     parser.add_argument("--nsd", type=int, nargs=3, default=(8859, 15_724, 91_168), help="images, voxels, columns")
     parser.add_argument("--nsd-folds", type=int, default=0, help="0: 900 validation images")
     parser.add_argument("--threads", type=int, default=2, help="set OMP_NUM_THREADS likewise")
@@ -138,36 +138,63 @@ def world(sizes: argparse.Namespace, n_new: int = 200) -> World:
 def compare(sizes: argparse.Namespace) -> dict[str, Any]:
     """Times, agreement of the choices, rate of the products."""
     made = world(sizes)
-    contenders = {
-        "nd, a penalty per column": lambda: nd_fit(made, per_column=True),
-        "himalaya KernelRidgeCV, numpy": lambda: himalaya_fit(made, KernelRidgeCV, "numpy"),
-        "himalaya KernelRidgeCV, torch": lambda: himalaya_fit(made, KernelRidgeCV, "torch"),
-        "nd, one penalty": lambda: nd_fit(made, per_column=False),
-    }
-    seconds: dict[str, list[float]] = defaultdict(list)
-    found: dict[str, Any] = {}
-    for _ in range(sizes.turns):
-        for name, fit in contenders.items():
-            seconds[name].append(timed(found, name, fit))
-    for backend in ("numpy", "torch"):
-        few = World(made.voxels, made.targets[:, : sizes.few], made.fold, made.new_voxels)
-        name = f"himalaya RidgeCV, {backend}, {sizes.few} columns"
-        seconds[name].append(timed(found, name, partial(himalaya_fit, few, RidgeCV, backend)))
+    few = World(made.voxels, made.targets[:, : sizes.few], made.fold, made.new_voxels)
     grid = ALPHAS[len(ALPHAS) // 2 :][: sizes.grid]
-    share = timed(found, "scikit-learn", lambda: sklearn_fit(made, grid))
-    name = f"scikit-learn GridSearchCV(Ridge), from {len(grid)} of {len(ALPHAS)} penalties"
-    seconds[name] = [share * (len(ALPHAS) * sizes.folds + 1) / (len(grid) * sizes.folds + 1)]
-    figures = {"seconds": {name: statistics.median(values) for name, values in seconds.items()}, **rates(made, sizes)}
-    figures |= agreement(found, made)
-    show(figures, name)
-    return figures
+    contenders = {
+        OURS: partial(nd_fit, made, per_column=True),
+        THEIRS: partial(himalaya_fit, made, KernelRidgeCV, "numpy"),
+        "himalaya KernelRidgeCV, torch": partial(himalaya_fit, made, KernelRidgeCV, "torch"),
+        OURS_GLOBAL: partial(nd_fit, made, per_column=False),
+    }
+    once = {
+        f"himalaya RidgeCV, numpy, only {sizes.few} columns": partial(himalaya_fit, few, RidgeCV, "numpy"),
+        f"himalaya RidgeCV, torch, only {sizes.few} columns": partial(himalaya_fit, few, RidgeCV, "torch"),
+        SKLEARN: partial(sklearn_fit, made, grid),
+    }
+    found: dict[str, Any] = {}
+    times = {name: timed(found, name, fit) for name, fit in (contenders | once).items()}
+    for _ in range(1, sizes.turns):
+        times |= {name: times[name].least(timed(found, name, fit)) for name, fit in contenders.items()}
+    times[SKLEARN] = times[SKLEARN].times((len(ALPHAS) * sizes.folds + 1) / (len(grid) * sizes.folds + 1))
+    predictions, plain = rates(made, sizes)
+    figures = {**times, "predictions": predictions, "plain product": plain}
+    agreed = agreement(found, made)
+    show(figures, agreed)
+    return {name: vars(took) for name, took in figures.items()} | agreed
 
 
-def timed(found: dict[str, Any], name: str, fit: Callable[[], Any]) -> float:
-    """Seconds of a fit, whose result is kept."""
-    begun = time.perf_counter()
-    found[name] = fit()
-    return time.perf_counter() - begun
+@dataclass(frozen=True)
+class Took:
+    """Seconds by the clock, and seconds that processors were at work for this process."""
+
+    wall: float
+    cpu: float
+
+    def least(self, other: Took) -> Took:
+        """The smaller of each."""
+        return Took(min(self.wall, other.wall), min(self.cpu, other.cpu))
+
+    def plus(self, other: Took) -> Took:
+        """The sum of each."""
+        return Took(self.wall + other.wall, self.cpu + other.cpu)
+
+    def times(self, factor: float) -> Took:
+        """A multiple of each."""
+        return Took(self.wall * factor, self.cpu * factor)
+
+
+def clocked(work: Callable[..., Any], *given: Any) -> tuple[Took, Any]:
+    """What some work took, and gave."""
+    begun = time.perf_counter(), time.process_time()
+    result = work(*given)
+    return Took(time.perf_counter() - begun[0], time.process_time() - begun[1]), result
+
+
+def timed(found: dict[str, Any], name: str, fit: Callable[[], Any]) -> Took:
+    """What a fit took, whose result is kept."""
+    took, found[name] = clocked(fit)
+    print(f"  {name}: {took.wall:.1f} s by the clock, {took.cpu:.1f} s of processors", flush=True)
+    return took
 
 
 def nd_fit(made: World, per_column: bool) -> Ridge:
@@ -197,51 +224,54 @@ def sklearn_fit(made: World, alphas: list[float]) -> Any:
     return search.fit(made.voxels, made.targets)
 
 
-def rates(made: World, sizes: argparse.Namespace) -> dict[str, float]:
-    """GFLOP/s of the held-out predictions, everything that belongs to them included, and of a plain product."""
+def rates(made: World, sizes: argparse.Namespace) -> tuple[Took, Took]:
+    """What held-out predictions take, all that belongs to them included, and what plain products of their sizes take.
+
+    They take turns, block by block.
+    """
     config = MapperConfig(folds=sizes.folds, alpha_per="column", intercept=False)
     data = made.data()
     images = Images(np.arange(sizes.images, dtype=np.int32), made.voxels.copy())
     held_out = cross_validation(config, data, images, torch.device("cpu"), Scratch())
-    found: dict[str, list[float]] = defaultdict(list)
-    for _ in range(sizes.turns):
-        begun, widths = time.perf_counter(), []
-        for held in held_out.blocks(data.groups[0]):
-            held.squared_error()
-            widths.append(held.truths[0].shape[1])
-        work = sum(trial.smoother.work_per_column() for trial in held_out.trials)
-        found["predictions"].append(2e-9 * work * made.size / (time.perf_counter() - begun))
-        left = held_out.trials[0].smoother.left.flatten(0, 1)
-        right, made_here = torch.randn(left.shape[1], widths[0]), torch.empty(len(left), widths[0])
-        begun = time.perf_counter()
-        for _ in range(10):
-            torch.mm(left, right, out=made_here)
-        found["plain product"].append(2e-8 * left.numel() * widths[0] / (time.perf_counter() - begun))
-    return {f"gflops of {name}": max(values) for name, values in found.items()}
+    left = [trial.smoother.left.flatten(0, 1) for trial in held_out.trials]
+    blocks = held_out.blocks(data.groups[0])
+    predictions, plain, width = Took(0, 0), Took(0, 0), 0
+    while width < made.size:
+        took, held = clocked(next, blocks)
+        predictions = predictions.plus(took).plus(clocked(held.squared_error)[0])
+        n_columns = held.truths[0].shape[1]
+        width += n_columns
+        for one in left:
+            right, out = torch.randn(one.shape[1], n_columns), torch.empty(len(one), n_columns)
+            plain = plain.plus(clocked(partial(torch.mm, one, right, out=out))[0])
+    return predictions, plain
 
 
 def agreement(found: dict[str, Any], made: World) -> dict[str, Any]:
     """How alike the choices and the predictions of new images are."""
-    mine, (alphas, predicted) = found["nd, a penalty per column"], found["himalaya KernelRidgeCV, numpy"]
+    mine, (alphas, predicted) = found[OURS], found[THEIRS]
     same = np.isclose(mine.state()["alpha"], alphas, rtol=1e-3)
     difference = np.abs(mine.predict(made.new_voxels) - predicted)[:, same].max() / np.abs(predicted).max()
     counts = mine.details()["groups"][0]["columns_per_alpha"]
     return {"same choice": float(same.mean()), "difference": float(difference), "columns per alpha": counts}
 
 
-def show(figures: dict[str, Any], of_sklearn: str) -> None:
+def show(figures: dict[str, Took], agreed: dict[str, Any]) -> None:
     """The table."""
-    seconds = figures["seconds"]
-    for name, value in seconds.items():
-        mine = seconds["nd, one penalty" if name == of_sklearn else "nd, a penalty per column"]
-        note = "" if name.startswith("nd") else f"{value / mine:.2f} times ours"
-        print(f"{name:62}{value:>9.1f} s  {note}")
-    ours, plain = figures["gflops of predictions"], figures["gflops of plain product"]
-    print(f"{'held-out predictions and their errors':62}{ours:>9.0f} GFLOP/s, {ours / plain:.0%} of a plain torch.mm")
-    print(f"columns per penalty: {figures['columns per alpha']}")
+    print(f"{'':64}{'clock':>8}{'processors':>12}")
+    for name, took in figures.items():
+        mine = figures[OURS_GLOBAL if name == SKLEARN else OURS]
+        compared = "himalaya" in name or name == SKLEARN
+        note = f"{took.wall / mine.wall:.2f} and {took.cpu / mine.cpu:.2f} times ours" if compared else ""
+        print(f"{name:64}{took.wall:>6.1f} s{took.cpu:>10.1f} s  {note}")
+    ours, plain = figures["predictions"], figures["plain product"]
     print(
-        f"same penalty as himalaya for {figures['same choice']:.2%} of the columns; predictions of new images differ by"
-        f" {figures['difference']:.1e} of the largest at most"
+        f"rate of predictions: {plain.wall / ours.wall:.0%} and {plain.cpu / ours.cpu:.0%} of plain products (torch.mm)"
+    )
+    print(f"columns per penalty: {agreed['columns per alpha']}")
+    print(
+        f"same penalty as himalaya for {agreed['same choice']:.2%} of the columns; predictions of new images differ by"
+        f" {agreed['difference']:.1e} of the largest at most"
     )
 
 
