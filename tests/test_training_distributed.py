@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from helpers_training import SHAPES, SMALL, assert_close, curve_of, pretrained, weights_of
+from torch import Tensor
 
 import nd.lightning
 from nd.config import compose
@@ -22,13 +23,17 @@ from nd.train import train
 # Relative, in float32, where sums of a step are split differently. Of weights: to the largest number of a tensor, since
 # Adam divides each gradient by its size, so that the rounding of the smallest ones is carried along.
 TOLERANCE, WEIGHTS_TOLERANCE = 1e-5, 2e-5
-CHAIN_TOLERANCE = 1e-4  # of weights, where the second stage starts from what the first one left
+LOOSE_TOLERANCE = (
+    1e-4  # convolutions between norms, whose gradients are the smallest; the second stage, after the first
+)
 pytestmark = pytest.mark.usefixtures("one_thread")
 TWO = ["trainer.devices=2", "trainer.strategy=ddp_spawn"]
 # All targets at once, a latent map and its teacher among them; dropout is on. Norms of two channels: a bias in front of
 # that of a single one has no gradient but rounding.
 ALL = ["network.share=all", "training.aux_target=g", "network.decoder_channels=[34,34]", "training.mixco_share=0.5",
        "training.validate_every=1"]  # fmt: skip
+# Some steps have larger gradients and some smaller ones; Adam alone would not notice a factor common to all of them.
+CLIPPED = "training.clip_norm=75"
 PRIOR = ["network.prior=true", "network.predict=prior", "training.ema=0.9", "training.accumulate=2"]
 
 
@@ -44,9 +49,19 @@ def flat(line: Any) -> dict[str, float]:
     return {f"{name}.{inner}": v for name, value in line.items() for inner, v in flat(value).items()}
 
 
+def parted(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(weights of the latent map's decoder, all others).
+
+    Left out are the biases of attention's keys, which softmax does not see: their gradient is rounding alone.
+    """
+    counted = {name: value for name, value in weights.items() if not name.endswith("to_k.bias")}
+    decoder = {name: value for name, value in counted.items() if ".decoder." in name}
+    return decoder, {name: value for name, value in counted.items() if name not in decoder}
+
+
 def test_two_processes_equal_one(given: list[str], tmp_path: Path) -> None:
     """Curve, weights and what is made of them, with several subjects, contrasts, MixCo, dropout and the prior."""
-    cfgs = [compose([*given, *ALL, *PRIOR, *more]) for more in ([], TWO)]
+    cfgs = [compose([*given, *ALL, *PRIOR, CLIPPED, *more]) for more in ([], TWO)]
     one, two = (pretrained(cfg, tmp_path / name, *SHAPES) for cfg, name in zip(cfgs, ("one", "two"), strict=True))
     curves = [curve_of(tmp_path / name) for name in ("one", "two")]
     assert len(curves[0]) == len(curves[1]) >= 3
@@ -57,7 +72,9 @@ def test_two_processes_equal_one(given: list[str], tmp_path: Path) -> None:
     kinds = {name.split("/")[1] for name, value in curves[0][-1]["losses"].items() if value > 0}
     assert kinds == {"contrast", "tokens", "prior", "latent", "aux"}
     files = [Files(tmp_path / name, 0).result for name in ("one", "two")]
-    assert_close(weights_of(files[1]), weights_of(files[0]), WEIGHTS_TOLERANCE)
+    decoders, others = zip(*(parted(weights_of(file)) for file in files), strict=True)
+    assert_close(others[1], others[0], WEIGHTS_TOLERANCE)
+    assert_close(decoders[1], decoders[0], LOOSE_TOLERANCE)
     assert_close(two.anchors, one.anchors, WEIGHTS_TOLERANCE)
     moved = max(float(value.abs().max()) for value in one.weights.values())
     assert moved > 0.1
@@ -134,4 +151,5 @@ def test_torchrun_through_both_stages(given: list[str], tmp_path: Path) -> None:
         for name in names:
             if name.endswith(".safetensors"):
                 found, wanted = (weights_of(where / name) for where in (folder.path / "checkpoint", single))
-                assert_close(found, wanted, CHAIN_TOLERANCE)
+                for one, other in zip(parted(found), parted(wanted), strict=True):
+                    assert_close(one, other, LOOSE_TOLERANCE)
