@@ -112,8 +112,18 @@ def test_global_choice_over_folds_equals_a_loop(
         best = int(expected.argmin())
         assert described["alpha"] == ALPHAS[best]
         assert described["scores"]["unexplained"] == pytest.approx(expected[best], rel=1e-4, abs=2e-6)
+        parts = [np.arange(n) % 4 == k for k in range(4)]
+        wins = [identified(*(values[part, columns] for values in held_out[best])) for part in parts]
+        assert described["scores"]["identification"] == pytest.approx(np.mean(np.concatenate(wins)), abs=2e-3)
         found = mapper.state()["validation_correlation"][columns]
         np.testing.assert_allclose(found, correlations(*held_out[best])[columns], atol=1e-4)
+
+
+def identified(predicted: Any, true: Any) -> NDArray[np.bool_]:
+    """For every pair of images whether a prediction correlates better with its own truth than with the other's."""
+    n = len(true)
+    r = np.corrcoef(predicted, true)[:n, n:]
+    return (r < r.diagonal()[:, None])[~np.eye(n, dtype=bool)]
 
 
 @pytest.mark.parametrize("intercept", [True, False])
@@ -280,6 +290,24 @@ def test_retrieval_equals_loops(monkeypatch: pytest.MonkeyPatch) -> None:
         assert float(scores.retrieval()[a]) == pytest.approx(forward)
         assert float(scores.brain_retrieval()[a]) == pytest.approx(backward)
         np.testing.assert_allclose(scores.column_correlation()[a], correlations(predicted[a], true), atol=1e-5)
+
+
+def test_images_are_identified_among_those_held_out_together() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(13, 20)).astype(np.float32)
+    predicted = (true + 2.0 * rng.normal(size=(13, 20))).astype(np.float32)
+    scores, wins, hits = ValidationScores(), [], []
+    for columns in (slice(0, 7), slice(7, 20)):
+        scores.add(torch.from_numpy(predicted[None, :, columns]), torch.from_numpy(true[:, columns]), [5, 8])
+    for part in (slice(0, 5), slice(5, 13)):
+        n = part.stop - part.start
+        r = np.corrcoef(predicted[part], true[part])[:n, n:]
+        wins += list((r < r.diagonal()[:, None])[~np.eye(n, dtype=bool)])
+        hits += list(r.argmax(1) == np.arange(n))
+    assert float(scores.identification()[0]) == pytest.approx(np.mean(wins))
+    assert float(scores.retrieval()[0]) == pytest.approx(np.mean(hits))
+    doubled = scores.merge(scores)
+    assert float(doubled.retrieval()[0]) == pytest.approx(np.mean(hits))
 
 
 def test_retrieval_of_equal_predictions_fails() -> None:

@@ -94,7 +94,7 @@ def choose_for_group(held_out: CrossValidation, group: Group) -> GroupChoice:
     errors = torch.zeros(1) if only else held_out.squared_error(group)
     best, scores = int(errors.argmin()), ValidationScores()
     for held in held_out.blocks(group, at=best):
-        scores.add(torch.cat(held.predictions, dim=1), held.true())
+        held.add_to(scores)
     errors = torch.as_tensor(scores.squared_error) if only else errors
     return GroupChoice(group, torch.full((group.stop - group.start,), best), scores, errors)
 
@@ -105,7 +105,7 @@ def choose_for_columns(held_out: CrossValidation, group: Group) -> GroupChoice:
     for held in held_out.blocks(group):
         errors_AK = held.squared_error()
         best_K = errors_AK.argmin(0)
-        scores.add(held.predicted(best_K)[None], held.true())
+        held.add_to(scores, best_K)
         errors.append(errors_AK.sum(1))
         best.append(best_K.cpu())
     return GroupChoice(group, torch.cat(best), scores, torch.stack(errors).sum(0))

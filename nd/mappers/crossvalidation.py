@@ -23,6 +23,7 @@ from nd.mappers.base import Columns, FoldData, Group
 from nd.mappers.blocks import column_blocks, columns_at_once
 from nd.mappers.gram import Gram
 from nd.mappers.smoother import Smoother, smoother
+from nd.mappers.validation import ValidationScores
 from nd.mappers.voxel_weights import voxel_scaler
 from nd.schema import MapperConfig
 
@@ -64,13 +65,12 @@ class Held:
         pairs = zip(self.predictions, self.truths, strict=True)
         return torch.stack([torch.linalg.vector_norm(p - t, dim=1).double().square() for p, t in pairs]).sum(0)
 
-    def predicted(self, best_K: Tensor) -> Tensor:
-        """Predictions (n, K) of all trials' images, for each column under the penalty at its place."""
-        return torch.cat([one.gather(0, best_K.expand(1, *one.shape[1:]))[0] for one in self.predictions])
-
-    def true(self) -> Tensor:
-        """Truths (n, K) of all trials' images."""
-        return torch.cat(self.truths)
+    def add_to(self, scores: ValidationScores, best_K: Tensor | None = None) -> None:
+        """Count the predictions under all penalties; or under one for each column, that at place `best_K`."""
+        found = self.predictions
+        if best_K is not None:
+            found = [one.gather(0, best_K.expand(1, *one.shape[1:])) for one in found]
+        scores.add(torch.cat(found, dim=1), torch.cat(self.truths), [len(true_nK) for true_nK in self.truths])
 
 
 class CrossValidation:

@@ -27,7 +27,6 @@ from nd.mappers.base import Columns, FoldData
 from nd.mappers.blocks import column_blocks
 from nd.mappers.choice import Choice, choose
 from nd.mappers.crossvalidation import Images, cross_validation
-from nd.mappers.gram import product
 from nd.mappers.kept_columns import KeptColumns, kept_groups, spread_out
 from nd.mappers.spectrum import Spectrum, decompose
 from nd.mappers.spread import left_out_share, spread_ratio
@@ -145,7 +144,7 @@ class Ridge:
             mean_K = targets_NK.double().mean(0).float()
             targets_NK -= mean_K
             solved_RK = solver.solve(targets_NK, torch.from_numpy(choice.best[block]).to(self.device))
-            solved[:, block] = (product(spectrum.right, solved_RK) if whole else solved_RK).cpu().numpy()
+            solved[:, block] = (spectrum.right @ solved_RK if whole else solved_RK).cpu().numpy()
             if self.config.intercept:
                 means[block] = mean_K.cpu().numpy()
         if whole:

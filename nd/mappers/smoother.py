@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import scipy.linalg
 import torch
 from torch import Tensor
 
 from nd.mappers.arrays import Scratch
-from nd.mappers.gram import gram, product, products
+from nd.mappers.gram import gram, products
 from nd.mappers.spectrum import NEGLIGIBLE
 
 
@@ -31,8 +30,8 @@ class Smoother:
 
     def predict(self, centred_NK: Tensor) -> Tensor:
         """Predictions (A, n, K) from targets without their mean."""
-        inner_RK = centred_NK if self.right is None else product(self.right, centred_NK)
-        return product(self.left.flatten(0, 1), inner_RK).unflatten(0, self.left.shape[:2])
+        inner_RK = centred_NK if self.right is None else self.right @ centred_NK
+        return (self.left.flatten(0, 1) @ inner_RK).unflatten(0, self.left.shape[:2])
 
     def at(self, a: int) -> Smoother:
         """Under one penalty alone."""
@@ -82,14 +81,6 @@ def smoother(voxels_NV: Tensor, held_nV: Tensor, alphas: Sequence[float], room: 
     smallest, diagonal = NEGLIGIBLE * float(squares.norm()), squares.diagonal().clone()
     for a, alpha in enumerate(alphas):
         squares.diagonal().copy_(diagonal + max(alpha, smallest))
-        solved = _solved(squares, held.T).T
+        solved = torch.cholesky_solve(held.T, torch.linalg.cholesky(squares)).T
         left_AnR[a] = solved if dual or split else solved @ voxels_NV.T.double()
     return Smoother(left_AnR, voxels_NV.T.contiguous() if split else None)
-
-
-def _solved(positive_RR: Tensor, right_Rn: Tensor) -> Tensor:
-    """What a symmetric positive definite matrix must be multiplied with to give `right_Rn`, by its Cholesky factor."""
-    if positive_RR.device.type != "cpu":
-        return torch.cholesky_solve(right_Rn, torch.linalg.cholesky(positive_RR))
-    factor = scipy.linalg.cho_factor(positive_RR.numpy().T, lower=True, check_finite=False)
-    return torch.from_numpy(scipy.linalg.cho_solve(factor, right_Rn.numpy(), check_finite=False))

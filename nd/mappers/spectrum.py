@@ -15,7 +15,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from nd.mappers.gram import gram, product
+from nd.mappers.gram import gram
 
 # Squared singular values below this share of the largest are rounding noise of the float64 Gram matrix.
 NEGLIGIBLE = 1e-12
@@ -41,7 +41,7 @@ class Spectrum:
 
     def components(self, targets_NP: Tensor) -> Tensor:
         """Centred targets in the basis of the training images, (R, P)."""
-        return product(self.left.T, targets_NP)
+        return self.left.T @ targets_NP
 
     def leverage(self, alpha: float | Tensor, intercept: bool = True) -> Tensor:
         """Diagonal of the hat matrix, (N,) float64; (A, N) where alpha is (A, 1). An intercept is not penalised."""

@@ -1,18 +1,16 @@
 """How well validation images are predicted under each penalty, accumulated over blocks of target columns.
 
-Shapes: A penalties, N validation images, K columns of a block, P columns counted so far.
+Shapes: A penalties, N validation images, M of them held out together, K columns of a block, P columns counted so far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from nd.mappers.gram import product
 
 TINY = 1e-30
 ROWS_AT_ONCE = 1024  # rows of a matrix between images that are worked on at a time
@@ -32,20 +30,24 @@ class ValidationScores:
     n_varying: int = 0
     row_sum: Tensor | float = 0.0  # (A, N), of predictions
     row_square: Tensor | float = 0.0  # (A, N)
-    cross: Tensor | float = 0.0  # (A, N, N), predictions times truths
+    cross: tuple[Tensor, ...] = ()  # (A, M, M) of images held out together, predictions times truths
     true_sum: Tensor | float = 0.0  # (N,)
     true_square: Tensor | float = 0.0  # (N,)
     by_column: list[Tensor] = field(default_factory=list)  # (A, K) of each block: correlation, 0 where a column is flat
 
-    def add(self, predicted_ANK: Tensor, true_NK: Tensor) -> None:
-        """Count one block of columns."""
+    def add(self, predicted_ANK: Tensor, true_NK: Tensor, together: Sequence[int] | None = None) -> None:
+        """Count one block of columns.
+
+        together: how many of the images, in their order, were held out of the same fit; by default all. Images are
+        identified and retrieved among those alone: predictions resemble the truths of the images fitted on.
+        """
         self.squared_error += (predicted_ANK - true_NK).square().sum((1, 2)).double()
         self.total_square += true_NK.square().sum().double()
         self._add_correlation(predicted_ANK, true_NK)
         self.n_columns += true_NK.shape[1]
         self.row_sum += predicted_ANK.sum(2).double()
         self.row_square += predicted_ANK.square().sum(2).double()
-        self._add_products(predicted_ANK, true_NK)
+        self._add_products(predicted_ANK, true_NK, together or [len(true_NK)])
         self.true_sum += true_NK.sum(1).double()
         self.true_square += true_NK.square().sum(1).double()
 
@@ -59,12 +61,14 @@ class ValidationScores:
         self.n_varying += int(varying_K.sum())
         self.by_column.append(r_AK.cpu())
 
-    def _add_products(self, predicted_ANK: Tensor, true_NK: Tensor) -> None:
-        if not isinstance(self.cross, Tensor):
-            (n_penalties, n_images), device = predicted_ANK.shape[:2], true_NK.device
-            self.cross = torch.zeros(n_penalties, n_images, n_images, dtype=torch.float64, device=device)
-        for rows in _some_rows(len(true_NK)):
-            self.cross[:, rows] += product(predicted_ANK[:, rows], true_NK.T)
+    def _add_products(self, predicted_ANK: Tensor, true_NK: Tensor, together: Sequence[int]) -> None:
+        if not self.cross:
+            sizes = [(len(predicted_ANK), n, n) for n in together]
+            self.cross = tuple(torch.zeros(size, dtype=torch.float64, device=true_NK.device) for size in sizes)
+        parts = zip(self.cross, predicted_ANK.split(list(together), 1), true_NK.split(list(together)), strict=True)
+        for cross_AMM, predicted_AMK, true_MK in parts:
+            for rows in _some_rows(len(true_MK)):
+                cross_AMM[:, rows] += predicted_AMK[:, rows] @ true_MK.T
 
     def unexplained(self) -> Tensor:
         """Squared error over the squared size of the truths, (A,); what is predicted without voxels has 1."""
@@ -81,47 +85,47 @@ class ValidationScores:
     def identification(self) -> Tensor:
         """Two-way identification (A,): how often a prediction correlates better with its own truth than with another.
 
-        Pearson correlation over columns; ties count as failures; chance is one half.
+        Among images held out together; Pearson correlation over columns; ties count as failures; chance is one half.
         """
         return self._ranked()[0]
 
     def retrieval(self) -> Tensor:
-        """Share of images (A,) whose own truth, of all, correlates best with the prediction.
+        """Share of images (A,) whose own truth, of those held out together, correlates best with the prediction.
 
-        Ties count as failures; chance is one over the number of images.
+        Ties count as failures; chance is one over the number of images held out together.
         """
         return self._ranked()[1]
 
     def brain_retrieval(self) -> Tensor:
-        """Share of images (A,) whose own prediction, of all, correlates best with the truth; as `retrieval`."""
+        """Share of images (A,) whose own prediction correlates best with the truth; as `retrieval`."""
         return self._ranked()[2]
 
-    def _ranked(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Identification and both retrievals, which come from one pass over the correlations between images."""
-        cross, sums, trues = (torch.as_tensor(sums) for sums in (self.cross, self.row_sum, self.true_sum))
+    def _ranked(self) -> Tensor:
+        """Identification and both retrievals (3, A), which come from one pass over the correlations between images."""
+        sums, trues = torch.as_tensor(self.row_sum), torch.as_tensor(self.true_sum)
         scale_AN = (self.row_square - sums.square() / self.n_columns).clamp(min=TINY).rsqrt()
         true_scale_N = (self.true_square - trues.square() / self.n_columns).clamp(min=TINY).rsqrt()
-        own_AN = (cross.diagonal(dim1=1, dim2=2) - sums * trues / self.n_columns) * scale_AN * true_scale_N
-        n_images = len(trues)
-        beaten_by_own, beaten_by_truth = torch.zeros_like(own_AN), torch.zeros_like(own_AN)
-        for rows in _some_rows(n_images):
-            r_AnN = cross[:, rows] - sums[:, rows, None] * trues / self.n_columns
-            r_AnN = r_AnN * scale_AN[:, rows, None] * true_scale_N
-            beaten_by_own[:, rows] += (r_AnN < own_AN[:, rows, None]).sum(2)
-            beaten_by_truth += (r_AnN < own_AN[:, None]).sum(1)
-        best, others = n_images - 1, max(1, n_images - 1)
-        shares = [(beaten == best).double().mean(1) for beaten in (beaten_by_own, beaten_by_truth)]
-        return (beaten_by_own / others).mean(1), shares[0], shares[1]
+        wins, pairs, start = torch.zeros(3, len(sums), dtype=torch.float64, device=sums.device), 0, 0
+        for cross_AMM in self.cross:
+            some = slice(start, start + cross_AMM.shape[1])
+            product_of_sums = sums[:, some, None] * (trues[some] / self.n_columns)
+            wins += _wins((cross_AMM - product_of_sums) * scale_AN[:, some, None] * true_scale_N[some])
+            start, pairs = some.stop, pairs + cross_AMM.shape[1] * (cross_AMM.shape[1] - 1)
+        return wins / torch.tensor([[max(1, pairs)], [max(1, start)], [max(1, start)]], device=sums.device)
 
     def at(self, a: int) -> ValidationScores:
         """The sums of one penalty alone."""
         picked = {name: value[a : a + 1] for name, value in self._by_penalty().items()}
-        by_column = [r_AK[a : a + 1] for r_AK in self.by_column]
-        return ValidationScores(**{**self.__dict__, **picked, "by_column": by_column})
+        picked |= {"cross": tuple(cross[a : a + 1] for cross in self.cross)}
+        picked |= {"by_column": [r_AK[a : a + 1] for r_AK in self.by_column]}
+        return ValidationScores(**{**self.__dict__, **picked})
 
     def merge(self, other: ValidationScores) -> ValidationScores:
         """The sums over the columns of both, penalty by penalty."""
-        return ValidationScores(**{name: value + other.__dict__[name] for name, value in self.__dict__.items()})
+        sums = {name: value + other.__dict__[name] for name, value in self.__dict__.items()}
+        if self.cross and other.cross:
+            sums["cross"] = tuple(one + another for one, another in zip(self.cross, other.cross, strict=True))
+        return ValidationScores(**sums)
 
     def summary(self) -> dict[str, float]:
         """The scores of a single penalty as plain numbers."""
@@ -136,9 +140,16 @@ class ValidationScores:
         return {name: round(float(values[0]), 6) for name, values in scores.items()}
 
     def _by_penalty(self) -> dict[str, Any]:
-        return {
-            name: getattr(self, name) for name in ("squared_error", "correlations", "row_sum", "row_square", "cross")
-        }
+        return {name: getattr(self, name) for name in ("squared_error", "correlations", "row_sum", "row_square")}
+
+
+def _wins(r_AMM: Tensor) -> Tensor:
+    """From correlations of predictions with truths: how often one is beaten by the own, and how many win all (3, A)."""
+    own_AM = r_AMM.diagonal(dim1=1, dim2=2)
+    truths_beaten_AM, predictions_beaten_AM = (r_AMM < own_AM[:, :, None]).sum(2), (r_AMM < own_AM[:, None]).sum(1)
+    others = r_AMM.shape[1] - 1
+    best = [(beaten == others).sum(1) for beaten in (truths_beaten_AM, predictions_beaten_AM)]
+    return torch.stack([truths_beaten_AM.sum(1), *best])
 
 
 def _some_rows(n_rows: int) -> Iterator[slice]:
