@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nd.results.identity import TRAINED_MAPPERS, trained_together
-from nd.schema import Config
+from nd.schema import Config, trained_heads
 from nd.schema.target import ALL
 
 # Fields of mapper that belong to some mappers alone.
@@ -129,7 +129,7 @@ def _targets(cfg: Config, verb: str) -> Iterator[str]:
 
 def has_prior(cfg: Config) -> bool:
     """Whether token parts have a prior: one that no loss trains is left out of the network."""
-    return cfg.network.prior and cfg.training.prior_weight > 0
+    return trained_heads(cfg.network, cfg.training).prior
 
 
 def mapper_idle(cfg: Config) -> list[tuple[tuple[str, ...], str, bool]]:
@@ -170,6 +170,6 @@ def _network_idle(cfg: Config) -> Iterator[tuple[tuple[str, ...], str, bool]]:
         training.stage == "pretrain",
     )
     yield (*of_prior, "training.prior_weight"), "there is no prior (network.prior)", not network.prior
-    without_contrast = not network.projector or training.contrast_weight == 0
+    without_contrast = not trained_heads(network, training).projector
     yield mixing, "there is no contrastive loss (network.projector, training.contrast_weight)", without_contrast
     yield ("training.aux_weight", "training.aux_temperature"), "training.aux_target is empty", not training.aux_target

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,3 +73,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Lightning callbacks that further trainings get."""
+    from nd.mappers.training import fit
+
+    added: list[Any] = []
+    plain = fit.build_trainer
+
+    def build(*args: Any) -> Any:
+        trainer = plain(*args)
+        trainer.callbacks[:0] = added  # type: ignore[attr-defined]
+        return trainer
+
+    monkeypatch.setattr(fit, "build_trainer", build)
+    return added

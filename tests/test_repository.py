@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 # A package may import from itself and from anything to its left, never from the right.
 ORDER = [
-    {"nd", "nd.errors", "nd.files", "nd.lightning", "nd.schema"},
+    {"nd", "nd.errors", "nd.files", "nd.lightning", "nd.progress", "nd.schema"},
     {"nd.data"},
     {"nd.scenes"},
     {"nd.backbone"},

@@ -41,20 +41,6 @@ def given(linear_world: list[str]) -> list[str]:
     return [*linear_world, *SMALL, "target=c", "trainer.checkpoint_minutes=0"]
 
 
-@pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[Callback]:
-    """Callbacks that further trainings get."""
-    added: list[Callback] = []
-
-    def build(*args: Any) -> Any:
-        trainer = build_trainer(*args)
-        trainer.callbacks[:0] = added  # type: ignore[attr-defined]
-        return trainer
-
-    monkeypatch.setattr(fit, "build_trainer", build)
-    return added
-
-
 # ---- a step --------------------------------------------------------------------------------------------------------
 
 

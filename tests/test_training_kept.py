@@ -20,9 +20,7 @@ from helpers_training import (
 from pytorch_lightning import Callback
 
 import nd.mappers.training.callbacks as callbacks
-import nd.mappers.training.fit as fit
 from nd.config import compose
-from nd.mappers.training.fit import build_trainer
 from nd.mappers.training.module import predict_parts
 from nd.mappers.training.scores import target_scores
 from nd.results.folder import RunFolder
@@ -35,20 +33,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def given(linear_world: list[str]) -> list[str]:
     return [*linear_world, *SMALL, "target=c", "trainer.checkpoint_minutes=0"]
-
-
-@pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[Callback]:
-    """Callbacks that further trainings get."""
-    added: list[Callback] = []
-
-    def build(*args: Any) -> Any:
-        trainer = build_trainer(*args)
-        trainer.callbacks[:0] = added  # type: ignore[attr-defined]
-        return trainer
-
-    monkeypatch.setattr(fit, "build_trainer", build)
-    return added
 
 
 # ---- what is kept --------------------------------------------------------------------------------------------------

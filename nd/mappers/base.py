@@ -6,7 +6,6 @@ Shapes: N images, V voxels, P numbers of a flattened target.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,14 +80,4 @@ class Mapper(Protocol):
 
         Holds `scores`: mean correlation over target dimensions, two-way identification of the validation images among
         their predictions, top-1 retrieval among them in both directions, and the unexplained share of the variance.
-        """
-
-
-class LinearMapper(Mapper, Protocol):
-    """A mapper that is fitted in closed form, on one subject's mean responses."""
-
-    def fit(self, data: FoldData, scratch: Path | None = None) -> None:
-        """Learn from one fold.
-
-        scratch: folder for arrays too large for memory, kept until they are saved; by default all stays in memory.
         """

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from nd.data.scaling import Scaler
 from nd.errors import UserError
 from nd.mappers.arrays import Scratch
 from nd.mappers.base import FoldData
-from nd.mappers.kept_columns import KeptColumns, kept_groups, spread_out
+from nd.mappers.kept_columns import spread_out
+from nd.mappers.linear import Linear
 from nd.mappers.memory import check_memory
 from nd.mappers.normal_equations import Solution, columns_together, equation_bytes, normal_equations
 from nd.mappers.target_statistics import column_statistics, standardised
@@ -35,7 +35,7 @@ from nd.schema import MapperConfig
 log = logging.getLogger(__name__)
 
 
-class FastL2LiR:
+class FastL2LiR(Linear):
     """Regression on the best voxels of each column; z-scores voxels and targets by training statistics."""
 
     name = "fastl2lir"
@@ -46,20 +46,7 @@ class FastL2LiR:
             raise UserError(f"mapper.n_feat={config.n_feat}: 1 or more voxels are needed for each column.")
         if config.penalty <= 0:
             raise UserError(f"mapper.penalty={config.penalty}: a positive number is needed.")
-        self.config = config
-        # The equations are solved in float64, which Metal does not have.
-        self.device = device if device is not None and device.type == "cuda" else torch.device("cpu")
-        self._arrays: dict[str, NDArray[Any]] = {}
-        self._details: dict[str, Any] = {}
-        self._kept: NDArray[np.bool_] | None = None
-
-    @classmethod
-    def restore(cls, config: MapperConfig, state: dict[str, NDArray[Any]], details: dict[str, Any]) -> FastL2LiR:
-        """A fitted mapper from what `state` and `details` gave."""
-        mapper = cls(config)
-        mapper._arrays, mapper._details = state, details
-        mapper._kept = np.asarray(state["kept"]).astype(bool) if "kept" in state else None
-        return mapper
+        super().__init__(config, device)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What `predict` needs, and what is known of each column; float32 but for indices and the mask.
@@ -70,24 +57,6 @@ class FastL2LiR:
         `kept` (P,) uint8 marks the Q others; else Q is P.
         """
         return self._arrays
-
-    def details(self) -> dict[str, Any]:
-        """Scores of the validation images by a fit on the training images alone, by group and over all."""
-        return self._details
-
-    @property
-    def scaler(self) -> Scaler:
-        """Z-scores voxels."""
-        return Scaler(mean=self._arrays["voxel_mean"], scale=self._arrays["voxel_scale"])
-
-    @property
-    def kept(self) -> NDArray[np.bool_] | None:
-        """Columns (P,) that are predicted, where `keep_columns` left some out; the others are predicted as 0."""
-        return self._kept
-
-    def keep_columns(self, kept_P: NDArray[np.bool_]) -> None:
-        """Before `fit`: leave every other column out of all that follows, the scores included."""
-        self._kept = np.asarray(kept_P, bool)
 
     def fit(self, data: FoldData, scratch: Path | None = None) -> None:
         """Fit on the training images, score the validation images, and fit on both parts when `refit` is set.
@@ -100,18 +69,13 @@ class FastL2LiR:
         n_voxels = data.train_voxels.shape[1]
         if n_voxels < self.config.n_feat:
             log.warning("mapper.n_feat is %d, but there are %d voxels: all are used", self.config.n_feat, n_voxels)
-        if self._kept is not None:
-            targets, groups = KeptColumns(data.targets, self._kept), kept_groups(data.groups, self._kept)
-            data = replace(data, targets=targets, groups=groups)
+        data = self._narrowed(data)
         self._solve(data, data.train_voxels, data.train_ids, scratch)
         of_columns = self._validate(data)
         if self.config.refit:
             ids = np.concatenate([data.train_ids, data.val_ids])
             self._solve(data, np.concatenate([data.train_voxels, data.val_voxels]), ids, scratch)
-        if self._kept is not None:
-            of_columns = {name: spread_out(values, self._kept) for name, values in of_columns.items()}
-            of_columns["kept"] = self._kept.astype(np.uint8)
-        self._arrays |= of_columns
+        self._arrays |= self._widened(of_columns)
 
     def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
         """Predicted targets (N, P) float32 of responses as measured; `image_ids` make no difference."""

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from nd.errors import unknown
 from nd.mappers.base import Mapper
 from nd.mappers.fastl2lir import FastL2LiR
+from nd.mappers.linear import Linear
 from nd.mappers.ridge import Ridge
 from nd.schema import MapperConfig
 
-MAPPERS: dict[str, type[Ridge] | type[FastL2LiR]] = {"ridge": Ridge, "fastl2lir": FastL2LiR}
+MAPPERS: dict[str, type[Linear]] = {"ridge": Ridge, "fastl2lir": FastL2LiR}
 
 
-def build_mapper(config: MapperConfig, device: torch.device | None = None) -> Ridge | FastL2LiR:
+def build_mapper(config: MapperConfig, device: torch.device | None = None) -> Linear:
     """An unfitted linear mapper; an unknown name is a `UserError`."""
     return _kind(config.name)(config, device)
 
@@ -30,7 +31,7 @@ def restore_mapper(config: MapperConfig, state: dict[str, NDArray[Any]], details
     return _kind(config.name).restore(config, state, details)
 
 
-def _kind(name: str) -> type[Ridge] | type[FastL2LiR]:
+def _kind(name: str) -> type[Linear]:
     if name not in MAPPERS:
         raise unknown("mapper", name, MAPPERS)
     return MAPPERS[name]

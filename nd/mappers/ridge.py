@@ -11,7 +11,6 @@ Shapes: N images, V voxels, R components, P target columns, K columns of a block
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nd.data.scaling import Scaler
 from nd.errors import UserError
 from nd.mappers.arrays import Scratch
 from nd.mappers.base import Columns, FoldData
 from nd.mappers.blocks import column_blocks
 from nd.mappers.choice import Choice, choose
 from nd.mappers.crossvalidation import Images, cross_validation
-from nd.mappers.kept_columns import KeptColumns, kept_groups, spread_out
+from nd.mappers.kept_columns import spread_out
+from nd.mappers.linear import Linear
 from nd.mappers.spectrum import Spectrum, decompose
 from nd.mappers.spread import left_out_share, spread_ratio
 from nd.mappers.voxel_weights import voxel_scaler
 from nd.schema import MapperConfig
 
 
-class Ridge:
+class Ridge(Linear):
     """Ridge regression; z-scores voxels by training statistics and centres targets by their training mean."""
 
     name = "ridge"
@@ -43,20 +42,7 @@ class Ridge:
         """config: the mapper group; device: where the matrix products run, by default the CPU."""
         if not config.alphas or min(config.alphas) <= 0:
             raise UserError(f"mapper.alphas={config.alphas}: one or more positive numbers are needed.")
-        self.config = config
-        # Decompositions need float64, which Metal does not have.
-        self.device = device if device is not None and device.type == "cuda" else torch.device("cpu")
-        self._arrays: dict[str, NDArray[Any]] = {}
-        self._details: dict[str, Any] = {}
-        self._kept: NDArray[np.bool_] | None = None
-
-    @classmethod
-    def restore(cls, config: MapperConfig, state: dict[str, NDArray[Any]], details: dict[str, Any]) -> Ridge:
-        """A fitted mapper from what `state` and `details` gave."""
-        mapper = cls(config)
-        mapper._arrays, mapper._details = state, details
-        mapper._kept = np.asarray(state["kept"]).astype(bool) if "kept" in state else None
-        return mapper
+        super().__init__(config, device)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What `predict` needs, and what is known of each column.
@@ -68,32 +54,12 @@ class Ridge:
         """
         return self._arrays
 
-    def details(self) -> dict[str, Any]:
-        """Penalties tried and chosen, errors of every penalty, and scores of the chosen ones."""
-        return self._details
-
-    @property
-    def scaler(self) -> Scaler:
-        """Z-scores voxels (and multiplies them by their weights, where `voxel_power` gave them some)."""
-        return Scaler(mean=self._arrays["voxel_mean"], scale=self._arrays["voxel_scale"])
-
-    @property
-    def kept(self) -> NDArray[np.bool_] | None:
-        """Columns (P,) that are predicted, where `keep_columns` left some out; the others are predicted as 0."""
-        return self._kept
-
-    def keep_columns(self, kept_P: NDArray[np.bool_]) -> None:
-        """Before `fit`: leave every other column out of all that follows, the choice of penalties included."""
-        self._kept = np.asarray(kept_P, bool)
-
     def fit(self, data: FoldData, scratch: Path | None = None) -> None:
         """Choose penalties on images held out from fitting, then fit (on both parts when `refit` is set).
 
         scratch: folder for coefficients and other arrays too large for memory; by default all stay there.
         """
-        if self._kept is not None:
-            targets, groups = KeptColumns(data.targets, self._kept), kept_groups(data.groups, self._kept)
-            data = replace(data, targets=targets, groups=groups)
+        data = self._narrowed(data)
         room, images = Scratch(scratch), _images(data, with_validation=self.config.refit or not self.config.folds)
         choice = self._choose(data, images, room)
         if not self.config.refit:
@@ -104,10 +70,7 @@ class Ridge:
         of_columns |= {"validation_correlation": choice.correlation}
         if self.config.alpha_per == "column":
             of_columns["alpha"] = np.asarray(choice.alphas, np.float32)[choice.best]
-        if self._kept is not None:
-            of_columns = {name: spread_out(values, self._kept) for name, values in of_columns.items()}
-            of_columns["kept"] = self._kept.astype(np.uint8)
-        self._arrays = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale, **weights, **of_columns}
+        self._arrays = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale, **weights, **self._widened(of_columns)}
         self._details = {**choice.details, "n_images": len(images.ids), "n_components": len(spectrum.values)}
 
     def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:

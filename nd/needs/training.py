@@ -17,7 +17,7 @@ from nd.mappers.training.teacher import patch_tokens
 from nd.needs.extent import Extent, extent
 from nd.needs.memory import target_shapes
 from nd.needs.tree import Tree
-from nd.schema import Config, NetworkConfig
+from nd.schema import Config, NetworkConfig, trained_heads
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,7 @@ def training_needs(cfg: Config, n_voxels: Mapping[str, int]) -> Iterator[Trainin
     """
     shapes, training = target_shapes(cfg), cfg.training
     names = [name for name in cfg.method.targets if name in shapes]
-    network = replace(
-        cfg.network,  # heads that no loss trains are left out
-        prior=cfg.network.prior and training.prior_weight > 0,
-        projector=cfg.network.projector and training.contrast_weight > 0,
-    )
+    network = trained_heads(cfg.network, training)
     n_samples = math.ceil(training.batch_size / n_processes(cfg.trainer))
     how = {"variant": cfg.mapper.variant, "ema": training.ema > 0, "precision": training.precision}
     for targets in [tuple(names)] if network.share == "all" else [(name,) for name in names]:

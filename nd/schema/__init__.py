@@ -15,7 +15,7 @@ from nd.schema.config import (
 )
 from nd.schema.data import DataConfig
 from nd.schema.fields import opt
-from nd.schema.mapper import MapperConfig, NetworkConfig, TrainingConfig
+from nd.schema.mapper import MapperConfig, NetworkConfig, TrainingConfig, trained_heads
 from nd.schema.target import TARGETS, TargetConfig
 
 __all__ = [
@@ -37,4 +37,5 @@ __all__ = [
     "TrainerConfig",
     "TrainingConfig",
     "opt",
+    "trained_heads",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nd.schema.fields import opt
 from nd.schema.target import TARGETS
@@ -151,4 +151,13 @@ class TrainingConfig:
     aux_temperature: float = opt(0.075, "latent parts: temperature of the soft contrastive loss")
     aux_target: str = opt(
         "", "latent parts: target whose patch tokens teach the auxiliary head; empty: none", choices=("", *TARGETS)
+    )
+
+
+def trained_heads(network: NetworkConfig, training: TrainingConfig) -> NetworkConfig:
+    """Leave out the heads that no loss trains: they would wait for a gradient, and cost memory."""
+    return replace(
+        network,
+        prior=network.prior and training.prior_weight > 0,
+        projector=network.projector and training.contrast_weight > 0,
     )

@@ -12,13 +12,13 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
-from tqdm.auto import tqdm
 
 from nd.files import write_text
 from nd.mappers.base import Columns
 from nd.mappers.training.module import MapperTraining
 from nd.mappers.training.scale import TargetScale
 from nd.mappers.training.scores import from_all_processes, score_held
+from nd.progress import ProgressBar
 
 Weights = dict[str, Tensor]
 
@@ -188,23 +188,19 @@ def show(trainer: Trainer, line: dict[str, Any]) -> None:
         logger.save()
 
 
-class TrainingProgress(Callback):
+class TrainingProgress(ProgressBar):
     """Steps done, steps per second and time left, with the last loss and validation, on the first process."""
 
     def __init__(self, what: str, kept: Kept) -> None:
         """what: is trained."""
         self.what, self.kept = what, kept
-        self.bar: Any = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Open the bar at the steps that are done."""
-        if trainer.is_global_zero:
-            assert trainer.max_epochs is not None
-            per_epoch = int(trainer.num_training_batches)
-            done = trainer.current_epoch * per_epoch
-            self.bar = tqdm(
-                total=trainer.max_epochs * per_epoch, initial=done, desc=self.what, unit="step", dynamic_ncols=True
-            )
+        assert trainer.max_epochs is not None
+        per_epoch = int(trainer.num_training_batches)
+        done = trainer.current_epoch * per_epoch
+        self.open(trainer, trainer.max_epochs * per_epoch, done, self.what, "step")
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, _: int) -> None:
         """Move the bar."""
@@ -219,13 +215,4 @@ class TrainingProgress(Callback):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Close the bar."""
-        self._close()
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that the message starts on its own line."""
-        self._close()
-
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        self.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from nd.mappers.training.others import Seen, others_of
 from nd.mappers.training.pretrained import Pretrained, check_pretrained, load_shared, shared_weights
 from nd.mappers.training.scale import TargetScale
 from nd.mappers.training.teacher import patch_tokens
-from nd.schema import Config, NetworkConfig
+from nd.schema import Config, NetworkConfig, trained_heads
 from nd.targets.store import TargetStore
 
 log = logging.getLogger(__name__)
@@ -83,13 +83,8 @@ class Stage:
 
     @property
     def network_config(self) -> NetworkConfig:
-        """Heads that no loss trains are left out: they would wait for a gradient."""
-        training, network = self.cfg.training, self.cfg.network
-        return replace(
-            network,
-            prior=network.prior and training.prior_weight > 0,
-            projector=network.projector and training.contrast_weight > 0,
-        )
+        """As configured, without heads that no loss trains."""
+        return trained_heads(self.cfg.network, self.cfg.training)
 
     def network(self) -> Network:
         """The network as it starts from chance, a function of the seed."""

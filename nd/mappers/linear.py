@@ -1,0 +1,89 @@
+"""What the mappers that are fitted in closed form have in common: arrays and details, scaling, columns left out.
+
+Shapes: V voxels, P target columns, Q of them kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nd.data.scaling import Scaler
+from nd.mappers.base import FoldData
+from nd.mappers.kept_columns import KeptColumns, kept_groups, spread_out
+from nd.schema import MapperConfig
+
+
+class Linear:
+    """A mapper fitted on one subject's mean responses, by `fit`; its class says what `state` holds."""
+
+    name: str
+
+    def __init__(self, config: MapperConfig, device: torch.device | None = None) -> None:
+        """config: the mapper group; device: where the matrix products run, by default the CPU."""
+        self.config = config
+        # The equations are solved in float64, which Metal does not have.
+        self.device = device if device is not None and device.type == "cuda" else torch.device("cpu")
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._details: dict[str, Any] = {}
+        self._kept: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def restore(cls, config: MapperConfig, state: dict[str, NDArray[Any]], details: dict[str, Any]) -> Self:
+        """A fitted mapper from what `state` and `details` gave."""
+        mapper = cls(config)
+        mapper._arrays, mapper._details = state, details
+        mapper._kept = np.asarray(state["kept"]).astype(bool) if "kept" in state else None
+        return mapper
+
+    def fit(self, data: FoldData, scratch: Path | None = None) -> None:
+        """Learn from one fold.
+
+        scratch: folder for arrays too large for memory, kept until they are saved; by default all stays in memory.
+        """
+        raise NotImplementedError
+
+    def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
+        """Predicted targets (N, P) float32 of responses as measured; `image_ids` make no difference."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What `predict` needs, and what is known of each column; they may be memory maps."""
+        return self._arrays
+
+    def details(self) -> dict[str, Any]:
+        """What was chosen and how well held-out images were predicted; plain JSON values."""
+        return self._details
+
+    @property
+    def scaler(self) -> Scaler:
+        """How `predict` scales voxels."""
+        return Scaler(mean=self._arrays["voxel_mean"], scale=self._arrays["voxel_scale"])
+
+    @property
+    def kept(self) -> NDArray[np.bool_] | None:
+        """Columns (P,) that are predicted, where `keep_columns` left some out; the others are predicted as 0."""
+        return self._kept
+
+    def keep_columns(self, kept_P: NDArray[np.bool_]) -> None:
+        """Before `fit`: leave every other column out of all that follows, choices and scores included."""
+        self._kept = np.asarray(kept_P, bool)
+
+    def _narrowed(self, data: FoldData) -> FoldData:
+        """The fold with the kept columns alone."""
+        if self._kept is None:
+            return data
+        targets, groups = KeptColumns(data.targets, self._kept), kept_groups(data.groups, self._kept)
+        return replace(data, targets=targets, groups=groups)
+
+    def _widened(self, of_columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Arrays (Q,) put at their places among all columns (P,), with the mask as `kept` uint8."""
+        if self._kept is None:
+            return of_columns
+        spread = {name: spread_out(values, self._kept) for name, values in of_columns.items()}
+        return spread | {"kept": self._kept.astype(np.uint8)}
