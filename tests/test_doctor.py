@@ -621,7 +621,7 @@ def test_memory_of_a_mapper_counts_the_arrays_it_ends_with(
 def test_memory_of_ridge_at_the_size_of_nsd() -> None:
     n, v = 9_000, 15_724
     responses, grams, factors = 2 * 4 * n * v, 3 * 8 * n * n, 4 * n * (n + v)
-    blocks = 4 * 4 * n * 1864  # 64 MiB, in whole columns of n images
+    blocks = 4 * 4 * n * 1856  # up to 64 MiB: whole columns of n images, a multiple of 16 of them
     assert memory_estimate(compose(["experiment=nsd"]), Extent(voxels=v, fitted=n)).mapping == (
         responses + grams + factors + blocks
     )  # coefficients of g (8.3 GB) go through a file
