@@ -1,6 +1,6 @@
 """Compare mappers on Scenes (simulated fMRI): trained in two stages, from chance, and ridge, by sessions of training.
 
-    python experiments/scenes-mappers/compare.py                    every comparison, 2 hours on 2 CPU cores
+    python experiments/scenes-mappers/compare.py                    every comparison, about an hour on one CPU core
     python experiments/scenes-mappers/compare.py --only sessions    one of: sessions, full, shared, prior, shuffled
 
 Trains what is missing through `nd train`, predicts the test images of subject 1, and compares predicted with true
@@ -115,11 +115,16 @@ def shared() -> Row:
 
 
 def prior() -> Row:
-    """The diffusion prior on c: what it makes of the tokens, in its three ways of sampling."""
-    start = [*TRAINED, "network.prior=true"]
-    rows = {"tokens": averaged("c", 0, start)}
-    for way in ("mean", "ddim", "released"):
-        rows[way] = averaged("c", 0, [*start, "network.predict=prior", f"network.prior_sampling={way}"])
+    """The diffusion prior on c, trained from chance: the tokens it is given and its three ways of sampling."""
+    cfg = compose([*BASE, "target=c", *CHANCE, "network.prior=true"])
+    mapper, test, store, train_ids = trained(cfg)
+    voxels, mean = mean_betas(open_subject(cfg), test), store.columns(train_ids, 0, store.size).mean(0)
+    rows: dict[str, PerImage] = {}
+    for way in ("tokens", "mean", "ddim", "released"):
+        asked = {"predict": "tokens"} if way == "tokens" else {"predict": "prior", "prior_sampling": way}
+        details = {**mapper.details(), "network": {**mapper.details()["network"], **asked}}
+        predicted = TwoStage.restore(cfg.mapper, mapper.state(), details).predict(voxels, test)
+        rows[way] = image_scores(predicted - mean, store.columns(test, 0, store.size) - mean)
     return compared(rows, [(way, "tokens") for way in ("mean", "ddim", "released")])
 
 
@@ -183,15 +188,20 @@ def scored(cfg: Config) -> PerImage:
     return image_scores(predicted.reshape(len(test), -1) - mean, store.columns(test, 0, store.size) - mean)
 
 
-def by_heads(target: str, overrides: list[str]) -> PerImage:
-    """Retrieval of every test image by the contrastive heads: cosine similarity, averaged over the target's parts."""
-    cfg = compose([*BASE, f"target={target}", *overrides])
+def trained(cfg: Config) -> tuple[TwoStage, NDArray[np.int32], TargetStore, NDArray[np.int32]]:
+    """The network, trained where missing; test images, true targets, training images."""
     subject, split, store = open_subject(cfg), split_of(cfg), TargetStore(store_path(cfg))
     origin = origin_of(cfg, subject, split, 0, store.fingerprint)
     mapper = load(saved_path(train(cfg), origin), origin, "nd train")
     assert isinstance(mapper, TwoStage)
-    test, train_ids = split.folds[0].test, split.folds[0].train
-    shown = mapper.projected(mean_betas(subject, test))
+    return mapper, split.folds[0].test, store, split.folds[0].train
+
+
+def by_heads(target: str, overrides: list[str]) -> PerImage:
+    """Retrieval of every test image by the contrastive heads: cosine similarity, averaged over the target's parts."""
+    cfg = compose([*BASE, f"target={target}", *overrides])
+    mapper, test, store, train_ids = trained(cfg)
+    shown = mapper.projected(mean_betas(open_subject(cfg), test))
     total = np.zeros((len(test), len(test)))
     for part in mapper.network.parts:
         mean = store.columns(train_ids, part.start, part.stop).mean(0)
