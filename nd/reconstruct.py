@@ -10,37 +10,80 @@ import functools
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nd.config import verb
+from nd.errors import UserError
 from nd.lightning import is_rank_zero
 from nd.results.folder import RunFolder, found
 from nd.schema import Config
 
 if TYPE_CHECKING:
     from nd.generate.features import FeatureSource
+    from nd.generate.parts import Parts
 
 log = logging.getLogger(__name__)
 
 
 def reconstruct(cfg: Config) -> Path:
     """Make the pictures of one part of a data set; returns the run folder. Pictures that are finished are kept."""
+    return reconstruct_together([cfg])[0]
+
+
+def reconstruct_together(cfgs: Sequence[Config]) -> list[Path]:
+    """Make the pictures of configurations that differ in guidance.kappa and eta alone; returns their run folders.
+
+    What the points of such a sweep have in common is sampled once; the pictures are those each gives alone.
+    """
     from nd.generate.registry import generator_entry
     from nd.generate.training import part_ids
 
-    targets = generator_entry(cfg.method.generator).wants(cfg)
-    source, inputs = feature_source(cfg, targets)
-    folder = RunFolder.open(cfg, "reconstruct")
-    if folder.is_done(inputs):
-        log.info("nothing to do: %s is finished", folder.path)
-        return folder.path
-    image_ids = part_ids(cfg)[: cfg.debug.limit_images or None]
-    for target in targets:
-        source.rows(target, image_ids[:1])  # a missing target should be known before anything is written
-    with folder.writing(cfg, inputs):
-        make_images(cfg, source, targets, image_ids, folder.path)
-    return folder.path
+    entry = generator_entry(cfgs[0].method.generator)
+    targets = max((entry.wants(cfg) for cfg in cfgs), key=len)
+    source, inputs = feature_source(cfgs[0], targets)
+    runs = [(cfg, RunFolder.open(cfg, "reconstruct"), own_inputs(inputs, entry.wants(cfg))) for cfg in cfgs]
+    left = []
+    for cfg, folder, mine in runs:
+        if folder.is_done(mine):
+            log.info("nothing to do: %s is finished", folder.path)
+        else:
+            left.append((cfg, folder, mine))
+    image_ids = part_ids(cfgs[0])[: cfgs[0].debug.limit_images or None]
+    if left:
+        for target in targets:
+            source.rows(target, image_ids[:1])  # a missing target should be known before anything is written
+        write([(cfg, folder.writing(cfg, mine)) for cfg, folder, mine in left], source, targets, image_ids)
+    return [folder.path for _, folder, _ in runs]
+
+
+def write(
+    runs: Sequence[tuple[Config, AbstractContextManager[Path]]],
+    source: FeatureSource,
+    targets: Sequence[str],
+    image_ids: list[int],
+) -> None:
+    """Make the pictures of some runs inside their folders; a run whose images failed does not take others with it.
+
+    Raises:
+        UserError: of the first run with images that could not be made, once all runs are finished.
+    """
+    with ExitStack() as making:
+        paths = [making.enter_context(context) for _, context in runs]
+        problems = make_images([cfg for cfg, _ in runs], source, targets, image_ids, paths)
+        making.pop_all()  # from here each run ends by itself, well or not
+    for (_, context), problem in zip(runs, problems, strict=True):
+        with suppress(UserError):
+            context.__exit__(type(problem) if problem else None, problem, None)
+    for problem in problems:
+        if problem:
+            raise problem
+
+
+def own_inputs(inputs: dict[str, str], targets: Sequence[str]) -> dict[str, str]:
+    """Return the inputs of one of several runs: of true targets those that it wants."""
+    return {name: value for name, value in inputs.items() if name in ("predictions", *(f"target {t}" for t in targets))}
 
 
 def feature_source(cfg: Config, targets: Sequence[str]) -> tuple[FeatureSource, dict[str, str]]:
@@ -55,31 +98,56 @@ def feature_source(cfg: Config, targets: Sequence[str]) -> tuple[FeatureSource, 
     return PredictedFeatures(run.path / "predictions.h5"), {"predictions": run.fingerprint}
 
 
-def make_images(cfg: Config, source: FeatureSource, targets: Sequence[str], image_ids: list[int], path: Path) -> None:
-    """Generate what is missing, on all devices, and merge it to ``path``/images.h5."""
+def make_images(
+    cfgs: Sequence[Config], source: FeatureSource, targets: Sequence[str], image_ids: list[int], paths: Sequence[Path]
+) -> list[UserError | None]:
+    """Generate what is missing, on all devices, and merge it to images.h5 in each run's folder.
+
+    Returns:
+        For each run what was wrong with images that could not be made; all others are made and kept by then.
+    """
     from nd.generate.module import Work, run_work
     from nd.generate.parts import Parts, partition
     from nd.generate.registry import generator_entry
 
-    parts, begun = Parts(path / "parts"), time.monotonic()
-    left = parts.unfinished(partition(image_ids, max(1, cfg.trainer.batch_size // cfg.method.repeats)))
-    n_left = sum(len(batch) for batch in left)
-    if n_left < len(image_ids):
-        log.info("%d of %d images are there already", len(image_ids) - n_left, len(image_ids))
+    cfg, begun = cfgs[0], time.monotonic()
+    runs = [Parts(path / "parts") for path in paths]
+    missing = {i for parts in runs for i in set(image_ids) - parts.finished()}
+    batches = partition(image_ids, max(1, cfg.trainer.batch_size // cfg.method.repeats))
+    left = [kept for batch in batches if (kept := [i for i in batch if i in missing])]
+    if len(missing) < len(image_ids):
+        log.info("%d of %d images are there already", len(image_ids) - len(missing), len(image_ids))
     if left:
-        build = functools.partial(generator_entry(cfg.method.generator).build, cfg)
-        run_work(build, Work(left, source, targets), parts, cfg.trainer, len(image_ids))
-    if is_rank_zero():
-        parts.merge(image_ids, path / "images.h5", attributes(cfg, targets))
-        parts.remove()
-        rate = n_left / (time.monotonic() - begun)
-        print(f"wrote {len(image_ids)} images at {path / 'images.h5'} ({rate:.2f} images/s)")
+        build = functools.partial(generator_entry(cfg.method.generator).build, cfgs)
+        run_work(build, Work(left, source, targets), runs, cfg.trainer, len(image_ids))
+    if not is_rank_zero():
+        return [None] * len(runs)
+    rate = len(missing) * len(runs) / (time.monotonic() - begun)
+    return [finish(one, parts, image_ids, rate) for one, parts in zip(cfgs, runs, strict=True)]
 
 
-def attributes(cfg: Config, targets: Sequence[str]) -> dict[str, str | int | bool]:
+def finish(cfg: Config, parts: Parts, image_ids: list[int], rate: float) -> UserError | None:
+    """Merge one run's pictures, or say what is wrong with those that are missing."""
+    failed = parts.failures()
+    if failed:
+        return UserError(
+            f"{len(failed)} of {len(image_ids)} images could not be made. {failed[0]}. The others are kept, and "
+            "images.h5 is written once all are there. Lower guidance.kappa, set guidance.normalise=true, or check that "
+            "the decoded targets are finite and that backbone.dtype can hold them."
+        )
+    path = parts.folder.parent / "images.h5"
+    parts.merge(image_ids, path, attributes(cfg))
+    parts.remove()
+    print(f"wrote {len(image_ids)} images at {path} ({rate:.2f} images/s)")
+    return None
+
+
+def attributes(cfg: Config) -> dict[str, str | int | bool]:
     """Return what a reader of images.h5 must know without its run folder."""
+    from nd.generate.registry import generator_entry
+
     return {
-        "oracle": cfg.features == "oracle" and bool(targets),
+        "oracle": cfg.features == "oracle" and bool(generator_entry(cfg.method.generator).wants(cfg)),
         "seed": cfg.seed,
         "part": cfg.part,
         "generator": cfg.method.generator,

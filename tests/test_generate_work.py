@@ -120,7 +120,7 @@ def sample_all(cfg: Config, source: PredictedFeatures, folder: Path, batch: int,
     """What the reconstruct verb does between opening and closing its run folder."""
     parts, ids = Parts(folder / "parts"), [12, 13, 14, 15, 16]
     work = Work(parts.unfinished(partition(ids, batch)), source, guided_diffusion.wanted_targets(cfg))
-    run_work(functools.partial(GENERATORS["guided_diffusion"].build, cfg), work, parts, trainer, len(ids))
+    run_work(functools.partial(GENERATORS["guided_diffusion"].build, [cfg]), work, [parts], trainer, len(ids))
     parts.merge(ids, folder / "images.h5", {"seed": cfg.seed})
     return folder / "images.h5"
 

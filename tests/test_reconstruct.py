@@ -16,6 +16,7 @@ from torch import Tensor
 from nd.config import compose, derive
 from nd.data.prepared import stimuli_path, write_stimuli
 from nd.errors import UserError
+from nd.generate.base import Pictures
 from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.parts import Parts
 from nd.reconstruct import reconstruct
@@ -99,7 +100,7 @@ def test_killed_run_goes_on_and_gives_the_same_bytes(
         write_predictions(again, {name: file[name][:] for name in SHAPES})
     generate, made = GuidedDiffusion.__call__, []
 
-    def dying(self: GuidedDiffusion, ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+    def dying(self: GuidedDiffusion, ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Pictures]:
         if made:
             raise KeyboardInterrupt
         made.extend(ids)
@@ -149,6 +150,6 @@ def test_missing_predictions_name_the_command_and_write_nothing(cfg: Config, tmp
 
 def test_latents_that_explode_give_one_clear_message(cfg: Config) -> None:
     wild = derive(cfg, "guidance.kappa=1e38", "guidance.normalise=false")
-    with pytest.raises(UserError, match=r"image 8, repeat 0, stopped being finite at step [12] of 3"):
+    with pytest.raises(UserError, match=r"5 of 5 images .* image 8, repeat 0: .* at step [12] of 3 .*kappa=1e\+38"):
         reconstruct(wild)
     assert not RunFolder.open(wild, "reconstruct").path.exists()

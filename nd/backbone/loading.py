@@ -18,7 +18,15 @@ from torch import Tensor
 from nd.backbone.image_tower import load_clip, tower_folder, tower_hash
 from nd.backbone.reading import freeze, read_module, reading
 from nd.backbone.tower import preprocess, resize
-from nd.backbone.weights import PARTS, Source, find_source, hash_folder, revision_of, weight_variant
+from nd.backbone.weights import (
+    PARTS,
+    Source,
+    find_source,
+    hash_folder,
+    module_folder,
+    revision_of,
+    weight_variant,
+)
 from nd.errors import UserError
 from nd.schema import BackboneConfig
 
@@ -31,6 +39,8 @@ TEXT_ENDS = 2  # tokens that every caption has: its beginning and its end
 # Pixels that the VAE encodes at once, so that memory does not grow with the batch: a 512 px picture takes 0.13 GB per
 # float32 activation. More than 2^16 are a third slower on CPUs: larger tensors go back to the system each time.
 CPU_PIXELS, GPU_PIXELS = 1 << 16, 1 << 21
+
+TINY_EXAMPLE = "madebyollin/taesd, 5 MB, MIT licence"  # for Stable Diffusion 1.x
 
 NO_ACCELERATE = {"low_cpu_mem_usage": False}  # diffusers' other way of loading needs a further package
 
@@ -88,6 +98,15 @@ class Backbone:
         from diffusers import AutoencoderKL
 
         return self._weights("vae", AutoencoderKL, torch_dtype=self.dtype, **NO_ACCELERATE)
+
+    @cached_property
+    def tiny_vae(self) -> Any:
+        """A diffusers AutoencoderTiny that reads the VAE's latents."""
+        from diffusers import AutoencoderTiny
+
+        folder = module_folder(self.config.tiny_vae, "backbone.tiny_vae", TINY_EXAMPLE)
+        options: dict[str, Any] = {"torch_dtype": self.dtype, **NO_ACCELERATE}
+        return read_module(AutoencoderTiny, "the tiny autoencoder", folder, self.device, **options)
 
     @cached_property
     def unet(self) -> Any:

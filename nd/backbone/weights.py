@@ -85,6 +85,25 @@ def find_source(weights: str) -> Source:
     raise UserError(f"backbone.weights={weights}: no such folder. {_remedy('CompVis/stable-diffusion-v1-4')}")
 
 
+def module_folder(given: str, field: str, example: str) -> Path:
+    """The folder of a single diffusers module: a local folder, or a hub id ('@<revision>' pins one).
+
+    Raises:
+        UserError: nothing was given, or it is neither here nor reachable.
+    """
+    files = ["config.json", WEIGHT_FILES["vae"][0]]
+    local = Path(given).expanduser()
+    remedy = f"{field} wants a folder with {' and '.join(files)}, or a hub id, for example {example}."
+    if given and local.is_dir():
+        missing = [name for name in files if not (local / name).is_file()]
+        if missing:
+            raise UserError(f"{field}={given}: the folder has no {missing[0]}. {remedy}")
+        return local
+    if given.count("/") == 1 and not given.startswith((".", "/", "~")):
+        return fetch(given, files, remedy)
+    raise UserError(f"{field}={given}: no such folder. {remedy}")
+
+
 def shipped_folder(weights: str, field: str) -> Path:
     """The folder of 'package://<name>[/<sub>]'; a name that is not shipped is a `UserError` listing those that are."""
     relative = weights.removeprefix(PACKAGE)

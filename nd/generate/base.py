@@ -6,6 +6,7 @@ B images, R repeats, H W picture.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -13,11 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class Generator(Protocol):
-    """Decoded targets to pictures, for one batch of images."""
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one batch of images for one run."""
 
-    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
-        """Return (B, R, H, W, 3) uint8 RGB.
+    images: NDArray[np.uint8]  # (B, R, H, W, 3) RGB
+    failed: dict[int, str] = field(default_factory=dict)  # image id to what went wrong; its rows mean nothing
+
+
+class Generator(Protocol):
+    """Decoded targets to pictures, for one batch of images and all runs that are made together."""
+
+    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Pictures]:
+        """Return the pictures for each run: one, or as many as there are points of a sweep.
 
         Args:
             image_ids: B stimulus numbers.
@@ -25,7 +34,8 @@ class Generator(Protocol):
         """
 
 
-def to_uint8(pictures_BR3HW: Tensor) -> NDArray[np.uint8]:
-    """Return pictures in [0, 1] as (B, R, H, W, 3) uint8, rounded (the released code truncates)."""
-    scaled = pictures_BR3HW.float().clamp(0, 1).mul(255).round()
-    return scaled.to("cpu").byte().movedim(2, -1).contiguous().numpy()
+def to_uint8(pictures_BR3HW: Tensor, *, truncate: bool = False) -> NDArray[np.uint8]:
+    """Return pictures in [0, 1] as (B, R, H, W, 3) uint8, rounded; ``truncate`` as the released code does."""
+    scaled = pictures_BR3HW.float().clamp(0, 1).mul(255)
+    whole = scaled.floor() if truncate else scaled.round()
+    return whole.to("cpu").byte().movedim(2, -1).contiguous().numpy()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nd.generate.schedule import predict_x0
+from nd.generate.variants import VARIANTS, Arithmetic
 
 
 def layer_weights(g_BLTD: Tensor, a_L: Sequence[float]) -> Tensor:
@@ -54,7 +55,7 @@ class FeatureGuidance:
 
     The clean latents implied by the *conditional* noise prediction are decoded to a picture, and the picture goes
     through the image tower. The picture is not clamped on the way to the tower: a clamp has no gradient where a
-    pixel is saturated, so such pixels could never be corrected (the released code clamps).
+    pixel is saturated, so such pixels could never be corrected. ``arithmetic`` may ask for the released code's ways.
     """
 
     denoise: Callable[[Tensor], Tensor]  # noisy latents (B, C, h, w) to conditional noise prediction, same shape
@@ -63,6 +64,8 @@ class FeatureGuidance:
     wanted: Tensor  # decoded features (B, L, T, D)
     weights: Tensor  # of the layers, (B, L)
     through_unet: bool = True  # False: the predicted noise counts as a constant
+    arithmetic: Arithmetic = VARIANTS["nd"]
+    loss_scale: float = 1.0  # keeps gradients in half precision above underflow; taken out again at the end
 
     def gradient(self, z_BChw: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return d loss / d z_t, the conditional noise prediction, and the loss of each picture.
@@ -74,16 +77,39 @@ class FeatureGuidance:
         with torch.enable_grad():
             z = z_BChw.detach().clone().requires_grad_(True)
             eps = self.denoise(z) if self.through_unet else self._constant_noise(z)
-            loss_B = feature_loss(self.features(self.decode(predict_x0(z, eps, alpha_bar))), self.wanted, self.weights)
-            (gradient,) = torch.autograd.grad(loss_B.sum(), z)
-        return gradient, eps.detach(), loss_B.detach()
+            picture = self.decode(shown_latents(z, eps, alpha_bar, self.arithmetic))
+            picture = picture.clamp(0, 1) if self.arithmetic.clamp else picture
+            loss_B = feature_loss(self.features(picture), self.wanted, self.weights)
+            (gradient,) = torch.autograd.grad(loss_B.sum() * self.loss_scale, z)
+        return gradient / self.loss_scale, eps.detach(), loss_B.detach()
 
     def _constant_noise(self, z: Tensor) -> Tensor:
         with torch.no_grad():
             return self.denoise(z)
 
 
-def guided_noise(eps: Tensor, gradient: Tensor, alpha_bar: float, kappa: float, *, normalise: bool) -> Tensor:
+def shown_latents(z: Tensor, eps: Tensor, alpha_bar: float, arithmetic: Arithmetic) -> Tensor:
+    """Return the latents whose picture is compared: the clean ones that the noise prediction implies.
+
+    The released code multiplies the noise by 1 - alpha_bar where the square root belongs, and mixes ``z`` back in
+    (HaoyyLi/NeuralDiffuser@9286cad:src/modules/guided_diffusion.py:153-215).
+    """
+    share = (1 - alpha_bar) ** 0.5
+    x0 = predict_x0(z, eps, alpha_bar) if arithmetic.exact_x0 else (z - share**2 * eps) / alpha_bar**0.5
+    return share * x0 + (1 - share) * z if arithmetic.mix_noisy else x0
+
+
+def kappa_at(kappa: float, schedule: str, step: int, n_steps: int) -> float:
+    """Return kappa in a sampled step, 0 .. n_steps - 1.
+
+    ``schedule``: 'constant'; 'falling', times 1 - step / n_steps; 'rising', times (step + 1) / n_steps. Counted over
+    all sampled steps, not over the guided ones: a step then has the same kappa whatever eta is, and sweeps share it.
+    """
+    factor = {"constant": 1.0, "falling": 1 - step / n_steps, "rising": (step + 1) / n_steps}
+    return kappa * factor[schedule]
+
+
+def guided_noise(eps: Tensor, gradient: Tensor, alpha_bar: float, kappa: float | Tensor, *, normalise: bool) -> Tensor:
     """Return the noise prediction that makes the sampler descend the loss.
 
     As printed: eps + sqrt(1 - abar) * kappa * gradient, where a good kappa depends on the backbone, the tower and the
@@ -94,7 +120,7 @@ def guided_noise(eps: Tensor, gradient: Tensor, alpha_bar: float, kappa: float, 
         eps: (B, C, h, w) after classifier-free guidance.
         gradient: of the loss with respect to z_t, same shape.
         alpha_bar: in (0, 1).
-        kappa: at least 0.
+        kappa: at least 0; one number, or (B, 1, 1, 1).
         normalise: scale-free kappa.
     """
     if not normalise:

@@ -43,11 +43,11 @@ class Reconstruction(LightningModule):
     """Turns batches of targets into pictures and writes each batch as it is finished."""
 
     def __init__(
-        self, build: Callable[[torch.device], Generator], work: Work, parts: Parts, num_workers: int = 0
+        self, build: Callable[[torch.device], Generator], work: Work, runs: Sequence[Parts], num_workers: int = 0
     ) -> None:
-        """Take what is needed to build the generator in each process, the work, and where pictures go."""
+        """Take what is needed to build the generator in each process, the work, and where each run's pictures go."""
         super().__init__()
-        self.build, self.work, self.parts, self.num_workers = build, work, parts, num_workers
+        self.build, self.work, self.runs, self.num_workers = build, work, runs, num_workers
         self.generator: Generator | None = None
 
     def on_predict_start(self) -> None:
@@ -64,7 +64,11 @@ class Reconstruction(LightningModule):
         """Make and write the pictures of one batch."""
         assert self.generator is not None
         image_ids, features = batch
-        self.parts.write(image_ids, self.generator(image_ids, features))
+        for parts, pictures in zip(self.runs, self.generator(image_ids, features), strict=True):
+            parts.fail(pictures.failed)
+            well = [row for row, image_id in enumerate(image_ids) if image_id not in pictures.failed]
+            if well:
+                parts.write([image_ids[row] for row in well], pictures.images[well])
 
     def on_predict_end(self) -> None:
         """Wait for the other processes, so that whoever merges finds every part."""
@@ -72,22 +76,22 @@ class Reconstruction(LightningModule):
 
 
 def run_work(
-    build: Callable[[torch.device], Generator], work: Work, parts: Parts, cfg: TrainerConfig, n_images: int
+    build: Callable[[torch.device], Generator], work: Work, runs: Sequence[Parts], cfg: TrainerConfig, n_images: int
 ) -> None:
     """Make the pictures of ``work`` on the configured devices; returns when every process has written its parts.
 
     Args:
         build: makes the generator on a device; called once in every process, so it must be picklable.
         work: unfinished batches.
-        parts: where pictures are written.
+        runs: where each run's pictures are written, in the order in which the generator returns them.
         cfg: devices and progress.
-        n_images: of the whole run, for the progress bar.
+        n_images: of a whole run, for the progress bar.
 
     Raises:
         UserError: of the generator, whichever process it came from.
     """
-    module = Reconstruction(build, work, parts, cfg.num_workers)
-    bar = [ImageProgress(n_images, parts)] if cfg.progress else []
+    module = Reconstruction(build, work, runs, cfg.num_workers)
+    bar = [ImageProgress(n_images, runs[0])] if cfg.progress else []
     with quiet_lightning(), plain_errors():
         build_trainer(cfg, bar).predict(module, return_predictions=False)
 

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from nd.targets.noise import keyed_generator, keyed_normal
 
-__all__ = ["keyed_generator", "noise_for"]
+__all__ = ["keyed_generator", "noise_for", "shared_noise"]
+
+DUMMY_DRAWS = 40  # of the released code between two repeats
 
 
 def noise_for(seed: int, image_ids: Sequence[int], repeats: int, shape: Sequence[int]) -> Tensor:
     """Draw standard normal noise for every (image, repeat), a function of (seed, image id, repeat) alone.
-
-    The released NeuralDiffuser gives all images the same five noises
-    (HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:188-217); here every image has its own.
 
     Args:
         seed: at least 0.
@@ -35,3 +34,15 @@ def noise_for(seed: int, image_ids: Sequence[int], repeats: int, shape: Sequence
     for repeat in range(repeats):
         noise[:, repeat] = keyed_normal(seed, image_ids, repeat, shape)
     return torch.from_numpy(noise)
+
+
+def shared_noise(seed: int, repeats: int, shape: Sequence[int]) -> Tensor:
+    """Draw the noises that the released code gives to every image alike: (R, *shape) float32.
+
+    It seeds torch anew for every image, draws one noise per repeat and ``DUMMY_DRAWS`` more after each, which it throws
+    away (HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:188-217). Drawn on the CPU, so that the pictures do not depend
+    on the device; the released code drew on a GPU, which gives other numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.randn(*shape, generator=generator) for _ in range((repeats - 1) * (1 + DUMMY_DRAWS) + 1)]
+    return torch.stack(draws[:: 1 + DUMMY_DRAWS])

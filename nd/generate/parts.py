@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.errors import UserError
-from nd.files import atomic_path
+from nd.files import atomic_path, write_text
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,21 @@ class Parts:
             file["images"] = images_BRHW3
             file["image_id"] = np.asarray(image_ids, dtype=np.int32)
         return path
+
+    def fail(self, failed: Mapping[int, str]) -> None:
+        """Note images that could not be made, for whoever merges; the next run tries them again."""
+        for image_id, message in failed.items():
+            write_text(self.folder / f"failed-{image_id:06d}.txt", message)
+
+    def failures(self) -> list[str]:
+        """Return what was noted of images that failed, in their order, and forget it."""
+        files = sorted(self.folder.glob("failed-*.txt"))
+        messages = [path.read_text(encoding="utf-8") for path in files]
+        for path in files:
+            path.unlink()
+        if not self._files() and self.folder.is_dir():
+            self.remove()  # nothing was made: nothing should look as if it was
+        return messages
 
     def merge(self, image_ids: Sequence[int], target: Path, attributes: Mapping[str, str | int | float | bool]) -> None:
         """Write all pictures, in the order of ``image_ids``, to one file.

@@ -1,11 +1,15 @@
-"""The guided sampler: decoded latents, text condition and features of a batch of images to pictures.
+"""Guided DDIM sampling of a batch of images, several noises each, at one or many points of guidance.
 
-B images, R repeats, S = B * R samples in flight, C h w latent, T tokens, D width, L layers, H W picture.
+Reference: HaoyyLi/NeuralDiffuser@9286cad:src/modules/guided_diffusion.py. Where arithmetic may follow it or not is in
+``nd.generate.variants``; the order of work is ours and changes pictures only by rounding.
+
+B images, R repeats, S = B * R samples, C h w latent, T tokens, D width, L layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,155 +17,219 @@ from torch import Tensor
 from nd.backbone.loading import Backbone
 from nd.backbone.tower import BlockFeatures
 from nd.errors import UserError
-from nd.generate.guidance import FeatureGuidance, guided_noise, layer_weights
+from nd.generate.decoders import picture_decoder
+from nd.generate.denoiser import Denoiser
+from nd.generate.guidance import FeatureGuidance, guided_noise, kappa_at, layer_weights
+from nd.generate.memory import Need, need_of
+from nd.generate.plan import Plan, in_parts
 from nd.generate.schedule import add_noise, build_schedule, ddim_step, share_of
+from nd.generate.trajectories import Point, Track, Trajectories
+from nd.generate.variants import VARIANTS
 from nd.schema import Config
+
+LOSS_SCALE = {torch.float16: 2.0**16}  # the released code's kappa, inside the loss, serves it in the same way
+Preview = Callable[[int, Tensor], object]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What one point of a sweep gave for a batch."""
+
+    pictures: Tensor  # (B, R, 3, H, W) float32 in [0, 1]
+    stopped: Tensor  # (B, R) step, from 1, at which the latents stopped being finite; 0 where they did not
+
+
+def point_of(cfg: Config) -> Point:
+    """Return what a configuration asks of a sweep: kappa, and the first int(int(steps * strength) * eta) steps."""
+    n_steps = share_of(cfg.method.steps, cfg.method.strength)
+    return Point(cfg.guidance.kappa, share_of(n_steps, cfg.guidance.eta) if cfg.guidance.kappa > 0 else 0)
 
 
 class GuidedSampler:
     """DDIM image-to-image sampling with classifier-free guidance and, in its first steps, feature guidance.
 
-    Steps with feature guidance run the conditional UNet once, with a graph, and use its output both for the gradient
-    and for classifier-free guidance; the other steps run one UNet call on the unconditional and conditional halves
-    together, without any graph. Nothing is decoded on the way except for the gradient.
+    A guided step runs the conditional UNet once, with a graph, and uses its output both for the gradient and for
+    classifier-free guidance. Nothing is decoded on the way except for the gradient.
     """
 
-    def __init__(self, backbone: Backbone, cfg: Config) -> None:
+    def __init__(self, backbone: Backbone, cfg: Config, points: Sequence[Point] = (), plan: Plan | None = None) -> None:
         """Prepare for a configuration: its method, guidance and target.layers.
+
+        Args:
+            backbone: diffusion model and image tower.
+            cfg: its kappa and eta are those of the one point that is sampled when no points are given.
+            points: of a sweep.
+            plan: samples at once; by default whatever is fastest.
 
         Raises:
             UserError: settings out of range, or layers without a weight.
         """
-        self.backbone = backbone
-        self.guidance = cfg.guidance
-        self.cfg_scale = cfg.method.cfg_scale
-        self.schedule = build_schedule(backbone.scheduler, cfg.method.steps, cfg.method.strength)
-        self.n_guided = share_of(len(self.schedule), cfg.guidance.eta) if cfg.guidance.kappa > 0 else 0
-        self.layers = list(cfg.target.layers)
-        self._check(cfg)
-        with torch.no_grad():
-            self.uncond_1TD = backbone.uncond()
+        check(cfg)
+        self.backbone, self.guidance = backbone, cfg.guidance
+        self.arithmetic = VARIANTS[cfg.method.variant]
+        self.schedule = build_schedule(
+            backbone.scheduler, cfg.method.steps, cfg.method.strength, matched_start=self.arithmetic.matched_start
+        )
+        self.points = list(points) or [point_of(cfg)]
+        self.denoise = Denoiser(backbone, cfg)
+        self.plan = plan or Plan.for_speed(backbone.device, self.denoise.passes)
         self.tower: Callable[[Tensor], Sequence[Tensor]] | None = None
-        if self.n_guided:
-            blocks = BlockFeatures(backbone.tower, self.layers)
+        if any(point.n_guided for point in self.points):
+            blocks = BlockFeatures(backbone.tower, list(cfg.target.layers))
             self.feature_shape = blocks.shape
             self.tower = lambda pictures: blocks(backbone.tower_input(pictures))
+            self.decode = picture_decoder(backbone, cfg.guidance.decoder)
 
-    def sample(self, z: Tensor, c: Tensor, g: Tensor | None, noise: Tensor, image_ids: Sequence[int] = ()) -> Tensor:
-        """Return pictures of a batch of images.
+    def use(self, plan: Plan) -> None:
+        """Take a plan and set the networks up for it."""
+        self.plan = plan
+        plan.apply(self.backbone)
+
+    def needs(self, *, checkpoint: bool) -> dict[str, Need]:
+        """Return what each kind of work needs in memory, by the plan's names."""
+        replace(self.plan, checkpoint=checkpoint).apply(self.backbone)
+        t, abar, _ = self._at(0)
+        device, (tokens, width) = self.backbone.device, self.denoise.uncond_1TD.shape[1:]
+
+        def latents(n: int) -> Tensor:
+            return torch.zeros(n, *self.backbone.latent_shape, device=device)
+
+        def guided(n: int) -> None:
+            self._gradient(
+                latents(n), torch.zeros(n, tokens, width, device=device),
+                torch.zeros(n, *self.feature_shape, device=device), t, abar,
+            )  # fmt: skip
+
+        def plain(n: int) -> None:
+            with torch.no_grad():
+                self.denoise(latents(n), t, torch.zeros(n, tokens, width, device=device), abar)
+
+        def decode(n: int) -> None:
+            with torch.no_grad():
+                self.backbone.decode(latents(n))
+
+        kinds = {"plain": plain, "decode": decode} | ({"guided": guided} if self.tower is not None else {})
+        return {name: need_of(work) for name, work in kinds.items()}
+
+    def sample(
+        self, z: Tensor, c: Tensor, g: Tensor | None, noise: Tensor, preview: Preview | None = None
+    ) -> list[Sampled]:
+        """Return what each point makes of a batch of images.
 
         Args:
             z: (B, C, h, w) decoded scaled latents.
             c: (B, T, D) decoded text condition.
             g: (B, L, tokens, width) decoded features; may be None when nothing is guided.
             noise: (B, R, C, h, w) of ``noise_for``.
-            image_ids: the images' names in messages.
-
-        Returns:
-            (B, R, 3, H, W) float32 in [0, 1].
+            preview: called after every step with its number, from 1, and the first point's latents (S, C, h, w).
 
         Raises:
-            UserError: features of another backbone, or latents that stopped being finite.
+            UserError: features of another backbone.
         """
-        n_images, n_repeats = noise.shape[:2]
-        self._check_shapes(z, c, g, noise)
-        state = add_noise(spread(z, n_repeats), noise.flatten(0, 1), self.schedule.alpha_bar[0])
+        n_repeats = noise.shape[1]
+        self._check_shapes(z, c, g)
+        walk = Trajectories(self.points, add_noise(spread(z, n_repeats), noise.flatten(0, 1), self.schedule.start))
         c_STD = spread(c, n_repeats)
-        guide = self._guide(c_STD, spread(g, n_repeats)) if self.n_guided and g is not None else None
-        finite = []
-        for step, t in enumerate(self.schedule.timesteps):
-            alpha_bar, alpha_bar_next = self.schedule.alpha_bar[step], self.schedule.alpha_bar_next[step]
-            if guide is not None and step < self.n_guided:
-                eps = self._guided_eps(guide(t), state, t, alpha_bar)
-                state = ddim_step(state, eps, alpha_bar, alpha_bar_next)
-            else:
-                with torch.inference_mode():
-                    state = ddim_step(state, self._eps(state, t, c_STD), alpha_bar, alpha_bar_next)
-            finite.append(torch.isfinite(state).flatten(1).all(dim=1))
-        self._check_finite(torch.stack(finite), image_ids, n_repeats)
+        g_SLTD = spread(g, n_repeats) if g is not None and self.tower is not None else None
+        for step in range(len(self.schedule)):
+            walk.branch(step)
+            if walk.guided:
+                assert g_SLTD is not None
+                walk.guided = self._guided_step(walk.guided, step, c_STD, g_SLTD)
+            walk.plain = self._plain_step(walk.plain, step, c_STD)
+            if preview is not None:
+                first = self.points[0].key
+                preview(step + 1, (walk.plain.get(first) or walk.guided[first.kappa]).z)
+        walk.branch(len(self.schedule))
+        return [self._shown(walk.end(point), n_repeats) for point in self.points]
+
+    def _shown(self, track: Track, n_repeats: int) -> Sampled:
         with torch.inference_mode():
-            pictures = self.backbone.decode(state).float().clamp(0, 1)
-        return pictures.clone().unflatten(0, (n_images, n_repeats))  # a clone is an ordinary tensor again
+            pictures = in_parts(lambda z: self.backbone.decode(z).float().clamp(0, 1), self.plan.decode, track.z)
+        # A clone is an ordinary tensor again.
+        return Sampled(pictures.clone().unflatten(0, (-1, n_repeats)), track.stopped.clone().view(-1, n_repeats))
 
-    def _unet(self, z: Tensor, t: int, c: Tensor) -> Tensor:
-        """Noise prediction (S, C, h, w) float32; the backbone computes in its own dtype."""
-        dtype = self.backbone.dtype
-        return self.backbone.unet(z.to(dtype), t, encoder_hidden_states=c.to(dtype)).sample.float()
+    def _plain_step(self, tracks: dict[Point, Track], step: int, c_STD: Tensor) -> dict[Point, Track]:
+        """Take all unguided tracks one step further, in one batch."""
+        if not tracks:
+            return tracks
+        t, abar, after = self._at(step)
+        with torch.inference_mode():
+            z, c = torch.cat([track.z for track in tracks.values()]), c_STD.repeat(len(tracks), 1, 1)
+            eps = in_parts(lambda z, c: self.denoise(z, t, c, abar), self.plan.plain, z, c)
+            moved = ddim_step(z, eps, abar, after).split(len(c_STD))
+            return {point: track.moved(z, step) for (point, track), z in zip(tracks.items(), moved, strict=True)}
 
-    def _eps(self, z: Tensor, t: int, c: Tensor) -> Tensor:
-        """Noise prediction after classifier-free guidance, both halves in one UNet call."""
-        if self.cfg_scale == 1:
-            return self._unet(z, t, c)
-        both = self._unet(torch.cat([z, z]), t, torch.cat([self._uncond(len(z)), c]))
-        eps_uncond, eps_cond = both.chunk(2)
-        return eps_uncond + self.cfg_scale * (eps_cond - eps_uncond)
+    def _guided_step(self, tracks: dict[float, Track], step: int, c_STD: Tensor, g_SLTD: Tensor) -> dict[float, Track]:
+        """Take all guided tracks one step further; in the first step all start from the same latents."""
+        t, abar, after = self._at(step)
+        n_starts = 1 if step == 0 else len(tracks)
+        z = torch.cat([track.z for track in list(tracks.values())[:n_starts]])
+        c, g = c_STD.repeat(n_starts, 1, 1), g_SLTD.repeat(n_starts, 1, 1, 1)
+        plan = self.plan
+        gradient, eps_cond = in_parts(lambda z, c, g: self._gradient(z, c, g, t, abar), plan.guided, z, c, g)
+        with torch.no_grad():
+            eps = in_parts(lambda z, c, e: self.denoise(z, t, c, abar, e), plan.plain, z, c, eps_cond)
+        z, eps, gradient = (x.split(len(c_STD)) * (len(tracks) // n_starts) for x in (z, eps, gradient))
+        kappas = [kappa_at(kappa, self.guidance.schedule, step, len(self.schedule)) for kappa in tracks]
+        normalise = self.guidance.normalise
+        steered = [
+            guided_noise(e, d, abar, k, normalise=normalise) for e, d, k in zip(eps, gradient, kappas, strict=True)
+        ]
+        moved = (ddim_step(x, e, abar, after) for x, e in zip(z, steered, strict=True))
+        return {kappa: track.moved(x, step) for (kappa, track), x in zip(tracks.items(), moved, strict=True)}
 
-    def _guided_eps(self, guide: FeatureGuidance, z: Tensor, t: int, alpha_bar: float) -> Tensor:
-        """Noise prediction after classifier-free and feature guidance."""
-        gradient, eps_cond, _ = guide.gradient(z, alpha_bar)
-        eps = eps_cond
-        if self.cfg_scale != 1:
-            with torch.no_grad():
-                eps_uncond = self._unet(z, t, self._uncond(len(z)))
-            eps = eps_uncond + self.cfg_scale * (eps_cond - eps_uncond)
-        return guided_noise(eps, gradient, alpha_bar, self.guidance.kappa, normalise=self.guidance.normalise)
+    def _gradient(self, z: Tensor, c: Tensor, g: Tensor, t: int, alpha_bar: float) -> tuple[Tensor, Tensor]:
+        """Gradient of the loss and the conditional noise prediction it went through, of some samples."""
+        gradient, eps_cond, _ = self.guide(c, g, t).gradient(z, alpha_bar)
+        return gradient, eps_cond
 
-    def _guide(self, c_STD: Tensor, g_SLTD: Tensor) -> Callable[[int], FeatureGuidance]:
-        """Return what makes the guidance of one timestep."""
+    def guide(self, c_STD: Tensor, g_SLTD: Tensor, t: int) -> FeatureGuidance:
+        """Return the feature guidance of some samples at a timestep."""
         assert self.tower is not None
-        tower, weights_SL = self.tower, layer_weights(g_SLTD, self.guidance.layer_weights)
+        return FeatureGuidance(
+            denoise=lambda z: self.denoise.conditional(z, t, c_STD),
+            decode=self.decode,
+            features=self.tower,
+            wanted=g_SLTD,
+            weights=layer_weights(g_SLTD, self.guidance.layer_weights),
+            through_unet=self.guidance.through_unet,
+            arithmetic=self.arithmetic,
+            loss_scale=LOSS_SCALE.get(self.backbone.dtype, 1.0),
+        )
 
-        def at(t: int) -> FeatureGuidance:
-            return FeatureGuidance(
-                denoise=lambda z: self._unet(z, t, c_STD),
-                decode=lambda z: self.backbone.decode(z, clamp=False),
-                features=tower,
-                wanted=g_SLTD,
-                weights=weights_SL,
-                through_unet=self.guidance.through_unet,
-            )
+    def _at(self, step: int) -> tuple[int, float, float]:
+        """Timestep of a step, alpha_bar there and after it."""
+        schedule = self.schedule
+        return schedule.timesteps[step], schedule.alpha_bar[step], schedule.alpha_bar_next[step]
 
-        return at
-
-    def _uncond(self, n: int) -> Tensor:
-        return self.uncond_1TD.expand(n, -1, -1)
-
-    def _check(self, cfg: Config) -> None:
-        guidance = cfg.guidance
-        if not 0 <= guidance.eta <= 1:
-            raise UserError(f"guidance.eta={guidance.eta} is the guided share of the steps and lies in [0, 1].")
-        if not guidance.kappa >= 0:
-            raise UserError(f"guidance.kappa={guidance.kappa} must be at least 0; 0 switches guidance off.")
-        if self.n_guided and len(guidance.layer_weights) != len(self.layers):
-            raise UserError(
-                f"guidance.layer_weights has {len(guidance.layer_weights)} weights for {len(self.layers)} layers "
-                f"(target.layers={self.layers}). Give one weight per layer."
-            )
-
-    def _check_shapes(self, z: Tensor, c: Tensor, g: Tensor | None, noise: Tensor) -> None:
-        wanted = {"z": (z, self.backbone.latent_shape), "c": (c, tuple(self.uncond_1TD.shape[1:]))}
+    def _check_shapes(self, z: Tensor, c: Tensor, g: Tensor | None) -> None:
+        wanted = {"z": (z, self.backbone.latent_shape), "c": (c, tuple(self.denoise.uncond_1TD.shape[1:]))}
         for name, (values, shape) in wanted.items():
             if tuple(values.shape[1:]) != shape:
                 raise UserError(
                     f"decoded {name} has shape {tuple(values.shape[1:])} per image but the backbone takes {shape}. "
                     "Were the targets extracted with another backbone? Use one backbone.* for all verbs."
                 )
-        if self.n_guided and (g is None or tuple(g.shape[1:]) != self.feature_shape):
+        if self.tower is not None and (g is None or tuple(g.shape[1:]) != self.feature_shape):
             got = None if g is None else tuple(g.shape[1:])
             raise UserError(
-                f"decoded g has shape {got} per image; guidance by target.layers={self.layers} of this image "
-                f"tower takes {self.feature_shape}. Use one backbone.* and one target.layers for all verbs."
+                f"decoded g has shape {got} per image; guidance by target.layers of this image tower takes "
+                f"{self.feature_shape}. Use one backbone.* and one target.layers for all verbs."
             )
 
-    def _check_finite(self, finite_KS: Tensor, image_ids: Sequence[int], n_repeats: int) -> None:
-        if bool(finite_KS.all()):
-            return
-        step, sample = (int(i) for i in (~finite_KS).nonzero()[0])
-        image = image_ids[sample // n_repeats] if len(image_ids) else sample // n_repeats
+
+def check(cfg: Config) -> None:
+    """Raise UserError for guidance that is out of range, or layers without a weight."""
+    guidance, layers = cfg.guidance, list(cfg.target.layers)
+    if not 0 <= guidance.eta <= 1:
+        raise UserError(f"guidance.eta={guidance.eta} is the guided share of the steps and lies in [0, 1].")
+    if not guidance.kappa >= 0:
+        raise UserError(f"guidance.kappa={guidance.kappa} must be at least 0; 0 switches guidance off.")
+    if guidance.kappa > 0 and len(guidance.layer_weights) != len(layers):
         raise UserError(
-            f"the latents of image {image}, repeat {sample % n_repeats}, stopped being finite at step {step + 1} of "
-            f"{len(finite_KS)} with guidance.kappa={self.guidance.kappa}. Lower kappa, set guidance.normalise=true, or "
-            "check that the decoded targets are finite and that backbone.dtype can hold them."
+            f"guidance.layer_weights has {len(guidance.layer_weights)} weights for {len(layers)} layers "
+            f"(target.layers={layers}). Give one weight per layer."
         )
 
 

@@ -25,6 +25,7 @@ class Schedule:
     timesteps: tuple[int, ...]
     alpha_bar: tuple[float, ...]  # at each timestep
     alpha_bar_next: tuple[float, ...]  # at the timestep each step leads to
+    start: float  # alpha_bar to which the clean latents are noised
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -35,17 +36,16 @@ def share_of(n: int, share: float) -> int:
     return int(n * share + ROUNDING)
 
 
-def build_schedule(scheduler: Any, steps: int, strength: float) -> Schedule:
+def build_schedule(scheduler: Any, steps: int, strength: float, *, matched_start: bool = True) -> Schedule:
     """Return the last ``int(steps * strength)`` steps of the DDIM schedule of ``steps`` steps.
-
-    Noise is added at the first of these timesteps, the one sampling starts from. (The released code adds it at
-    ``int(int(steps * strength) / steps * 1000)``, 740 for 50 steps and .75, and starts at 721:
-    HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:111,196.)
 
     Args:
         scheduler: diffusers scheduler of the backbone, of any kind; its betas and spacing are taken over.
         steps: of the full schedule, 1 .. number of training timesteps.
         strength: in (0, 1].
+        matched_start: noise is added at the first of these timesteps, the one sampling starts from. Else, as in the
+            released code, at ``int(int(steps * strength) / steps * 1000)``: 740 for 50 steps and .75, while sampling
+            starts at 721 (HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:111,196).
 
     Raises:
         UserError: if no step is left to run, or the backbone does not predict noise.
@@ -70,7 +70,9 @@ def build_schedule(scheduler: Any, steps: int, strength: float) -> Schedule:
     before = [t - jump for t in timesteps]
     alpha_bar = tuple(float(ddim.alphas_cumprod[t]) for t in timesteps)
     after = tuple(float(ddim.alphas_cumprod[t] if t >= 0 else ddim.final_alpha_cumprod) for t in before)
-    return Schedule(tuple(timesteps), alpha_bar, after)
+    noised_to = timesteps[0] if matched_start else int(n / steps * len(ddim.alphas_cumprod))
+    start = float(ddim.alphas_cumprod[min(noised_to, len(ddim.alphas_cumprod) - 1)])
+    return Schedule(tuple(timesteps), alpha_bar, after, start)
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
@@ -79,11 +81,7 @@ def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
 
 
 def predict_x0(z: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
-    """Return the clean latents that ``z`` and its predicted noise imply.
-
-    With sqrt(1 - alpha_bar), as derived; the released guidance multiplies by 1 - alpha_bar instead
-    (HaoyyLi/NeuralDiffuser@9286cad:src/modules/guided_diffusion.py:153-215).
-    """
+    """Return the clean latents that ``z`` and its predicted noise imply."""
     return (z - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
 
 

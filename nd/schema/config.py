@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from nd.schema.data import DataConfig
 from nd.schema.fields import opt
 from nd.schema.mapper import MapperConfig, NetworkConfig, TrainingConfig
+from nd.schema.protocol import ProtocolConfig
 from nd.schema.target import TARGETS, TargetConfig
 
 SCHEMA_VERSION = 1  # part of every run_id; raise it when the meaning of a field changes
@@ -33,7 +34,11 @@ class MethodConfig:
     """A recipe: which targets are decoded and how they become an image."""
 
     name: str = opt("neuraldiffuser", "method")
-    variant: str = opt("nd", "whose arithmetic is followed", choices=("nd",))
+    variant: str = opt(
+        "nd",
+        "whose arithmetic the sampler follows: ours, the published description's, or the released code's to the letter",
+        choices=("nd", "paper", "released"),
+    )
     generator: str = opt(
         "guided_diffusion",
         "what turns targets into images",
@@ -43,6 +48,7 @@ class MethodConfig:
     steps: int = opt(50, "DDIM steps of the full schedule")
     strength: float = opt(0.75, "share of the schedule that is run: int(steps * strength) steps, in (0, 1]")
     cfg_scale: float = opt(7.5, "classifier-free guidance scale, >= 1")
+    sag_scale: float = opt(0.0, "self-attention guidance scale, >= 0; 0 switches it off. One more UNet pass per step")
     repeats: int = opt(5, "images sampled per stimulus, each from its own noise")
 
 
@@ -59,6 +65,7 @@ class BackboneConfig:
     image_tower: str = opt(
         "package://scenes/image_tower", "open_clip folder, or '<model>:<pretrained tag>'", identity=False
     )
+    tiny_vae: str = opt("", "guidance.decoder=tiny: diffusers AutoencoderTiny, hub id or local folder", identity=False)
     image_size: int = opt(64, "side of the square images it makes, pixels")
     tower_size: int = opt(64, "side of the square images the image tower sees, pixels")
     tower_mean: list[float] = opt(
@@ -84,25 +91,17 @@ class GuidanceConfig:
         False,
         "scale-free kappa: the guidance term has kappa times the size of the predicted noise",
     )
-
-
-@dataclass(kw_only=True)
-class ProtocolConfig:
-    """How images are scored: named, versioned, never mixed in one column."""
-
-    name: str = opt("scenes", "protocol", choices=("scenes", "digits69", "nd"))
-    version: int = opt(1, "version of the protocol")
-    image_size: int = opt(64, "side at which pixel metrics are computed")
-    resize_filter: str = opt("bilinear", "filter where pictures have another size", choices=("bilinear", "bicubic"))
-    resize_antialias: bool = opt(True, "low-pass before shrinking; never left to a library's default")
-    network: str = opt(
-        "efficientnet_lite0",
-        "network of the feature levels; 'none' leaves them out",
-        choices=("efficientnet_lite0", "none"),
+    schedule: str = opt(
+        "constant",
+        "kappa over the sampled steps: constant; falling linearly to 0 or rising linearly from 0, over all of them",
+        choices=("constant", "falling", "rising"),
     )
-    network_size: int = opt(128, "side of the images the network sees")
-    n_boot: int = opt(2000, "bootstrap resamples of the images")
-    label_identification: bool = opt(False, "also identify within images of the same class label")
+    decoder: str = opt(
+        "full",
+        "what shows the picture whose features are compared: the VAE; the VAE at half the resolution; the small"
+        " autoencoder of backbone.tiny_vae",
+        choices=("full", "half", "tiny"),
+    )
 
 
 @dataclass(kw_only=True)
@@ -116,6 +115,16 @@ class TrainerConfig:
         "auto", "Lightning strategy; 'ddp' for several devices", identity=False, choices=("auto", "ddp", "ddp_spawn")
     )
     batch_size: int = opt(64, "samples in flight per device", identity=False)
+    memory_gb: float = opt(
+        0.0,
+        "reconstruct: memory to keep within, GB; decides how many samples go through the networks at once and whether"
+        " activations are computed again instead of kept. 0: what is free",
+        identity=False,
+    )
+    compile: bool = opt(False, "reconstruct: torch.compile the UNet and the decoder", identity=False)
+    previews: str = opt(
+        "", "reconstruct: folder for pictures of the first batch after every step; empty: none", identity=False
+    )
     num_workers: int = opt(0, "loader processes", identity=False)
     checkpoint_minutes: float = opt(
         2.0, "mapper=two_stage: least time between checkpoints of training, taken at ends of epochs", identity=False
