@@ -102,8 +102,11 @@ def derive(cfg: Config, *extra: str) -> Config:
     return compose([*cfg.overrides, *extra])
 
 
-def verb(function: Verb) -> Callable[..., NoReturn]:
+def verb(function: Verb, together: Callable[[list[Config]], None] | None = None) -> Callable[..., NoReturn]:
     """Make a command of a function of the configuration: a Hydra application with the checks of this module.
+
+    ``together`` may do, before the jobs of a grid sweep run one by one, what several of them have in common; each job
+    then finds its result. It is left out where a launcher runs the jobs elsewhere.
 
     The command takes its arguments from ``sys.argv`` unless given a list, and exits with 0, with the number the
     function returned, with 2 after a ``UserError`` (message on stderr), or with 130 after an interruption.
@@ -112,7 +115,7 @@ def verb(function: Verb) -> Callable[..., NoReturn]:
     def main(argv: list[str] | None = None) -> NoReturn:
         name = function.__name__
         try:
-            code = _run(name, function, list(sys.argv[1:] if argv is None else argv))
+            code = _run(name, function, together, list(sys.argv[1:] if argv is None else argv))
         except UserError as error:
             print(f"nd {name}: {error}", file=sys.stderr)
             code = 2
@@ -155,7 +158,7 @@ def report(problems: Sequence[str]) -> str:
     return "\n".join([f"{len(unique)} problems:", *(f"  {i}. {text}" for i, text in enumerate(unique, start=1))])
 
 
-def _run(name: str, function: Verb, argv: list[str]) -> int:
+def _run(name: str, function: Verb, together: Callable[[list[Config]], None] | None, argv: list[str]) -> int:
     """Answer one command line: help, a printed configuration, or a checked Hydra run."""
     if "-h" in argv or "--help" in argv:
         from nd.help import verb_help
@@ -165,7 +168,11 @@ def _run(name: str, function: Verb, argv: list[str]) -> int:
     args, flags = _parse(name, argv)
     if args.hydra_help or args.shell_completion or args.info:
         return _run_hydra(function, [*flags, *args.overrides])
-    reading = check(name, args.overrides, args.multirun or "hydra.mode=MULTIRUN" in args.overrides)
+    multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+    reading = check(name, args.overrides, multirun)
+    elsewhere = any(text.startswith(("hydra/launcher", "hydra/sweeper")) for text in reading.hydra)
+    if together is not None and multirun and not (elsewhere or args.cfg):
+        together([_compose(one, name) for one in reading.combinations()])
     return _run_hydra(function, [*flags, *(one.text for one in reading.given), *reading.hydra])
 
 

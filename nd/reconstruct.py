@@ -11,12 +11,14 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nd.config import verb
 from nd.errors import UserError
 from nd.lightning import is_rank_zero
+from nd.results.chain import needs_own_process
 from nd.results.folder import RunFolder, found
 from nd.schema import Config
 
@@ -79,6 +81,24 @@ def write(
     for problem in problems:
         if problem:
             raise problem
+
+
+def sweeps(cfgs: Sequence[Config]) -> list[list[Config]]:
+    """Return the groups of two or more configurations that differ in guidance.kappa and eta alone."""
+    groups: dict[str, list[Config]] = {}
+    for cfg in cfgs:
+        if cfg.method.generator == "guided_diffusion" and not needs_own_process(cfg):
+            same = replace(cfg, guidance=replace(cfg.guidance, kappa=0.0, eta=0.0), overrides=[])
+            groups.setdefault(repr(same), []).append(cfg)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def sample_sweeps(cfgs: Sequence[Config]) -> None:
+    """Sample every sweep over kappa and eta among some configurations; what fails is left to its own job to report."""
+    for group in sweeps(cfgs):
+        log.info("sampling %d points of guidance together", len(group))
+        with suppress(UserError):
+            reconstruct_together(group)
 
 
 def own_inputs(inputs: dict[str, str], targets: Sequence[str]) -> dict[str, str]:
@@ -156,7 +176,7 @@ def attributes(cfg: Config) -> dict[str, str | int | bool]:
     }
 
 
-main = verb(reconstruct)
+main = verb(reconstruct, together=sample_sweeps)
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,9 @@ from nd.data.prepared import data_folder
 from nd.data.splits import SPLITS_OF
 from nd.errors import did_you_mean
 from nd.mapper_rules import mapper_contradictions, mapper_idle
+from nd.metrics.measures import MEASURES
 from nd.results.identity import TRAINED_MAPPERS
+from nd.sampling_rules import at_least, guidance_rules, guided, method_rules, sampling_idle
 from nd.schema import Config
 from nd.schema.target import ALL
 
@@ -28,14 +30,6 @@ TARGETS_WITH = {  # fields of target that belong to some targets alone
     "vdvae": ("vdvae",),
     "clip": ("clip_vision", "clip_text", "clip_image"),
 }
-NEEDS = {  # targets a generator cannot do without
-    "guided_diffusion": ("z", "c"),
-    "pixels": ("pixels",),
-    "vae": ("z",),
-    "nearest_image": (),
-    "mean_image": (),
-    "random_image": (),
-}
 NO_VOXELS = ("mean_image", "random_image")  # generators that ignore the decoded targets
 NSD_FORMS = ("nsd", "mindeye2")
 # Fields of data that belong to some sources alone.
@@ -48,13 +42,19 @@ FIELDS_OF = {
     "captions": (*NSD_FORMS, "own"),
     **dict.fromkeys(("voxels", "image_ids", "images", "session_ids", "test_ids"), ("own",)),
 }
-PROTOCOLS_OF = {"scenes": "scenes", "digits69": "digits69", "nsd": "nd", "mindeye2": "nd", "own": "nd"}
+PUBLISHED = ("brain_diffuser", "mindeye1", "mindeye2", "minddiffuser")  # protocols defined on NSD's test images
+PROTOCOLS_OF = {  # the usual one first
+    "scenes": ("scenes",),
+    "digits69": ("digits69",),
+    **dict.fromkeys(NSD_FORMS, ("nd", *PUBLISHED)),
+    "own": ("nd",),
+}
 TOWER_BLOCKS = 12  # blocks of the image towers in use (ViT-B/32 and the shipped ones)
 
 
 def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[str]:
     """Return every contradiction between (or range violated by) fields whose types are already right."""
-    rules = (_data, _method, _guidance, _targets, _evaluation, _trainer)
+    rules = (_data, method_rules, guidance_rules, _targets, _protocol, _evaluation, _trainer)
     found = [problem for rule in rules for problem in rule(cfg)] + mapper_contradictions(cfg, verb)
     if multirun and cfg.trainer.strategy in ("auto", "ddp") and (cfg.trainer.devices != 1 or cfg.trainer.num_nodes > 1):
         found.append(
@@ -82,7 +82,7 @@ def _files(cfg: Config, verb: str) -> list[str]:
 
 def _data(cfg: Config) -> Iterator[str]:
     data = cfg.data
-    yield from _at_least(
+    yield from at_least(
         1, data=data, names=("n_val", "n_train", "n_test", "n_repeats", "n_voxels", "image_size"), key="data"
     )
     yield from _source(cfg)
@@ -120,79 +120,63 @@ def _source(cfg: Config) -> Iterator[str]:
         yield f"layout: {cfg.layout} is a form in which data=scenes is written, but data is {data.name}."
 
 
-def _method(cfg: Config) -> Iterator[str]:
-    method = cfg.method
-    yield from _at_least(1, data=method, names=("steps", "repeats"), key="method")
-    if not 0 < method.strength <= 1:
-        yield f"method.strength: {method.strength} lies outside (0, 1]."
-    elif method.steps >= 1 and int(method.steps * method.strength) < 1:
-        yield (
-            f"method.strength: int(steps * strength) = int({method.steps} * {method.strength}) = 0 steps would be run;"
-            " give more steps or a larger strength."
-        )
-    if method.cfg_scale < 1:
-        yield f"method.cfg_scale: {method.cfg_scale} is below 1 (1 switches classifier-free guidance off)."
-    if method.steps > 1000:
-        yield f"method.steps: {method.steps} exceeds the 1000 training steps of the noise schedule."
-    missing = [target for target in NEEDS[method.generator] if target not in method.targets]
-    if missing:
-        yield f"method.targets: generator {method.generator} needs {missing} beside {method.targets}."
-    if method.generator == "nearest_image" and not method.targets:
-        yield "method.targets: generator nearest_image needs at least one target to compare."
-    if len(set(method.targets)) < len(method.targets):
-        yield f"method.targets: {method.targets} names a target twice."
-
-
-def _guidance(cfg: Config) -> Iterator[str]:
-    guidance = cfg.guidance
-    if guidance.kappa < 0:
-        yield f"guidance.kappa: {guidance.kappa} is negative, which would steer away from the features; 0 switches off."
-    if not 0 <= guidance.eta <= 1:
-        yield f"guidance.eta: {guidance.eta} lies outside [0, 1] (share of the sampled steps that is guided)."
-    if not guided(cfg):
-        return
-    if "g" not in cfg.method.targets:
-        yield (
-            f"guidance.kappa: guidance {guidance.kappa} needs target g, but method.targets is {cfg.method.targets};"
-            " add g or choose guidance=none."
-        )
-    if len(guidance.layer_weights) != len(cfg.target.layers):
-        yield (
-            f"guidance.layer_weights: {len(guidance.layer_weights)} weights for {len(cfg.target.layers)} target.layers;"
-            " give one weight per layer."
-        )
-    if any(weight < 0 for weight in guidance.layer_weights):
-        yield f"guidance.layer_weights: {guidance.layer_weights} holds a negative weight."
-
-
 def _targets(cfg: Config) -> Iterator[str]:
     layers = cfg.target.layers
     if not layers or any(not 0 <= layer < TOWER_BLOCKS for layer in layers) or len(set(layers)) < len(layers):
         yield f"target.layers: {layers} must be different block numbers from 0 to {TOWER_BLOCKS - 1}."
-    yield from _at_least(0, data=cfg.target, names=("max_captions", "tokens"), key="target")
-    yield from _at_least(1, data=cfg.target, names=("vdvae_layers",), key="target")
+    yield from at_least(0, data=cfg.target, names=("max_captions", "tokens"), key="target")
+    yield from at_least(1, data=cfg.target, names=("vdvae_layers",), key="target")
     for name in ("tower_mean", "tower_std"):
         if len(getattr(cfg.backbone, name)) != 3:
             yield f"backbone.{name}: {getattr(cfg.backbone, name)} must hold three numbers, one per RGB channel."
     if any(value <= 0 for value in cfg.backbone.tower_std):
         yield f"backbone.tower_std: {cfg.backbone.tower_std} must be positive."
-    yield from _at_least(1, data=cfg.backbone, names=("image_size", "tower_size"), key="backbone")
+    yield from at_least(1, data=cfg.backbone, names=("image_size", "tower_size"), key="backbone")
     for name in ("weights", "image_tower"):
         given = getattr(cfg.backbone, name)
         if given.startswith(("/", "./", "../", "~")) and not Path(given).expanduser().exists():
             yield f"backbone.{name}: {given} does not exist."
 
 
-def _evaluation(cfg: Config) -> Iterator[str]:
-    fitting = PROTOCOLS_OF[cfg.data.source]
+def _protocol(cfg: Config) -> Iterator[str]:
+    protocol, (fitting, *others) = cfg.protocol, PROTOCOLS_OF[cfg.data.source]
     # Scenes in the files of another release are still Scenes' pictures.
-    disguised = cfg.data.simulated and cfg.data.source != "digits69" and cfg.protocol.name == "scenes"
-    if cfg.protocol.name != fitting and not disguised:
+    disguised = cfg.data.simulated and cfg.data.source != "digits69" and protocol.name == "scenes"
+    if protocol.name not in (fitting, *others) and not disguised:
         yield (
-            f"protocol: {cfg.protocol.name} does not fit data {cfg.data.name}; choose protocol={fitting}"
+            f"protocol: {protocol.name} does not fit data {cfg.data.name}; choose protocol={fitting}"
             " (an experiment sets data, backbone, guidance and protocol together)."
         )
-    yield from _at_least(1, data=cfg.protocol, names=("image_size", "network_size", "n_boot"), key="protocol")
+    elif protocol.split and cfg.data.split != protocol.split:
+        yield (
+            f"protocol: {protocol.name} is defined on the {protocol.n_images} test images of split {protocol.split},"
+            f" but data.split is {cfg.data.split}. Give data.split={protocol.split} or protocol={fitting}."
+        )
+    limit = cfg.debug.limit_images
+    if protocol.n_images and (cfg.part == "val" or 0 < limit < protocol.n_images):
+        which = "part=val" if cfg.part == "val" else f"debug.limit_images={limit}"
+        yield (
+            f"protocol: {protocol.name} is defined on all {protocol.n_images} test images, but {which}. Leave that out,"
+            f" choose protocol={fitting}, or give protocol.n_images=0, which marks the protocol as changed."
+        )
+    yield from _measures(cfg)
+
+
+def _measures(cfg: Config) -> Iterator[str]:
+    protocol = cfg.protocol
+    yield from at_least(1, data=protocol, names=("image_size", "network_size", "n_boot"), key="protocol")
+    yield from at_least(0, data=protocol, names=("picture_size", "n_images"), key="protocol")
+    for name in (name for name in protocol.measures if name not in MEASURES):
+        yield (
+            f"protocol.measures: {name} is no measure.{did_you_mean(name, MEASURES)} Measures: {', '.join(MEASURES)}."
+        )
+    if len(set(protocol.measures)) < len(protocol.measures):
+        yield f"protocol.measures: {protocol.measures} names a measure twice."
+    if protocol.resize_arithmetic == "bytes" and not protocol.resize_antialias:
+        yield "protocol.resize_antialias: false needs resize_arithmetic=floats; Pillow (bytes) always low-passes."
+
+
+def _evaluation(cfg: Config) -> Iterator[str]:
     oracle = cfg.features == "oracle"
     if cfg.part == "val" and cfg.mapper.refit and not oracle and cfg.mapper.name not in TRAINED_MAPPERS:
         yield "part: val needs mapper.refit=false, otherwise the mapper has been fitted on the images it is judged on."
@@ -204,21 +188,10 @@ def _evaluation(cfg: Config) -> Iterator[str]:
 
 def _trainer(cfg: Config) -> Iterator[str]:
     trainer = cfg.trainer
-    yield from _at_least(1, data=trainer, names=("num_nodes", "batch_size"), key="trainer")
-    yield from _at_least(0, data=trainer, names=("num_workers",), key="trainer")
+    yield from at_least(1, data=trainer, names=("num_nodes", "batch_size"), key="trainer")
+    yield from at_least(0, data=trainer, names=("num_workers", "memory_gb"), key="trainer")
     if trainer.devices < 1 and trainer.devices != -1:
         yield f"trainer.devices: {trainer.devices} was given, wanted 1 or more, or -1 for all."
-
-
-def _at_least(low: int, *, data: object, names: Sequence[str], key: str) -> Iterator[str]:
-    for name in names:
-        if getattr(data, name) < low:
-            yield f"{key}.{name}: {getattr(data, name)} was given, wanted {low} or more."
-
-
-def guided(cfg: Config) -> bool:
-    """Whether feature guidance takes part in making the images."""
-    return cfg.method.generator == "guided_diffusion" and cfg.guidance.kappa > 0 and cfg.guidance.eta > 0
 
 
 def without_effect(cfg: Config, given: Sequence[str], verb: str = "") -> list[str]:
@@ -236,16 +209,11 @@ def without_effect(cfg: Config, given: Sequence[str], verb: str = "") -> list[st
 
 def _idle(cfg: Config, verb: str) -> list[tuple[tuple[str, ...], str, bool]]:
     """Fields that may be idle, why, and whether they are in this configuration."""
-    sampling = ("method.steps", "method.strength", "method.cfg_scale")
-    steering = tuple(f"guidance.{n}" for n in ("eta", "layer_weights", "through_unet", "normalise"))
     generator, logger = cfg.method.generator, cfg.logger.name
-    no_diffusion = generator != "guided_diffusion"
     one = cfg.target.name if verb in ("extract", "train") and cfg.target.name != ALL else ""  # the only one worked on
     source = cfg.data.source
     return [
-        (("guidance.kappa", *steering), f"generator {generator} is not guided", no_diffusion),
-        (sampling, f"generator {generator} does not sample", no_diffusion),
-        (steering, "guidance.kappa is 0", not no_diffusion and cfg.guidance.kappa == 0),
+        *sampling_idle(cfg),
         *(
             ((f"data.{name}",), f"it belongs to data={' and data='.join(owners)}, not {source}", source not in owners)
             for name, owners in FIELDS_OF.items()
@@ -257,5 +225,6 @@ def _idle(cfg: Config, verb: str) -> list[tuple[tuple[str, ...], str, bool]]:
         ),
         *mapper_idle(cfg),
         (("control",), f"generator {generator} uses no voxels", generator in NO_VOXELS),
+        (("protocol.weights",), f"protocol {cfg.protocol.name} names no measures", not cfg.protocol.measures),
         (("logger.project", "logger.mode"), f"logger is {logger}", logger != "wandb"),
     ]

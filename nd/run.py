@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import io
 import time
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 
 from nd.config import derive, verb
@@ -41,6 +42,22 @@ def run(cfg: Config) -> int:
             failures[entry.label] = str(failure)
     print_summary(entries, failures, time.monotonic() - begun)
     return 1 if failures else 0
+
+
+def share(cfgs: Sequence[Config]) -> None:
+    """Do what the jobs of a sweep over guidance have in common: the steps up to the predictions, then the sampling.
+
+    What fails is left to its own job to report.
+    """
+    from nd.reconstruct import sample_sweeps, sweeps
+
+    chain = Chain({name: action_of(name, quiet=True) for name in ACTIONS})
+    rows = [entry.cfg for cfg in cfgs for entry in entries_of(cfg)]
+    for group in sweeps(rows):
+        with suppress(UserError, StepFailed):
+            steps = [step for step in steps_of(group[0], with_target) if step.verb not in ("reconstruct", "evaluate")]
+            chain.run_row(steps)
+            sample_sweeps(group)
 
 
 def entries_of(cfg: Config) -> list[Entry]:
@@ -85,7 +102,7 @@ def print_summary(entries: list[Entry], failures: dict[str, str], seconds: float
         print(f"{label} failed at {failure}")
 
 
-main = verb(run)
+main = verb(run, together=share)
 
 if __name__ == "__main__":
     main()

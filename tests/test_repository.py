@@ -25,7 +25,17 @@ ORDER = [
     {"nd.generate"},
     {"nd.metrics"},
     {"nd.results"},
-    {"nd.config", "nd.composing", "nd.overrides", "nd.check", "nd.rules", "nd.mapper_rules", "nd.help", "nd.needs"},
+    {
+        "nd.config",
+        "nd.composing",
+        "nd.overrides",
+        "nd.check",
+        "nd.rules",
+        "nd.mapper_rules",
+        "nd.sampling_rules",
+        "nd.help",
+        "nd.needs",
+    },
     {
         f"nd.{v}"
         for v in [

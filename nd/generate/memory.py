@@ -8,15 +8,17 @@ S samples, C h w latent, T tokens, D width, L layers.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,6 +34,9 @@ GB = 1e9
 FREE_SHARE = 0.9  # of what is free, where no budget was given: other programs and the allocator want some
 # What counting does not see: workspaces of convolutions, fragments, the CUDA context; on top of what was counted.
 UNSEEN = 1.15
+# Stable Diffusion in float32 keeps 57 kB per pixel of a guided sample. Where there is room for far more, nothing is
+# counted, for counting takes seconds.
+AMPLE = 120e3
 
 
 class LiveBytes(TorchDispatchMode):
@@ -63,6 +68,46 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
+class Attention(torch.autograd.Function):
+    """Attention as fused kernels keep it: queries, keys, values and the result, never the matrix of weights.
+
+    On tensors without contents PyTorch would otherwise count the matrix, which no device makes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return something of the result's shape."""
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return something of the gradients' shapes."""
+        q, k, v, _ = ctx.saved_tensors
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Put ``Attention`` in the place of PyTorch's, in the backward pass too, where activations may be made again.
+
+    A mode of PyTorch's own for this is off while gradients are taken.
+    """
+    functional = torch.nn.functional
+    before = functional.scaled_dot_product_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        found: Tensor = Attention.apply(query, key, value)
+        return found
+
+    functional.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = before
+
+
 @dataclass(frozen=True)
 class Need:
     """Bytes of one kind of work: a fixed part and one per sample."""
@@ -79,11 +124,48 @@ def need_of(work: Callable[[int], Any]) -> Need:
     """Play ``work(n)`` through for one and two samples and return the straight line through their peaks."""
     peaks = []
     for n in (1, 2):
-        with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as counted:
+        with fused_attention(), LiveBytes() as counted:
             work(n)
         peaks.append(counted.peak)
     each = max(peaks[1] - peaks[0], 1)
     return Need(max(peaks[0] - each, 0), each)
+
+
+def empty_copy(sampler: GuidedSampler) -> GuidedSampler:
+    """Return the sampler over networks without contents, which can be run for their shapes."""
+    backbone, meta = copy.copy(sampler.backbone), torch.device("meta")
+    backbone.device, backbone._shared = meta, {}
+    tiny = ("tiny_vae",) if sampler.guidance.decoder == "tiny" and sampler.tower is not None else ()
+    with torch.inference_mode(False):
+        for name in ("unet", "vae", *(("clip",) if sampler.tower is not None else ()), *tiny):
+            vars(backbone)[name] = copy.deepcopy(getattr(sampler.backbone, name)).to(meta)
+        vars(backbone)["_uncond"] = sampler.backbone.uncond().to(meta)
+    cfg = replace(sampler.cfg, trainer=replace(sampler.cfg.trainer, compile=False))
+    return type(sampler)(backbone, cfg, sampler.points)
+
+
+def needs_of(sampler: GuidedSampler, *, checkpoint: bool) -> dict[str, Need]:
+    """Return what each kind of work needs, by the plan's names; ``sampler``: of ``empty_copy``."""
+    replace(sampler.plan, checkpoint=checkpoint).apply(sampler.backbone)
+    t, abar, text = sampler.schedule.timesteps[0], sampler.schedule.alpha_bar[0], sampler.denoise.uncond_1TD.shape[1:]
+
+    def empty(n: int, *shape: int) -> Tensor:
+        return torch.empty(n, *shape, device="meta")
+
+    def guided(n: int) -> None:
+        g = empty(n, *sampler.feature_shape)
+        sampler.guide(empty(n, *text), g, t).gradient(empty(n, *sampler.backbone.latent_shape), abar)
+
+    @torch.no_grad()
+    def plain(n: int) -> None:
+        sampler.denoise(empty(n, *sampler.backbone.latent_shape), t, empty(n, *text), abar)
+
+    @torch.no_grad()
+    def decode(n: int) -> None:
+        sampler.backbone.decode(empty(n, *sampler.backbone.latent_shape))
+
+    kinds = {"plain": plain, "decode": decode} | ({"guided": guided} if sampler.tower is not None else {})
+    return {name: need_of(work) for name, work in kinds.items()}
 
 
 def plan_for(sampler: GuidedSampler, memory_gb: float) -> Plan:
@@ -91,7 +173,7 @@ def plan_for(sampler: GuidedSampler, memory_gb: float) -> Plan:
 
     Args:
         sampler: its backbone's networks are loaded by now or will be, and count.
-        memory_gb: in GB (1e9 bytes); 0 for what is free on the device.
+        memory_gb: in GB (1e9 bytes), weights included; 0 for what is free on the device.
 
     Raises:
         UserError: the budget cannot hold one sample, even where activations are computed again.
@@ -99,16 +181,19 @@ def plan_for(sampler: GuidedSampler, memory_gb: float) -> Plan:
     device = sampler.backbone.device
     fastest = Plan.for_speed(device, sampler.denoise.passes)
     budget = memory_gb * GB if memory_gb else FREE_SHARE * free_bytes(device)
+    if not memory_gb and fastest.guided * sampler.backbone.config.image_size**2 * AMPLE < budget:
+        return fastest
     weights = weight_bytes(sampler)
     room = (budget - (weights if memory_gb else 0)) / UNSEEN
-    needs = sampler.needs(checkpoint=False)
+    empty = empty_copy(sampler)
+    needs = needs_of(empty, checkpoint=False)
     plan = fitted(fastest, needs, room)
     if "guided" in needs and plan.guided < min(2, fastest.guided):
         # Computing again costs a third more in the guided steps; a batch of one costs more than that.
-        again = fitted(replace(fastest, checkpoint=True), sampler.needs(checkpoint=True), room)
+        again = fitted(replace(fastest, checkpoint=True), needs_of(empty, checkpoint=True), room)
         plan = again if again.guided > plan.guided else plan
     if min(plan.guided, plan.plain, plan.decode) < 1:
-        raise too_small(sampler, budget, weights)
+        raise too_small(sampler, budget, weights, needs_of(empty, checkpoint=True))
     log.debug("plan %s for %.1f GB", plan, budget / GB)
     return plan
 
@@ -118,9 +203,8 @@ def fitted(plan: Plan, needs: dict[str, Need], room: float) -> Plan:
     return replace(plan, **{name: min(getattr(plan, name), need.fits(room)) for name, need in needs.items()})
 
 
-def too_small(sampler: GuidedSampler, budget: float, weights: float) -> UserError:
-    """Return the error of a budget that cannot hold one sample."""
-    needs = sampler.needs(checkpoint=True)
+def too_small(sampler: GuidedSampler, budget: float, weights: float, needs: dict[str, Need]) -> UserError:
+    """Return the error of a budget that cannot hold one sample, given the least that each kind of work needs."""
     least = weights + UNSEEN * max(need.fixed + need.each for need in needs.values())
     half = "" if sampler.backbone.dtype != torch.float32 else "backbone.dtype=bfloat16, which halves it; "
     return UserError(

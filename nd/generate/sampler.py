@@ -9,7 +9,7 @@ B images, R repeats, S = B * R samples, C h w latent, T tokens, D width, L layer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from nd.errors import UserError
 from nd.generate.decoders import picture_decoder
 from nd.generate.denoiser import Denoiser
 from nd.generate.guidance import FeatureGuidance, guided_noise, kappa_at, layer_weights
-from nd.generate.memory import Need, need_of
 from nd.generate.plan import Plan, in_parts
 from nd.generate.schedule import add_noise, build_schedule, ddim_step, share_of
 from nd.generate.trajectories import Point, Track, Trajectories
@@ -65,7 +64,7 @@ class GuidedSampler:
             UserError: settings out of range, or layers without a weight.
         """
         check(cfg)
-        self.backbone, self.guidance = backbone, cfg.guidance
+        self.cfg, self.backbone, self.guidance = cfg, backbone, cfg.guidance
         self.arithmetic = VARIANTS[cfg.method.variant]
         self.schedule = build_schedule(
             backbone.scheduler, cfg.method.steps, cfg.method.strength, matched_start=self.arithmetic.matched_start
@@ -84,32 +83,6 @@ class GuidedSampler:
         """Take a plan and set the networks up for it."""
         self.plan = plan
         plan.apply(self.backbone)
-
-    def needs(self, *, checkpoint: bool) -> dict[str, Need]:
-        """Return what each kind of work needs in memory, by the plan's names."""
-        replace(self.plan, checkpoint=checkpoint).apply(self.backbone)
-        t, abar, _ = self._at(0)
-        device, (tokens, width) = self.backbone.device, self.denoise.uncond_1TD.shape[1:]
-
-        def latents(n: int) -> Tensor:
-            return torch.zeros(n, *self.backbone.latent_shape, device=device)
-
-        def guided(n: int) -> None:
-            self._gradient(
-                latents(n), torch.zeros(n, tokens, width, device=device),
-                torch.zeros(n, *self.feature_shape, device=device), t, abar,
-            )  # fmt: skip
-
-        def plain(n: int) -> None:
-            with torch.no_grad():
-                self.denoise(latents(n), t, torch.zeros(n, tokens, width, device=device), abar)
-
-        def decode(n: int) -> None:
-            with torch.no_grad():
-                self.backbone.decode(latents(n))
-
-        kinds = {"plain": plain, "decode": decode} | ({"guided": guided} if self.tower is not None else {})
-        return {name: need_of(work) for name, work in kinds.items()}
 
     def sample(
         self, z: Tensor, c: Tensor, g: Tensor | None, noise: Tensor, preview: Preview | None = None

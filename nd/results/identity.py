@@ -53,7 +53,10 @@ BACKBONE_FIELDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("pixels", "clip_vision", "clip_text", "clip_image", "vdvae", "edge", "colour"), ()),
 }
 METHOD_FIELDS = ("method.name", "method.generator")
-DIFFUSION_FIELDS = ("method.variant", "method.steps", "method.strength", "method.cfg_scale", "backbone.*")
+DIFFUSION_FIELDS = (
+    *(f"method.{name}" for name in ("variant", "steps", "strength", "cfg_scale", "sag_scale")),
+    "backbone.*",
+)
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

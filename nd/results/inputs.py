@@ -41,15 +41,15 @@ def _parts(verb: str, cfg: Config) -> tuple[str, ...]:
     if verb == "reconstruct" and cfg.method.generator == "vae":
         return ("vae",)
     if verb == "reconstruct" and cfg.method.generator == "guided_diffusion":
-        return (*DIFFUSION_PARTS, *(("image_tower",) if guided_steps(cfg) else ()))
+        return (*DIFFUSION_PARTS, *(("image_tower", "tiny_vae") if guided_steps(cfg) else ()))
     return ()
 
 
 def _weight_files(verb: str, cfg: Config) -> list[Path]:
     weights = weights_folder(cfg.backbone.weights)
     folders = {part: weights / part for part in DIFFUSION_PARTS} if weights else {}
-    tower = weights_folder(cfg.backbone.image_tower)
-    folders |= {"image_tower": tower} if tower else {}
+    single = {"image_tower": cfg.backbone.image_tower, "tiny_vae": cfg.backbone.tiny_vae}
+    folders |= {part: folder for part, given in single.items() if given and (folder := weights_folder(given))}
     wanted = [folders[part] for part in _parts(verb, cfg) if part in folders]
     own = {OWN_WEIGHTS[target] for target in trained_together(cfg) if verb == "train" and target in OWN_WEIGHTS}
     given = [Path(getattr(cfg.target, name)).expanduser() for name in sorted(own)]
