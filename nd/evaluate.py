@@ -19,8 +19,7 @@ from nd.data.prepared import Stimuli, split_of, stimuli_path
 from nd.files import sha256_json, write_json, write_text
 from nd.generate.training import part_ids
 from nd.lightning import is_rank_zero
-from nd.metrics.cache import stimulus_features
-from nd.metrics.protocol import describe
+from nd.metrics.protocol import AGGREGATIONS, describe, weights_found
 from nd.metrics.reconstructions import check_ids, read_images
 from nd.metrics.score import PerImage, score_images
 from nd.metrics.summary import one_metric, per_image_csv, score_table
@@ -47,7 +46,7 @@ def evaluate(cfg: Config) -> Path:
     scored = compare(cfg, images, image_ids)
     with folder.writing(cfg, inputs):
         write_text(folder.path / "per_image.csv", per_image_csv(image_ids, scored.scores))
-        summary = summarise(cfg, scored, image_ids, images.shape[1], facts)
+        summary = summarise(cfg, scored, image_ids, facts)
         write_json(folder.path / "scores.json", summary)
     log_scores(cfg, folder, {name: score["mean"] for name, score in summary["metrics"].items()})
     print(score_table(summary))
@@ -60,20 +59,18 @@ def compare(cfg: Config, images: NDArray[np.uint8], image_ids: NDArray[np.int32]
     stimuli = Stimuli(stimuli_path(cfg))
     shown = stimuli.images(image_ids)
     labels = stimuli.labels(image_ids) if cfg.protocol.label_identification else None
-    known = stimulus_features(Path(cfg.paths.cache) / "stimulus_features", shown, cfg.protocol)
-    return score_images(images, shown, cfg.protocol, labels, known)
+    return score_images(images, shown, cfg.protocol, labels, Path(cfg.paths.cache) / "stimulus_features")
 
 
-def summarise(
-    cfg: Config, scored: PerImage, image_ids: NDArray[np.int32], n_repeats: int, facts: dict[str, Any]
-) -> dict[str, Any]:
+def summarise(cfg: Config, scored: PerImage, image_ids: NDArray[np.int32], facts: dict[str, Any]) -> dict[str, Any]:
     """Everything ``scores.json`` holds: the metrics with their intervals, and what they are comparable with."""
     return {
         "metrics": {name: one_metric(name, values, cfg.protocol.n_boot) for name, values in scored.scores.items()},
         "protocol": describe(cfg.protocol),
-        "aggregation": "each repeat scored, repeats averaged within an image, interval over images",
+        "weights": weights_found(cfg.protocol),
+        "aggregation": AGGREGATIONS[cfg.protocol.aggregation],
         "n_images": len(image_ids),
-        "n_repeats": n_repeats,
+        "n_repeats": scored.n_repeats,
         "n_constant_pictures": scored.n_constant,
         "test_set": sha256_json([int(i) for i in image_ids]),
         "split": {"name": cfg.data.split, "hash": split_of(cfg).hash, "part": cfg.part},

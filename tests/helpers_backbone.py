@@ -18,14 +18,15 @@ TEXT_LENGTH = 8
 TEXT_WIDTH = 16
 
 
-def tiny_backbone(folder: Path, seed: int = 0) -> BackboneConfig:
+def tiny_backbone(folder: Path, seed: int = 0, image_size: int = IMAGE_SIZE) -> BackboneConfig:
     """Write random weights below `folder`; returns the configuration that loads them.
 
-    16 px pictures, latents (4, 4, 4), captions (8, 16), tower of 12 blocks with 17 tokens of width 16.
+    16 px pictures, latents (4, 4, 4), captions (8, 16), tower of 12 blocks with 17 tokens of width 16. Of pictures of
+    another size, a multiple of 8, the latents have a quarter of the side; the tower sees them at 16 px all the same.
     """
     torch.manual_seed(seed)
-    _vae().save_pretrained(folder / "vae")
-    _unet().save_pretrained(folder / "unet")
+    _vae(image_size).save_pretrained(folder / "vae")
+    _unet(image_size).save_pretrained(folder / "unet")
     _scheduler().save_pretrained(folder / "scheduler")
     tokenizer = letter_tokenizer(folder / "tokenizer")
     _text_encoder(len(tokenizer)).save_pretrained(folder / "text_encoder")
@@ -33,22 +34,22 @@ def tiny_backbone(folder: Path, seed: int = 0) -> BackboneConfig:
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}', encoding="utf-8")
     tower = str(folder / "image_tower")
     return BackboneConfig(
-        name="tiny", weights=str(folder), image_tower=tower, image_size=IMAGE_SIZE, tower_size=IMAGE_SIZE
+        name="tiny", weights=str(folder), image_tower=tower, image_size=image_size, tower_size=IMAGE_SIZE
     )
 
 
-def _vae() -> AutoencoderKL:
+def _vae(image_size: int) -> AutoencoderKL:
     blocks = ("DownEncoderBlock2D",) * 3, ("UpDecoderBlock2D",) * 3
     widths = (8, 8, 16)
     return AutoencoderKL(
         down_block_types=blocks[0], up_block_types=blocks[1], block_out_channels=widths, norm_num_groups=4,
-        sample_size=IMAGE_SIZE, scaling_factor=0.3,
+        sample_size=image_size, scaling_factor=0.3,
     )  # fmt: skip
 
 
-def _unet() -> UNet2DConditionModel:
+def _unet(image_size: int) -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=IMAGE_SIZE // 4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        sample_size=image_size // 4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=TEXT_WIDTH, attention_head_dim=4,
     )  # fmt: skip

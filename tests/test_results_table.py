@@ -17,7 +17,7 @@ from nd.config import compose, derive
 from nd.errors import UserError
 from nd.results import formats
 from nd.results.identity import reads_predictions, reads_targets
-from nd.results.specs import Column, Entry, Pair, Published, Row, TableSpec, available, expand, load_spec
+from nd.results.specs import Column, Entry, Pair, Row, TableSpec, available, expand, load_spec
 from nd.results.table import Table, collect, unexpected
 from nd.schema import Config
 
@@ -140,7 +140,13 @@ def test_rows_that_are_missing_come_with_their_commands(entries: list[Entry]) ->
     [
         ({"protocol": {"name": "scenes", "version": 2}}, r"(?s)guided.*protocol scenes v1.*unguided.*scenes v2"),
         ({"test_set": "bad"}, r"(?s)set f00.*set bad"),
-        ({"n_images": 7}, r"(?s)8 images.*7 images"),
+        (
+            {"protocol": {"name": "scenes-changed-ab12", "version": 1}},
+            r"(?s)- guided.*scenes v1.*- unguided.*-changed-ab12",
+        ),
+        ({"protocol": {"name": "nd", "version": 1}}, r"(?s)- guided \(subj01\): .*scenes v1.*- unguided.*nd v1"),
+        ({"n_images": 7}, r"(?s)- guided \(subj01\).*8 images.*- unguided \(subj01\).*7 images"),
+        ({"aggregation": "best"}, r"(?s)- guided \(subj01\).*- unguided \(subj01\).*set f00, best"),
         ({"simulated": False}, "mixes rows from measured and from simulated"),
         ({"oracle": True}, r"row 'unguided' has role 'method', but its run is an oracle run"),
         ({"control": "shuffled_voxels"}, r"row 'unguided' has role 'method', but its run is a control run"),
@@ -151,6 +157,17 @@ def test_rows_that_cannot_be_compared_are_refused(entries: list[Entry], facts: d
     fake_scores(entries[1].cfg, UNGUIDED, **facts)
     with pytest.raises(UserError, match=message):
         collect(SPEC, entries, "nd run")
+
+
+def test_one_name_for_two_sizes_is_refused(entries: list[Entry]) -> None:
+    for one, size, digest in zip(entries, (224, 342), ("aa11", "bb22"), strict=True):
+        settings = {"network_size": size, "image_size": 64}
+        fake_scores(one.cfg, GUIDED, protocol={"name": "nd", "version": 1, "hash": digest, "settings": settings})
+    with pytest.raises(UserError) as caught:
+        collect(SPEC, entries, "nd run")
+    assert "guided (subj01): protocol nd v1 (settings aa11)" in str(caught.value)
+    assert "unguided (subj01): protocol nd v1 (settings bb22)" in str(caught.value)
+    assert "guided and unguided differ in network_size 224 against 342\n" in str(caught.value)
 
 
 def test_a_role_cannot_be_claimed(tmp_path: Path) -> None:
@@ -174,10 +191,43 @@ def test_paired_differences_are_over_the_same_images(table: Table, entries: list
     assert difference.mean == pytest.approx(wanted.mean())
     assert wanted.min() < difference.lo < difference.mean < difference.hi < wanted.max()
     assert difference.n == N_IMAGES
+    assert difference.p == difference.p_holm == 2 / 2**N_IMAGES  # all differences have one sign
+    assert difference.rank_biserial == 1.0
     path = table.rows[1].run.path / "per_image.csv"  # the order of lines must not matter
     head, *lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([head, *lines[::-1]]), encoding="utf-8")
     assert collect(SPEC, entries, "nd run").differences == table.differences
+
+
+def test_p_values_are_corrected_for_all_comparisons_of_a_table(entries: list[Entry]) -> None:
+    fake_scores(entries[0].cfg, GUIDED)
+    fake_scores(entries[1].cfg, UNGUIDED)
+    spec = replace(SPEC, paired=[replace(SPEC.paired[0], metrics=["pixcorr", "two_way_low"])])
+    first, second = collect(spec, entries, "nd run").differences
+    assert first.p_holm == 2 * first.p
+    assert second.p_holm == second.p
+    assert f"p {first.p:.4f}, corrected 0.016; d_z {first.d_z:.2f}, rank-biserial 1.00" in formats.text(
+        collect(spec, entries, "nd run")
+    )
+
+
+def test_rows_of_other_images_are_not_paired(table: Table, entries: list[Entry]) -> None:
+    path = table.rows[1].run.path / "per_image.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("\n7,", "\n77,"), encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"paired rows 'guided' and 'unguided' \(subj01\) hold scores of different images"
+    ):
+        collect(SPEC, entries, "nd run")
+
+
+def test_few_images_are_said_to_show_little(table: Table) -> None:
+    spread = (GUIDED["pixcorr"] - UNGUIDED["pixcorr"]).std(ddof=1)
+    found = 2.8016 * spread / np.sqrt(N_IMAGES)
+    assert f"With {N_IMAGES} images" in table.caption
+    assert f"80% power at the 5% level (uncorrected) is: PixCorr {found:.3f} (guided minus unguided)." in table.caption
+    many = [replace(difference, n=100) for difference in table.differences]
+    assert "power" not in replace(table, differences=many).caption
+    assert "power" not in replace(table, differences=[]).caption
 
 
 def test_text_shows_scores_intervals_chance_and_kind(table: Table) -> None:
@@ -238,13 +288,6 @@ def test_latex_escapes_what_latex_reads(table: Table) -> None:
     assert "50.0\\%" in made
 
 
-def test_published_scores_stand_apart(table: Table, entries: list[Entry]) -> None:
-    row = Published(label="Paper X", protocol="nsd1000", source="Table 1", scores={"pixcorr": 0.3})
-    made = formats.markdown(collect(replace(SPEC, published=[row]), entries, "nd run"))
-    assert "- Paper X (published; nsd1000): PixCorr 0.3. Source: Table 1" in made
-    assert "| Paper X" not in made
-
-
 def test_expected_scores_are_compared_within_the_tolerance(table: Table, entries: list[Entry]) -> None:
     mean = GUIDED["pixcorr"].mean()
     near = replace(SPEC, expected={"guided": {"pixcorr": mean + 0.009}})
@@ -259,5 +302,5 @@ def test_expected_scores_are_compared_within_the_tolerance(table: Table, entries
 
 def test_files_are_written_in_three_shapes(table: Table, tmp_path: Path) -> None:
     paths = formats.write_table(table, tmp_path / "results")
-    assert [path.name for path in paths] == ["tiny.md", "tiny.csv", "tiny.tex"]
+    assert [path.name for path in paths] == ["tiny.md", "tiny.csv", "tiny.tex", "tiny-paired.csv"]
     assert all(path.stat().st_size for path in paths)

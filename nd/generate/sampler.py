@@ -109,7 +109,8 @@ class GuidedSampler:
             if walk.guided:
                 assert g_SLTD is not None
                 walk.guided = self._guided_step(walk.guided, step, c_STD, g_SLTD)
-            walk.plain = self._plain_step(walk.plain, step, c_STD)
+            # Each track by itself: in the parts it has alone, so that the pictures are those it gives alone.
+            walk.plain = {point: self._plain_step(track, step, c_STD) for point, track in walk.plain.items()}
             if preview is not None:
                 first = self.points[0].key
                 preview(step + 1, (walk.plain.get(first) or walk.guided[first.kappa]).z)
@@ -122,35 +123,36 @@ class GuidedSampler:
         # A clone is an ordinary tensor again.
         return Sampled(pictures.clone().unflatten(0, (-1, n_repeats)), track.stopped.clone().view(-1, n_repeats))
 
-    def _plain_step(self, tracks: dict[Point, Track], step: int, c_STD: Tensor) -> dict[Point, Track]:
-        """Take all unguided tracks one step further, in one batch."""
-        if not tracks:
-            return tracks
+    def _plain_step(self, track: Track, step: int, c_STD: Tensor) -> Track:
+        """Take an unguided track one step further."""
         t, abar, after = self._at(step)
         with torch.inference_mode():
-            z, c = torch.cat([track.z for track in tracks.values()]), c_STD.repeat(len(tracks), 1, 1)
-            eps = in_parts(lambda z, c: self.denoise(z, t, c, abar), self.plan.plain, z, c)
-            moved = ddim_step(z, eps, abar, after).split(len(c_STD))
-            return {point: track.moved(z, step) for (point, track), z in zip(tracks.items(), moved, strict=True)}
+            eps = in_parts(lambda z, c: self.denoise(z, t, c, abar), self.plan.plain, track.z, c_STD)
+            return track.moved(ddim_step(track.z, eps, abar, after), step)
 
     def _guided_step(self, tracks: dict[float, Track], step: int, c_STD: Tensor, g_SLTD: Tensor) -> dict[float, Track]:
-        """Take all guided tracks one step further; in the first step all start from the same latents."""
-        t, abar, after = self._at(step)
-        n_starts = 1 if step == 0 else len(tracks)
-        z = torch.cat([track.z for track in list(tracks.values())[:n_starts]])
-        c, g = c_STD.repeat(n_starts, 1, 1), g_SLTD.repeat(n_starts, 1, 1, 1)
-        plan = self.plan
-        gradient, eps_cond = in_parts(lambda z, c, g: self._gradient(z, c, g, t, abar), plan.guided, z, c, g)
+        """Take guided tracks, by kappa, one step further; in the first step all still hold the same latents."""
+        _, abar, after = self._at(step)
+        moved: dict[float, Track] = {}
+        known: tuple[Tensor, Tensor] | None = None
+        for kappa, track in tracks.items():
+            if known is None or step > 0:
+                known = self._steered(track.z, step, c_STD, g_SLTD)
+            eps, gradient = known
+            now = kappa_at(kappa, self.guidance.schedule, step, len(self.schedule))
+            eps = guided_noise(eps, gradient, abar, now, normalise=self.guidance.normalise)
+            moved[kappa] = track.moved(ddim_step(track.z, eps, abar, after), step)
+        return moved
+
+    def _steered(self, z: Tensor, step: int, c_STD: Tensor, g_SLTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise prediction, without feature guidance, and the gradient of the loss, of all samples."""
+        t, abar, _ = self._at(step)
+        gradient, eps_cond = in_parts(
+            lambda z, c, g: self._gradient(z, c, g, t, abar), self.plan.guided, z, c_STD, g_SLTD
+        )
         with torch.no_grad():
-            eps = in_parts(lambda z, c, e: self.denoise(z, t, c, abar, e), plan.plain, z, c, eps_cond)
-        z, eps, gradient = (x.split(len(c_STD)) * (len(tracks) // n_starts) for x in (z, eps, gradient))
-        kappas = [kappa_at(kappa, self.guidance.schedule, step, len(self.schedule)) for kappa in tracks]
-        normalise = self.guidance.normalise
-        steered = [
-            guided_noise(e, d, abar, k, normalise=normalise) for e, d, k in zip(eps, gradient, kappas, strict=True)
-        ]
-        moved = (ddim_step(x, e, abar, after) for x, e in zip(z, steered, strict=True))
-        return {kappa: track.moved(x, step) for (kappa, track), x in zip(tracks.items(), moved, strict=True)}
+            eps = in_parts(lambda z, c, e: self.denoise(z, t, c, abar, e), self.plan.plain, z, c_STD, eps_cond)
+        return eps, gradient
 
     def _gradient(self, z: Tensor, c: Tensor, g: Tensor, t: int, alpha_bar: float) -> tuple[Tensor, Tensor]:
         """Gradient of the loss and the conditional noise prediction it went through, of some samples."""

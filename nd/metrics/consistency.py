@@ -21,8 +21,8 @@ Similarity = Callable[[Tensor, Tensor], Tensor]
 SIMILARITIES: dict[str, Similarity] = {"pixcorr": pixcorr, "ssim": ssim, "feature": cosine}
 
 
-def repeat_consistency(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
-    """Mean similarity (B,) over all R (R - 1) / 2 pairs of repeats.
+def pair_similarities(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
+    """Similarity (B, P) of each of the P = R (R - 1) / 2 pairs of repeats.
 
     Args:
         repeats_BR: (B, R, ...) images in [0, 1] (pixcorr, ssim) or features (cosine).
@@ -34,4 +34,18 @@ def repeat_consistency(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
     if repeats_BR.shape[1] < 2:
         raise UserError(f"repeat consistency: {repeats_BR.shape[1]} repeat per image, at least 2 are needed.")
     pairs = combinations(range(repeats_BR.shape[1]), 2)
-    return torch.stack([similarity(repeats_BR[:, a], repeats_BR[:, b]) for a, b in pairs]).mean(0)
+    return torch.stack([similarity(repeats_BR[:, a], repeats_BR[:, b]) for a, b in pairs], 1)
+
+
+def repeat_consistency(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
+    """Mean similarity (B,) over all pairs of repeats; arguments and errors as ``pair_similarities``."""
+    return pair_similarities(repeats_BR, similarity).mean(1)
+
+
+def repeat_variance(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
+    """Variance (B,) of the similarity over all pairs of repeats, 0 with two repeats: whether some repeats stand apart.
+
+    It describes these repeats and estimates nothing (divided by the number of pairs): pairs that share a repeat are not
+    independent.
+    """
+    return pair_similarities(repeats_BR, similarity).var(1, correction=0)

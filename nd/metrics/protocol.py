@@ -9,38 +9,66 @@ no feature levels; identification by pixels, and among the images of the same di
 
 nd v1: natural pictures: pixel metrics at 256 px, EfficientNet-Lite0 at 224 px, the size it was trained at.
 
-All: all images of the part are each other's distractors; every repeat is scored and the scores are averaged within an
-image; intervals are over images.
+brain_diffuser, mindeye1, mindeye2, minddiffuser: the protocols of published tables, each on the test set it was used
+on; what is not known of them is said in their files.
+
+All: all images of the part are each other's distractors, in any order; ``aggregation`` says whether every repeat is
+scored and the scores averaged within an image, or the first alone; intervals are over images.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from nd.errors import UserError
 from nd.files import sha256_json
-from nd.metrics.network import LEVEL_BLOCKS, weights_hash
+from nd.metrics.measures import Measure, measures_of
+from nd.metrics.networks.lite import LEVEL_BLOCKS
+from nd.metrics.networks.table import NETWORKS, network_named
 from nd.metrics.ssim import WINDOW
 from nd.schema import ProtocolConfig
 
 # Name and version to the hash of the settings. To change a setting, add a version; never edit a line.
-PINNED = {("scenes", 1): "df43600dcff8", ("digits69", 1): "2bfa7da1cf6f", ("nd", 1): "1f515a5e4a65"}
-PRECISION_ONLY = ("name", "version", "n_boot")  # the rest decides the values; n_boot only how finely ends are known
+PINNED = {
+    ("scenes", 1): "df43600dcff8",
+    ("digits69", 1): "2bfa7da1cf6f",
+    ("nd", 1): "1f515a5e4a65",
+    ("brain_diffuser", 1): "fda1c4aeabc9",
+    ("mindeye1", 1): "8cee43cda5e3",
+    ("mindeye2", 1): "e3b0eaf4570d",
+    ("minddiffuser", 1): "b6d438fff5ea",
+}
+# What does not decide the values: n_boot only how finely ends are known, the folder only where weights lie.
+NO_SETTING = ("name", "version", "n_boot", "weights")
+AGGREGATIONS = {
+    "each": "each repeat scored, repeats averaged within an image, interval over images",
+    "first": "first repeat of an image scored, interval over images",
+}
 
 
 def settings(protocol: ProtocolConfig) -> dict[str, Any]:
-    """Everything that decides a score: the values of the protocol, the weights of its network and the levels."""
-    values = {name: value for name, value in asdict(protocol).items() if name not in PRECISION_ONLY}
+    """Everything that decides a score: the protocol's values, the definitions of its measures, its networks' weights.
+
+    Of weights without published digits only the name counts; ``weights_found`` says what was used.
+    """
+    values = {name: value for name, value in asdict(protocol).items() if name not in NO_SETTING}
+    if protocol.measures:
+        named = measures_of(protocol)
+        values["measures"] = {name: _definition(named[name]) for name in protocol.measures}
     if protocol.network == "none":
         return values
-    return values | {"weights": weights_hash(protocol.network), "level_blocks": list(LEVEL_BLOCKS)}
+    return values | {"weights": network_named(protocol.network).pinned, "level_blocks": list(LEVEL_BLOCKS)}
+
+
+def _definition(measure: Measure) -> dict[str, Any]:
+    network = NETWORKS.get(measure.view.network)  # none: the network of a package
+    return asdict(measure) | {"weights": network.pinned if network else ""}
 
 
 def settings_hash(protocol: ProtocolConfig) -> str:
     """Hash of the settings that are not defaults, so that a new field with a default keeps every old protocol."""
-    defaults = {item.name: item.default for item in fields(ProtocolConfig)}
-    values = settings(protocol)
+    defaults, values = asdict(ProtocolConfig()), settings(protocol)
     return sha256_json({name: value for name, value in values.items() if defaults.get(name) != value})
 
 
@@ -55,9 +83,27 @@ def describe(protocol: ProtocolConfig) -> dict[str, Any]:
     return {"name": name, "version": protocol.version, "hash": digest, "settings": values, "n_boot": protocol.n_boot}
 
 
+def weights_found(protocol: ProtocolConfig) -> dict[str, str]:
+    """12 digits of the SHA-256 of every network's weights, or ``random``. UserError: absent, or not the published."""
+    names = sorted({measure.view.network for measure in measures_of(protocol).values()} & set(NETWORKS))
+    if protocol.random_weights:
+        return dict.fromkeys(names, "random")
+    return {name: network_named(name).found(protocol.weights) for name in names}
+
+
 def check_protocol(protocol: ProtocolConfig, image_size: int) -> None:
     """Raise UserError where stimuli of ``image_size`` pixels cannot be scored under the protocol."""
     if protocol.image_size < WINDOW:
         raise UserError(f"protocol.image_size={protocol.image_size}: SSIM needs at least {WINDOW} pixels.")
     if image_size < WINDOW:
         raise UserError(f"protocol {protocol.name}: stimuli of {image_size} px; SSIM needs at least {WINDOW} pixels.")
+
+
+def check_number(protocol: ProtocolConfig, n_images: int) -> None:
+    """Raise UserError where the protocol is defined on another number of test images."""
+    if protocol.n_images and n_images != protocol.n_images:
+        raise UserError(
+            f"protocol {protocol.name}: {n_images} images were given, it is defined on {protocol.n_images}; scores of "
+            "other images do not compare with its tables. To score what there is, give protocol.n_images=0, which "
+            "marks the protocol as changed."
+        )

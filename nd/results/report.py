@@ -11,9 +11,10 @@ from typing import Any
 from nd.errors import UserError
 from nd.files import read_json, write_text
 from nd.results import plots
+from nd.results.blocks import Block, blocks
 from nd.results.curves import Learning
 from nd.results.folder import RunFolder
-from nd.results.formats import chance_cell, difference_line, number, published_line
+from nd.results.formats import PAIRED, chance_cell, difference_line, number, published_cells
 from nd.results.pictures import Gallery, data_uri, gallery, png, write_grid
 from nd.results.scores import Score
 from nd.results.specs import Column
@@ -86,10 +87,21 @@ def scores_html(table: Table) -> str:
     head = f"<tr><th></th>{subject}<th>images &times; repeats</th>"
     head += "".join(f"<th>{_arrow(table, c)}</th>" for c in table.columns) + "</tr>"
     lines = "".join(_score_line(table, row) for row in table.rows)
+    for row in table.published_beside:
+        lines += "<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in published_cells(table, row)) + "</tr>"
     blank = "<td></td>" * (2 if subject else 1)
     chance = "".join(f"<td>{chance_cell(table, c)}</td>" for c in table.columns)
     body = f'{lines}<tr class="chance"><td>chance</td>{blank}{chance}</tr>'
     return f'<table class="scores"><thead>{head}</thead><tbody>{body}</tbody></table>'
+
+
+def block_html(block: Block) -> str:
+    """Return a block beside the score table: its lines and what is to be said of them."""
+    head, *lines = block.grid
+    rows = "".join("<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    heads = "".join(f"<th>{_e(cell)}</th>" for cell in head)
+    table = f'<table class="scores"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    return f"{table}<br>{_items(block.notes)}"
 
 
 def _tuning_html(table: Table) -> str:
@@ -155,15 +167,14 @@ def page(table: Table, shown: Gallery, command: str, learnings: Sequence[Learnin
     kind = "simulated" if table.rows[0].run.simulated else "measured"
     plot = f'<img class="plot" alt="scores" src="{data_uri(plots.svg(plots.score_plot(table)), "svg+xml")}">'
     differences = [difference_line(difference, table) for difference in table.differences]
-    published = [published_line(row, table) for row in table.spec.published]
     sections = [
         _section("Pictures", gallery_html(shown)),
         _section("Scores", scores_html(table), "<br>", _items(table.notes)),
-        _section("Paired differences over images, with 95% bootstrap intervals", _items(differences)),
+        *(_section(block.heading, block_html(block)) for block in blocks(table)),
+        _section(PAIRED, _items(differences)),
         _section("Scores with intervals; dashed: chance", plot),
         _section("Learning curves", learning_html(learnings)),
         _section("Guidance tuned on validation images", _tuning_html(table)),
-        _section("Published, each under its own protocol: not comparable with the rows above", _items(published)),
         _section("What made this", f"<p><code>{_e(command)}</code></p>", provenance_html(table)),
     ]
     title, style = _e(table.spec.title), STYLE.read_text(encoding="utf-8")

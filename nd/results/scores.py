@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,14 @@ class RunScores:
     simulated: bool
     control: str
     transductive: bool = False  # voxels or predictions were scaled with statistics of test images
+    settings: dict[str, Any] = field(default_factory=dict)  # all that the protocol says of how a score is made
+    settings_hash: str = ""
+    aggregation: str = ""  # of repeats and images
 
     @property
-    def comparable(self) -> tuple[str, str, int]:
-        """Protocol, test set and number of images: equal for all rows of a table."""
-        return self.protocol, self.test_set, self.n_images
+    def comparable(self) -> tuple[str, str, str, int, str]:
+        """Protocol and its settings, test set, number of images, aggregation: equal for all rows of a table."""
+        return self.protocol, self.settings_hash, self.test_set, self.n_images, self.aggregation
 
 
 def read_per_image(path: Path) -> dict[str, NDArray[np.float64]]:
@@ -77,6 +80,9 @@ def read_scores(folder: Path) -> RunScores:
             simulated=given["simulated"],
             control=given["control"],
             transductive=given.get("transductive", False),
+            settings=given["protocol"].get("settings", {}),
+            settings_hash=given["protocol"].get("hash", ""),
+            aggregation=given.get("aggregation", ""),
         )
     except (KeyError, TypeError) as error:
         raise UserError(

@@ -2,28 +2,31 @@
 
 Rows are overrides on top of an experiment, so a row's run is found by identity and never by name. Fields::
 
-    title, experiment, subjects, columns, rows, paired, pictures, curve, expected, tolerance, published
+    title, experiment, subjects, columns, rows, paired, pictures, curve, expected, tolerance, published, averaged
 
 ``expected`` holds the scores that ``nd table check=true`` compares with: ``{row label: {metric: mean}}``, for the first
-subject. Published rows are shown apart with their own protocol: they are never in one column with computed ones.
+subject. ``published`` names sets of ``nd.results.published`` or rows of them, or holds rows written out; they are shown
+apart, each under its own protocol. ``averaged`` names rows that differ in their seed alone; their mean is a row of the
+block of means, where every row stands with its mean over subjects if there are several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
-from nd.errors import UserError, did_you_mean, unknown
+from nd.errors import UserError, unknown
+from nd.results.mapping import build, build_all
+from nd.results.published import Published, find_published
 from nd.schema import Config
 
 ROLES = ("method", "oracle", "control", "floor", "reference")
 PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = (PACKAGE.parent / "experiments", PACKAGE / "_experiments")  # a checkout; an installed wheel
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,15 @@ class Column:
     name: str = ""
     percent: bool = False  # shown times 100
     decimals: int = 3
+
+    def shown(self, value: float) -> str:
+        """Return a value as the column shows it."""
+        return f"{100 * value:.{max(0, self.decimals - 2)}f}%" if self.percent else f"{value:.{self.decimals}f}"
+
+    @property
+    def title(self) -> str:
+        """The name shown."""
+        return self.name or self.metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +68,11 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """Printed scores, with the protocol and the place they come from."""
+class Averaged:
+    """Rows that differ in their seed alone, whose scores are averaged within an image."""
 
     label: str
-    protocol: str
-    source: str
-    scores: dict[str, float]
+    rows: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +92,8 @@ class TableSpec:
     expected: dict[str, dict[str, float]] = field(default_factory=dict)
     tolerance: float = 0.01
     published: list[Published] = field(default_factory=list)
+
+    averaged: list[Averaged] = field(default_factory=list)
 
     def row(self, label: str) -> Row:
         """Return a row by label."""
@@ -121,22 +133,22 @@ def _spec_path(name: str) -> Path:
     raise unknown("table", name, available())
 
 
-def _build(kind: type[T], given: Any, where: str, problems: list[str], **extra: Any) -> T | None:
-    """Build a dataclass from a mapping; what does not fit is added to ``problems``."""
-    if not isinstance(given, dict):
-        problems.append(f"{where} is {type(given).__name__}, wanted a mapping")
-        return None
-    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
-    wrong = [f"{where} has no field {key!r}.{did_you_mean(key, known)}" for key in given if key not in known]
-    needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
-    wrong += [f"{where} lacks {name!r}" for name in needed if name not in given and name not in extra]
-    problems += wrong
-    return None if wrong else kind(**given, **extra)
-
-
-def _build_all(kind: type[T], given: dict[str, Any], key: str, problems: list[str]) -> list[T]:
-    built = [_build(kind, item, f"{key}[{i}]", problems) for i, item in enumerate(given.get(key) or [])]
-    return [item for item in built if item is not None]
+def _published(given: Any, problems: list[str]) -> list[Published]:
+    """Rows of ``published:``, which holds names of shipped rows or sets, and rows written out."""
+    rows: list[Published] = []
+    if not isinstance(given, list):
+        problems.append(f"published is {type(given).__name__}, wanted a list")
+        return rows
+    for i, item in enumerate(given):
+        if isinstance(item, str):
+            try:
+                rows += find_published(item)
+            except UserError as error:
+                problems.append(f"published[{i}]: {error}")
+        elif (row := build(Published, item, f"published[{i}]", problems)) is not None:
+            problems += [f"published[{i}] {problem}" for problem in row.problems()]
+            rows.append(row)
+    return rows
 
 
 def load_spec(name: str) -> TableSpec:
@@ -149,10 +161,11 @@ def load_spec(name: str) -> TableSpec:
     problems: list[str] = []
     parts: dict[str, Any] = {}
     if isinstance(given, dict):
-        kinds = {"columns": Column, "rows": Row, "paired": Pair, "published": Published}
-        parts = {key: _build_all(kind, given, key, problems) for key, kind in kinds.items()}
+        kinds = {"columns": Column, "rows": Row, "paired": Pair, "averaged": Averaged}
+        parts = {key: build_all(kind, given, key, problems) for key, kind in kinds.items()}
+        parts["published"] = _published(given.get("published") or [], problems)
         given = given | parts
-    spec = _build(TableSpec, given, path.name, problems, name=path.stem, folder=path.parent)
+    spec = build(TableSpec, given, path.name, problems, name=path.stem, folder=path.parent)
     if spec is not None and not problems:
         problems = _inconsistencies(spec)
     if problems or spec is None:
@@ -168,11 +181,15 @@ def _inconsistencies(spec: TableSpec) -> list[str]:
         if row.role not in ROLES:
             problems.append(str(unknown(f"role of row {row.label!r}:", row.role, ROLES)))
     used_labels = [("paired", x) for pair in spec.paired for x in (pair.a, pair.b)]
+    used_labels += [("averaged", x) for mean in spec.averaged for x in mean.rows]
     used_labels += [("pictures", x) for x in spec.pictures] + [("expected", x) for x in spec.expected]
     problems += _missing("row", used_labels, labels)
     used_metrics = [("paired", x) for pair in spec.paired for x in pair.metrics]
     used_metrics += [("expected", x) for scores in spec.expected.values() for x in scores]
     problems += _missing("column", used_metrics, metrics)
+    for mean in spec.averaged:
+        if len(set(mean.rows)) < 2 or mean.label in labels:
+            problems.append(f"averaged {mean.label!r}: at least two rows and a label of its own are wanted")
     if not (spec.rows and spec.columns and spec.subjects):
         problems.append("rows, columns and subjects must each list at least one")
     return problems

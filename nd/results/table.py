@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, field
 
 from nd.errors import UserError
-from nd.metrics.statistics import paired_difference
+from nd.metrics.pooling import subjects_note
+from nd.results.differences import Difference, PerImage, differences_of, power_note
 from nd.results.folder import RunFolder, command_for
+from nd.results.means import MeanRow, means_of
+from nd.results.published import Published
 from nd.results.scores import RunScores, Score, read_per_image, read_scores
-from nd.results.specs import Column, Entry, Pair, Row, TableSpec
+from nd.results.specs import Column, Entry, Row, TableSpec
 
-N_BOOT = 10_000  # resamples of the images for a paired difference
 ROLE_NOTES = {
     "oracle": "oracle: made from the true features of the test images; a ceiling, not decoding",
     "control": "control: voxels shuffled over the images before decoding; must be at chance",
@@ -49,26 +48,13 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Mean over images of ``a - b`` in one metric, with its 95% bootstrap interval over the n images."""
-
-    a: str
-    b: str
-    subject: str
-    metric: str
-    mean: float
-    lo: float
-    hi: float
-    n: int
-
-
-@dataclass(frozen=True)
 class Table:
     """All rows of a spec; they share protocol, test set and number of images."""
 
     spec: TableSpec
     rows: list[TableRow]
     differences: list[Difference]
+    means: list[MeanRow] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -77,11 +63,13 @@ class Table:
 
     @property
     def caption(self) -> str:
-        """Who, which protocol, which images, what the intervals are."""
+        """Who, which protocol, which images, what the intervals are, and what few images could show."""
         run = self.rows[0].run
+        power = power_note(self.differences, self.columns, self.subjects)
         return (
             f"{', '.join(self.subjects)}; protocol {run.protocol}; {run.n_images} test images (set {run.test_set}); "
             "95% bootstrap intervals over images; scores of repeats are averaged within an image."
+            f"{' ' if power else ''}{power}"
         )
 
     @property
@@ -93,6 +81,29 @@ class Table:
     def columns(self) -> list[Column]:
         """The columns of the spec."""
         return self.spec.columns
+
+    @property
+    def published_beside(self) -> list[Published]:
+        """Published rows that may stand in one column with ours: same protocol, version and number of images."""
+        return [row for row in self.spec.published if self._is_beside(row)]
+
+    @property
+    def published_apart(self) -> list[Published]:
+        """Published rows of other protocols."""
+        return [row for row in self.spec.published if not self._is_beside(row)]
+
+    def _is_beside(self, row: Published) -> bool:
+        run = self.rows[0].run
+        named = row.version is not None and f"{row.protocol} v{row.version}" == run.protocol
+        return named and row.n_images == run.n_images and not run.simulated
+
+    @property
+    def means_note(self) -> str:
+        """What the intervals of the means are over."""
+        few = subjects_note(len(self.subjects))
+        return "95% intervals by drawing subjects and images; seeds are averaged within an image" + (
+            f". {few[0].upper()}{few[1:]}." if few else "."
+        )
 
     @property
     def notes(self) -> list[str]:
@@ -113,7 +124,7 @@ class Table:
     def arrow(self, column: Column) -> str:
         """Return the column's name with an arrow that points to better."""
         better = next((s.better for row in self.rows if (s := row.run.scores.get(column.metric))), "higher")
-        return f"{column.name or column.metric} {'↑' if better == 'higher' else '↓'}"
+        return f"{column.title} {'↑' if better == 'higher' else '↓'}"
 
     def chance(self, column: Column) -> float | None:
         """Return the column's value by chance, where one is known."""
@@ -139,10 +150,14 @@ def collect(spec: TableSpec, entries: Sequence[Entry], command: str) -> Table:
     _refuse_mixed(rows)
     _refuse_mislabelled(rows)
     _refuse_empty_columns(spec, rows)
-    differences = [
-        d for s in dict.fromkeys(e.subject for e in entries) for p in spec.paired for d in _paired(p, s, rows)
-    ]
-    return Table(spec, rows, differences)
+
+    def per_image(label: str, subject: str) -> PerImage:
+        row = next(row for row in rows if row.row.label == label and row.subject == subject)
+        return read_per_image(row.run.path / "per_image.csv")
+
+    subjects = list(dict.fromkeys(entry.subject for entry in entries))
+    differences = differences_of(spec.paired, subjects, per_image)
+    return Table(spec, rows, differences, means_of(spec.averaged, entries, per_image))
 
 
 def _missing_message(spec: TableSpec, missing: Sequence[Entry], total: int, command: str) -> str:
@@ -158,14 +173,26 @@ def _refuse_mixed(rows: Sequence[TableRow]) -> None:
     others = [row for row in rows if row.run.comparable != first.run.comparable]
     if not others:
         return
-    listed = "\n".join(
-        f"  - {row.row.label} ({row.subject}): protocol {run.protocol}, {run.n_images} images, set {run.test_set}"
-        for row, run in ((row, row.run) for row in [first, *others])
-    )
+    listed = "\n".join(f"  - {row.row.label} ({row.subject}): {_judged(row.run)}" for row in [first, *others])
+    listed += "".join(_changed_settings(first, other) for other in others)
     raise UserError(
         "these rows were scored under different protocols or on different images and cannot stand in one table:\n"
         f"{listed}\nEvaluate them under one protocol and on the same images, or give them tables of their own."
     )
+
+
+def _judged(run: RunScores) -> str:
+    """How and on what a run was scored."""
+    settings = f" (settings {run.settings_hash})" if run.settings_hash else ""
+    aggregation = f", {run.aggregation}" if run.aggregation else ""
+    return f"protocol {run.protocol}{settings}, {run.n_images} images, set {run.test_set}{aggregation}"
+
+
+def _changed_settings(first: TableRow, other: TableRow) -> str:
+    a, b = first.run.settings, other.run.settings
+    names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+    changed = ", ".join(f"{name} {a.get(name, 'absent')} against {b.get(name, 'absent')}" for name in names)
+    return f"\n  {first.row.label} and {other.row.label} differ in {changed}" if changed else ""
 
 
 def _refuse_mislabelled(rows: Sequence[TableRow]) -> None:
@@ -190,21 +217,6 @@ def _refuse_empty_columns(spec: TableSpec, rows: Sequence[TableRow]) -> None:
         raise UserError(
             f"no row of table {spec.name} has the scores {', '.join(absent)}. Scores there are: {', '.join(present)}."
         )
-
-
-def _paired(pair: Pair, subject: str, rows: Sequence[TableRow]) -> list[Difference]:
-    a, b = (_per_image(label, subject, rows) for label in (pair.a, pair.b))
-    absent = [metric for metric in pair.metrics if metric not in a or metric not in b]
-    if absent:
-        raise UserError(f"paired rows {pair.a!r} and {pair.b!r} have no per-image scores for {', '.join(absent)}.")
-    order_a, order_b = np.argsort(a["image_id"]), np.argsort(b["image_id"])
-    intervals = {m: paired_difference(a[m][order_a], b[m][order_b], N_BOOT) for m in pair.metrics}
-    return [Difference(pair.a, pair.b, subject, m, i.mean, i.lo, i.hi, i.n) for m, i in intervals.items()]
-
-
-def _per_image(label: str, subject: str, rows: Sequence[TableRow]) -> dict[str, NDArray[np.float64]]:
-    row = next(row for row in rows if row.row.label == label and row.subject == subject)
-    return read_per_image(row.run.path / "per_image.csv")
 
 
 def unexpected(table: Table) -> list[str]:

@@ -1,0 +1,112 @@
+"""MindEye2's whole evaluation with full-size networks: seconds per network, of identification, and peak memory.
+
+    command   python experiments/benchmarks/evaluation.py
+    time      about an hour on 2 CPU cores; --images 32 takes 3 minutes
+    memory    6 GB for 1,000 images (AlexNet's features of stimuli and pictures; of networks one is held at a time)
+
+Weights are random: times do not depend on them, and none need be downloaded. Pictures are simulated (uniform noise of
+256 px). Features of the stimuli are computed once and kept, so a second method costs half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from nd.files import write_json
+from nd.metrics.identification import two_way_identification
+from nd.metrics.measures import by_view, measures_of
+from nd.metrics.network import RANDOM, features, loaded
+from nd.metrics.score import by_pixels, one_measure
+from nd.schema import ProtocolConfig
+
+PROTOCOLS = Path(__file__).parents[2] / "conf" / "protocol"
+ALEXNET2 = 139_968  # numbers of AlexNet(2) at 224 px
+SIDE = 256
+
+
+def main() -> None:
+    """Time every part and print what was found as JSON."""
+    given = arguments()
+    torch.set_num_threads(given.threads)
+    protocol = ProtocolConfig(**yaml.safe_load((PROTOCOLS / f"{given.protocol}.yaml").read_text(encoding="utf-8")))
+    draw = np.random.default_rng(0)
+    true, pred = (draw.integers(0, 256, (given.images, SIDE, SIDE, 3), dtype=np.uint8) for _ in range(2))
+    found: dict[str, Any] = {"protocol": given.protocol, "images": given.images, "threads": given.threads}
+    found |= {"machine": platform.machine(), "torch": torch.__version__}
+    found["pixels"] = rate(given.images, lambda: by_pixels(pred[:, None], true, protocol))
+    found["networks"] = {
+        view.network: one_network(true, pred, view, measures, protocol)
+        for view, measures in by_view(measures_of(protocol)).items()
+    }
+    found["two_way"] = two_way(given.two_way_images)
+    found["peak_gb"] = peak_gb()
+    print(json.dumps(found, indent=2))
+    if given.out:
+        write_json(Path(given.out), found)
+
+
+def one_network(true: Any, pred: Any, view: Any, measures: dict[str, Any], protocol: ProtocolConfig) -> dict[str, Any]:
+    """Seconds to build it, its passes over stimuli and pictures, and the scores made of them."""
+    found = {"build_s": seconds(lambda: loaded(view.network, RANDOM))}
+    sides: list[Any] = []
+    found |= rate(2 * len(true), lambda: sides.extend(features(images, view, RANDOM) for images in (true, pred)))
+    start = time.perf_counter()
+    for measure in measures.values():
+        one_measure(measure.kind, sides[1][measure.layer], sides[0][measure.layer], protocol.identification)
+    return found | {"scores_s": round(time.perf_counter() - start, 2), "peak_gb": peak_gb()}
+
+
+def two_way(n_images: int) -> dict[str, Any]:
+    """Seconds of identification by AlexNet(2) alone, and of the plain product of the same matrices."""
+    draw = torch.Generator().manual_seed(0)
+    true, pred = (torch.rand(n_images, ALEXNET2, generator=draw) for _ in range(2))
+    found = {"images": n_images, "features": ALEXNET2, "plain_product_s": seconds(lambda: true @ pred.T)}
+    cpu = time.process_time()
+    found["seconds"] = seconds(lambda: two_way_identification(pred, true))
+    return found | {"cpu_s": round(time.process_time() - cpu, 2), "peak_gb": peak_gb()}
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall-clock seconds."""
+    start = time.perf_counter()
+    work()
+    return round(time.perf_counter() - start, 2)
+
+
+def rate(n_images: int, work: Callable[[], Any]) -> dict[str, float]:
+    """Seconds and pictures per second."""
+    taken = seconds(work)
+    return {"seconds": taken, "images_per_s": round(n_images / max(taken, 0.01), 2)}
+
+
+def peak_gb() -> float:
+    """Most memory this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--protocol", default="mindeye2", help="a protocol of conf/protocol")
+    parser.add_argument("--images", type=int, default=1000, help="pictures, and as many stimuli")
+    parser.add_argument("--two-way-images", type=int, default=1000, help="for identification timed alone")
+    parser.add_argument("--threads", type=int, default=2, help="of the processor")
+    parser.add_argument("--out", default="", help="JSON file to write")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

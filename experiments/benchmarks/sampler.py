@@ -1,0 +1,294 @@
+"""What a reconstruction costs: the engine against the released algorithm written plainly, on one machine.
+
+    command   python experiments/benchmarks/sampler.py            on a CPU, Scenes models: pictures per second of both
+              python experiments/benchmarks/sampler.py --flops    operations at Stable Diffusion's size; no weights
+              python experiments/benchmarks/sampler.py --cuda     full size with random weights, on a GPU
+    time      the first more than 7 minutes on 2 busy CPU cores; --flops 30 s; --cuda not measured
+    found     --flops: 232.4 TFLOP a picture plainly, 133.7 by the engine, 1.74 times less. On 2 busy CPU cores with
+              --images 1 --repeats 2 --plain-pictures 2 --steps 12: 0.74 and 2.4 pictures/s, 3.3 times; the default
+              sizes not measured
+
+Both follow the released arithmetic (method=neuraldiffuser_released): self-attention guidance .75, 50 steps, strength
+.75, eta .2, kappa 300000. The plain algorithm is tests/helpers_released.py: one picture at a time, the conditional UNet
+run again for the gradient, all intermediate latents decoded and thrown away. Inputs are random: only sizes matter here.
+A picture is one image in one repeat. The plain algorithm is slow and makes a few pictures only; half of them before and
+half after the engine's, as others may use the machine at one of the times.
+
+Operations are counted on the meta device: one pass forward and backward of each network, then one step of each kind and
+one decoded picture, times their number in a trajectory. 2 operations a multiplication; the text encoder, which the
+plain algorithm runs once per picture, is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from extraction import SD_VAE, matmul_rate, seconds
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from nd.backbone.loading import Backbone, load_backbone
+from nd.config import compose
+from nd.files import write_json
+from nd.generate.plan import Plan
+from nd.generate.sampler import GuidedSampler
+from nd.generate.schedule import share_of
+from nd.schema import Config
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from helpers_released import Numbers, plain_decode, plain_eps, plain_gradient, plain_picture, plain_scheduler
+
+SD_UNET = {  # unet/config.json of CompVis/stable-diffusion-v1-4
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+SD_TEXT = (77, 768)
+SD_SCHEDULE = {  # scheduler/scheduler_config.json
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
+    "set_alpha_to_one": False, "steps_offset": 1,
+}  # fmt: skip
+REFERENCE = {"plain": 232, "engine": 134}  # TFLOP a picture, reckoned from single passes
+GUIDED_T = 721
+
+
+def main(given: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure and print; returns the figures."""
+    asked = parsed(given)
+    torch.manual_seed(0)
+    cfg, numbers = configured(asked)
+    figures = (operations if asked.flops else on_gpu if asked.cuda else on_cpu)(cfg, numbers, asked)
+    if asked.out:
+        known = {"machine": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+        write_json(Path(asked.out), {"asked": vars(asked), **known, **figures})
+    return figures
+
+
+def parsed(given: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--flops", action="store_true", help="count operations at full size")
+    kind.add_argument("--cuda", action="store_true", help="time models of full size on a GPU")
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--plain-pictures", type=int, default=4, help="pictures the plain algorithm is timed on")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--strength", type=float, default=0.75)
+    parser.add_argument("--sag", type=float, default=0.75, help="scale of self-attention guidance; 0: off")
+    parser.add_argument("--kappa", type=float, default=300_000.0)
+    parser.add_argument("--eta", type=float, default=0.2)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="--cuda: samples at once")
+    parser.add_argument("--out", default="", help="JSON file for the figures")
+    return parser.parse_args(given)
+
+
+def configured(asked: argparse.Namespace) -> tuple[Config, Numbers]:
+    """The same settings for engine and plain algorithm."""
+    given = ["method=neuraldiffuser_released", "guidance=released", "backbone=scenes"]
+    method = {"steps": asked.steps, "strength": asked.strength, "sag_scale": asked.sag, "repeats": asked.repeats}
+    given += [f"method.{name}={value}" for name, value in method.items()]
+    cfg = compose([*given, f"guidance.kappa={asked.kappa}", f"guidance.eta={asked.eta}"])
+    numbers = Numbers(asked.steps, asked.strength, cfg.method.cfg_scale, asked.sag, asked.kappa, asked.eta)
+    return cfg, numbers
+
+
+def inputs(sampler: GuidedSampler, n_images: int, n_repeats: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z, c, g and noises, random; g of the size that features have."""
+    backbone, device = sampler.backbone, sampler.backbone.device
+    text = sampler.denoise.uncond_1TD.shape[1:]
+    shapes = backbone.latent_shape, text, sampler.feature_shape, (n_repeats, *backbone.latent_shape)
+    z, c, g, noise = (torch.randn(n_images, *shape, device=device) for shape in shapes)
+    return z, c, 0.3 * g, noise
+
+
+# ---- seconds -------------------------------------------------------------------------------------------------------
+
+
+def on_cpu(cfg: Config, numbers: Numbers, asked: argparse.Namespace) -> dict[str, Any]:
+    """Pictures per second with the Scenes models."""
+    backbone = load_backbone(cfg.backbone)
+    figures = compared(GuidedSampler(backbone, cfg), numbers, asked)
+    print(f"Scenes models, {torch.get_num_threads()} threads; {asked.steps} steps, strength {asked.strength}")
+    show(figures, asked)
+    return figures
+
+
+def compared(sampler: GuidedSampler, numbers: Numbers, asked: argparse.Namespace) -> dict[str, Any]:
+    """The plain algorithm, the engine, and the plain algorithm again, on the same inputs."""
+    z, c, g, noise = inputs(sampler, asked.images, asked.repeats)
+    places = [divmod(k, asked.repeats) for k in range(min(asked.plain_pictures, asked.images * asked.repeats))]
+    plain: dict[tuple[int, int], Tensor] = {}
+
+    def plainly(wanted: list[tuple[int, int]]) -> None:
+        for i, r in wanted:
+            plain[i, r] = plain_picture(sampler.backbone, z[i], c[i], g[i], noise[i, r], numbers)
+
+    found: list[Any] = []
+    warm(sampler, numbers)
+    half = (len(places) + 1) // 2
+    plain_s = seconds(plainly, places[:half])
+    engine_s = seconds(lambda: found.extend(sampler.sample(z, c, g, noise)))
+    plain_s += seconds(plainly, places[half:])
+    apart = torch.stack([(found[0].pictures[place] - picture).abs().flatten() for place, picture in plain.items()])
+    rates = {"plain_per_s": len(places) / plain_s, "engine_per_s": asked.images * asked.repeats / engine_s}
+    return {
+        **rates, "ratio": rates["engine_per_s"] / rates["plain_per_s"], "plain_pictures": len(places),
+        "engine_pictures": asked.images * asked.repeats, "mean_difference": float(apart.mean()),
+        "largest_difference": float(apart.max()), "stopped": int((found[0].stopped > 0).sum()),
+    }  # fmt: skip
+
+
+def warm(sampler: GuidedSampler, numbers: Numbers) -> None:
+    """The first passes of every network, which are slower."""
+    z, c, g, noise = inputs(sampler, 1, 1)
+    few = Numbers(4, 1.0, numbers.cfg, numbers.sag, numbers.kappa, 0.5)
+    plain_picture(sampler.backbone, z[0], c[0], g[0], noise[0, 0], few)
+    t, abar, _ = sampler._at(0)
+    _, eps = sampler._gradient(z, c, g, t, abar)
+    with torch.no_grad():
+        sampler.denoise(z, t, c, abar, eps)
+
+
+def show(figures: dict[str, Any], asked: argparse.Namespace) -> None:
+    """The table."""
+    for name in ("plain", "engine"):
+        print(f"{name:8}{figures[f'{name}_per_s']:10.4g} pictures/s  ({figures[f'{name}_pictures']} pictures)")
+    print(f"ratio   {figures['ratio']:10.3g}")
+    print(
+        f"pictures differ by {figures['mean_difference']:.2g} on average, {figures['largest_difference']:.2g} at most; "
+        f"{figures['stopped']} stopped being finite"
+    )
+
+
+# ---- full size -----------------------------------------------------------------------------------------------------
+
+
+class Shell(Backbone):
+    """Models of Stable Diffusion v1.4's and CLIP ViT-B/32's sizes with random weights; with none on the meta device."""
+
+    def __init__(self, device: str, dtype: str) -> None:
+        import open_clip
+        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+        super().__init__(compose(["backbone=sd14"]).backbone, device, dtype=dtype)
+        with torch.device(device):
+            self.unet, self.vae = UNet2DConditionModel(**SD_UNET), AutoencoderKL(**SD_VAE)
+            self.clip = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None, device=device)
+            self._uncond = torch.zeros(1, *SD_TEXT, dtype=self.dtype)
+        for module in (self.unet, self.vae, self.clip):
+            module.to(self.dtype).requires_grad_(False).eval()
+        self.scheduler = DDIMScheduler(**SD_SCHEDULE)
+
+    def encode_text(self, captions: list[str], length: int = 0) -> Tensor:
+        """The same for all captions: there is no text encoder."""
+        return self._uncond.expand(len(captions), -1, -1)
+
+
+def operations(cfg: Config, numbers: Numbers, asked: argparse.Namespace) -> dict[str, Any]:
+    """TFLOP of every pass, and of a picture by either way."""
+    # The counter fails where a leaf goes straight into a module; in bfloat16 every input is a copy.
+    backbone = Shell("meta", "bfloat16")
+    sampler = GuidedSampler(backbone, cfg)
+    passes, parts = of_networks(sampler), of_steps(sampler, numbers)
+    n_steps = share_of(numbers.steps, numbers.strength)
+    n_guided = share_of(n_steps, numbers.eta)
+    plain = n_steps * parts["plain_step"] + n_guided * parts["plain_gradient"] + (n_steps + 1) * parts["decode"]
+    engine = (n_steps - n_guided) * parts["engine_step"] + n_guided * parts["engine_guided_step"] + parts["decode"]
+    print(f"TFLOP at 512 px, {n_steps} steps, {n_guided} guided, self-attention guidance {numbers.sag}")
+    for name, (forward, backward) in passes.items():
+        print(f"  {name:20}{forward:8.4f} forward {backward:8.4f} backward to the input")
+    for name, value in parts.items():
+        print(f"  {name:20}{value:8.4f}")
+    for name, value in (("plain", plain), ("engine", engine)):
+        print(f"{name:8}{value:8.1f} a picture; reference {REFERENCE[name]} with the defaults")
+    print(f"ratio   {plain / engine:8.2f}")
+    return {"passes": passes, "parts": parts, "plain": plain, "engine": engine, "ratio": plain / engine}
+
+
+def of_networks(sampler: GuidedSampler) -> dict[str, tuple[float, float]]:
+    """TFLOP forward and backward of each network on one sample."""
+    backbone, tower = sampler.backbone, sampler.tower
+    assert tower is not None
+    z, c, _, _ = inputs(sampler, 1, 1)
+    picture = torch.empty(1, 3, backbone.config.image_size, backbone.config.image_size, device=backbone.device)
+    works: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+        "UNet": (lambda x: sampler.denoise.conditional(x, GUIDED_T, c), z),
+        "VAE decoder": (lambda x: backbone.decode(x, clamp=False), z),
+        "image tower, 6 blocks": (lambda x: torch.stack(list(tower(x))), picture),
+    }
+    return {name: there_and_back(work, x) for name, (work, x) in works.items()}
+
+
+def there_and_back(work: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
+    """TFLOP forward, and backward to the input."""
+
+    def both() -> None:
+        leaf = x.clone().requires_grad_(True)
+        torch.autograd.grad(work(leaf).float().sum(), leaf)
+
+    forward = tflop(lambda: work(x))
+    return forward, tflop(both) - forward
+
+
+def of_steps(sampler: GuidedSampler, numbers: Numbers) -> dict[str, float]:
+    """TFLOP of what trajectories consist of."""
+    backbone = sampler.backbone
+    z, c, g, _ = inputs(sampler, 1, 1)
+    scheduler, t = plain_scheduler(backbone, numbers.steps), torch.tensor(GUIDED_T)
+    abar, uncond = float(scheduler.alphas_cumprod[t]), backbone.encode_text([""])
+
+    def guided() -> None:
+        _, eps = sampler._gradient(z, c, g, GUIDED_T, abar)
+        with torch.no_grad():
+            sampler.denoise(z, GUIDED_T, c, abar, eps)
+
+    return {
+        "plain_step": tflop(lambda: plain_eps(backbone, scheduler, z, t, uncond, c, numbers)),
+        "plain_gradient": tflop(lambda: plain_gradient(backbone, z, t, c, g[0], numbers)),
+        "engine_step": tflop(lambda: sampler.denoise(z, GUIDED_T, c, abar)),
+        "engine_guided_step": tflop(guided),
+        "decode": tflop(lambda: plain_decode(backbone, z)),
+    }
+
+
+def tflop(work: Callable[[], object]) -> float:
+    """Operations of some work, 1e12."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops()) / 1e12
+
+
+def on_gpu(cfg: Config, numbers: Numbers, asked: argparse.Namespace) -> dict[str, Any]:
+    """Full size in bfloat16: the engine at several batches against the plain algorithm."""
+    counted = operations(cfg, numbers, asked)
+    peak = matmul_rate("cuda", torch.bfloat16)
+    sampler = GuidedSampler(Shell("cuda", "bfloat16"), cfg)
+    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "matmul_flop_per_s": peak, "batches": {}}
+    for batch in asked.batches:
+        sampler.use(Plan(guided=batch, plain=batch, decode=batch))
+        sizes = argparse.Namespace(images=batch, repeats=1, plain_pictures=min(2, batch))
+        try:
+            figures = compared(sampler, numbers, sizes)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            print(f"batch {batch}: out of memory")
+            break
+        figures["share_of_matmul"] = figures["engine_per_s"] * counted["engine"] * 1e12 / peak
+        found["batches"][batch] = figures
+        share = f"{figures['share_of_matmul']:.0%} of {peak / 1e12:.3g} TFLOP/s"
+        print(f"\nbatch {batch}, {found['device']}, bfloat16: {share}")
+        show(figures, sizes)
+    return {**found, "operations": counted}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Time a grid over kappa and eta sampled together against its points one by one, and compare the pictures.
+
+    python experiments/benchmarks/sweep.py                  the Scenes backbone, 16 images x 2 repeats, 24 points
+    python experiments/benchmarks/sweep.py --images 4 --out sweep.json method.repeats=1
+
+Both go through the sampler in one process, on the same inputs: random latents, conditions and features, for neither
+time nor equality hang on what they are. The networks are loaded before, so that one by one pays no start 24 times; run
+as 24 commands the gain is larger. Needs no data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nd.backbone.loading import Backbone, load_backbone, pick_device
+from nd.backbone.tower import BlockFeatures
+from nd.config import compose
+from nd.generate.noise import noise_for
+from nd.generate.sampler import GuidedSampler, point_of
+from nd.schema import Config
+
+KAPPAS = (0.03, 0.1, 0.3, 1.0)  # scale-free; they span as much as 3e3 .. 3e6 of the published kappa
+ETAS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def main() -> None:
+    """Measure and print."""
+    options, overrides = parsed()
+    cfg = compose(["experiment=scenes", *overrides])
+    backbone = load_backbone(cfg.backbone, pick_device(cfg.trainer.accelerator))
+    grid = [at(cfg, kappa, eta) for kappa in KAPPAS for eta in ETAS]
+    given = inputs(backbone, cfg, options.images)
+    GuidedSampler(backbone, grid[0]).sample(*(x[:1] for x in given))  # warm
+    begun = time.perf_counter()
+    together = GuidedSampler(backbone, cfg, [point_of(one) for one in grid]).sample(*given)
+    shared = time.perf_counter() - begun
+    begun, largest = time.perf_counter(), 0.0
+    for one, found in zip(grid, together, strict=True):
+        (alone,) = GuidedSampler(backbone, one).sample(*given)
+        largest = max(largest, float((alone.pictures - found.pictures).abs().max()))
+    single = time.perf_counter() - begun
+    record = {
+        "points": len(grid),
+        "images": options.images,
+        "repeats": cfg.method.repeats,
+        "through_unet": cfg.guidance.through_unet,
+        "sag_scale": cfg.method.sag_scale,
+        "threads": torch.get_num_threads(),
+        "seconds_together": round(shared, 2),
+        "seconds_one_by_one": round(single, 2),
+        "ratio": round(shared / single, 3),
+        "largest_difference": largest,
+    }
+    print(json.dumps(record, indent=2))
+    if options.out:
+        Path(options.out).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def parsed() -> tuple[argparse.Namespace, list[str]]:
+    """Options of the benchmark; what follows are overrides as for `nd reconstruct`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--out", default="")
+    return parser.parse_known_args()
+
+
+def at(cfg: Config, kappa: float, eta: float) -> Config:
+    """The configuration at another point of guidance."""
+    return replace(cfg, guidance=replace(cfg.guidance, kappa=kappa, eta=eta))
+
+
+def inputs(backbone: Backbone, cfg: Config, n: int) -> tuple[Any, ...]:
+    """Random latents, conditions, features and the noise of some images."""
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(n, *shape, generator=random).to(backbone.device)
+
+    g = normal(*BlockFeatures(backbone.tower, list(cfg.target.layers)).shape)
+    noise = noise_for(cfg.seed, range(n), cfg.method.repeats, backbone.latent_shape).to(backbone.device)
+    return normal(*backbone.latent_shape), normal(*backbone.text_shape), 0.5 * g, noise
+
+
+if __name__ == "__main__":
+    main()

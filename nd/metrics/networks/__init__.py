@@ -1,0 +1,1 @@
+"""The networks that judge pictures; none takes part in making them."""
