@@ -80,8 +80,8 @@ def test_shared_steps_run_once(backbone: Backbone, cfg: Config) -> None:
     gradients: list[int] = []
     sampler._gradient = counted(sampler._gradient, gradients)  # type: ignore[method-assign]
     sampler.sample(*inputs(1))
-    # Two kappas, each guided for up to six steps, two repeats; the first step is the same for both.
-    assert sum(gradients) == 2 * (1 + 5 * 2)
+    # Two kappas, each guided for up to six steps, all samples in one part; the first step is the same for both.
+    assert len(gradients) == 1 + 5 * 2
 
 
 def test_one_sample_that_breaks_leaves_the_other_points_alone(backbone: Backbone, cfg: Config) -> None:
@@ -131,8 +131,7 @@ def test_parts_join_to_the_whole(n: int) -> None:
     doubled, raised = in_parts(work, n, x, y, None)
     assert torch.equal(doubled, x * 2)
     assert torch.equal(raised, y + 1)
-    assert max(sizes) <= n
-    assert max(sizes) - min(sizes) <= 1
+    assert set(sizes) == {n}  # the last part is filled up
 
 
 def test_plans_change_no_picture(backbone: Backbone, cfg: Config) -> None:
