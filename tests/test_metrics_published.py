@@ -34,9 +34,9 @@ N, SIDE = 7, 75
 
 
 def protocol(name: str, **changes: Any) -> ProtocolConfig:
-    """A shipped protocol, on any number of images."""
+    """A shipped protocol, on any number of small pictures and with random weights."""
     values = yaml.safe_load((ROOT / "conf" / "protocol" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return replace(ProtocolConfig(**values), **({"n_images": 0, "image_size": 40} | changes))
+    return replace(ProtocolConfig(**values), **({"n_images": 0, "image_size": 40, "random_weights": True} | changes))
 
 
 def waves(phase: float) -> np.ndarray:
@@ -182,7 +182,7 @@ def test_features_of_the_stimuli_are_kept_by_view_and_one_network_is_there_at_a_
 
     for module in ("nd.metrics.cache", "nd.metrics.score"):
         monkeypatch.setattr(f"{module}.features", counted)
-    cfg = protocol("mindeye2", random_weights=True)
+    cfg = protocol("mindeye2")
     one = score_images(waves(0.4)[:, None], waves(0), cfg, cache=tmp_path)
     networks = [name for name, _ in passes]
     assert networks == sorted(networks, key=networks.index), "a network comes back after another one"
@@ -235,15 +235,26 @@ def test_another_number_of_images_is_refused() -> None:
 
 
 def test_what_was_loaded_is_recorded_and_random_weights_mark_the_protocol(tmp_path: Path) -> None:
-    cfg = protocol("mindeye2", random_weights=True, n_images=1000, image_size=425)
+    cfg = protocol("mindeye2", n_images=1000, image_size=425)
     assert describe(cfg)["name"].startswith("mindeye2-changed-")
     assert describe(replace(cfg, random_weights=False, weights=str(tmp_path)))["name"] == "mindeye2"
     assert set(weights_found(cfg).values()) == {"random"}
     torch.save({"w": torch.ones(1)}, tmp_path / "clip_vit_b32.pth")
-    found = weights_found(protocol("minddiffuser", weights=str(tmp_path)))
+    found = weights_found(protocol("minddiffuser", weights=str(tmp_path), random_weights=False))
     assert list(found) == ["clip_vit_b32"]
     assert len(found["clip_vit_b32"]) == 12
     assert weights_found(ProtocolConfig())["efficientnet_lite0"] == "579344248a93"
+
+
+def test_all_absent_weights_are_named_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("nd.metrics.score.by_pixels", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(UserError) as caught:
+        score_images(waves(0)[:, None], waves(0), protocol("mindeye2", random_weights=False))
+    for title in ("AlexNet", "Inception-v3", "EfficientNet-B1 (V2)", "SwAV's ResNet-50", "CLIP ViT-L/14"):
+        assert f"{title}. Needed" in str(caught.value)
+    assert str(caught.value).count("protocol=nd (photographs) score with EfficientNet-Lite0") == 1
 
 
 @pytest.mark.usefixtures("_arithmetic")

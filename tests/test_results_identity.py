@@ -39,7 +39,7 @@ def other(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, list):
-        return value[:1] if len(value) > 1 else [*value, *value]
+        return value[:1] if len(value) > 1 else [*value, *value] or ["x"]
     return value * 2 + 1 if isinstance(value, int | float) else f"{value}x"
 
 

@@ -53,12 +53,12 @@ def features(images_BHW3: NDArray[Any], view: View, folder: str = "") -> Feature
     """
     network, normalise = loaded(view.network, folder), network_named(view.network).normalise
     kept: Features = {}
-    with torch.inference_mode():
-        for start in range(0, len(images_BHW3), BATCH):
+    for start in range(0, len(images_BHW3), BATCH):
+        with torch.inference_mode():
             batch = to_float(np.asarray(images_BHW3[start : start + BATCH]))
-            inputs = normalise(seen_by(batch, view)).contiguous(memory_format=torch.channels_last)
-            for layer, values in network(inputs).items():
-                if layer not in kept:  # allocated whole at once: collecting parts would need twice the memory
-                    kept[layer] = torch.empty(len(images_BHW3), values.shape[1])
-                kept[layer][start : start + len(values)] = values
-    return {layer: values.clone() if values.is_inference() else values for layer, values in kept.items()}
+            outputs = network(normalise(seen_by(batch, view)).contiguous(memory_format=torch.channels_last))
+        for layer, values in outputs.items():
+            if layer not in kept:  # allocated whole at once: collecting parts would need twice the memory
+                kept[layer] = torch.empty(len(images_BHW3), values.shape[1])
+            kept[layer][start : start + len(values)] = values
+    return kept

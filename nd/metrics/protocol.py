@@ -26,6 +26,7 @@ from nd.files import sha256_json
 from nd.metrics.measures import Measure, measures_of
 from nd.metrics.networks.lite import LEVEL_BLOCKS
 from nd.metrics.networks.table import NETWORKS, network_named
+from nd.metrics.networks.weights import OFFLINE
 from nd.metrics.ssim import WINDOW
 from nd.schema import ProtocolConfig
 
@@ -84,11 +85,23 @@ def describe(protocol: ProtocolConfig) -> dict[str, Any]:
 
 
 def weights_found(protocol: ProtocolConfig) -> dict[str, str]:
-    """12 digits of the SHA-256 of every network's weights, or ``random``. UserError: absent, or not the published."""
+    """12 digits of the SHA-256 of every network's weights, or ``random``.
+
+    Raises:
+        UserError: weights that are absent or not the published ones, all of them in one message.
+    """
     names = sorted({measure.view.network for measure in measures_of(protocol).values()} & set(NETWORKS))
     if protocol.random_weights:
         return dict.fromkeys(names, "random")
-    return {name: network_named(name).found(protocol.weights) for name in names}
+    found, problems = {}, []
+    for name in names:
+        try:
+            found[name] = network_named(name).found(protocol.weights)
+        except UserError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise UserError("\n".join([*problems, OFFLINE]))
+    return found
 
 
 def check_protocol(protocol: ProtocolConfig, image_size: int) -> None:

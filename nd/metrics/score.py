@@ -28,11 +28,11 @@ from nd.metrics.images import check_pictures, is_constant, resize, to_float
 from nd.metrics.measures import LEVELS, METRICS, OWN_NETWORK, PER_COLUMN, ROW, Measure, View, by_view, measures_of
 from nd.metrics.network import RANDOM, Features, features
 from nd.metrics.pairs import pair_distance
-from nd.metrics.protocol import check_number, check_protocol
+from nd.metrics.protocol import check_number, check_protocol, weights_found
 from nd.metrics.ssim import ssim
 from nd.schema import ProtocolConfig
 
-PIXEL_BATCH = 32  # images whose pixels are held as floats at once
+PIXEL_BATCH = 4  # images whose pixels are held as floats at once: at 425 px SSIM needs 130 MB for each
 Scores = dict[str, Tensor]
 
 
@@ -65,6 +65,7 @@ def score_images(
         UserError: pictures of another number or kind, NaN pixels, weights that are not installed.
     """
     _check(images_NRHW3, stimuli_NHW3, protocol)
+    weights_found(protocol)  # before hours of work with those that are there
     images = images_NRHW3[:, :1] if protocol.aggregation == "first" else images_NRHW3
     groups = torch.from_numpy(np.asarray(labels, np.int64)) if labels is not None else None
     scores, n_constant = by_pixels(images, stimuli_NHW3, protocol)

@@ -57,7 +57,7 @@ class Weights:
         """The file in ``folder`` (``protocol.weights``) or in a hub's cache; nothing is fetched.
 
         Raises:
-            UserError: it is nowhere; the message says what to fetch, from where, and what works without.
+            UserError: it is nowhere; the message says what to fetch and from where.
         """
         for path in self.candidates(folder):
             if path.is_file():
@@ -65,7 +65,7 @@ class Weights:
         looked = f"{folder} and the hubs' caches hold" if folder else "the hubs' caches hold"
         raise UserError(
             f"{FIELD}: {looked} no weights of {self.title}. Needed: {self.file} ({self.megabytes} MB) from "
-            f"{self.source}. Put it as {self.name}{self._suffix} into a folder and give {FIELD}=<folder>. {OFFLINE}"
+            f"{self.source}. Put it as {self.name}{self._suffix} into a folder and give {FIELD}=<folder>."
         )
 
     @property
