@@ -64,6 +64,7 @@ class GuidedSampler:
             UserError: settings out of range, or layers without a weight.
         """
         check(cfg)
+        arrange(backbone)
         self.cfg, self.backbone, self.guidance = cfg, backbone, cfg.guidance
         self.arithmetic = VARIANTS[cfg.method.variant]
         self.schedule = build_schedule(
@@ -192,6 +193,12 @@ class GuidedSampler:
                 f"decoded g has shape {got} per image; guidance by target.layers of this image tower takes "
                 f"{self.feature_shape}. Use one backbone.* and one target.layers for all verbs."
             )
+
+
+def arrange(backbone: Backbone) -> None:
+    """Lay the weights of convolutions out as the device likes them: colours last, but for the UNet on a CPU."""
+    for network in (backbone.vae, *([backbone.unet] if backbone.device.type == "cuda" else [])):
+        network.to(memory_format=torch.channels_last)
 
 
 def check(cfg: Config) -> None:

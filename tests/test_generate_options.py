@@ -1,0 +1,184 @@
+"""Switches of the sampler: the decoder of the gradient, kappa over the steps, half precision, previews, messages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from helpers_backbone import tiny_backbone
+from PIL import Image
+from torch import Tensor
+
+from nd.backbone.loading import Backbone, load_backbone
+from nd.config import compose
+from nd.errors import UserError
+from nd.generate.attention import SelfAttention, degraded
+from nd.generate.decoders import picture_decoder
+from nd.generate.guidance import kappa_at, layer_weights
+from nd.generate.guided_diffusion import GuidedDiffusion
+from nd.generate.noise import noise_for
+from nd.generate.previews import Previews
+from nd.generate.sampler import GuidedSampler
+from nd.generate.variants import VARIANTS
+from nd.schema import Config, GuidanceConfig, MethodConfig
+
+SHAPE = (4, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return load_backbone(tiny_backbone(tmp_path_factory.mktemp("tiny")))
+
+
+def settings(backbone: Backbone, **guidance: object) -> Config:
+    return Config(
+        method=MethodConfig(steps=6, strength=0.75, cfg_scale=3.0, repeats=2),
+        guidance=replace(GuidanceConfig(kappa=0.5, eta=0.5, normalise=True), **guidance),  # type: ignore[arg-type]
+        backbone=backbone.config,
+    )
+
+
+def inputs(n: int) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    z, c, g = (torch.randn(n, *shape, generator=random) for shape in (SHAPE, (8, 16), (6, 17, 16)))
+    return {"z": z, "c": c, "g": 0.1 * g}
+
+
+# ---- decoders ----------------------------------------------------------------------------------------------------
+
+
+def test_half_resolution_is_the_vae_of_shrunk_latents(backbone: Backbone) -> None:
+    z = torch.randn(2, 4, 8, 8)
+    small = torch.nn.functional.interpolate(z, (4, 4), mode="bilinear", antialias=True)
+    assert torch.allclose(picture_decoder(backbone, "half")(z), backbone.decode(small, clamp=False), atol=1e-5)
+    assert picture_decoder(backbone, "full")(z).shape == (2, 3, 32, 32)
+
+
+@pytest.fixture
+def tiny_vae(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_tiny_decoder_takes_latents_in_its_own_units(backbone: Backbone, tiny_vae: Path) -> None:
+    config = replace(backbone.config, tiny_vae=str(tiny_vae))
+    z = torch.randn(2, *SHAPE)
+    model = AutoencoderTiny.from_pretrained(tiny_vae)
+    expected = model.decode(z / model.config["scaling_factor"]).sample / 2 + 0.5
+    assert torch.allclose(picture_decoder(load_backbone(config), "tiny")(z), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", ["half", "tiny"])
+def test_guidance_by_another_decoder_descends_too(backbone: Backbone, tiny_vae: Path, decoder: str) -> None:
+    fresh = load_backbone(replace(backbone.config, tiny_vae=str(tiny_vae)))
+    sampler, given = GuidedSampler(fresh, settings(fresh, decoder=decoder)), inputs(3)
+    guide = sampler.guide(given["c"], given["g"], 601)
+    gradient, _, before = guide.gradient(given["z"], 0.16)
+    step = 1e-3 * gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+    assert (guide.gradient(given["z"] - step, 0.16)[2] < before).all()
+
+
+def test_tiny_decoder_without_weights_is_refused(backbone: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"guidance\.decoder: tiny needs backbone\.tiny_vae"):
+        compose(["experiment=scenes", "guidance.decoder=tiny"])
+    with pytest.raises(UserError, match=r"backbone\.tiny_vae=.*/none: no such folder\. .* madebyollin/taesd"):
+        picture_decoder(load_backbone(replace(backbone.config, tiny_vae=str(tmp_path / "none"))), "tiny")
+    with pytest.raises(UserError, match=r"the folder has no config\.json"):
+        picture_decoder(load_backbone(replace(backbone.config, tiny_vae=str(tmp_path))), "tiny")
+
+
+# ---- kappa over the steps ----------------------------------------------------------------------------------------
+
+
+def test_kappa_over_the_steps() -> None:
+    assert [kappa_at(3.0, "constant", step, 4) for step in range(4)] == [3, 3, 3, 3]
+    assert [kappa_at(4.0, "falling", step, 4) for step in range(4)] == [4, 3, 2, 1]
+    assert [kappa_at(4.0, "rising", step, 4) for step in range(4)] == [1, 2, 3, 4]
+
+
+def test_the_schedule_reaches_the_pictures(backbone: Backbone) -> None:
+    given, noise = inputs(1), noise_for(1, [0], 1, SHAPE)
+    made = [
+        GuidedSampler(backbone, settings(backbone, schedule=name)).sample(*given.values(), noise)[0].pictures
+        for name in ("constant", "falling", "rising")
+    ]
+    assert (made[0] - made[1]).abs().max() > 1e-3
+    assert (made[1] - made[2]).abs().max() > 1e-3
+
+
+# ---- precision ---------------------------------------------------------------------------------------------------
+
+
+def test_half_precision_keeps_small_gradients(backbone: Backbone) -> None:
+    """The loss of features that almost fit has gradients below what float16 can hold, unless it is scaled."""
+    half = load_backbone(replace(backbone.config, dtype="float16"))
+    sampler, single, given = GuidedSampler(half, settings(half)), GuidedSampler(backbone, settings(backbone)), inputs(2)
+    pair = [s.guide(given["c"], 1e-3 * given["g"], 601) for s in (sampler, single)]
+    coarse, fine = (guide.gradient(given["z"], 0.16)[0].flatten(1) for guide in pair)
+    assert pair[0].loss_scale > 1
+    assert torch.nn.functional.cosine_similarity(coarse, fine).min() > 0.99
+    assert torch.allclose(coarse.norm(dim=1), fine.norm(dim=1), rtol=0.05)
+
+
+def test_bfloat16_gives_nearly_the_same_picture(backbone: Backbone) -> None:
+    given, noise = inputs(1), noise_for(1, [0], 1, SHAPE)
+    brain = load_backbone(replace(backbone.config, dtype="bfloat16"))
+    coarse, fine = (GuidedSampler(b, settings(b)).sample(*given.values(), noise)[0].pictures for b in (brain, backbone))
+    assert (coarse - fine).abs().mean() < 0.02
+
+
+# ---- self-attention guidance -------------------------------------------------------------------------------------
+
+
+def test_nothing_is_blurred_where_nothing_is_attended_to_more() -> None:
+    z, eps = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    even = torch.ones(1, 16)
+    assert torch.allclose(degraded(z, eps, 0.3, even), z, atol=1e-5)
+    some = even.clone()
+    some[0, 5] = 1.5  # row 1, column 1 of 4 x 4: latent rows and columns 2, 3
+    changed = (degraded(z, eps, 0.3, some) - z).abs().amax(1)[0] > 1e-4
+    assert changed[2:4, 2:4].all()
+    assert int(changed.sum()) == 4
+
+
+def test_self_attention_guidance_needs_attention_and_room(backbone: Backbone) -> None:
+    with pytest.raises(UserError, match=r"attention in its middle block.*method\.sag_scale=0"):
+        SelfAttention(torch.nn.Linear(1, 1), 8)
+    with pytest.raises(UserError, match=r"latents of 4 x 4 are too small for a blur of 9"):
+        SelfAttention(backbone.unet, 4)
+    with pytest.raises(UserError, match=r"method\.sag_scale: -1\.0 is negative"):
+        compose(["method.sag_scale=-1"])
+
+
+# ---- presets and previews ----------------------------------------------------------------------------------------
+
+
+def test_presets_follow_what_they_are_named_after() -> None:
+    released = compose(["method=neuraldiffuser_released", "guidance=released"])
+    assert (released.method.sag_scale, released.method.steps, released.method.strength) == (0.75, 50, 0.75)
+    assert (released.guidance.kappa, released.guidance.eta, released.guidance.normalise) == (3e5, 0.2, False)
+    assert VARIANTS[released.method.variant].own_noise is False
+    paper = compose(["method=neuraldiffuser_paper", "guidance=released"])
+    assert (paper.method.sag_scale, VARIANTS[paper.method.variant].exact_x0) == (0.0, True)
+
+
+def test_previews_show_the_first_image_after_every_step(backbone: Backbone, tmp_path: Path) -> None:
+    sampler = GuidedSampler(backbone, settings(backbone))
+    generator = GuidedDiffusion(sampler, 1, 2, Previews(tmp_path / "shown", backbone, 2))
+    generator([7, 9], inputs(2))
+    names = sorted(path.name for path in (tmp_path / "shown").iterdir())
+    assert names == [f"image-00007-step-{step:03d}.png" for step in range(1, 5)]
+    last = np.asarray(Image.open(tmp_path / "shown" / names[-1]))
+    quiet = GuidedDiffusion(sampler, 1, 2)([7, 9], inputs(2))[0].images
+    assert np.array_equal(last, np.concatenate(list(quiet[0]), axis=1))
+    generator([11], inputs(1))
+    assert len(list((tmp_path / "shown").iterdir())) == 4  # of the first batch alone
