@@ -160,10 +160,10 @@ def _memory(cfg: Config, data: DataNeeds, size: Extent) -> Iterator[str]:
         return
     total = estimate.sample * estimate.in_flight
     yield f"{byte_text(estimate.sample):>9}  sampling: activations of one guided sample (upper bound)"
-    yield f"{byte_text(total):>9}  sampling: {estimate.in_flight} samples in flight (trainer.batch_size)"
+    yield f"{byte_text(total):>9}  sampling: {estimate.in_flight} guided samples at once (fewer with trainer.memory_gb)"
     fitting = int(SAFE_SHARE * _device_bytes(cfg) / estimate.sample)
     if fitting < estimate.in_flight:
-        yield f"too much for this device: {_remedy(cfg, fitting)}"
+        yield f"this device holds {fitting} of them, and takes so many at once{_leaner(cfg) if fitting < 2 else ''}"
 
 
 def _training(cfg: Config, n_voxels: dict[str, int]) -> Iterator[str]:
@@ -179,13 +179,10 @@ def _training(cfg: Config, n_voxels: dict[str, int]) -> Iterator[str]:
         yield f"too much for this device ({byte_text(_device_bytes(cfg))}): {need.advice}"
 
 
-def _remedy(cfg: Config, fitting: int) -> str:
-    """How to sample with at most ``fitting`` samples in flight: those of one image are never parted."""
-    if fitting >= cfg.method.repeats:
-        return f"trainer.batch_size={fitting} would fit"
-    half = " backbone.dtype=bfloat16 takes half," if cfg.backbone.dtype == "float32" else ""
-    together = f"the {cfg.method.repeats} samples of an image are made together"
-    return f"{together};{half} method.repeats={max(1, fitting)} fits"
+def _leaner(cfg: Config) -> str:
+    """What sampling does by itself where memory is short, and what a user can do."""
+    half = "backbone.dtype=bfloat16 and " if cfg.backbone.dtype == "float32" else ""
+    return f"; activations are then computed again, not kept. {half}guidance.decoder=half take less than half each"
 
 
 main = verb(doctor)

@@ -761,10 +761,13 @@ def test_images_seen_by_several_people() -> None:
 
 def test_samples_that_do_not_fit_say_what_would(ask: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nd.doctor._device_bytes", lambda cfg: 25e9)
-    assert "backbone.dtype=bfloat16 takes half, method.repeats=2 fits" in ask("experiment=nsd").flat
-    monkeypatch.setattr("nd.doctor._device_bytes", lambda cfg: 100e9)
-    said = ask("experiment=nsd", "trainer.batch_size=50")
-    assert "too much for this device: trainer.batch_size=8 would fit" in said.flat
+    said = ask("experiment=nsd").flat
+    assert "this device holds 2 of them, and takes so many at once" in said
+    assert "computed again" not in said
+    monkeypatch.setattr("nd.doctor._device_bytes", lambda cfg: 12e9)
+    said = ask("experiment=nsd").flat
+    assert "activations are then computed again" in said
+    assert "backbone.dtype=bfloat16 and guidance.decoder=half take less than half each" in said
     monkeypatch.setattr("nd.doctor.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9e9, 0, 9e9))
     assert "too much for this disk (9.0 GB free): target.dtype=float16 takes half of it" in ask("experiment=nsd").flat
     assert "data.subjects=[subj01] takes fewer images," in ask("data=nsd").flat

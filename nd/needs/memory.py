@@ -9,6 +9,7 @@ from typing import Any
 
 from nd.backbone.loading import pick_device
 from nd.backbone.vdvae.shape import IMAGENET64
+from nd.generate.plan import AT_ONCE
 from nd.mappers.arrays import LARGE_BYTES
 from nd.mappers.blocks import columns_at_once
 from nd.mappers.normal_equations import equation_bytes
@@ -53,7 +54,7 @@ class Memory:
 
     ``preparing``: a session of NSD (0: other data, read in small blocks); ``mapping``: the largest mapper in closed
     form while it is fitted (0: it is trained, see ``nd.needs.training``); ``sample``: activations of one guided sample;
-    ``in_flight``: how many of them.
+    ``in_flight``: how many of them go through the networks at once where memory allows.
     """
 
     preparing: float
@@ -63,17 +64,15 @@ class Memory:
 
 
 def memory_estimate(cfg: Config, data: Extent) -> Memory:
-    """Estimate the memory of the largest steps; about ``trainer.batch_size`` samples are in flight at a time."""
+    """Estimate the memory of the largest steps."""
     vae, unet = (_module_config(cfg, part) for part in ("vae", "unet"))
     size, factor = cfg.backbone.image_size, 2 ** (len(vae["block_out_channels"]) - 1)
     element = 4 if cfg.backbone.dtype == "float32" else 2
     sample = DECODER_TENSORS * vae["block_out_channels"][0] * size**2
     sample += UNET_TENSORS * unet["layers_per_block"] * unet["block_out_channels"][0] * (size // factor) ** 2
     guided = cfg.method.generator == "guided_diffusion"
-    repeats = cfg.method.repeats
-    in_flight = max(1, cfg.trainer.batch_size // repeats) * repeats
     preparing = 4.0 * SESSION_COPIES * 750 * data.voxels if cfg.data.source == "nsd" else 0.0
-    return Memory(preparing, _mapper_bytes(cfg, data), float(element * sample * guided), in_flight if guided else 0)
+    return Memory(preparing, _mapper_bytes(cfg, data), float(element * sample * guided), AT_ONCE // 2 if guided else 0)
 
 
 def _mapper_bytes(cfg: Config, data: Extent) -> float:

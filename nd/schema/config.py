@@ -114,7 +114,11 @@ class TrainerConfig:
     strategy: str = opt(
         "auto", "Lightning strategy; 'ddp' for several devices", identity=False, choices=("auto", "ddp", "ddp_spawn")
     )
-    batch_size: int = opt(64, "samples in flight per device", identity=False)
+    batch_size: int = opt(
+        64,
+        "reconstruct: samples after which a device writes what it has made; 16 or more keep it busy",
+        identity=False,
+    )
     memory_gb: float = opt(
         0.0,
         "reconstruct: memory to keep within, GB; decides how many samples go through the networks at once and whether"
@@ -188,6 +192,21 @@ class Config:
         "control: shuffle the voxels over the images before predicting, or the targets that mappers learn from",
         choices=("none", "shuffled_voxels", "shuffled_labels"),
     )
+    images: str = opt(
+        "",
+        "evaluate: reconstructions made elsewhere, instead of a reconstruct run's: a folder of .png or .jpg named"
+        " <image id>[_<repeat>], or .h5, .npy or .pt",
+        identity=False,
+        path=True,
+    )
+    order: str = opt(
+        "",
+        "evaluate images=...: the order they are in where they carry no ids: canonical (rising image ids), or"
+        " first_appearance in the subject's trials",
+        identity=False,
+        choices=("", "canonical", "first_appearance"),
+    )
+    images_hash: str = opt("", "evaluate images=...: hash of their content; filled in, and where given held against it")
     layout: str = opt(
         "prepared",
         "prepare data=scenes: write the prepared format, or a small tree in the files and codes of a public release",

@@ -22,7 +22,16 @@ class DataConfig:
     split: str = opt(
         "scenes",
         "named frozen split",
-        choices=("scenes", "digits69-cv10", "digits69-given", "nsd982", "nsd1000", "nsd_partial", "own"),
+        choices=(
+            "scenes",
+            "scenes-clusters",
+            "digits69-cv10",
+            "digits69-given",
+            "nsd982",
+            "nsd1000",
+            "nsd_partial",
+            "own",
+        ),
     )
     n_val: int = opt(100, "validation images, cut from the training images by image")
     simulated: bool = opt(True, "voxels come from a simulated brain; every table says so", identity=False)
