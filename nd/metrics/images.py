@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nd.errors import UserError, unknown
 
 FILTERS = ("bilinear", "bicubic")
-ARITHMETICS = ("floats", "bytes")
+RESIZES = ("floats", "bytes")
 # ITU-R BT.709 luma as scikit-image's rgb2gray rounds it; published SSIM values were computed with these three.
 LUMA = (0.2125, 0.7154, 0.0721)
 
@@ -66,8 +66,8 @@ def resize(images_BCHW: Tensor, size: int, method: str, antialias: bool, arithme
     """
     if method not in FILTERS:
         raise unknown("resize filter", method, FILTERS)
-    if arithmetic not in ARITHMETICS:
-        raise unknown("resize arithmetic", arithmetic, ARITHMETICS)
+    if arithmetic not in RESIZES:
+        raise unknown("resize arithmetic", arithmetic, RESIZES)
     if images_BCHW.shape[-2:] == (size, size):
         return images_BCHW
     if arithmetic == "bytes":

@@ -116,7 +116,7 @@ class TrainerConfig:
     )
     batch_size: int = opt(
         64,
-        "reconstruct: samples after which a device writes what it has made; 16 or more keep it busy",
+        "extract: pictures at once. reconstruct: samples after which a device writes them; 16 or more keep it busy",
         identity=False,
     )
     memory_gb: float = opt(
