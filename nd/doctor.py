@@ -131,7 +131,7 @@ def _disk(cfg: Config, data: DataNeeds, size: Extent) -> Iterator[str]:
     """What is still written: prepared voxels, and a store for every target (fewer where some are there already)."""
     total, linked = 0.0, cfg.data.source == "mindeye2" and cfg.data.in_place
     if f"{cfg.subject.name}.h5" in data.prepared.absent and size.voxels and size.trials and not linked:
-        n_subjects = sum(name != "stimuli.h5" for name in data.prepared.absent)
+        n_subjects = sum(name.endswith(".h5") and name != "stimuli.h5" for name in data.prepared.absent)
         total += 4.0 * size.trials * size.voxels * n_subjects
         people = cfg.subject.name if n_subjects == 1 else f"{n_subjects} subjects"
         yield f"{byte_text(total):>9}  prepared voxels of {people}: {size.trials:,} trials x {size.voxels:,} voxels"

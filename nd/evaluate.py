@@ -2,12 +2,19 @@
 
 Writes into the run folder ``scores.json`` (mean, interval, chance level of every metric, and what they are comparable
 with) and ``per_image.csv`` (one row per image: ``image_id`` and every metric, repeats averaged; an empty cell is a
-score that does not exist, such as identification within a class of one).
+score that does not exist, such as identification within a class of one). ``scores.json`` also holds retrieval by the
+decoded targets (``nd.metrics.retrieval``), where predictions and true targets are there.
+
+With ``images=<folder or file>`` reconstructions made elsewhere are scored instead of those of a reconstruct run: a
+folder of ``<image id>.png`` or ``<image id>_<repeat>.png``, or an .h5, .npy or .pt of all of them (``nd.metrics.given``
+says which forms). Data, subject, part and protocol are chosen as ever; nothing else is read. The run folder belongs to
+the content of the pictures, wherever they lie.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +26,13 @@ from nd.data.prepared import Stimuli, split_of, stimuli_path
 from nd.files import sha256_json, write_json, write_text
 from nd.generate.training import part_ids
 from nd.lightning import is_rank_zero
+from nd.metrics.given import read_given
 from nd.metrics.protocol import AGGREGATIONS, describe, weights_found
 from nd.metrics.reconstructions import check_ids, read_images
+from nd.metrics.retrieval import retrieval_lines
 from nd.metrics.score import PerImage, score_images
 from nd.metrics.summary import one_metric, per_image_csv, score_table
+from nd.results.decoded import decoded_retrieval
 from nd.results.folder import RunFolder, found
 from nd.results.identity import reads_predictions
 from nd.results.wandb import log_scores
@@ -32,29 +42,38 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: Config) -> Path:
-    """Score the pictures of the matching reconstruct run; returns the run folder."""
+    """Score the pictures given or those of the matching reconstruct run; returns the run folder."""
+    given = read_given(cfg) if cfg.images else None
+    cfg = replace(cfg, images_hash=given.hash) if given else cfg
     folder = RunFolder.open(cfg, "evaluate")
     if not is_rank_zero():  # one process scores; the others were only needed to make the pictures
         return folder.path
-    run = found(cfg, "reconstruct")
-    inputs = {"images": run.fingerprint}
+    inputs = {"images": given.hash if given else found(cfg, "reconstruct").fingerprint}
     if folder.is_done(inputs):
         log.info("nothing to do: %s is finished", folder.path)
         return folder.path
-    images, image_ids, facts = read_images(run.path / "images.h5")
-    check_ids(image_ids, part_ids(cfg)[: cfg.debug.limit_images or None], run.path / "images.h5")
+    images, image_ids, facts = (given.images, given.image_ids, given.facts) if given else reconstructed(cfg)
     scored = compare(cfg, images, image_ids)
     with folder.writing(cfg, inputs):
         write_text(folder.path / "per_image.csv", per_image_csv(image_ids, scored.scores))
-        summary = summarise(cfg, scored, image_ids, facts)
+        summary = summarise(cfg, scored, image_ids, facts) | {"retrieval": decoded_retrieval(cfg, image_ids)}
         write_json(folder.path / "scores.json", summary)
-    log_scores(cfg, folder, {name: score["mean"] for name, score in summary["metrics"].items()})
-    print(score_table(summary))
+    shown = summary["metrics"] | summary["retrieval"]
+    log_scores(cfg, folder, {name: score["mean"] for name, score in shown.items()})
+    print("\n".join([score_table(summary), *retrieval_lines(summary["retrieval"])]))
     print(f"wrote scores of {len(image_ids)} images at {folder.path / 'scores.json'}")
     return folder.path
 
 
-def compare(cfg: Config, images: NDArray[np.uint8], image_ids: NDArray[np.int32]) -> PerImage:
+def reconstructed(cfg: Config) -> tuple[NDArray[np.uint8], NDArray[np.int32], dict[str, Any]]:
+    """Pictures (N, R, H, W, 3), ids (N,) and attributes of the matching reconstruct run, made sure to be all."""
+    path = found(cfg, "reconstruct").path / "images.h5"
+    images, image_ids, facts = read_images(path)
+    check_ids(image_ids, part_ids(cfg)[: cfg.debug.limit_images or None], path)
+    return images, image_ids, facts
+
+
+def compare(cfg: Config, images: NDArray[Any], image_ids: NDArray[np.int32]) -> PerImage:
     """Score pictures against the stimuli of the same ids, whose features are kept under ``paths.cache``."""
     stimuli = Stimuli(stimuli_path(cfg))
     shown = stimuli.images(image_ids)
@@ -75,9 +94,20 @@ def summarise(cfg: Config, scored: PerImage, image_ids: NDArray[np.int32], facts
         "test_set": sha256_json([int(i) for i in image_ids]),
         "split": {"name": cfg.data.split, "hash": split_of(cfg).hash, "part": cfg.part},
         "subject": cfg.subject.name,
+        "simulated": cfg.data.simulated,
+        **origin(cfg, facts),
+    }
+
+
+def origin(cfg: Config, facts: dict[str, Any]) -> dict[str, Any]:
+    """How the pictures came to be; of those made elsewhere no more is known than their file says."""
+    if cfg.images_hash:
+        made = {"generator": "given", "images_hash": cfg.images_hash}
+        marks = {name: bool(facts.get(name, False)) for name in ("oracle", "transductive")}
+        return made | marks | {"control": str(facts.get("control", "none"))}
+    return {
         "generator": cfg.method.generator,
         "oracle": bool(facts.get("oracle", cfg.features == "oracle")),
-        "simulated": cfg.data.simulated,
         "transductive": cfg.transductive and reads_predictions(cfg),
         "control": str(facts.get("control", cfg.control)),
     }

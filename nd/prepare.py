@@ -41,7 +41,7 @@ def prepare(cfg: Config) -> Path:
 
 def described(names: list[str]) -> str:
     """``4 subjects and the stimuli``."""
-    n_people = sum(name != "stimuli.h5" for name in names)
+    n_people = sum(name.endswith(".h5") and name != "stimuli.h5" for name in names)
     people = [f"{n_people} subject" + "s" * (n_people > 1)] if n_people else []
     return " and ".join(people + ["the stimuli"] * ("stimuli.h5" in names))
 

@@ -1,7 +1,7 @@
 """`nd reconstruct`: decoded (or, with features=oracle, true) targets to pictures.
 
 Writes images.h5 into the run folder: images (N, R, H, W, 3) uint8 RGB, image_id (N,) int32 in rising order, and the
-attributes oracle, seed, part, generator, control and simulated.
+attributes oracle, seed, part, generator, control, simulated and transductive.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from nd.errors import UserError
 from nd.lightning import is_rank_zero
 from nd.results.chain import needs_own_process
 from nd.results.folder import RunFolder, found
+from nd.results.identity import reads_predictions
 from nd.schema import Config
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def attributes(cfg: Config) -> dict[str, str | int | bool]:
         "generator": cfg.method.generator,
         "control": cfg.control,
         "simulated": cfg.data.simulated,
+        "transductive": cfg.transductive and reads_predictions(cfg),
     }
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nd.data.prepared import data_folder
-from nd.data.splits import SPLITS_OF
+from nd.data.splits import BY_CLUSTER, SPLITS_OF
 from nd.errors import did_you_mean
 from nd.mapper_rules import mapper_contradictions, mapper_idle
 from nd.metrics.measures import MEASURES
-from nd.results.identity import TRAINED_MAPPERS
+from nd.results.identity import TRAINED_MAPPERS, flat
 from nd.sampling_rules import at_least, guidance_rules, guided, method_rules, sampling_idle
 from nd.schema import Config
 from nd.schema.target import ALL
@@ -49,12 +49,16 @@ PROTOCOLS_OF = {  # the usual one first
     **dict.fromkeys(NSD_FORMS, ("nd", *PUBLISHED)),
     "own": ("nd",),
 }
+# What says how pictures are made, of which nothing counts where they are given.
+MAKING_GROUPS = ("method", "target", "mapper", "network", "training", "backbone", "guidance")
+MAKING_FIELDS = ("subject.roi", "seed", "features", "control", "debug.limit_images")
+MAKING = (*MAKING_GROUPS, *MAKING_FIELDS, *(name for name in flat(Config()) if name.split(".")[0] in MAKING_GROUPS))
 TOWER_BLOCKS = 12  # blocks of the image towers in use (ViT-B/32 and the shipped ones)
 
 
 def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[str]:
     """Return every contradiction between (or range violated by) fields whose types are already right."""
-    rules = (_data, method_rules, guidance_rules, _targets, _protocol, _evaluation, _trainer)
+    rules = (_data, method_rules, guidance_rules, _targets, _protocol, _evaluation, _given_images, _trainer)
     found = [problem for rule in rules for problem in rule(cfg)] + mapper_contradictions(cfg, verb)
     if multirun and cfg.trainer.strategy in ("auto", "ddp") and (cfg.trainer.devices != 1 or cfg.trainer.num_nodes > 1):
         found.append(
@@ -64,6 +68,10 @@ def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[
         )
     if cfg.target.name == ALL and verb == "train":
         found.append("target: all is for `nd extract`; `nd train` fits one target at a time. Give target=<name>.")
+    if cfg.images and verb not in ("", "evaluate"):
+        found.append(
+            f"images: pictures made elsewhere are for `nd evaluate`; `nd {verb}` cannot use them. Leave it out."
+        )
     return found + _files(cfg, verb)
 
 
@@ -118,6 +126,8 @@ def _source(cfg: Config) -> Iterator[str]:
         yield "data.test_scaling: own leaves no room for voxel weights; it needs mapper.voxel_power=0."
     if cfg.layout != "prepared" and data.source != "scenes":
         yield f"layout: {cfg.layout} is a form in which data=scenes is written, but data is {data.name}."
+    if cfg.layout != "prepared" and data.split == BY_CLUSTER:
+        yield f"layout: {cfg.layout} has no split {data.split}; use data.split=scenes."
 
 
 def _targets(cfg: Config) -> Iterator[str]:
@@ -152,7 +162,7 @@ def _protocol(cfg: Config) -> Iterator[str]:
             f"protocol: {protocol.name} is defined on the {protocol.n_images} test images of split {protocol.split},"
             f" but data.split is {cfg.data.split}. Give data.split={protocol.split} or protocol={fitting}."
         )
-    limit = cfg.debug.limit_images
+    limit = 0 if cfg.images else cfg.debug.limit_images
     if protocol.n_images and (cfg.part == "val" or 0 < limit < protocol.n_images):
         which = "part=val" if cfg.part == "val" else f"debug.limit_images={limit}"
         yield (
@@ -176,9 +186,15 @@ def _measures(cfg: Config) -> Iterator[str]:
         yield "protocol.resize_antialias: false needs resize_arithmetic=floats; Pillow (bytes) always low-passes."
 
 
+def _given_images(cfg: Config) -> Iterator[str]:
+    for name in ("order", "images_hash"):
+        if getattr(cfg, name) and not cfg.images:
+            yield f"{name}: it is about pictures made elsewhere. Give them (images=<folder or file>), or leave it out."
+
+
 def _evaluation(cfg: Config) -> Iterator[str]:
-    oracle = cfg.features == "oracle"
-    if cfg.part == "val" and cfg.mapper.refit and not oracle and cfg.mapper.name not in TRAINED_MAPPERS:
+    oracle, fits = cfg.features == "oracle", cfg.mapper.refit and not cfg.images
+    if cfg.part == "val" and fits and not oracle and cfg.mapper.name not in TRAINED_MAPPERS:
         yield "part: val needs mapper.refit=false, otherwise the mapper has been fitted on the images it is judged on."
     if oracle and cfg.control != "none":
         yield f"control: {cfg.control} is about decoding, but features=oracle decodes nothing; leave one of them out."
@@ -224,6 +240,7 @@ def _idle(cfg: Config, verb: str) -> list[tuple[tuple[str, ...], str, bool]]:
             for name, owners in TARGETS_WITH.items()
         ),
         *mapper_idle(cfg),
+        (MAKING, "the pictures are given (images=...), so nothing is made", bool(cfg.images)),
         (("control",), f"generator {generator} uses no voxels", generator in NO_VOXELS),
         (("protocol.weights",), f"protocol {cfg.protocol.name} names no measures", not cfg.protocol.measures),
         (("logger.project", "logger.mode"), f"logger is {logger}", logger != "wandb"),

@@ -185,5 +185,5 @@ def test_doctor_says_what_is_missing_and_writes_nothing(empty: Path) -> None:
     assert "MISSING raw file" in done.stdout
     assert "missing: prepared data, raw file" in done.stdout.splitlines()[-1]
     assert "Neural Computation" in done.stdout
-    assert "trainer.batch_size" in done.stdout
+    assert "trainer.memory_gb" in done.stdout
     assert written(empty) == []

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from nd.data.clusters import read_clusters, write_clusters
 from nd.data.digits69 import LABELS
-from nd.data.splits import Fold, get_split
+from nd.data.splits import Fold, cluster_split, get_split
 from nd.errors import UserError
+from nd.scenes.clusters import clusters_of
+from nd.scenes.scene import sample_scene
 from nd.schema import DataConfig
 
 SCENES = DataConfig()
 CV10 = DataConfig(name="digits69", source="digits69", split="digits69-cv10", n_val=10)
 GIVEN = DataConfig(name="digits69", source="digits69", split="digits69-given", n_val=10)
+CLUSTERED = DataConfig(name="scenes_clusters", split="scenes-clusters")
 ALL = pytest.mark.parametrize("data", [SCENES, CV10, GIVEN], ids=lambda d: d.split)
 
 
@@ -86,3 +92,57 @@ def test_split_of_another_data_set() -> None:
         UserError, match=r"unknown split of data=digits69 'scenes'.*Allowed: digits69-cv10, digits69-given"
     ):
         get_split(DataConfig(name="digits69", source="digits69", split="scenes"))
+
+
+def clusters(data: DataConfig) -> list[str]:
+    return clusters_of([sample_scene(data.world_seed, i) for i in range(data.n_train + data.n_test)])
+
+
+def test_whole_clusters_are_held_out() -> None:
+    names = np.array(clusters(CLUSTERED))
+    (fold,) = cluster_split(CLUSTERED, names.tolist()).folds
+    held = set(names[fold.test])
+    assert not held & set(names[fold.seen])
+    assert (len(fold.test), len(fold.val)) == (200, 100)
+    for part in (fold.train, fold.val, fold.test):
+        assert part.dtype == np.int32
+        assert (np.diff(part) > 0).all()
+    # Every image of the other clusters is used; held-out ones that are not tested on are nowhere.
+    np.testing.assert_array_equal(fold.seen, np.flatnonzero(~np.isin(names, list(held))))
+    assert len(np.intersect1d(fold.train, fold.val)) == 0
+    # No cluster was held out that was not needed.
+    counts = {name: int((names == name).sum()) for name in held}
+    assert sum(counts.values()) - min(counts.values()) < 200 <= sum(counts.values())
+
+
+def test_hash_of_the_cluster_split_is_pinned() -> None:
+    names = clusters(CLUSTERED)
+    split = cluster_split(CLUSTERED, names)
+    assert split.hash == cluster_split(CLUSTERED, names).hash == "ed08710f397d"
+    assert cluster_split(CLUSTERED, names[::-1]).hash != split.hash
+    assert sorted({names[i] for i in split.test_ids}) == ["meadow", "plain"]
+
+
+def test_too_few_clusters_or_images() -> None:
+    few = DataConfig(split="scenes-clusters", n_test=3, n_val=1)
+    with pytest.raises(
+        UserError, match=r"all but one of the 2 clusters have 2 images; data.n_test=3 must be from 1 to"
+    ):
+        cluster_split(few, ["a", "a", "b", "b"])
+    with pytest.raises(UserError, match=r"data.n_test=0 must be from 1 to"):
+        cluster_split(DataConfig(split="scenes-clusters", n_test=0), ["a", "b"])
+    with pytest.raises(UserError, match=r"data.n_val=2 does not fit split 'scenes-clusters'.*from 1 to 1"):
+        cluster_split(DataConfig(split="scenes-clusters", n_test=1, n_val=2), ["a", "a", "b", "b"])
+    with pytest.raises(UserError, match=r"unknown split of data=digits69 'scenes-clusters'"):
+        cluster_split(DataConfig(name="digits69", source="digits69", split="scenes-clusters"), ["a", "b"])
+
+
+def test_clusters_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "clusters.json"
+    with pytest.raises(UserError, match=r"clusters.json does not exist.*Run `nd prepare` with this data.split"):
+        read_clusters(path)
+    write_clusters(path, ["sea", "night"])
+    assert read_clusters(path) == ["sea", "night"]
+    path.write_text('{"sea": 1}', encoding="utf-8")
+    with pytest.raises(UserError, match="is no list of names, one for each image"):
+        read_clusters(path)

@@ -82,7 +82,7 @@ def test_run_folder_holds_images_and_a_second_run_does_nothing(cfg: Config, caps
         assert file["image_id"][:].tolist() == [8, 9, 10, 11, 12]
         assert dict(file.attrs) == {
             "oracle": False, "seed": 42, "part": "test", "generator": "guided_diffusion", "control": "none",
-            "simulated": True,
+            "simulated": True, "transductive": False,
         }  # fmt: skip
     assert RunFolder.open(cfg, "reconstruct").done
     assert not (path / "parts").exists()

@@ -244,7 +244,7 @@ def test_writing_twice_gives_the_same_voxels(small_world: Config) -> None:
     clean = brain.responses(filter_bank(draw_scenes(scenes)), attribute_matrix(scenes))
     path = subject_path(small_world, "subj02")
     again = path.parent.parent / "again.h5"
-    write_experiment(again, brain, clean, data, "x")
+    write_experiment(again, brain, clean, data, "x", np.arange(data.n_train, dtype=np.int32))
     rows = np.arange(144)
     np.testing.assert_array_equal(Subject(again).voxels(rows), Subject(path).voxels(rows))
 

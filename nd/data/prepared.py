@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nd.data.splits import BY_SUBJECT, SESSIONS_OF, Split, get_split, narrowed, subject_split
+from nd.data.clusters import clusters_path, read_clusters
+from nd.data.splits import BY_CLUSTER, BY_SUBJECT, SESSIONS_OF, Split, cluster_split, get_split, narrowed, subject_split
 from nd.data.stimuli import Stimuli, check_allowed, write_stimuli
 from nd.data.subject import Subject, mean_betas
 from nd.data.subject_file import ALL_VOXELS, SubjectTable, write_subject
@@ -81,8 +82,15 @@ def split_of(cfg: Config, name: str = "") -> Split:
     if _is_limited(cfg, name):
         return _early_split(cfg, _whole_subject(cfg, name))
     if cfg.data.source not in BY_SUBJECT:
-        return get_split(cfg.data)
+        return _shared_split(cfg)
     return _whole_split(cfg, _whole_subject(cfg, name))
+
+
+def _shared_split(cfg: Config) -> Split:
+    """The split of images that all subjects saw."""
+    if cfg.data.split == BY_CLUSTER:
+        return cluster_split(cfg.data, read_clusters(clusters_path(data_folder(cfg))))
+    return get_split(cfg.data)
 
 
 def _is_limited(cfg: Config, name: str) -> bool:
@@ -97,7 +105,7 @@ def _whole_subject(cfg: Config, name: str, roi: str = ALL_VOXELS) -> Subject:
 def _whole_split(cfg: Config, subject: Subject) -> Split:
     """The split over all sessions that it uses."""
     if cfg.data.source not in BY_SUBJECT:
-        return get_split(cfg.data)
+        return _shared_split(cfg)
     if cfg.data.source != "own":
         from nd.data.nsd.facts import check_split
 

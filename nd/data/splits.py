@@ -9,6 +9,10 @@ image is ever trained on, whether or not it is a test image:
     nsd982       first 37 sessions, of subjects with at least as many: 982 test images, 8,859 for training
     nsd1000      all sessions of a subject: 1,000 test images (930 and 907 where only 32 and 30 sessions were scanned)
     nsd_partial  whatever sessions were prepared: comparable with nothing published
+
+The splits of Scenes: in ``scenes`` test images show what training images show, in other arrangements.
+``scenes-clusters`` holds whole clusters of images, those of one background, out of training and tests on some of them:
+whoever names a picture seen before, in whatever way, has none to name. Held-out images beyond n_test are not used.
 """
 
 from __future__ import annotations
@@ -27,8 +31,9 @@ from nd.schema import DataConfig
 
 N_FOLDS = 10
 NSD_SPLITS = ("nsd982", "nsd1000", "nsd_partial")
+BY_CLUSTER = "scenes-clusters"
 SPLITS_OF = {
-    "scenes": ("scenes",),
+    "scenes": ("scenes", BY_CLUSTER),
     "digits69": ("digits69-cv10", "digits69-given"),
     "nsd": NSD_SPLITS,
     "mindeye2": NSD_SPLITS,
@@ -70,7 +75,7 @@ class Split:
 
 
 def get_split(data: DataConfig) -> Split:
-    """The split of a data set whose images are the same for every subject.
+    """The split of a data set whose images are the same for every subject, and that needs no clusters.
 
     Raises UserError for a split of another data set or too few images.
     """
@@ -83,6 +88,37 @@ def get_split(data: DataConfig) -> Split:
     else:
         folds = _digits_folds(data)
     return _named(data.split, folds)
+
+
+def cluster_split(data: DataConfig, clusters: Sequence[str]) -> Split:
+    """The split that holds whole clusters out of training: as many as have ``data.n_test`` images, in a fixed order.
+
+    Args:
+        clusters: the cluster of every image 0 .. N-1.
+
+    Raises:
+        UserError: a split of another data set, or too few images or clusters.
+    """
+    _check_name(data)
+    held = _held_out(data, clusters)
+    seen = np.setdiff1d(np.arange(len(clusters)), held)
+    _check_n_val(data, len(seen))
+    order, test = _shuffled(seen, VALIDATION_PURPOSE), _shuffled(held, f"{BY_CLUSTER}-test")[: data.n_test]
+    return _named(data.split, [Fold(_sorted(order[data.n_val :]), _sorted(order[: data.n_val]), _sorted(test))])
+
+
+def _held_out(data: DataConfig, clusters: Sequence[str]) -> list[int]:
+    """All images of the first clusters, in the order of a hash of their names, that have n_test images together."""
+    held: list[int] = []
+    names = sorted(set(clusters), key=lambda name: _digest(f"{BY_CLUSTER}:{name}"))
+    for name in names[:-1]:
+        held += [i for i, cluster in enumerate(clusters) if cluster == name]
+        if len(held) >= data.n_test > 0:
+            return held
+    raise UserError(
+        f"split {data.split!r} holds whole clusters out, and all but one of the {len(names)} clusters have {len(held)} "
+        f"images; data.n_test={data.n_test} must be from 1 to {len(held)}."
+    )
 
 
 def subject_split(data: DataConfig, image_id: NDArray[np.integer], held_out: NDArray[np.bool_]) -> Split:
@@ -128,7 +164,11 @@ def _named(name: str, folds: Sequence[Fold]) -> Split:
 
 def _shuffled(ids: Sequence[int] | NDArray[np.integer], purpose: str) -> list[int]:
     """The ids in the order of a hash: a fixed shuffle that no library version changes."""
-    return sorted((int(i) for i in ids), key=lambda i: hashlib.sha256(f"{purpose}:{i}".encode()).digest())
+    return sorted((int(i) for i in ids), key=lambda i: _digest(f"{purpose}:{i}"))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _sorted(ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:

@@ -48,14 +48,17 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):  # weights and inputs, which were there before: a view makes nothing
+            if isinstance(leaf, torch.Tensor):
+                self._meet(leaf.untyped_storage(), made=False)
         result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                self._meet(leaf.untyped_storage())
+                self._meet(leaf.untyped_storage(), made=True)
         return result
 
-    def _meet(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+    def _meet(self, storage: torch.UntypedStorage, made: bool) -> None:
+        key, size = storage._cdata, storage.nbytes() if made else 0
         if key in self._known:
             return
         self._known.add(key)

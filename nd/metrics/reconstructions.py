@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,33 @@ from numpy.typing import NDArray
 from nd.errors import UserError
 from nd.files import open_h5
 
+AGAIN = "Remove its folder and run `nd reconstruct` again with the same data settings."
+SHOWN = 5  # ids named in a message
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The images to be scored, ``ids`` (N,) rising, and ``in_order`` (N,), what the n-th picture is of, if said."""
+
+    ids: NDArray[np.int32]
+    in_order: NDArray[np.int32] | None = None
+    order: str = ""
+
+    def by_position(self, n_pictures: int, what: str) -> NDArray[np.int32]:
+        """Ids (N,) of pictures that carry none. UserError: no order is given, or another count of pictures."""
+        if self.in_order is None:
+            raise UserError(
+                f"{what} carry no image ids, so nothing says which picture is of which image. Name files "
+                "<image id>.png or <image id>_<repeat>.png (in .h5 and .pt: add image_id), or say what order they are "
+                "in: order=canonical (rising image ids) or order=first_appearance (in the subject's trials)."
+            )
+        if n_pictures != len(self.ids):
+            raise UserError(
+                f"{what} are {n_pictures} images, but the split has {len(self.ids)}; matched by position "
+                f"(order={self.order}) they must be as many. Add or remove pictures, or name them by image id."
+            )
+        return self.in_order
+
 
 def read_images(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32], dict[str, Any]]:
     """Read pictures (N, R, H, W, 3) and their ids (N,), both in rising order of ids, and the file's attributes."""
@@ -20,20 +48,33 @@ def read_images(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32], dict[
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}. Remove its folder and run `nd reconstruct` again.")
         images, image_ids, facts = handle["images"][()], handle["image_id"][()], dict(handle.attrs)
-    if len(images) != len(image_ids) or len(np.unique(image_ids)) != len(image_ids):
-        raise UserError(
-            f"{path}: {len(images)} pictures for {len(np.unique(image_ids))} different image ids; one each is wanted."
-        )
+    check_unique(image_ids, len(images), path)
     order = np.argsort(image_ids)
     return images[order], image_ids[order], facts
 
 
-def check_ids(image_ids: NDArray[np.int32], wanted: Sequence[int], path: Path) -> None:
+def check_unique(image_ids: NDArray[Any], n_pictures: int, path: Path) -> None:
+    """Raise UserError unless every picture has an id of its own."""
+    n_ids = len(np.unique(image_ids))
+    if n_pictures != len(image_ids) or n_ids != len(image_ids):
+        raise UserError(f"{path}: {n_pictures} pictures for {n_ids} different image ids; one each is wanted.")
+
+
+def check_ids(
+    image_ids: NDArray[np.int32], wanted: Sequence[int] | NDArray[np.int32], path: Path, advice: str = AGAIN
+) -> None:
     """Raise UserError unless exactly the wanted images are there: scores of other sets are not comparable."""
     missing, extra = np.setdiff1d(wanted, image_ids), np.setdiff1d(image_ids, wanted)
     if missing.size or extra.size:
         raise UserError(
             f"{path} holds {len(image_ids)} images, the split has {len(wanted)}: {missing.size} missing "
-            f"{missing[:5].tolist()}, {extra.size} that do not belong {extra[:5].tolist()}. "
-            "Remove its folder and run `nd reconstruct` again with the same data settings."
+            f"{missing[:SHOWN].tolist()}, {extra.size} that do not belong {extra[:SHOWN].tolist()}. {advice}"
         )
+
+
+def check_given_ids(image_ids: NDArray[np.int32], wanted: Wanted, source: Path, said: str = "") -> None:
+    """``check_ids`` for pictures made elsewhere; ``said``: what else is to be known of them."""
+    hint = "Add or remove those, or choose the data, subject and split they were made for."
+    if len(image_ids) == len(wanted.ids):
+        hint += " If the numbers are positions and no image ids, give order=canonical or order=first_appearance."
+    check_ids(image_ids, wanted.ids, source, hint + said)

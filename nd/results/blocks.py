@@ -1,25 +1,16 @@
-"""What stands beside the scores of a table in grids of its own: means over subjects and seeds, and published scores.
+"""What stands beside the scores of a table in grids of its own: validity panel, means, and published scores.
 
 Published scores of one protocol make one block. They are in no column with computed ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from nd.metrics.pooling import Pooled
+from nd.results.block import Block
+from nd.results.panel_block import panel_blocks
 from nd.results.published import SEEN, Published
 from nd.results.specs import Column
 from nd.results.table import Table
-
-
-@dataclass(frozen=True)
-class Block:
-    """A grid with a heading; its first line names the columns."""
-
-    heading: str
-    grid: list[list[str]]
-    notes: list[str] = field(default_factory=list)
 
 
 def blocks(table: Table) -> list[Block]:
@@ -28,7 +19,7 @@ def blocks(table: Table) -> list[Block]:
     groups: dict[tuple[object, ...], list[Published]] = {}
     for row in table.published_apart:
         groups.setdefault((row.protocol, row.version, row.n_images, tuple(row.subjects)), []).append(row)
-    return means + [_published(table, rows) for rows in groups.values()]
+    return panel_blocks(table) + means + [_published(table, rows) for rows in groups.values()]
 
 
 def _means(table: Table) -> Block:

@@ -14,6 +14,8 @@ Choices that are not obvious:
   step. Closed-form mappers draw nothing.
 - A pretrain stage is the same whatever sessions the subject it leaves out has; what only the other stage reads, or
   belongs to other mappers, does not count.
+- Of reconstructions made elsewhere (``nd evaluate images=...``) the content counts, not where they lie, nor any field
+  that says how pictures are made.
 - Guidance that guides no step (kappa 0, or eta below one step) is one thing, "off", whatever its other fields say.
 """
 
@@ -148,6 +150,8 @@ def _reconstruct_fields(cfg: Config) -> list[str]:
 
 
 def _evaluate_fields(cfg: Config) -> list[str]:
+    if cfg.images_hash:  # pictures made elsewhere: nothing is known of how
+        return ["images_hash", "data.*", "subject.name", "part", "protocol.*"]
     return [*_reconstruct_fields(cfg), "protocol.*"]
 
 
@@ -175,7 +179,8 @@ def identity_of(verb: str, cfg: Config) -> dict[str, Any]:
     counted, defaults = FIELDS[verb](cfg), _comparable(flat(Config()))
     values = {name: value for name, value in _comparable(flat(cfg)).items() if _counts(name, counted)}
     identity = {name: value for name, value in values.items() if value != defaults[name]}
-    if verb in ("reconstruct", "evaluate") and cfg.method.generator == "guided_diffusion" and not guided_steps(cfg):
+    made_here = verb == "reconstruct" or (verb == "evaluate" and not cfg.images_hash)
+    if made_here and cfg.method.generator == "guided_diffusion" and not guided_steps(cfg):
         identity["guidance"] = "off"
     return identity | {"verb": verb, "schema": SCHEMA_VERSION}
 
@@ -197,6 +202,9 @@ def _recipe(cfg: Config) -> list[str]:
 def run_name(verb: str, cfg: Config) -> str:
     """Return a short readable name; it is a function of the identity and has only letters, digits, ``_ . -``."""
     words = [cfg.data.name, cfg.subject.name]
+    if verb == "evaluate" and cfg.images_hash:
+        words += ["given", *([cfg.part] if cfg.part != "test" else [])]
+        return _safe(words)
     if verb == "train":
         words += ["_".join(sorted(trained_together(cfg))), cfg.mapper.name]
         words += ["pretrain"] if cfg.mapper.name in TRAINED_MAPPERS and cfg.training.stage == "pretrain" else []
@@ -210,4 +218,8 @@ def run_name(verb: str, cfg: Config) -> str:
         words.append("shuffled_labels")
     if verb != "train" and cfg.part != "test":
         words.append(cfg.part)
+    return _safe(words)
+
+
+def _safe(words: list[str]) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(words))

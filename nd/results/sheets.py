@@ -1,4 +1,4 @@
-"""CSV files beside a table's own, for no column to hold two kinds of numbers: comparisons, means, published scores."""
+"""CSV files beside a table's own, for no column to hold two kinds of numbers: comparisons, panel, means, published."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, fields
 
 from nd.results.differences import Difference
+from nd.results.panel import Standing
 from nd.results.table import Table
 
 
@@ -15,6 +16,7 @@ def sheets_of(table: Table) -> dict[str, Callable[[Table], str]]:
     """Return what makes each CSV file that the table has lines for, by the kind of its lines."""
     kinds: dict[str, tuple[Sequence[object], Callable[[Table], str]]] = {
         "paired": (table.differences, paired_csv),
+        "panel": (table.panel.standings, panel_csv),
         "means": (table.means, means_csv),
         "published": (table.spec.published, published_csv),
     }
@@ -33,6 +35,12 @@ def paired_csv(table: Table) -> str:
     """Return one CSV line per comparison of two rows."""
     head = tuple(field.name for field in fields(Difference))
     return _csv(head, (astuple(difference) for difference in table.differences))
+
+
+def panel_csv(table: Table) -> str:
+    """Return one CSV line per method and metric: where it stands between the best floor and the best oracle."""
+    head = tuple(field.name for field in fields(Standing))
+    return _csv(head, (astuple(standing) for standing in table.panel.standings))
 
 
 def means_csv(table: Table) -> str:

@@ -10,6 +10,7 @@ from nd.metrics.pooling import subjects_note
 from nd.results.differences import Difference, PerImage, differences_of, power_note
 from nd.results.folder import RunFolder, command_for
 from nd.results.means import MeanRow, means_of
+from nd.results.panel import Judged, Panel, panel_of
 from nd.results.published import Published
 from nd.results.scores import RunScores, Score, read_per_image, read_scores
 from nd.results.specs import Column, Entry, Row, TableSpec
@@ -55,6 +56,7 @@ class Table:
     rows: list[TableRow]
     differences: list[Difference]
     means: list[MeanRow] = field(default_factory=list)
+    panel: Panel = field(default_factory=Panel)
 
     @property
     def title(self) -> str:
@@ -157,7 +159,15 @@ def collect(spec: TableSpec, entries: Sequence[Entry], command: str) -> Table:
 
     subjects = list(dict.fromkeys(entry.subject for entry in entries))
     differences = differences_of(spec.paired, subjects, per_image)
-    return Table(spec, rows, differences, means_of(spec.averaged, entries, per_image))
+    judged = [
+        Judged(e.row.label, e.row.role, e.subject, *_scores(row.run)) for e, row in zip(entries, rows, strict=True)
+    ]
+    panel = panel_of(judged, spec.columns)
+    return Table(spec, rows, differences, means_of(spec.averaged, entries, per_image), panel)
+
+
+def _scores(run: RunScores) -> tuple[dict[str, Score], PerImage]:
+    return run.scores, read_per_image(run.path / "per_image.csv")
 
 
 def _missing_message(spec: TableSpec, missing: Sequence[Entry], total: int, command: str) -> str:

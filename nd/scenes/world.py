@@ -14,13 +14,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.data.clusters import CLUSTERS, write_clusters
 from nd.data.pieces import Piece
 from nd.data.prepared import write_stimuli, write_subject
+from nd.data.splits import BY_CLUSTER, cluster_split
 from nd.data.stimuli import content_hash
 from nd.errors import UserError
 from nd.scenes.attributes import attribute_matrix
 from nd.scenes.brain import Brain, build_brain, subject_rng
 from nd.scenes.captions import captions
+from nd.scenes.clusters import clusters_of
 from nd.scenes.cortex import MIN_VOXELS
 from nd.scenes.draw import draw_scenes
 from nd.scenes.filters import Bank, filter_bank
@@ -77,6 +80,18 @@ class World:
         """Hash of the stimuli file's content."""
         return content_hash(self.images, self.captions, self.ids)
 
+    @cached_property
+    def clusters(self) -> list[str]:
+        """The cluster of every picture."""
+        return clusters_of(self.scenes)
+
+    @cached_property
+    def seen_ids(self) -> NDArray[np.int32]:
+        """The images that training may look at, by the split of the configuration."""
+        if self.data.split == BY_CLUSTER:
+            return cluster_split(self.data, self.clusters).folds[0].seen
+        return self.ids[: self.data.n_train]
+
     def write_stimuli(self, path: Path) -> None:
         """Write the stimuli file."""
         write_stimuli(path, images=self.images, captions=self.captions, image_id=self.ids)
@@ -86,7 +101,8 @@ class World:
 
         def write(path: Path) -> None:
             brain = build_brain(self.data.world_seed, name, self.data.n_voxels)
-            write_experiment(path, brain, brain.responses(*self.drive), self.data, self.stimuli_hash)
+            clean = brain.responses(*self.drive)
+            write_experiment(path, brain, clean, self.data, self.stimuli_hash, self.seen_ids)
             LOG.info("wrote the simulated subject %s", name)
 
         return write
@@ -97,9 +113,13 @@ def pieces_of(data: DataConfig) -> list[Piece]:
     world = World(data)
     names = ("name", "n_train", "n_test", "image_size", "world_seed")
     seen = {**{n: getattr(data, n) for n in names}, "simulation": SIMULATION_VERSION}
-    responses = {**seen, "n_repeats": data.n_repeats, "n_voxels": data.n_voxels}
+    # Trials are z-scored by those of training images, so voxels made for another split are others. Folders made before
+    # there was another hold no such entry, which reads as None.
+    by_cluster = data.split if data.split == BY_CLUSTER else None
+    responses = {**seen, "n_repeats": data.n_repeats, "n_voxels": data.n_voxels, "split": by_cluster}
     subjects = [Piece(f"{name}.h5", responses, world.subject_writer(name)) for name in data.subjects]
-    return [Piece("stimuli.h5", seen, world.write_stimuli), *subjects]
+    clusters = [Piece(CLUSTERS, seen, lambda path: write_clusters(path, world.clusters))] if by_cluster else []
+    return [Piece("stimuli.h5", seen, world.write_stimuli), *clusters, *subjects]
 
 
 def write_world(data: DataConfig, folder: Path) -> None:
@@ -126,15 +146,20 @@ def check_settings(data: DataConfig) -> None:
 
 
 def write_experiment(
-    path: Path, brain: Brain, responses_NV: NDArray[np.float32], data: DataConfig, stimuli_hash: str
+    path: Path,
+    brain: Brain,
+    responses_NV: NDArray[np.float32],
+    data: DataConfig,
+    stimuli_hash: str,
+    seen_ids: NDArray[np.int32],
 ) -> None:
-    """Simulate one subject's trials and write the prepared file."""
+    """Simulate one subject's trials and write the prepared file; trials are z-scored by those of ``seen_ids``."""
     rng = subject_rng(data.world_seed, brain.name, "trials")
     plan = make_schedule(rng, len(responses_NV), data.n_repeats)
     betas = brain.trials(rng, responses_NV, plan.image, plan.session)
     write_subject(
         path,
-        voxels=zscore_sessions(betas, plan.session, plan.image < data.n_train),
+        voxels=zscore_sessions(betas, plan.session, np.isin(plan.image, seen_ids)),
         image_id=plan.image,
         session=plan.session,
         repeat=plan.repeat,

@@ -1,0 +1,374 @@
+"""`nd evaluate images=...`: reconstructions made elsewhere, in every form, are scored as our own or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from nd.config import check, compose
+from nd.data.prepared import Stimuli, Subject, stimuli_path, subject_path
+from nd.errors import UserError
+from nd.evaluate import evaluate
+from nd.files import read_json
+from nd.generate.training import part_ids
+from nd.metrics.given import read_given
+from nd.results.folder import RunFolder
+from nd.results.identity import identity_of
+from nd.results.scores import read_scores
+from nd.schema import Config, PathsConfig, ProtocolConfig
+
+Pictures = NDArray[Any]
+
+
+@pytest.fixture
+def cfg(small_world: Config, tmp_path: Path) -> Config:
+    """The small world, pixel metrics only, and folders of its own."""
+    paths = PathsConfig(
+        root=str(tmp_path), data=small_world.paths.data, cache=str(tmp_path / "cache"), runs=str(tmp_path / "runs")
+    )
+    return replace(small_world, paths=paths, protocol=ProtocolConfig(network="none", n_boot=50))
+
+
+@pytest.fixture
+def ids(cfg: Config) -> list[int]:
+    return part_ids(cfg)
+
+
+@pytest.fixture
+def pictures(cfg: Config, ids: list[int]) -> Pictures:
+    """(12, 2, 64, 64, 3) uint8: the stimuli under noise."""
+    stimuli = Stimuli(stimuli_path(cfg)).images(np.array(ids))
+    noise = np.random.default_rng(0).normal(scale=60, size=(len(stimuli), 2, *stimuli.shape[1:]))
+    return np.clip(stimuli[:, None] + noise, 0, 255).astype(np.uint8)
+
+
+def saved(folder: Path, by_name: dict[str, Pictures]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in by_name.items():
+        Image.fromarray(picture).save(folder / name)
+    return folder
+
+
+def by_id(pictures: Pictures, ids: list[int]) -> dict[str, Pictures]:
+    return {
+        f"{i:05d}_{r}.png": picture
+        for i, repeats in zip(ids, pictures, strict=True)
+        for r, picture in enumerate(repeats)
+    }
+
+
+def given(cfg: Config, source: Path, **more: Any) -> Config:
+    return replace(cfg, images=str(source), **more)
+
+
+def as_h5(path: Path, images: Pictures, ids: list[int] | NDArray[Any] | None = None, **facts: Any) -> Path:
+    with h5py.File(path, "w") as handle:
+        handle["images"] = images
+        if ids is not None:
+            handle["image_id"] = np.array(ids)
+        handle.attrs.update(facts)
+    return path
+
+
+def as_npy(path: Path, images: Pictures) -> Path:
+    np.save(path, images)
+    return path
+
+
+def as_pt(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+# ---- forms
+
+
+def test_a_folder_scores_as_our_own_pictures_do(
+    cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path
+) -> None:
+    run = RunFolder.open(cfg, "reconstruct")
+    with run.writing(cfg):
+        as_h5(run.path / "images.h5", pictures, ids, oracle=False)
+    own = evaluate(cfg)
+    folder = evaluate(given(cfg, saved(tmp_path / "pngs", by_id(pictures, ids))))
+    assert folder != own
+    assert (folder / "per_image.csv").read_bytes() == (own / "per_image.csv").read_bytes()
+    summary = read_json(folder / "scores.json")
+    assert (summary["generator"], summary["oracle"], summary["control"]) == ("given", False, "none")
+    assert read_scores(folder).comparable == read_scores(own).comparable
+    assert folder.name.startswith("scenes-subj01-given-")
+
+
+FORMS: dict[str, Callable[[Path, Pictures, list[int]], Path]] = {
+    "h5": lambda path, x, ids: as_h5(path / "x.h5", x, ids),
+    "h5 in another order": lambda path, x, ids: as_h5(path / "x.hdf5", x[::-1], ids[::-1]),
+    "h5 channels first": lambda path, x, ids: as_h5(path / "x.h5", np.moveaxis(x, -1, 2), ids),
+    "pt with ids": lambda path, x, ids: as_pt(
+        path / "x.pt", {"images": torch.from_numpy(x), "image_id": torch.tensor(ids)}
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_files_with_ids(form: str, cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    read = read_given(given(cfg, FORMS[form](tmp_path, pictures, ids)))
+    np.testing.assert_array_equal(read.images, pictures)
+    assert read.image_ids.tolist() == ids
+    assert read.hash == read_given(given(cfg, saved(tmp_path / "pngs", by_id(pictures, ids)))).hash
+
+
+@pytest.mark.parametrize("write", [as_npy, lambda path, x: as_pt(path.with_suffix(".pt"), torch.from_numpy(x)), as_h5])
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_files_without_ids_and_repeats(
+    write: Callable[[Path, Pictures], Path], channels_first: bool, cfg: Config, pictures: Pictures, tmp_path: Path
+) -> None:
+    suffix = ".h5" if write is as_h5 else ".npy"
+    plain = pictures[:, 0]
+    path = write(tmp_path / f"x{suffix}", np.moveaxis(plain, -1, 1) if channels_first else plain)
+    read = read_given(given(cfg, path, order="canonical"))
+    np.testing.assert_array_equal(read.images, pictures[:, :1])
+    assert read.image_ids.tolist() == part_ids(cfg)
+
+
+def test_floats_are_scored_as_they_are(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    floats = pictures[:, 0].astype(np.float32) / 255
+    read = read_given(given(cfg, as_h5(tmp_path / "x.h5", floats, ids)))
+    assert read.images.dtype == np.float32
+    scores = read_json(evaluate(given(cfg, tmp_path / "x.h5")) / "scores.json")["metrics"]
+    evaluated = evaluate(given(cfg, as_h5(tmp_path / "y.h5", pictures[:, 0], ids)))
+    assert read_json(evaluated / "scores.json")["metrics"]["ssim"]["mean"] == pytest.approx(
+        scores["ssim"]["mean"], abs=1e-6
+    )
+    halves = as_pt(tmp_path / "x.pt", torch.from_numpy(floats).bfloat16())
+    assert read_given(given(cfg, halves, order="canonical")).images.max() <= 1
+
+
+def test_what_a_file_says_of_itself_is_kept(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    path = as_h5(tmp_path / "x.h5", pictures, ids, oracle=True, control="shuffled_voxels")
+    run = read_scores(evaluate(given(cfg, path)))
+    assert (run.oracle, run.control) == (True, "shuffled_voxels")
+
+
+# ---- order
+
+
+def first_seen(cfg: Config, ids: list[int]) -> list[int]:
+    """The plain rule: walk through the trials in order, note each image once."""
+    subject, order = Subject(subject_path(cfg)), []
+    for k in sorted(range(len(subject.trial)), key=lambda k: subject.trial[k]):
+        if subject.image_id[k] in ids and subject.image_id[k] not in order:
+            order.append(int(subject.image_id[k]))
+    return order
+
+
+def test_first_appearance_is_the_order_of_the_trials(
+    cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path
+) -> None:
+    order = first_seen(cfg, ids)
+    assert order != ids, "this test needs a subject who saw the images in another order"
+    in_order = pictures[[ids.index(i) for i in order]]
+    source = saved(tmp_path / "pngs", {f"{k:05d}.png": repeats[0] for k, repeats in enumerate(in_order)})
+    read = read_given(given(cfg, source, order="first_appearance"))
+    np.testing.assert_array_equal(read.images, pictures[:, :1])
+    assert read.image_ids.tolist() == ids
+    other = read_given(given(cfg, source, order="canonical"))
+    np.testing.assert_array_equal(other.images[:, 0], in_order[:, 0])
+    assert other.hash != read.hash
+
+
+def test_positions_are_numbers_not_letters(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    for stem in ("{}", "sub1_picture{}_best"):
+        names = {stem.format(k) + ".png": repeats[0] for k, repeats in enumerate(pictures)}  # 10 after 9
+        read = read_given(given(cfg, saved(tmp_path / stem, names), order="canonical"))
+        np.testing.assert_array_equal(read.images[:, 0], pictures[:, 0])
+    names = {f"{k}_{r}.png": x for k, repeats in enumerate(pictures) for r, x in enumerate(repeats)}
+    read = read_given(given(cfg, saved(tmp_path / "repeats", names), order="canonical"))
+    np.testing.assert_array_equal(read.images, pictures)
+
+
+def test_images_the_subject_never_saw_have_no_place(
+    cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = as_npy(tmp_path / "x.npy", pictures)
+    seen = Subject(subject_path(cfg))
+    fewer = seen.only(seen.image_id != ids[3])
+    monkeypatch.setattr("nd.metrics.given.open_subject", lambda _: fewer)
+    with pytest.raises(UserError, match=rf"no trial of 1 of the 12 images \[{ids[3]}\], so their place is not known"):
+        read_given(given(cfg, path, order="first_appearance"))
+
+
+# ---- refusals
+
+
+def refused(cfg: Config, source: Path, match: str, **more: Any) -> None:
+    with pytest.raises(UserError, match=match):
+        evaluate(given(cfg, source, **more))
+    assert not (Path(cfg.paths.runs) / "evaluate").exists()
+
+
+def test_missing_foreign_and_doubled_images(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    names = by_id(pictures[:, :1], ids)
+    fewer = {name: picture for name, picture in names.items() if not name.startswith(f"{ids[4]:05d}")}
+    refused(cfg, saved(tmp_path / "fewer", fewer), rf"holds 11 images, the split has 12: 1 missing \[{ids[4]}\]")
+    more = saved(tmp_path / "more", names | {"7.png": pictures[0, 0], "12_gt.png": pictures[0, 0]})
+    refused(cfg, more, r"1 that do not belong \[7\].* Left out, since not named by image id: 1\.")
+    twice = saved(tmp_path / "twice", names | {f"{ids[2]}.jpg": pictures[0, 0]})
+    refused(cfg, twice, rf"{ids[2]}.jpg and {ids[2]:05d}_0.png are both repeat 0 of image {ids[2]}\. Keep one")
+    refused(cfg, as_h5(tmp_path / "x.h5", pictures, [ids[0], *ids[:-1]]), "12 pictures for 11 different image ids")
+    refused(cfg, as_h5(tmp_path / "y.h5", pictures[1:], ids[1:]), rf"1 missing \[{ids[0]}\]")
+
+
+def test_an_image_that_lacks_a_repeat(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    names = by_id(pictures, ids)
+    del names[f"{ids[5]:05d}_1.png"]
+    refused(
+        cfg, saved(tmp_path / "pngs", names), rf"image {ids[5]} lacks repeat 1, which others have; 2 of every image"
+    )
+
+
+def test_without_ids_an_order_is_asked_for(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    names = {f"best-{k}.png": repeats[0] for k, repeats in enumerate(pictures)}
+    wanted = r"carry no image ids, so nothing says .* order=canonical .* or order=first_appearance"
+    refused(cfg, saved(tmp_path / "pngs", names), rf"\(such as best-0.png\) {wanted}")
+    refused(cfg, as_npy(tmp_path / "x.npy", pictures), wanted)
+    # Numbers that are positions look like ids.
+    numbered = saved(tmp_path / "numbered", {f"{k:05d}.png": repeats[0] for k, repeats in enumerate(pictures)})
+    refused(cfg, numbered, r"12 missing .* If the numbers are positions and no image ids, give order=canonical or")
+    refused(cfg, as_h5(tmp_path / "x.h5", pictures, ids), "leave order=canonical out", order="canonical")
+
+
+def test_another_count_cannot_be_matched_by_position(cfg: Config, pictures: Pictures, tmp_path: Path) -> None:
+    names = {f"p{k}.png": repeats[0] for k, repeats in enumerate(pictures[:-2])}
+    wanted = r"10 images, but the split has 12; matched by position \(order=canonical\)"
+    refused(cfg, saved(tmp_path / "pngs", names), wanted, order="canonical")
+    refused(cfg, as_npy(tmp_path / "x.npy", pictures[:-2]), wanted, order="canonical")
+
+
+def test_pixels_that_mean_nothing(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    floats = pictures[:, 0].astype(np.float32)
+    refused(cfg, as_h5(tmp_path / "a.h5", floats, ids), rf"image {ids[0]}: pixels run from .* to 255.* Divide 0-255")
+    floats /= 255
+    floats[3, 5, 5, 0] = np.nan
+    refused(cfg, as_h5(tmp_path / "b.h5", floats, ids), rf"image {ids[3]}: 1 pixels are NaN")
+    whole = pictures[:, 0].astype(np.int64)
+    refused(cfg, as_h5(tmp_path / "c.h5", whole, ids), "int64 pixels were found, uint8 or floats")
+
+
+def test_grey_pictures(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    grey = "Greyscale pictures are wanted as RGB: repeat their channel three times"
+    refused(cfg, as_h5(tmp_path / "a.h5", pictures[:, 0, ..., 0], ids), grey)
+    refused(cfg, as_h5(tmp_path / "b.h5", pictures[..., :1], ids), grey)
+    names = by_id(pictures[:, :1], ids) | {f"{ids[1]:05d}_0.png": pictures[1, 0, ..., 0]}
+    refused(cfg, saved(tmp_path / "grey", names), rf"{ids[1]:05d}_0.png \(image {ids[1]}\) is greyscale; RGB")
+    alpha = np.concatenate([pictures[1, 0], pictures[1, 0, ..., :1]], -1)
+    refused(cfg, saved(tmp_path / "alpha", names | {f"{ids[1]:05d}_0.png": alpha}), "is of mode RGBA; RGB")
+    refused(cfg, as_h5(tmp_path / "c.h5", np.zeros((12, 9, 9, 4), np.uint8), ids), r"shape \(12, 9, 9, 4\) was found")
+
+
+def test_sizes(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    names = by_id(pictures[:, :1], ids) | {f"{ids[1]:05d}_0.png": pictures[1, 0, :32, :32]}
+    refused(cfg, saved(tmp_path / "sizes", names), rf"\(image {ids[1]}\) has 32 x 32 pixels, but .* 64 x 64")
+    beside = np.concatenate([pictures[:, 0], pictures[:, 1]], 2)
+    refused(cfg, as_h5(tmp_path / "a.h5", beside, ids), "128 x 64 pixels; square.* Where they are 2 pictures in one")
+    refused(cfg, as_h5(tmp_path / "b.h5", pictures[..., :50, :], ids), "50 x 64 pixels; square pictures are wanted")
+    half = as_h5(tmp_path / "c.h5", pictures[:, :, ::2, ::2], ids)
+    assert evaluate(given(cfg, half)).is_dir(), "another square size is the protocol's business"
+
+
+def test_files_that_cannot_be_read(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    folder = saved(tmp_path / "pngs", by_id(pictures[:, :1], ids))
+    broken = folder / f"{ids[7]:05d}_0.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    refused(cfg, folder, rf"{broken.name} \(image {ids[7]}\) cannot be read as a picture")
+    for path in (as_h5(tmp_path / "x.h5", pictures, ids), as_npy(tmp_path / "x.npy", pictures)):
+        path.write_bytes(path.read_bytes()[:5000])
+        refused(cfg, path, "not a whole HDF5 file|is truncated", order="canonical")
+    for content in (b"nonsense", b""):
+        (tmp_path / "x.pt").write_bytes(content)
+        refused(cfg, tmp_path / "x.pt", r"x.pt cannot be read as plain tensors", order="canonical")
+    as_pt(tmp_path / "code.pt", {"images": Image.fromarray(pictures[0, 0])})
+    refused(cfg, tmp_path / "code.pt", "cannot be read as plain tensors", order="canonical")
+
+
+def test_files_of_another_kind(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    (tmp_path / "x.zip").touch()
+    refused(cfg, tmp_path / "x.zip", r"wanted a folder of .png or .jpg, or one file .h5, .hdf5, .npy, .pt")
+    (tmp_path / "empty").mkdir()
+    refused(cfg, tmp_path / "empty", "empty holds no picture")
+    refused(cfg, as_pt(tmp_path / "a.pt", {"recons": torch.zeros(1)}), "a.pt holds recons; wanted a tensor, or a dict")
+    refused(cfg, as_pt(tmp_path / "b.pt", [torch.zeros(1)]), "b.pt holds list; wanted a tensor")
+    refused(cfg, as_h5(tmp_path / "x.h5", pictures, np.array(ids) + 0.5), r"image_id is float64 \(12,\); whole numbers")
+    with h5py.File(tmp_path / "y.h5", "w") as handle:
+        handle["recons"] = pictures
+    refused(cfg, tmp_path / "y.h5", "has no dataset images; it holds recons. Name it so")
+
+
+def test_a_protocol_of_other_images(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    path = as_h5(tmp_path / "x.h5", pictures, ids)
+    refused(
+        replace(cfg, protocol=replace(cfg.protocol, n_images=982)), path, "12 images were given, it is defined on 982"
+    )
+    refused(replace(cfg, protocol=replace(cfg.protocol, label_identification=True)), path, "holds no labels")
+
+
+# ---- identity
+
+
+def test_the_folder_belongs_to_the_content(
+    cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluate(given(cfg, as_h5(tmp_path / "x.h5", pictures, ids)))
+    other = pictures.copy()
+    other[0, 0, 0, 0, 0] ^= 1
+    assert evaluate(given(cfg, as_h5(tmp_path / "y.h5", other, ids))) != first
+    assert evaluate(given(replace(cfg, part="test", seed=7), tmp_path / "y.h5")) != first
+    monkeypatch.setattr("nd.evaluate.compare", lambda *_: pytest.fail("scored again"))
+    moved = saved(tmp_path / "moved", by_id(pictures, ids))
+    assert evaluate(given(replace(cfg, seed=7, features="oracle"), moved)) == first
+    identity = read_json(first / "manifest.json")["identity"]
+    assert not {name for name in identity if name.startswith(("method", "guidance", "target", "mapper", "backbone"))}
+
+
+def test_data_protocol_and_part_count(cfg: Config) -> None:
+    base = replace(cfg, images_hash="abc")
+    for other in (
+        replace(base, protocol=replace(cfg.protocol, image_size=32)),
+        replace(base, data=replace(cfg.data, n_test=11)),
+        replace(base, subject=replace(cfg.subject, name="subj02")),
+        replace(base, part="val"),
+    ):
+        assert identity_of("evaluate", other) != identity_of("evaluate", base)
+
+
+def test_a_hash_that_is_given_is_held_against(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    source = as_h5(tmp_path / "x.h5", pictures, ids)
+    right = read_given(given(cfg, source)).hash
+    assert read_given(given(cfg, source, images_hash=right)).hash == right
+    refused(cfg, source, rf"holds other pictures \(hash {right}\) than images_hash=abc", images_hash="abc")
+
+
+# ---- the command line
+
+
+def test_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"order: it is about pictures made elsewhere"):
+        compose(["order=canonical"])
+    with pytest.raises(UserError, match=r"images: .*nowhere does not exist"):
+        compose([f"images={tmp_path / 'nowhere'}"])
+    with pytest.raises(UserError, match=r"images: pictures made elsewhere are for `nd evaluate`; `nd run` cannot"):
+        check("run", [f"images={tmp_path}"])
+    with pytest.raises(UserError, match=r"order: 'canonicl' is not allowed. Did you mean 'canonical'"):
+        compose([f"images={tmp_path}", "order=canonicl"])
+    check("evaluate", [f"images={tmp_path}", "guidance.kappa=3", "part=val"])
+    warned = capsys.readouterr().err
+    assert "guidance.kappa has no effect: the pictures are given" in warned
+    assert "part" not in warned
