@@ -18,7 +18,7 @@ from nd.config import compose
 from nd.errors import UserError
 from nd.generate.attention import SelfAttention, degraded
 from nd.generate.decoders import picture_decoder
-from nd.generate.guidance import kappa_at, layer_weights
+from nd.generate.guidance import kappa_at
 from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.noise import noise_for
 from nd.generate.previews import Previews

@@ -3,10 +3,10 @@
     command   python experiments/benchmarks/sampler.py            on a CPU, Scenes models: pictures per second of both
               python experiments/benchmarks/sampler.py --flops    operations at Stable Diffusion's size; no weights
               python experiments/benchmarks/sampler.py --cuda     full size with random weights, on a GPU
-    time      the first more than 7 minutes on 2 busy CPU cores; --flops 30 s; --cuda not measured
-    found     --flops: 232.4 TFLOP a picture plainly, 133.7 by the engine, 1.74 times less. On 2 busy CPU cores with
-              --images 1 --repeats 2 --plain-pictures 2 --steps 12: 0.74 and 2.4 pictures/s, 3.3 times; the default
-              sizes not measured
+    time      1 minute on 2 CPU cores; --flops 30 s; --cuda not measured
+    found     on 2 CPU cores, 80 pictures against 8 made plainly: 2.5 and 0.48 pictures/s, 5.2 times; the plain rate
+              varied from 0.48 to 0.57 between runs. Pictures equal to 9e-6. --flops: 232.4 TFLOP a picture plainly,
+              133.7 by the engine, 1.74 times less
 
 Both follow the released arithmetic (method=neuraldiffuser_released): self-attention guidance .75, 50 steps, strength
 .75, eta .2, kappa 300000. The plain algorithm is tests/helpers_released.py: one picture at a time, the conditional UNet

@@ -182,7 +182,7 @@ def plan_for(sampler: GuidedSampler, memory_gb: float) -> Plan:
         UserError: the budget cannot hold one sample, even where activations are computed again.
     """
     device = sampler.backbone.device
-    fastest = Plan.for_speed(sampler.denoise.passes)
+    fastest = Plan.for_speed()
     budget = memory_gb * GB if memory_gb else FREE_SHARE * free_bytes(device)
     if not memory_gb and fastest.guided * sampler.backbone.config.image_size**2 * AMPLE < budget:
         return fastest

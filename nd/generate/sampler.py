@@ -72,7 +72,7 @@ class GuidedSampler:
         )
         self.points = list(points) or [point_of(cfg)]
         self.denoise = Denoiser(backbone, cfg)
-        self.plan = plan or Plan.for_speed(self.denoise.passes)
+        self.plan = plan or Plan.for_speed()
         self.tower: Callable[[Tensor], Sequence[Tensor]] | None = None
         if any(point.n_guided for point in self.points):
             blocks = BlockFeatures(backbone.tower, list(cfg.target.layers))
