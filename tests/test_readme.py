@@ -52,6 +52,9 @@ def stand_ins(folder: Path) -> dict[str, list[str]]:
     (folder / "images").mkdir()
     for i in range(60):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
+    (folder / "pictures").mkdir()
+    for i in range(48, 54):  # the test images of Scenes as debug=fast makes it
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / "pictures" / f"{i}.png")
     np.save(folder / "voxels.npy", rng.normal(size=(120, 30)).astype(np.float32))
     np.save(folder / "image_ids.npy", np.arange(120) % 60)
     tree = ["data.subjects=[subj01]", "data.simulated=true", "data.image_size=64", "protocol=scenes"]
@@ -61,6 +64,7 @@ def stand_ins(folder: Path) -> dict[str, list[str]]:
         "data.voxels=voxels.npy": [f"data.voxels={folder}/voxels.npy"],
         "data.image_ids=image_ids.npy": [f"data.image_ids={folder}/image_ids.npy"],
         "data.images=images/": [f"data.images={folder}/images"],
+        "images=pictures/": [f"images={folder}/pictures"],
     }
 
 
