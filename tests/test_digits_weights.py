@@ -69,7 +69,8 @@ def test_captions_decide_the_digit(digits_backbone: Backbone) -> None:
     sampler = GuidedSampler(digits_backbone, cfg)
     with torch.no_grad():
         c = digits_backbone.encode_text(["a handwritten zero", "a handwritten one"])
-    pictures = sampler.sample(torch.zeros(2, 4, 7, 7), c, None, noise_for(3, [0, 1], 6, (4, 7, 7)))
+    (sampled,) = sampler.sample(torch.zeros(2, 4, 7, 7), c, None, noise_for(3, [0, 1], 6, (4, 7, 7)))
+    pictures = sampled.pictures
     assert pictures.shape == (2, 6, 3, 28, 28)
     zeros, ones = pictures.mean(2).numpy()
     middle = np.s_[..., 11:17, 12:16]  # ink of a one, hole of a zero

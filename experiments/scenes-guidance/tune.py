@@ -35,7 +35,8 @@ from nd.extract import extract
 from nd.files import sha256_json, write_json
 from nd.generate.features import FeatureSource, PredictedFeatures, TrueFeatures
 from nd.generate.guided_diffusion import GuidedDiffusion
-from nd.generate.sampler import GuidedSampler
+from nd.generate.parts import partition
+from nd.generate.sampler import GuidedSampler, point_of
 from nd.generate.training import part_ids
 from nd.metrics.score import score_images
 from nd.metrics.statistics import bootstrap_interval, paired_difference
@@ -49,7 +50,6 @@ from nd.train import train
 log = logging.getLogger(__name__)
 
 TARGETS = ("z", "c", "g")
-BATCH = 16  # samples in flight
 SCORES = ("pixcorr", "ssim", "two_way_pixels", "two_way_low", "two_way_mid", "two_way_high", "consistency_pixcorr")
 
 
@@ -140,27 +140,31 @@ def tune(
     score: Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float64]]],
     name: str,
 ) -> list[dict[str, Any]]:
-    """Sample and score every grid point; the first one is the unguided reference of the paired gains."""
+    """Sample the grid at once and score every point; the first one is the unguided reference of the paired gains."""
     points: list[dict[str, Any]] = []
     unguided: dict[str, NDArray[np.float64]] = {}
-    for kappa, eta in tqdm(grid, desc=name, unit="point"):
-        at = replace(cfg, guidance=replace(cfg.guidance, kappa=kappa, eta=eta))
-        values = score(sample(at, backbone, source, ids))
+    pictures = sample(cfg, backbone, source, ids, grid)
+    for (kappa, eta), shown in zip(grid, pictures, strict=True):
+        values = score(shown)
         unguided = unguided or values
         points.append({"kappa": kappa, "eta": eta, **summary(values, unguided, cfg.protocol.n_boot)})
+    log.info("%s: %d points scored", name, len(points))
     return points
 
 
-def sample(cfg: Config, backbone: Backbone, source: FeatureSource, ids: Sequence[int]) -> NDArray[np.uint8]:
-    """Return pictures (N, R, H, W, 3) of the images."""
-    generate = GuidedDiffusion(GuidedSampler(backbone, cfg), cfg.seed, cfg.method.repeats)
-    step = max(1, BATCH // cfg.method.repeats)
-    pictures = []
-    for start in range(0, len(ids), step):
-        batch = ids[start : start + step]
+def sample(
+    cfg: Config, backbone: Backbone, source: FeatureSource, ids: Sequence[int], grid: Sequence[tuple[float, float]]
+) -> list[NDArray[np.uint8]]:
+    """Return pictures (N, R, H, W, 3) of the images at every point of the grid."""
+    at = [replace(cfg, guidance=replace(cfg.guidance, kappa=kappa, eta=eta)) for kappa, eta in grid]
+    sampler = GuidedSampler(backbone, cfg, [point_of(one) for one in at])
+    generate = GuidedDiffusion(sampler, cfg.seed, cfg.method.repeats)
+    made: list[list[NDArray[np.uint8]]] = [[] for _ in grid]
+    for batch in tqdm(partition(ids, max(1, cfg.trainer.batch_size // cfg.method.repeats)), unit="batch"):
         rows = {name: torch.from_numpy(source.rows(name, batch)).to(backbone.device) for name in TARGETS}
-        pictures.append(generate(batch, rows))
-    return np.concatenate(pictures)
+        for kept, pictures in zip(made, generate(batch, rows), strict=True):
+            kept.append(pictures.images)
+    return [np.concatenate(kept) for kept in made]
 
 
 def summary(
