@@ -278,7 +278,7 @@ def test_rows_that_share_predictions_share_a_line_and_what_is_gone_is_left_out(
     again = replace(leak, row=replace(leak.row, label="again"))
     values = RNG.normal(size=(8, 5)).astype(np.float32)
     store = write_store(tmp_path / "s-z-0.h5", values)
-    monkeypatch.setattr(module, "store_path", lambda cfg, name: store)
+    monkeypatch.setattr("nd.targets.store.store_path", lambda cfg, name: store)
     write_predictions(
         RunFolder.open(leak.cfg, "predict").path / "predictions.h5", values, np.arange(8, dtype=np.int32), "z"
     )

@@ -14,13 +14,11 @@ import numpy as np
 
 from nd.errors import UserError
 from nd.files import open_h5
-from nd.generate.features import PredictedFeatures
 from nd.metrics.diversity import Diversity, diversity
 from nd.results.folder import RunFolder
 from nd.results.identity import reads_predictions
 from nd.results.specs import Entry
 from nd.schema import Config
-from nd.targets.store import TargetStore, store_path
 
 log = logging.getLogger(__name__)
 MOST_NUMBERS = 100_000  # of a target per image: 1,000 images, decoded and true, are 800 MB
@@ -42,6 +40,8 @@ def diversities_of(entries: Sequence[Entry], with_target: WithTarget) -> list[De
 
     with_target: gives a row's configuration for one target.
     """
+    from nd.targets.store import store_path  # loads torch, which a table without a panel does not need
+
     rows: dict[tuple[Path, str], list[Entry]] = {}
     for entry in entries:
         if entry.row.role == "method" and reads_predictions(entry.cfg):
@@ -67,6 +67,9 @@ def decoded_diversity(predictions: Path, store: Path, target: str) -> Diversity:
     Raises:
         UserError: a file that is missing or lacks the target or an image; fewer than two images; too many numbers.
     """
+    from nd.generate.features import PredictedFeatures
+    from nd.targets.store import TargetStore
+
     true = TargetStore(store)
     if true.size > MOST_NUMBERS:
         raise UserError(
