@@ -214,8 +214,7 @@ def without_effect(cfg: Config, given: Sequence[str], verb: str = "") -> list[st
     """Return a warning for every field set by the user (dotted names) that changes nothing in this configuration."""
     silent = [(keys, why) for keys, why, applies in _idle(cfg, verb) if applies]
     found = [f"{key} has no effect: {why}." for keys, why in silent for key in given if key in keys]
-    n_guided = int(int(cfg.method.steps * cfg.method.strength) * cfg.guidance.eta)
-    if guided(cfg) and n_guided < 1 and any(key.startswith(("guidance", "method")) for key in given):
+    if guided(cfg) and not cfg.guided_steps and any(key.startswith(("guidance", "method")) for key in given):
         found.append(f"guidance has no effect: int(steps run * eta) is 0 guided steps (eta {cfg.guidance.eta}).")
     made_for = {"scenes": cfg.data.simulated, "digits": cfg.data.source == "digits69"}
     if not made_for.get(cfg.backbone.name, True):

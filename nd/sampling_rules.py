@@ -22,7 +22,7 @@ def method_rules(cfg: Config) -> Iterator[str]:
     yield from at_least(1, data=method, names=("steps", "repeats"), key="method")
     if not 0 < method.strength <= 1:
         yield f"method.strength: {method.strength} lies outside (0, 1]."
-    elif method.steps >= 1 and int(method.steps * method.strength) < 1:
+    elif method.steps >= 1 and cfg.sampled_steps < 1:
         yield (
             f"method.strength: int(steps * strength) = int({method.steps} * {method.strength}) = 0 steps would be run;"
             " give more steps or a larger strength."
@@ -31,6 +31,11 @@ def method_rules(cfg: Config) -> Iterator[str]:
         yield f"method.cfg_scale: {method.cfg_scale} is below 1 (1 switches classifier-free guidance off)."
     if method.sag_scale < 0:
         yield f"method.sag_scale: {method.sag_scale} is negative; 0 switches self-attention guidance off."
+    if cfg.trainer.compile and method.sag_scale:
+        yield (
+            "trainer.compile: self-attention guidance listens to the UNet's attention, which a compiled UNet does not"
+            " let through; set trainer.compile=false or method.sag_scale=0."
+        )
     if method.steps > 1000:
         yield f"method.steps: {method.steps} exceeds the 1000 training steps of the noise schedule."
     missing = [target for target in NEEDS[method.generator] if target not in method.targets]

@@ -19,8 +19,9 @@ from nd.errors import UserError
 from nd.generate.guidance import FeatureGuidance, feature_loss, guided_noise, layer_weights, unit_vectors
 from nd.generate.noise import noise_for
 from nd.generate.sampler import GuidedSampler
-from nd.generate.schedule import build_schedule, share_of
+from nd.generate.schedule import build_schedule
 from nd.schema import Config, GuidanceConfig, MethodConfig
+from nd.schema.steps import share_of
 
 SD_SCHEDULE = {
     "beta_start": 0.00085,

@@ -136,6 +136,17 @@ def test_bfloat16_gives_nearly_the_same_picture(backbone: Backbone) -> None:
     assert (coarse - fine).abs().mean() < 0.02
 
 
+@pytest.mark.slow
+def test_compiled_unet_gives_the_same_picture(backbone: Backbone) -> None:
+    given, noise = inputs(1), noise_for(1, [0], 1, SHAPE)
+    cfg = settings(backbone, eta=0.3)
+    compiled = replace(cfg, trainer=replace(cfg.trainer, compile=True))
+    made, plain = (GuidedSampler(backbone, one).sample(*given.values(), noise)[0].pictures for one in (compiled, cfg))
+    assert (made - plain).abs().max() < 1e-4
+    with pytest.raises(UserError, match=r"trainer\.compile: self-attention guidance .* method\.sag_scale=0"):
+        compose(["trainer.compile=true", "method.sag_scale=0.5"])
+
+
 # ---- self-attention guidance -------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -186,6 +187,22 @@ def test_quiet_but_for_one_bar(
     assert "5/5" in last
     assert "image" in last
     assert [str(w.message) for w in caught if "lightning" in str(w.filename)] == []
+
+
+def test_sigterm_ends_sampling_at_once(
+    cfg: Config, predictions: PredictedFeatures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would note the signal and sample on."""
+    seen: list[object] = []
+    generate = guided_diffusion.GuidedDiffusion.__call__
+
+    def watched(self: object, ids: Sequence[int], features: Mapping[str, Tensor]) -> object:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        return generate(self, ids, features)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(guided_diffusion.GuidedDiffusion, "__call__", watched)
+    sample_all(cfg, predictions, tmp_path, 5)
+    assert seen == [signal.SIG_DFL]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nd.errors import UserError
-from nd.results.identity import VERBS, flat, guided_steps, identity_of, run_id, run_name
+from nd.results.identity import VERBS, flat, identity_of, run_id, run_name
 from nd.schema import Config
 
 PINNED = {
@@ -155,8 +155,9 @@ def test_what_an_output_does_depend_on(verb: str, setting: dict[str, Any], chang
 
 def test_guided_steps_are_counted_on_the_steps_that_are_run() -> None:
     # NeuralDiffuser: 50 steps at strength .75 are 37, of which eta .2 guides the first 7.
-    assert guided_steps(Config()) == 7
-    assert guided_steps(with_values(method__generator="vae")) == 0
+    assert Config().guided_steps == 7
+    assert with_values(method__generator="vae").guided_steps == 0
+    assert with_values(method__steps=50, method__strength=0.58).sampled_steps == 29  # not 28, as rounding would have it
 
 
 def test_names_are_safe_and_short() -> None:

@@ -38,8 +38,8 @@ from nd.config import compose
 from nd.files import write_json
 from nd.generate.plan import Plan
 from nd.generate.sampler import GuidedSampler
-from nd.generate.schedule import share_of
 from nd.schema import Config
+from nd.schema.steps import share_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from helpers_released import Numbers, plain_decode, plain_eps, plain_gradient, plain_picture, plain_scheduler

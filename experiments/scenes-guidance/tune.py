@@ -6,7 +6,7 @@
 Runs what is missing before it (prepare .. predict, mappers fitted on training images alone), samples the grid
 points, and writes tuning.json beside itself: scores with 95% intervals over images, the paired gain over
 no guidance, and the chosen point. Test images take no part. Everything after the options are overrides as for
-`nd run`. Time: about 0.25 s per image, repeat and guided point on two cores for Scenes.
+`nd run`.
 
 Chosen: the highest sum of PixCorr and low-level identification with predicted features. PixCorr alone is flat over a
 wide range of kappa and eta, and identification tells pictures apart that share a background.

@@ -60,8 +60,7 @@ class GuidedDiffusion:
 
 def wanted_targets(cfg: Config) -> list[str]:
     """Return z and c, and g where something is guided."""
-    guided = cfg.guidance.kappa > 0 and cfg.guidance.eta > 0
-    return ["z", "c", "g"] if guided else ["z", "c"]
+    return ["z", "c", "g"] if cfg.guided_steps else ["z", "c"]
 
 
 def build(cfgs: Sequence[Config], device: torch.device) -> GuidedDiffusion:

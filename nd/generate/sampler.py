@@ -21,7 +21,7 @@ from nd.generate.decoders import picture_decoder
 from nd.generate.denoiser import Denoiser
 from nd.generate.guidance import FeatureGuidance, guided_noise, kappa_at, layer_weights
 from nd.generate.plan import Plan, in_parts
-from nd.generate.schedule import add_noise, build_schedule, ddim_step, share_of
+from nd.generate.schedule import add_noise, build_schedule, ddim_step
 from nd.generate.trajectories import Point, Track, Trajectories
 from nd.generate.variants import VARIANTS
 from nd.schema import Config
@@ -39,9 +39,8 @@ class Sampled:
 
 
 def point_of(cfg: Config) -> Point:
-    """Return what a configuration asks of a sweep: kappa, and the first int(int(steps * strength) * eta) steps."""
-    n_steps = share_of(cfg.method.steps, cfg.method.strength)
-    return Point(cfg.guidance.kappa, share_of(n_steps, cfg.guidance.eta) if cfg.guidance.kappa > 0 else 0)
+    """Return what a configuration asks of a sweep: kappa, and the number of guided steps."""
+    return Point(cfg.guidance.kappa, cfg.guided_steps)
 
 
 class GuidedSampler:

@@ -13,9 +13,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from nd.errors import UserError
-
-# 50 * 0.58 is 28.999999999999996 in floating point; a share that is meant to give a whole number must give it.
-ROUNDING = 1e-9
+from nd.schema.steps import share_of
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,6 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.timesteps)
-
-
-def share_of(n: int, share: float) -> int:
-    """Return ``int(n * share)``, the rule by which the released code counts steps."""
-    return int(n * share + ROUNDING)
 
 
 def build_schedule(scheduler: Any, steps: int, strength: float, *, matched_start: bool = True) -> Schedule:

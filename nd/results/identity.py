@@ -73,13 +73,6 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def guided_steps(cfg: Config) -> int:
-    """Return how many sampled steps are guided: the first ``int(n * eta)`` of ``n = int(steps * strength)``."""
-    if cfg.method.generator != "guided_diffusion" or cfg.guidance.kappa == 0:
-        return 0
-    return int(int(cfg.method.steps * cfg.method.strength) * cfg.guidance.eta)
-
-
 def reads_targets(cfg: Config) -> bool:
     """Say whether the generator turns targets into images (the other generators are floors that read none)."""
     return cfg.method.generator in TRANSFORMING
@@ -145,7 +138,7 @@ def _reconstruct_fields(cfg: Config) -> list[str]:
         counted += ["backbone.dtype"]
     if cfg.method.generator == "guided_diffusion":
         counted += DIFFUSION_FIELDS
-        counted += ["guidance.*"] if guided_steps(cfg) else []
+        counted += ["guidance.*"] if cfg.guided_steps else []
     return counted
 
 
@@ -180,7 +173,7 @@ def identity_of(verb: str, cfg: Config) -> dict[str, Any]:
     values = {name: value for name, value in _comparable(flat(cfg)).items() if _counts(name, counted)}
     identity = {name: value for name, value in values.items() if value != defaults[name]}
     made_here = verb == "reconstruct" or (verb == "evaluate" and not cfg.images_hash)
-    if made_here and cfg.method.generator == "guided_diffusion" and not guided_steps(cfg):
+    if made_here and cfg.method.generator == "guided_diffusion" and not cfg.guided_steps:
         identity["guidance"] = "off"
     return identity | {"verb": verb, "schema": SCHEMA_VERSION}
 
@@ -193,7 +186,7 @@ def run_id(verb: str, cfg: Config) -> str:
 def _recipe(cfg: Config) -> list[str]:
     words = [cfg.method.name]
     if cfg.method.generator == "guided_diffusion":
-        words.append("guided" if guided_steps(cfg) else "unguided")
+        words.append("guided" if cfg.guided_steps else "unguided")
     if reads_targets(cfg) and cfg.features == "oracle":
         words.append("oracle")
     return words

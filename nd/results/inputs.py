@@ -11,7 +11,7 @@ from typing import Any
 
 from nd.data.pieces import recorded_hash
 from nd.files import sha256_file, sha256_json
-from nd.results.identity import TRAINED_MAPPERS, guided_steps, trained_together
+from nd.results.identity import TRAINED_MAPPERS, trained_together
 from nd.schema import Config
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt", ".bin", ".pt")
@@ -41,7 +41,7 @@ def _parts(verb: str, cfg: Config) -> tuple[str, ...]:
     if verb == "reconstruct" and cfg.method.generator == "vae":
         return ("vae",)
     if verb == "reconstruct" and cfg.method.generator == "guided_diffusion":
-        return (*DIFFUSION_PARTS, *(("image_tower", "tiny_vae") if guided_steps(cfg) else ()))
+        return (*DIFFUSION_PARTS, *(("image_tower", "tiny_vae") if cfg.guided_steps else ()))
     return ()
 
 

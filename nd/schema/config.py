@@ -13,6 +13,7 @@ from nd.schema.data import DataConfig
 from nd.schema.fields import opt
 from nd.schema.mapper import MapperConfig, NetworkConfig, TrainingConfig
 from nd.schema.protocol import ProtocolConfig
+from nd.schema.steps import share_of
 from nd.schema.target import TARGETS, TargetConfig
 
 SCHEMA_VERSION = 1  # part of every run_id; raise it when the meaning of a field changes
@@ -125,7 +126,7 @@ class TrainerConfig:
         " activations are computed again instead of kept. 0: what is free",
         identity=False,
     )
-    compile: bool = opt(False, "reconstruct: torch.compile the UNet and the decoder", identity=False)
+    compile: bool = opt(False, "reconstruct: torch.compile the UNet; not with method.sag_scale", identity=False)
     previews: str = opt(
         "", "reconstruct: folder for pictures of the first batch after every step; empty: none", identity=False
     )
@@ -216,6 +217,17 @@ class Config:
     table: str = opt("", "table spec of experiments/ that run, table and report work on", identity=False)
     check: bool = opt(False, "table: compare with the spec's expected values and fail when they differ", identity=False)
     overrides: list[str] = opt([], "what was given on the command line; filled in, never set", identity=False)
+
+    @property
+    def sampled_steps(self) -> int:
+        """Steps of the schedule that are run, the last int(steps * strength)."""
+        return share_of(self.method.steps, self.method.strength)
+
+    @property
+    def guided_steps(self) -> int:
+        """Sampled steps that are guided, the first int(n * eta); 0 where nothing is guided."""
+        on = self.method.generator == "guided_diffusion" and self.guidance.kappa > 0
+        return share_of(self.sampled_steps, self.guidance.eta) if on else 0
 
     @property
     def transductive(self) -> bool:
