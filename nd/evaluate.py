@@ -3,7 +3,8 @@
 Writes into the run folder ``scores.json`` (mean, interval, chance level of every metric, and what they are comparable
 with) and ``per_image.csv`` (one row per image: ``image_id`` and every metric, repeats averaged; an empty cell is a
 score that does not exist, such as identification within a class of one). ``scores.json`` also holds retrieval by the
-decoded targets (``nd.metrics.retrieval``), where predictions and true targets are there.
+decoded targets (``nd.metrics.retrieval``), where predictions and true targets are there, and brain correlation by ROI
+where ``protocol.brain`` names a layer (``nd.results.brain``).
 
 With ``images=<folder or file>`` reconstructions made elsewhere are scored instead of those of a reconstruct run: a
 folder of ``<image id>.png`` or ``<image id>_<repeat>.png``, or an .h5, .npy or .pt of all of them (``nd.metrics.given``
@@ -21,17 +22,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.backbone.loading import pick_device
 from nd.config import verb
 from nd.data.prepared import Stimuli, split_of, stimuli_path
 from nd.files import sha256_json, write_json, write_text
 from nd.generate.training import part_ids
 from nd.lightning import is_rank_zero
+from nd.metrics.aggregation import AGGREGATIONS
 from nd.metrics.given import read_given
-from nd.metrics.protocol import AGGREGATIONS, describe, weights_found
-from nd.metrics.reconstructions import check_ids, read_images
+from nd.metrics.protocol import describe, weights_found
+from nd.metrics.reconstructions import Stored, check_ids, read_images
 from nd.metrics.retrieval import retrieval_lines
 from nd.metrics.score import PerImage, score_images
 from nd.metrics.summary import one_metric, per_image_csv, score_table
+from nd.results.brain import brain_lines, brain_scores
 from nd.results.decoded import decoded_retrieval
 from nd.results.folder import RunFolder, found
 from nd.results.identity import reads_predictions
@@ -54,18 +58,21 @@ def evaluate(cfg: Config) -> Path:
         return folder.path
     images, image_ids, facts = (given.images, given.image_ids, given.facts) if given else reconstructed(cfg)
     scored = compare(cfg, images, image_ids)
+    of_brain, by_roi = brain_scores(cfg, scored.kept, image_ids, pick_device(cfg.trainer.accelerator))
+    scored = replace(scored, scores=scored.scores | of_brain)
     with folder.writing(cfg, inputs):
         write_text(folder.path / "per_image.csv", per_image_csv(image_ids, scored.scores))
-        summary = summarise(cfg, scored, image_ids, facts) | {"retrieval": decoded_retrieval(cfg, image_ids)}
+        summary = summarise(cfg, scored, image_ids, facts)
+        summary |= {"retrieval": decoded_retrieval(cfg, image_ids), "brain": by_roi}
         write_json(folder.path / "scores.json", summary)
     shown = summary["metrics"] | summary["retrieval"]
     log_scores(cfg, folder, {name: score["mean"] for name, score in shown.items()})
-    print("\n".join([score_table(summary), *retrieval_lines(summary["retrieval"])]))
+    print("\n".join([score_table(summary), *retrieval_lines(summary["retrieval"]), *brain_lines(by_roi)]))
     print(f"wrote scores of {len(image_ids)} images at {folder.path / 'scores.json'}")
     return folder.path
 
 
-def reconstructed(cfg: Config) -> tuple[NDArray[np.uint8], NDArray[np.int32], dict[str, Any]]:
+def reconstructed(cfg: Config) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int32], dict[str, Any]]:
     """Pictures (N, R, H, W, 3), ids (N,) and attributes of the matching reconstruct run, made sure to be all."""
     path = found(cfg, "reconstruct").path / "images.h5"
     images, image_ids, facts = read_images(path)
@@ -73,12 +80,13 @@ def reconstructed(cfg: Config) -> tuple[NDArray[np.uint8], NDArray[np.int32], di
     return images, image_ids, facts
 
 
-def compare(cfg: Config, images: NDArray[Any], image_ids: NDArray[np.int32]) -> PerImage:
+def compare(cfg: Config, images: Stored | NDArray[Any], image_ids: NDArray[np.int32]) -> PerImage:
     """Score pictures against the stimuli of the same ids, whose features are kept under ``paths.cache``."""
     stimuli = Stimuli(stimuli_path(cfg))
     shown = stimuli.images(image_ids)
     labels = stimuli.labels(image_ids) if cfg.protocol.label_identification else None
-    return score_images(images, shown, cfg.protocol, labels, Path(cfg.paths.cache) / "stimulus_features")
+    kept = Path(cfg.paths.cache) / "stimulus_features"
+    return score_images(images, shown, cfg.protocol, labels, kept, pick_device(cfg.trainer.accelerator))
 
 
 def summarise(cfg: Config, scored: PerImage, image_ids: NDArray[np.int32], facts: dict[str, Any]) -> dict[str, Any]:

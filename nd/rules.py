@@ -13,7 +13,7 @@ from nd.data.prepared import data_folder
 from nd.data.splits import BY_CLUSTER, SPLITS_OF
 from nd.errors import did_you_mean
 from nd.mapper_rules import mapper_contradictions, mapper_idle
-from nd.metrics.measures import MEASURES
+from nd.metrics.measures import MEASURES, encoded_layers
 from nd.results.identity import TRAINED_MAPPERS, flat
 from nd.sampling_rules import at_least, guidance_rules, guided, method_rules, sampling_idle
 from nd.schema import Config
@@ -182,6 +182,12 @@ def _measures(cfg: Config) -> Iterator[str]:
         )
     if len(set(protocol.measures)) < len(protocol.measures):
         yield f"protocol.measures: {protocol.measures} names a measure twice."
+    layers = encoded_layers(protocol)
+    for name in (name for name in protocol.brain if name not in layers):
+        yield (
+            f"protocol.brain: {name} is no layer that protocol {protocol.name} computes and that voxels can be "
+            f"predicted from.{did_you_mean(name, layers)} Layers: {', '.join(layers) or 'none'}."
+        )
     if protocol.resize_arithmetic == "bytes" and not protocol.resize_antialias:
         yield "protocol.resize_antialias: false needs resize_arithmetic=floats; Pillow (bytes) always low-passes."
 

@@ -18,6 +18,7 @@ from nd.files import read_json
 from nd.generate.training import part_ids
 from nd.metrics.correlation import pixcorr
 from nd.metrics.images import to_float
+from nd.metrics.reconstructions import Stored, read_images
 from nd.results.folder import RunFolder
 from nd.results.scores import read_per_image, read_scores
 from nd.schema import Config, MethodConfig, PathsConfig, ProtocolConfig
@@ -114,6 +115,35 @@ def test_rows_in_another_order_give_the_same_scores(cfg: Config, tmp_path: Path)
 def test_one_repeat_has_no_consistency(cfg: Config) -> None:
     reconstructed(cfg, made(cfg, repeats=1), part_ids(cfg))
     assert not [name for name in read_json(evaluate(cfg) / "scores.json")["metrics"] if "consistency" in name]
+
+
+def test_the_best_repeat_and_the_mean_picture_are_scores_of_their_own(cfg: Config) -> None:
+    images, stimuli = made(cfg, repeats=3), to_float(stimuli_of(cfg))
+    reconstructed(cfg, images, part_ids(cfg))
+    each_RN = np.array([pixcorr(to_float(images[:, r]), stimuli).numpy() for r in range(3)])
+    blurred = pixcorr(to_float(np.float32(images.mean(1) / 255)), stimuli)
+    wanted = {"each": each_RN.mean(0), "best": each_RN.max(0), "pixel_mean": blurred.numpy(), "first": each_RN[0]}
+    for name, values in wanted.items():
+        path = evaluate(replace(cfg, protocol=replace(cfg.protocol, aggregation=name)))
+        np.testing.assert_allclose(read_per_image(path / "per_image.csv")["pixcorr"], values, atol=1e-6, err_msg=name)
+    summary = read_json(evaluate(replace(cfg, protocol=replace(cfg.protocol, aggregation="best"))) / "scores.json")
+    assert "a ceiling" in summary["aggregation"]
+
+
+def test_consistency_has_a_variance_where_there_are_pairs(cfg: Config) -> None:
+    images = made(cfg, repeats=3)
+    reconstructed(cfg, images, part_ids(cfg))
+    scores = read_per_image(evaluate(cfg) / "per_image.csv")
+    pairs = [np.corrcoef(images[2, a].ravel(), images[2, b].ravel())[0, 1] for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert scores["consistency_pixcorr_variance"][2] == pytest.approx(np.var(pairs), rel=1e-4)
+
+
+def test_pictures_are_read_as_they_are_needed(cfg: Config) -> None:
+    images, ids = made(cfg), part_ids(cfg)
+    stored, _, _ = read_images(reconstructed(cfg, images, ids) / "images.h5")
+    assert isinstance(stored, Stored)
+    assert (stored.shape, stored.dtype, len(stored)) == (images.shape, images.dtype, len(images))
+    np.testing.assert_array_equal(stored[2:5, 1], images[2:5, 1])
 
 
 def test_validation_pictures_are_judged_by_validation_stimuli(cfg: Config) -> None:

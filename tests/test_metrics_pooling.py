@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.distance import cosine as scipy_cosine
 
 from nd.errors import UserError
-from nd.metrics.aggregation import AGGREGATIONS, OF_PICTURES, OF_SCORES, best_of_repeats, mean_of_repeats, pixel_mean
+from nd.metrics.aggregation import AGGREGATIONS, of_repeats, pixel_mean, repeats_of
 from nd.metrics.consistency import SIMILARITIES, pair_similarities, repeat_consistency, repeat_variance
 from nd.metrics.pooling import FEW, over_seeds, pooled_interval, subjects_note
 from nd.metrics.statistics import bootstrap_interval
@@ -106,29 +106,38 @@ def test_what_cannot_be_pooled_is_refused() -> None:
 # ---- repeats
 
 
-def test_repeats_are_aggregated_by_name() -> None:
-    scores_NR = np.array([[0.1, 0.5, 0.3], [0.9, 0.2, np.nan]])
-    np.testing.assert_allclose(OF_SCORES["mean"](scores_NR, "higher"), [0.3, np.nan])
-    np.testing.assert_allclose(OF_SCORES["best"](scores_NR, "higher"), [0.5, np.nan])
-    np.testing.assert_allclose(OF_SCORES["best"](scores_NR, "lower"), [0.1, np.nan])
-    assert AGGREGATIONS == ("mean", "best", "pixel_mean")
+def test_scores_of_repeats_become_one_by_name() -> None:
+    scores = [torch.tensor([0.1, 0.9]), torch.tensor([0.5, 0.2]), torch.tensor([0.3, torch.nan])]
+    np.testing.assert_allclose(of_repeats(scores, "each"), [0.3, np.nan])
+    np.testing.assert_allclose(of_repeats(scores, "best", "higher"), [0.5, np.nan])
+    np.testing.assert_allclose(of_repeats(scores, "best", "lower"), [0.1, np.nan])
+    assert list(AGGREGATIONS) == ["each", "first", "best", "pixel_mean"]
 
 
-def test_the_mean_picture_is_in_range_and_the_only_repeat() -> None:
+def test_pictures_of_repeats_are_chosen_by_name() -> None:
+    images = RNG.integers(0, 256, (3, 2, 4, 4, 3)).astype(np.uint8)
+    got = {name: [repeat[:] for repeat in repeats_of(images, name)] for name in AGGREGATIONS}
+    for name in ("each", "best"):
+        np.testing.assert_array_equal(np.stack(got[name], 1), images)
+    np.testing.assert_array_equal(np.stack(got["first"], 1), images[:, :1])
+    assert (len(got["pixel_mean"]), got["pixel_mean"][0].dtype) == (1, np.float32)
+    np.testing.assert_allclose(got["pixel_mean"][0], images.astype(np.float64).sum(1) / 2 / 255, atol=1e-7)
+    np.testing.assert_array_equal(repeats_of(images, "each")[1][1:2], images[1:2, 1])
+    assert len(repeats_of(images, "each")[0]) == 3
+
+
+def test_the_mean_picture_is_the_same_of_bytes_and_floats() -> None:
     images = RNG.integers(0, 256, (2, 3, 4, 4, 3)).astype(np.uint8)
-    got = OF_PICTURES["pixel_mean"](images)
-    assert (got.shape, got.dtype) == ((2, 1, 4, 4, 3), np.float32)
-    np.testing.assert_allclose(got[:, 0], images.astype(np.float64).sum(1) / 3 / 255, atol=1e-7)
-    np.testing.assert_allclose(pixel_mean(images / np.float32(255)), got, atol=1e-6)
+    np.testing.assert_allclose(pixel_mean(images / np.float32(255)), pixel_mean(images), atol=1e-6)
 
 
 def test_what_holds_no_repeats_is_refused() -> None:
-    with pytest.raises(UserError, match=r"scores \(4,\) were found; \(images, repeats\)"):
-        mean_of_repeats(np.zeros(4))
+    with pytest.raises(UserError, match="hold no repeat"):
+        repeats_of(np.zeros((2, 0, 4, 4, 3)), "each")
+    with pytest.raises(UserError, match=r"unknown protocol.aggregation 'bets'.*'best'"):
+        repeats_of(np.zeros((2, 1, 4, 4, 3)), "bets")
     with pytest.raises(UserError, match="unknown direction of a metric 'up'"):
-        best_of_repeats(np.zeros((4, 2)), "up")
-    with pytest.raises(UserError, match=r"pictures \(2, 0, 4\) were found"):
-        pixel_mean(np.zeros((2, 0, 4)))
+        of_repeats([torch.zeros(4)], "best", "up")
 
 
 def test_similarity_of_every_pair_its_mean_and_its_variance() -> None:

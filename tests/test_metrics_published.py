@@ -58,7 +58,7 @@ class Arithmetic(nn.Module):
 
 @pytest.fixture
 def _arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "loaded", lambda name, folder: Arithmetic())
+    monkeypatch.setattr(network, "loaded", lambda name, folder, device: Arithmetic())
 
 
 def golden(cfg: ProtocolConfig) -> dict[str, float]:
@@ -176,7 +176,7 @@ def test_features_of_the_stimuli_are_kept_by_view_and_one_network_is_there_at_a_
     passes: list[tuple[str, int]] = []
     true_features = network.features
 
-    def counted(images: np.ndarray, view: Any, folder: str = "") -> dict[str, Tensor]:
+    def counted(images: np.ndarray, view: Any, folder: str = "", *_: Any) -> dict[str, Tensor]:
         passes.append((view.network, len(images)))
         return true_features(images, view, folder)
 

@@ -28,6 +28,7 @@ import torch
 import yaml
 
 from nd.files import write_json
+from nd.metrics.aggregation import repeats_of
 from nd.metrics.identification import two_way_identification
 from nd.metrics.measures import by_view, measures_of
 from nd.metrics.network import RANDOM, features, loaded
@@ -48,7 +49,7 @@ def main() -> None:
     true, pred = (draw.integers(0, 256, (given.images, SIDE, SIDE, 3), dtype=np.uint8) for _ in range(2))
     found: dict[str, Any] = {"protocol": given.protocol, "images": given.images, "threads": given.threads}
     found |= {"machine": platform.machine(), "torch": torch.__version__}
-    found["pixels"] = rate(given.images, lambda: by_pixels(pred[:, None], true, protocol))
+    found["pixels"] = rate(given.images, lambda: by_pixels(repeats_of(pred[:, None], "first"), true, protocol))
     found["networks"] = {
         view.network: one_network(true, pred, view, measures, protocol)
         for view, measures in by_view(measures_of(protocol)).items()
@@ -64,11 +65,15 @@ def one_network(true: Any, pred: Any, view: Any, measures: dict[str, Any], proto
     """Seconds to build it, its passes over stimuli and pictures, and the scores made of them."""
     found = {"build_s": seconds(lambda: loaded(view.network, RANDOM))}
     sides: list[Any] = []
+    cpu = time.process_time()
     found |= rate(2 * len(true), lambda: sides.extend(features(images, view, RANDOM) for images in (true, pred)))
+    found["cpu_s"] = round(time.process_time() - cpu, 1)  # what it takes however busy the machine is
     start = time.perf_counter()
     for measure in measures.values():
         one_measure(measure.kind, sides[1][measure.layer], sides[0][measure.layer], protocol.identification)
-    return found | {"scores_s": round(time.perf_counter() - start, 2), "peak_gb": peak_gb()}
+    found |= {"scores_s": round(time.perf_counter() - start, 2), "peak_gb": peak_gb()}
+    print(view.network, found, file=sys.stderr, flush=True)
+    return found
 
 
 def two_way(n_images: int) -> dict[str, Any]:

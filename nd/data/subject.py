@@ -92,6 +92,12 @@ class Subject:
                 f"Fetch it again, or remove {self.path} and run `nd prepare` again."
             )
 
+    @property
+    def inner_rois(self) -> dict[str, NDArray[np.bool_]]:
+        """Masks (V,) over the voxels seen, of the ROIs that have some there."""
+        masks = {name: mask[self._columns] for name, mask in self.rois.items()}
+        return {name: mask for name, mask in masks.items() if mask.any()}
+
     def _visible(self, session: NDArray[np.int32], sessions: int) -> NDArray[np.intp]:
         """Rows of the trials that may be seen."""
         present = np.unique(session)

@@ -1,58 +1,86 @@
 """Several pictures of one stimulus made into one score: by name, because each means something else.
 
-``mean``        every repeat is scored, scores are averaged: what one picture is worth. All tables here use it.
-``best``        the best-scored repeat: needs the true picture to choose, so it is a ceiling and no decoding result.
+``each``        every repeat is scored, scores are averaged: what one picture is worth. All tables here use it.
+``first``       the first repeat alone, as published protocols do that sample one picture.
+``best``        the best-scored repeat, metric by metric: it takes the true picture to choose, so it is a ceiling.
 ``pixel_mean``  the repeats are averaged as pictures before scoring: noise cancels, which raises pixel scores and blurs.
 
-N images, R repeats, H W picture.
+N images, R repeats, n some images, H W picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nd.errors import UserError, unknown
 
+# What tables and scores.json say of each; the words take part in what may be compared.
+AGGREGATIONS = {
+    "each": "each repeat scored, repeats averaged within an image, interval over images",
+    "first": "first repeat of an image scored, interval over images",
+    "best": "best repeat of an image by each metric, chosen by the true picture: a ceiling; interval over images",
+    "pixel_mean": "repeats averaged as pictures and then scored, interval over images",
+}
 BETTER = ("higher", "lower")
-ScoreAggregation = Callable[[NDArray[np.float64], str], NDArray[np.float64]]
-PictureAggregation = Callable[[NDArray[Any]], NDArray[np.float32]]
 
 
-def mean_of_repeats(scores_NR: NDArray[np.float64], better: str = "higher") -> NDArray[np.float64]:
-    """(N,) mean over repeats; NaN where a repeat has no score."""
-    _check(scores_NR, better)
-    return np.asarray(scores_NR.mean(1))
+@dataclass(frozen=True)
+class Repeat:
+    """One picture of every image, ``at`` a place among its repeats (None: their mean), read as it is asked for.
+
+    images: (N, R, H, W, 3), an array or what is sliced like one; uint8, or floats in [0, 1].
+    """
+
+    images: Any
+    at: int | None = 0
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.images)
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """(n, H, W, 3) as they are; means of repeats are float32 in [0, 1]."""
+        if self.at is None:
+            return pixel_mean(self.images[rows])
+        return np.asarray(self.images[rows, self.at])
 
 
-def best_of_repeats(scores_NR: NDArray[np.float64], better: str = "higher") -> NDArray[np.float64]:
-    """(N,) the highest score of the repeats, or the lowest where lower is better; NaN where one has no score."""
-    _check(scores_NR, better)
-    return np.asarray(scores_NR.max(1) if better == "higher" else scores_NR.min(1))
+def repeats_of(images_NRHW3: Any, aggregation: str) -> list[Repeat]:
+    """The pictures of an image that are scored. UserError: unknown aggregation, no repeat."""
+    if aggregation not in AGGREGATIONS:
+        raise unknown("protocol.aggregation", aggregation, AGGREGATIONS)
+    n_repeats = images_NRHW3.shape[1]
+    if n_repeats < 1:
+        raise UserError("the reconstructions hold no repeat (second axis of length 0); at least one is wanted.")
+    if aggregation == "pixel_mean":
+        return [Repeat(images_NRHW3, None)]
+    return [Repeat(images_NRHW3, at) for at in range(1 if aggregation == "first" else n_repeats)]
+
+
+def of_repeats(scores: Sequence[Tensor], aggregation: str, better: str = "higher") -> Tensor:
+    """(N,) one score of those (N,) of every repeat; NaN where a repeat has none.
+
+    Args:
+        scores: of each repeat.
+        aggregation: ``best`` takes the highest, or the lowest where lower is better; others average.
+        better: one of ``BETTER``.
+    """
+    if better not in BETTER:
+        raise unknown("direction of a metric", better, BETTER)
+    scores_RN = torch.stack(list(scores))
+    if aggregation != "best":
+        return scores_RN.mean(0)
+    return scores_RN.amax(0) if better == "higher" else scores_RN.amin(0)
 
 
 def pixel_mean(images_NRHW3: NDArray[Any]) -> NDArray[np.float32]:
-    """(N, 1, H, W, 3) float32 in [0, 1]: the mean picture of the repeats, itself the only repeat.
-
-    Args:
-        images_NRHW3: uint8, or floats in [0, 1].
-    """
-    if images_NRHW3.ndim < 3 or images_NRHW3.shape[1] < 1:
-        raise UserError(f"pictures {images_NRHW3.shape} were found; (images, repeats, H, W, 3) are wanted.")
+    """(N, H, W, 3) float32 in [0, 1]: the mean picture of the repeats, of uint8 or floats in [0, 1]."""
     scale = 255.0 if images_NRHW3.dtype == np.uint8 else 1.0
-    return np.asarray(images_NRHW3.mean(1, keepdims=True, dtype=np.float64) / scale, np.float32)
-
-
-def _check(scores_NR: NDArray[np.float64], better: str) -> None:
-    if scores_NR.ndim != 2 or scores_NR.shape[1] < 1:
-        raise UserError(f"scores {scores_NR.shape} were found; (images, repeats) with at least one repeat are wanted.")
-    if better not in BETTER:
-        raise unknown("direction of a metric", better, BETTER)
-
-
-OF_SCORES: dict[str, ScoreAggregation] = {"mean": mean_of_repeats, "best": best_of_repeats}
-OF_PICTURES: dict[str, PictureAggregation] = {"pixel_mean": pixel_mean}
-AGGREGATIONS = (*OF_SCORES, *OF_PICTURES)
+    return np.asarray(np.asarray(images_NRHW3).mean(1, dtype=np.float64) / scale, np.float32)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from nd.errors import UserError
 from nd.files import atomic_path, open_h5, sha256_array, sha256_json
 from nd.metrics.measures import View
-from nd.metrics.network import RANDOM, Features, features
+from nd.metrics.network import CPU, RANDOM, Features, features
 from nd.metrics.networks.table import network_named
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,18 @@ def features_path(folder: Path, stimuli_NHW3: NDArray[Any], view: View, weights:
 
 
 def stimulus_features(
-    stimuli_NHW3: NDArray[Any], view: View, layers: Iterable[str], weights: str = "", folder: Path | None = None
+    stimuli_NHW3: NDArray[Any],
+    view: View,
+    layers: Iterable[str],
+    weights: str = "",
+    folder: Path | None = None,
+    device: torch.device = CPU,
 ) -> Features:
     """Features of the stimuli by layer, read from ``folder`` or computed and written there (None: only computed)."""
     if folder is None:
-        return features(stimuli_NHW3, view, weights)
+        return features(stimuli_NHW3, view, weights, device)
     path = features_path(folder, stimuli_NHW3, view, weights)
-    return cached(path, layers, lambda: features(stimuli_NHW3, view, weights))
+    return cached(path, layers, lambda: features(stimuli_NHW3, view, weights, device))
 
 
 def cached(path: Path, layers: Iterable[str], compute: Callable[[], Features]) -> Features:

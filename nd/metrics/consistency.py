@@ -42,6 +42,15 @@ def repeat_consistency(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
     return pair_similarities(repeats_BR, similarity).mean(1)
 
 
+def consistencies(repeats_BR: Tensor, kind: str) -> dict[str, Tensor]:
+    """The columns of one of ``SIMILARITIES``: mean and, where there is more than one pair, variance over pairs."""
+    pairs_BP = pair_similarities(repeats_BR, SIMILARITIES[kind])
+    found = {f"consistency_{kind}": pairs_BP.mean(1)}
+    if pairs_BP.shape[1] > 1:
+        found[f"consistency_{kind}_variance"] = pairs_BP.var(1, correction=0)
+    return found
+
+
 def repeat_variance(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
     """Variance (B,) of the similarity over all pairs of repeats, 0 with two repeats: whether some repeats stand apart.
 

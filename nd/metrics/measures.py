@@ -16,6 +16,9 @@ from nd.schema import ProtocolConfig
 CHANCE = 0.5  # of identification among two
 KINDS = ("two_way", "distance", "cosine", "pair")
 LEVELS = ("low", "mid", "high")  # of EfficientNet-Lite0
+# Layers from which voxels are predicted for brain correlation: a few thousand numbers; others would need gigabytes.
+ENCODED_LEVELS, ENCODED_LAYERS = ("mid", "high"), ("avgpool", "embedding")
+BRAIN = "brain_"  # prefix of its columns
 OWN_NETWORK = "efficientnet_lite0"
 CONSISTENCIES = ("pixcorr", "ssim", "feature")
 ROW = "_row"  # suffix of columns identified row-wise
@@ -102,6 +105,11 @@ METRICS = {
     "label_two_way": Metric(CHANCE),
     **{name: _metric(measure.kind) for name, measure in MEASURES.items()},
     **{f"consistency_{name}": Metric() for name in CONSISTENCIES},
+    **{f"consistency_{name}_variance": Metric(better="lower") for name in CONSISTENCIES},
+    **{
+        BRAIN + name: Metric()
+        for name in (*ENCODED_LEVELS, *(name for name, one in MEASURES.items() if one.layer in ENCODED_LAYERS))
+    },
 }
 METRICS |= {name + ROW: metric for name, metric in METRICS.items() if metric.chance}
 
@@ -111,9 +119,24 @@ def measures_of(protocol: ProtocolConfig) -> dict[str, Measure]:
     named = {name: MEASURES[name] for name in protocol.measures}
     if protocol.network == "none":
         return named
-    view = View(OWN_NETWORK, protocol.network_size, protocol.resize_filter, protocol.resize_antialias)
+    view = _own_view(protocol)
     levels = {f"two_way_{level}": Measure(view, level, "two_way") for level in LEVELS}
     return levels | {"feature_distance": Measure(view, LEVELS[-1], "distance")} | named
+
+
+def encoded_layers(protocol: ProtocolConfig) -> dict[str, Measure]:
+    """The layers that a protocol computes anyway and from which voxels can be predicted, by name (``protocol.brain``).
+
+    They are ``ENCODED_LEVELS`` of its own network, and its measures that read one of ``ENCODED_LAYERS``.
+    """
+    levels = ENCODED_LEVELS if protocol.network != "none" else ()
+    own = {level: Measure(_own_view(protocol), level, "distance") for level in levels}
+    named = {name: MEASURES[name] for name in protocol.measures if name in MEASURES}
+    return own | {name: measure for name, measure in named.items() if measure.layer in ENCODED_LAYERS}
+
+
+def _own_view(protocol: ProtocolConfig) -> View:
+    return View(OWN_NETWORK, protocol.network_size, protocol.resize_filter, protocol.resize_antialias)
 
 
 def by_view(measures: dict[str, Measure]) -> dict[View, dict[str, Measure]]:

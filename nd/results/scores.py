@@ -44,6 +44,7 @@ class RunScores:
     settings: dict[str, Any] = field(default_factory=dict)  # all that the protocol says of how a score is made
     settings_hash: str = ""
     aggregation: str = ""  # of repeats and images
+    weights: dict[str, str] = field(default_factory=dict)  # 12 digits of SHA-256, or "random", by network; old: none
 
     @property
     def comparable(self) -> tuple[str, str, str, int, str]:
@@ -83,6 +84,7 @@ def read_scores(folder: Path) -> RunScores:
             settings=given["protocol"].get("settings", {}),
             settings_hash=given["protocol"].get("hash", ""),
             aggregation=given.get("aggregation", ""),
+            weights=given.get("weights", {}),
         )
     except (KeyError, TypeError) as error:
         raise UserError(

@@ -9,6 +9,7 @@ from nd.errors import UserError
 from nd.metrics.pooling import subjects_note
 from nd.results.differences import Difference, PerImage, differences_of, power_note
 from nd.results.folder import RunFolder, command_for
+from nd.results.judges import refuse_other_weights
 from nd.results.means import MeanRow, means_of
 from nd.results.panel import Judged, Panel, panel_of
 from nd.results.published import Published
@@ -140,7 +141,7 @@ class Table:
 
 
 def collect(spec: TableSpec, entries: Sequence[Entry], command: str) -> Table:
-    """Read every row's scores. Missing rows, and rows that are not comparable, are a ``UserError`` naming them.
+    """Read every row's scores. Rows that are missing or not comparable are a ``UserError`` that names them.
 
     ``command`` is what runs all missing rows, for the message.
     """
@@ -152,6 +153,7 @@ def collect(spec: TableSpec, entries: Sequence[Entry], command: str) -> Table:
     _refuse_mixed(rows)
     _refuse_mislabelled(rows)
     _refuse_empty_columns(spec, rows)
+    refuse_other_weights([column.metric for column in spec.columns], [(row.entry.label, row.run) for row in rows])
 
     def per_image(label: str, subject: str) -> PerImage:
         row = next(row for row in rows if row.row.label == label and row.subject == subject)

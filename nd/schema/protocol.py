@@ -24,8 +24,9 @@ class ProtocolConfig:
     n_images: int = opt(0, "number of test images the protocol is defined on; 0: any")
     aggregation: str = opt(
         "each",
-        "repeats of an image: each scored and the scores averaged, or the first alone",
-        choices=("each", "first"),
+        "repeats of an image: each scored and the scores averaged; the first alone; the best by each metric, a "
+        "ceiling; or their mean picture",
+        choices=("each", "first", "best", "pixel_mean"),
     )
     # ---- pixels
     picture_size: int = opt(
@@ -60,5 +61,10 @@ class ProtocolConfig:
     measures: list[str] = opt([], "further measures by name (nd/metrics/measures.py), each a network, layer and size")
     random_weights: bool = opt(False, "tests and benchmarks only: networks with random weights; changes the protocol")
     weights: str = opt("", "folder of the measures' networks, <network>.pth or .safetensors", identity=False, path=True)
+    brain: list[str] = opt(
+        [],
+        "brain correlation: layers from which an encoder fitted on training images predicts the subject's voxels; of "
+        "the protocol's own network mid and high, of its measures those with a pooled layer, by their names",
+    )
     # ---- intervals
     n_boot: int = opt(2000, "bootstrap resamples of the images")
