@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -257,6 +259,17 @@ def test_other_weights_are_refused_and_copies_are_not(tmp_path: Path) -> None:
         WEIGHTS.read(str(tmp_path))
     save_file({"w": torch.ones(1)}, tmp_path / "small.safetensors")
     assert "w" in WEIGHTS.read(str(tmp_path)), "a copy in safetensors has other bytes; its hash is recorded instead"
+
+
+def test_a_file_that_is_not_the_known_one_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "small.safetensors"
+    save_file({"w": torch.ones(1)}, path)
+    replace(FREE, known=FREE.sha256_of(path)).read(str(tmp_path))
+    assert not caplog.records
+    for _ in range(2):
+        replace(FREE, known="ab" * 32).read(str(tmp_path))
+    assert len(caplog.records) == 1
+    assert re.search(r"small.safetensors has SHA-256 \w{12}\.\.\., .* small one abababababab", caplog.text)
 
 
 def test_damaged_weights_are_named(tmp_path: Path) -> None:

@@ -59,13 +59,16 @@ def _torchvision(name: str, title: str, build: Callable[[State | None], nn.Modul
 
 
 def _clip(
-    name: str, title: str, build: Callable[[State | None], nn.Module], hub_id: str, file: str, size: int
+    name: str, title: str, build: Callable[[State | None], nn.Module], hub_id: str, file: str, size: int, known: str
 ) -> Network:
     title = f"OpenAI's CLIP {title}"
-    weights = Weights(name, title, file, f"{HUB}{hub_id} (licence MIT)", size, hub_id=hub_id)
+    weights = Weights(name, title, file, f"{HUB}{hub_id} (licence MIT)", size, hub_id=hub_id, known=known)
     return Network(build, scaled(CLIP_MEAN, CLIP_STD), weights)
 
 
+# Of revisions 32bd642 and a6f597a on the hub; a dozen public manifests agree. None was found of SwAV's file.
+CLIP_L14 = "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"
+CLIP_B32 = "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31"
 SWAV_FILE = "swav_800ep_pretrain.pth.tar"
 SWAV = Weights(
     "swav_resnet50", "SwAV's ResNet-50", SWAV_FILE, f"https://dl.fbaipublicfiles.com/deepcluster/{SWAV_FILE}", 110
@@ -86,11 +89,12 @@ NETWORKS = {
     ),
     "swav_resnet50": Network(imagenet.swav_resnet50, scaled(IMAGENET_MEAN, IMAGENET_STD), SWAV),
     "clip_vit_l14": _clip(
-        "clip_vit_l14", "ViT-L/14", clip_image.clip_vit_l14, "openai/clip-vit-large-patch14", "model.safetensors", 1711
+        "clip_vit_l14", "ViT-L/14", clip_image.clip_vit_l14, "openai/clip-vit-large-patch14", "model.safetensors", 1711,
+        CLIP_L14,
     ),
     "clip_vit_b32": _clip(
         "clip_vit_b32", "ViT-B/32", clip_image.clip_vit_b32, "timm/vit_base_patch32_clip_224.openai",
-        "open_clip_model.safetensors", 605,
+        "open_clip_model.safetensors", 605, CLIP_B32,
     ),
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from torch import Tensor
 from nd.backbone.reading import reading
 from nd.errors import UserError
 
+log = logging.getLogger(__name__)
 FIELD = "protocol.weights"
 State = dict[str, Tensor]
 OFFLINE = (
@@ -27,7 +29,9 @@ FOLDER_FILES = ("model.safetensors", "open_clip_model.safetensors")  # of a tran
 class Weights:
     """A network's published file: its name, where it is published, size, and known digits of its SHA-256.
 
-    ``sha256`` is empty where no publisher states one; what was found is then recorded with the scores.
+    ``sha256`` is empty where no publisher states one in the file's name; what was found stands with the scores anyway.
+    ``known`` is the digest of the published file as public records agree on it: another file may hold the same numbers
+    in another layout, so it is told and not refused.
     ``hub_id`` names a repository in the Hugging Face cache whose ``model.safetensors`` will do.
     """
 
@@ -38,6 +42,7 @@ class Weights:
     megabytes: int
     sha256: str = ""
     hub_id: str = ""
+    known: str = ""
 
     def candidates(self, folder: str) -> Iterator[Path]:
         """Every place looked at: the folder given first, then what torch hub or the Hugging Face hub keep."""
@@ -85,6 +90,8 @@ class Weights:
                 f"{self.sha256}: other weights would give other scores under the same protocol. Fetch it again from "
                 f"{self.source}."
             )
+        if self.known not in ("", digest):
+            tell_of_other_file(path, digest, self.title, self.known)
         return digest
 
     def read(self, folder: str) -> State:
@@ -97,6 +104,16 @@ class Weights:
 
                 return load_file(path)
             return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+@lru_cache(maxsize=32)
+def tell_of_other_file(path: Path, digest: str, title: str, known: str) -> None:
+    """Warn once that a file is not the published one; tables still keep its scores apart from those of others."""
+    log.warning(
+        "%s has SHA-256 %s..., the published file of %s %s...: the same numbers in another layout, or other weights. "
+        "The digits stand with the scores, and tables refuse to mix them.",
+        path, digest[:12], title, known[:12],
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=32)
