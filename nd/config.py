@@ -17,9 +17,11 @@ from typing import NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from nd.composing import HYDRA_VERSION_BASE, assemble, conf_dir, search_folders, search_path
 from nd.errors import UserError
@@ -172,8 +174,21 @@ def _run(name: str, function: Verb, together: Callable[[list[Config]], None] | N
     reading = check(name, args.overrides, multirun)
     elsewhere = any(text.startswith(("hydra/launcher", "hydra/sweeper")) for text in reading.hydra)
     if together is not None and multirun and not (elsewhere or args.cfg):
+        _set_up_logging(reading.hydra)
         together([_compose(one, name) for one in reading.combinations()])
     return _run_hydra(function, [*flags, *(one.text for one in reading.given), *reading.hydra])
+
+
+def _set_up_logging(overrides: Sequence[str]) -> None:
+    """Show log lines before the first job too; Hydra sets logging up as each job begins."""
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+            settings = hydra.compose("config", list(overrides), return_hydra_config=True).hydra
+        configure_log(settings.job_logging, settings.verbose)
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except OmegaConfBaseException:
+        return  # a log file in the folder of a job, which has no name yet
 
 
 def _parse(name: str, argv: list[str]) -> tuple[Namespace, list[str]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import compose
 from nd.errors import UserError
+from nd.generate import memory
 from nd.generate.memory import Need, empty_copy, fitted, need_of, needs_of, plan_for
 from nd.generate.noise import noise_for
 from nd.generate.plan import Plan, in_parts
@@ -261,3 +262,11 @@ def test_a_point_that_explodes_leaves_the_others_done(folder: list[str], capsys:
     assert left.value.code == 2
     assert "kappa=1e+38" in capsys.readouterr().err
     assert pictures(compose([*wild, "guidance.kappa=0.5"])).shape == (5, 2, 16, 16, 3)
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.os, "sysconf", lambda name: {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}[name])
+    assert memory.free_bytes(torch.device("cpu")) == 4_096_000
+    monkeypatch.setattr(memory.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(memory.dist, "get_world_size", lambda: 4)
+    assert memory.free_bytes(torch.device("cpu")) == 1_024_000

@@ -19,7 +19,7 @@ from nd.errors import UserError
 from nd.generate.base import Pictures
 from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.parts import Parts
-from nd.reconstruct import reconstruct
+from nd.reconstruct import main, reconstruct
 from nd.results.folder import RunFolder
 from nd.schema import Config
 
@@ -153,3 +153,36 @@ def test_latents_that_explode_give_one_clear_message(cfg: Config) -> None:
     with pytest.raises(UserError, match=r"5 of 5 images .* image 8, repeat 0: .* at step [12] of 3 .*kappa=1e\+38"):
         reconstruct(wild)
     assert not RunFolder.open(wild, "reconstruct").path.exists()
+
+
+def test_a_sweep_over_guidance_says_what_it_samples_and_how_far_it_is(
+    cfg: Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What jobs have in common is made before Hydra sets up logging for the first of them."""
+    with pytest.raises(SystemExit) as left:
+        main([*cfg.overrides, "trainer.progress=true", "-m", "guidance.kappa=0.3,0.5,0.6"])
+    assert left.value.code == 0
+    lines = capfd.readouterr().err.replace("\r", "\n").splitlines()
+    assert lines.count("sampling 3 points of guidance together") == 1
+    bars = [k for k, line in enumerate(lines) if line.startswith("reconstruct:") and "5/5" in line]
+    jobs = [k for k, line in enumerate(lines) if line.startswith("nothing to do:")]
+    assert lines.index("sampling 3 points of guidance together") < min(bars)
+    assert max(bars) < min(jobs)
+    assert len(jobs) == 3
+
+
+def test_a_log_file_in_a_job_s_folder_is_not_opened_before_there_is_a_job(cfg: Config) -> None:
+    floor = [*cfg.overrides, "method=mean_image", "method.repeats=1", "hydra/job_logging=default"]
+    with pytest.raises(SystemExit) as left:
+        main([*floor, "-m", "seed=1,2"])
+    assert left.value.code == 0
+
+
+def test_a_wrong_option_of_hydra_is_refused_before_anything_is_sampled(
+    cfg: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*cfg.overrides, "hydra.verbos=true", "-m", "guidance.kappa=0.3,0.5"])
+    assert left.value.code == 2
+    assert "nd reconstruct: Could not override 'hydra.verbos'" in capsys.readouterr().err
+    assert not RunFolder.open(cfg, "reconstruct").path.parent.exists()

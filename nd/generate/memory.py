@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -225,7 +226,8 @@ def weight_bytes(sampler: GuidedSampler) -> int:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Return what is free on a device: of a GPU's memory, or of this machine's."""
+    """Return what is free on a device: of a GPU's memory, or this process's share of this machine's."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    sharing = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / sharing
