@@ -45,11 +45,13 @@ def quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Hand on the UserError that another process died of, and Ctrl-C as KeyboardInterrupt."""
-    from torch.multiprocessing import ProcessRaisedException  # torch takes seconds to import
+    """Hand on the UserError that another process died of, or say how it was ended; and Ctrl-C as KeyboardInterrupt."""
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException  # torch takes seconds to import
 
     try:
         yield
+    except ProcessExitedException as error:
+        raise killed(error.error_index, error.signal_name, error.exit_code) from error
     except ProcessRaisedException as error:
         raise user_error_of(error) from error
     except SystemExit as exit_:
@@ -58,6 +60,16 @@ def plain_errors() -> Iterator[None]:
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from None
+
+
+def killed(process: int, signal_name: str | None, exit_code: int) -> UserError:
+    """Return what to say of a process that ended without an error of its own; the others are stopped by then."""
+    how = f"was ended by {signal_name}" if signal_name else f"ended with exit code {exit_code}"
+    return UserError(
+        f"process {process} of this run {how}, so the others were stopped. Systems send SIGKILL when memory runs out: "
+        "then lower trainer.devices, or the need of each process (sampling: trainer.memory_gb). What was finished is "
+        "kept; the same command again goes on from there."
+    )
 
 
 def user_error_of(error: Exception) -> Exception:

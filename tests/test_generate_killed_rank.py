@@ -22,7 +22,7 @@ from nd.config import compose, derive
 from nd.errors import UserError
 from nd.generate.base import Pictures
 from nd.generate.guided_diffusion import GuidedDiffusion
-from nd.generate.module import named_deaths
+from nd.lightning import plain_errors
 from nd.reconstruct import reconstruct
 from nd.results.folder import RunFolder
 from nd.schema import Config
@@ -109,7 +109,7 @@ def test_a_killed_rank_costs_only_its_unfinished_batch(
     _, said = command.communicate(timeout=40)  # the other one is stopped instead of waited for
     assert command.returncode == 2
     assert "of this run was ended by SIGKILL" in said
-    assert "the same command again makes the rest" in said
+    assert "the same command again goes on" in said
     assert "Traceback" not in said
     assert folder.status == "failed"
     assert not (folder.path / "images.h5").exists()
@@ -141,5 +141,5 @@ def noting(made: list[int]) -> Callable[[GuidedDiffusion, Sequence[int], Mapping
 
 def test_a_process_that_leaves_without_an_error_is_named_too() -> None:
     message = r"process 1 of this run ended with exit code 3, .* same command again"
-    with pytest.raises(UserError, match=message), named_deaths():
+    with pytest.raises(UserError, match=message), plain_errors():
         raise ProcessExitedException("process 1 terminated with exit code 3", 1, 77, 3)

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
-from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader, Dataset
 
-from nd.errors import UserError
 from nd.generate.base import Generator
 from nd.generate.features import FeatureSource
 from nd.generate.parts import Parts
@@ -102,22 +99,8 @@ def run_work(
     """
     module = Reconstruction(build, work, runs, cfg.num_workers)
     bar = [ImageProgress(n_images, runs[0])] if cfg.progress else []
-    with quiet_lightning(), plain_errors(), named_deaths():
+    with quiet_lightning(), plain_errors():
         build_trainer(cfg, bar).predict(module, return_predictions=False)
-
-
-@contextmanager
-def named_deaths() -> Iterator[None]:
-    """Say of a process that ended without an error of its own how it ended; the others are stopped by then."""
-    try:
-        yield
-    except ProcessExitedException as error:
-        how = f"was ended by {error.signal_name}" if error.signal_name else f"ended with exit code {error.exit_code}"
-        raise UserError(
-            f"process {error.error_index} of this run {how}, so the others were stopped. Systems send SIGKILL when "
-            "memory runs out: then lower trainer.devices, or give each process less with trainer.memory_gb. Finished "
-            "pictures are kept; the same command again makes the rest."
-        ) from error
 
 
 def build_trainer(cfg: TrainerConfig, callbacks: list[Any]) -> Trainer:
