@@ -1,11 +1,12 @@
 """MindEye2's whole evaluation with full-size networks: seconds per network, of identification, and peak memory.
 
     command   python experiments/benchmarks/evaluation.py
-    time      one and a half hours on 2 CPU cores, of which CLIP takes one; --images 32 takes 3 minutes
-    memory    3.5 GB for 1,000 images, most of it AlexNet's features of stimuli and pictures
-    figures   pictures per second on 2 shared cores: AlexNet 33 to 85, Inception-v3 3 to 10, SwAV 5, EfficientNet-B1 5,
-              CLIP 0.4 to 0.6, pixel metrics 3 to 6; identification of 1,000 x 139,968 takes 2 s on free cores (3.3 to
-              3.8 s of processor time, a plain product 3.0 s)
+    time      one and a half hours on 2 CPU cores, of which CLIP takes most; --images 32 takes 3 minutes
+    memory    3.9 GB for 1,000 images, most of it AlexNet's features of stimuli and pictures
+    figures   1,000 stimuli and as many pictures, 2 threads beside other work (seconds, of processor time in brackets):
+              AlexNet 22 (39), Inception-v3 247 (445), CLIP 4,995 (4,380), EfficientNet-B1 251 (131), SwAV 406 (237);
+              scores made of the features at most 3; identification of 1,000 x 139,968 takes 1.6 s on free cores, 2.9
+              beside other work, where a plain product took 2.4
 
 Weights are random: times do not depend on them, and none need be downloaded. Pictures are simulated (uniform noise of
 256 px). Features of the stimuli are computed once and kept, so a second method costs half.
