@@ -2,7 +2,7 @@
 
     command   python experiments/benchmarks/ridge.py
     time      4 minutes on 2 CPU cores
-    figures   2,000 x 4,000 -> 20,000: ours 15 to 17 s; himalaya's KernelRidgeCV 21 s (torch), 28 s (numpy), its RidgeCV
+    figures   2,000 x 4,000 -> 20,000: ours 15 to 17 s; himalaya's KernelRidgeCV 18 to 21 s (torch), 28 to 32 s (numpy), its RidgeCV
               40 s and more (run with --few 20000); scikit-learn 191 s; predictions at 88% of the rate of plain products
     command   python experiments/benchmarks/ridge.py --part memory --threads 1
     time      12 minutes on one CPU core
