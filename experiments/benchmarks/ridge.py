@@ -3,8 +3,8 @@
     command   python experiments/benchmarks/ridge.py
     time      4 minutes on 2 CPU cores
     figures   2,000 x 4,000 -> 20,000: ours 15 to 17 s; himalaya's KernelRidgeCV 18 to 21 s (torch), 28 to 32 s (numpy),
-              its RidgeCV 40 to 51 s (run with --few 20000); scikit-learn 191 to 299 s; predictions at 88% of the rate of
-              plain products
+              its RidgeCV 40 to 51 s (run with --few 20000); scikit-learn 191 to 299 s; predictions at 88% of the rate
+              of plain products
     command   python experiments/benchmarks/ridge.py --part memory --threads 1
     time      12 minutes on one CPU core
     figures   8,859 x 15,724 -> 91,168: fit 653 s and 3.8 GB in all, voxels (0.6 GB) included, targets mapped
