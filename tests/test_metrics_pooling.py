@@ -9,7 +9,7 @@ from scipy.spatial.distance import cosine as scipy_cosine
 
 from nd.errors import UserError
 from nd.metrics.aggregation import AGGREGATIONS, of_repeats, pixel_mean, repeats_of
-from nd.metrics.consistency import SIMILARITIES, pair_similarities, repeat_consistency, repeat_variance
+from nd.metrics.consistency import SIMILARITIES, consistencies, pair_similarities, repeat_consistency
 from nd.metrics.pooling import FEW, over_seeds, pooled_interval, subjects_note
 from nd.metrics.statistics import bootstrap_interval
 
@@ -147,7 +147,9 @@ def test_similarity_of_every_pair_its_mean_and_its_variance() -> None:
     similarity = SIMILARITIES["feature"]
     np.testing.assert_allclose(pair_similarities(features, similarity), wanted, atol=1e-6)
     np.testing.assert_allclose(repeat_consistency(features, similarity), np.mean(wanted, 1), atol=1e-6)
-    np.testing.assert_allclose(repeat_variance(features, similarity), np.var(wanted, 1), atol=1e-6)
-    assert repeat_variance(features[:, :2], similarity).tolist() == [0.0] * 3
+    columns = consistencies(features, "feature")
+    np.testing.assert_allclose(columns["consistency_feature"], np.mean(wanted, 1), atol=1e-6)
+    np.testing.assert_allclose(columns["consistency_feature_variance"], np.var(wanted, 1), atol=1e-6)
+    assert list(consistencies(features[:, :2], "feature")) == ["consistency_feature"], "one pair has no variance"
     with pytest.raises(UserError, match="1 repeat per image, at least 2"):
-        repeat_variance(features[:, :1], similarity)
+        consistencies(features[:, :1], "feature")

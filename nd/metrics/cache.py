@@ -28,8 +28,13 @@ log = logging.getLogger(__name__)
 
 def features_path(folder: Path, stimuli_NHW3: NDArray[Any], view: View, weights: str = "") -> Path:
     """Where these stimuli's features lie: named by the content of the pictures and by what the network does to them."""
-    found = RANDOM if weights == RANDOM else network_named(view.network).found(weights)
+    found = digits_of(view.network, weights)
     return folder / f"{view.network}-{sha256_json([sha256_array(stimuli_NHW3), asdict(view), found])}.h5"
+
+
+def digits_of(network: str, weights: str) -> str:
+    """What tells a network's weights from others: the first digits of their SHA-256, or that they are random."""
+    return RANDOM if weights == RANDOM else network_named(network).found(weights)
 
 
 def stimulus_features(

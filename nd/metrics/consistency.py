@@ -43,18 +43,13 @@ def repeat_consistency(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
 
 
 def consistencies(repeats_BR: Tensor, kind: str) -> dict[str, Tensor]:
-    """The columns of one of ``SIMILARITIES``: mean and, where there is more than one pair, variance over pairs."""
+    """The columns (B,) of one of ``SIMILARITIES``: mean and, where there is more than one pair, variance over pairs.
+
+    The variance says whether some repeats stand apart. It describes these repeats and estimates nothing (divided by the
+    number of pairs): pairs that share a repeat are not independent.
+    """
     pairs_BP = pair_similarities(repeats_BR, SIMILARITIES[kind])
     found = {f"consistency_{kind}": pairs_BP.mean(1)}
     if pairs_BP.shape[1] > 1:
         found[f"consistency_{kind}_variance"] = pairs_BP.var(1, correction=0)
     return found
-
-
-def repeat_variance(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
-    """Variance (B,) of the similarity over all pairs of repeats, 0 with two repeats: whether some repeats stand apart.
-
-    It describes these repeats and estimates nothing (divided by the number of pairs): pairs that share a repeat are not
-    independent.
-    """
-    return pair_similarities(repeats_BR, similarity).var(1, correction=0)

@@ -23,11 +23,10 @@ from nd.data.subject import Subject
 from nd.files import sha256_json
 from nd.generate.training import TrainingImages
 from nd.metrics.brain import BrainCorrelation, Encoder, brain_correlation, ceilings_of
-from nd.metrics.cache import cached
+from nd.metrics.cache import cached, digits_of
 from nd.metrics.measures import BRAIN, Measure, encoded_layers
-from nd.metrics.network import RANDOM, features
-from nd.metrics.networks.table import network_named
-from nd.metrics.score import Kept
+from nd.metrics.network import features
+from nd.metrics.score import Judge, Kept
 from nd.metrics.statistics import bootstrap_interval
 from nd.schema import Config
 
@@ -113,9 +112,8 @@ def training_features(
     cfg: Config, training: TrainingImages, fold: int, measure: Measure, device: torch.device
 ) -> NDArray[np.float32]:
     """Features (N, D) of a fold's training pictures, read from ``paths.cache`` or computed and written there."""
-    shown, protocol = Shown(training.path, training.ids(fold)), cfg.protocol
-    weights = RANDOM if protocol.random_weights else protocol.weights
-    found = RANDOM if weights == RANDOM else network_named(measure.view.network).found(weights)
+    shown, weights = Shown(training.path, training.ids(fold)), Judge(cfg.protocol).weights
+    found = digits_of(measure.view.network, weights)
     key = sha256_json([shown.stimuli.hash, shown.ids.tolist(), asdict(measure.view), measure.layer, found])
     path = Path(cfg.paths.cache) / "stimulus_features" / f"{measure.view.network}-training-{key}.h5"
     layers = (measure.layer,)
