@@ -66,7 +66,7 @@ def _clip(
     return Network(build, scaled(CLIP_MEAN, CLIP_STD), weights)
 
 
-# Of revisions 32bd642 and a6f597a on the hub; a dozen public manifests agree. None was found of SwAV's file.
+# Of revisions 32bd642 and a6f597a on the hub; some ten public manifests agree on each. None was found of SwAV's file.
 CLIP_L14 = "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"
 CLIP_B32 = "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31"
 SWAV_FILE = "swav_800ep_pretrain.pth.tar"
