@@ -7,8 +7,8 @@ import sys
 from typing import NoReturn
 
 from nd import __version__
+from nd.config.help import VERBS, overview
 from nd.errors import did_you_mean
-from nd.help import VERBS, overview
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if name not in VERBS:
         print(f"nd: unknown verb {name!r}.{did_you_mean(name, VERBS)} Verbs: {', '.join(VERBS)}.", file=sys.stderr)
         sys.exit(2)
-    importlib.import_module(f"nd.{name}").main(given[1:])
+    module = "nd.doctor.report" if name == "doctor" else f"nd.{name}"
+    importlib.import_module(module).main(given[1:])
     raise AssertionError(f"nd.{name}.main returned instead of exiting")
 
 

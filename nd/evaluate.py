@@ -4,10 +4,10 @@ Writes into the run folder ``scores.json`` (mean, interval, chance level of ever
 with) and ``per_image.csv`` (one row per image: ``image_id`` and every metric, repeats averaged; an empty cell is a
 score that does not exist, such as identification within a class of one). ``scores.json`` also holds retrieval by the
 decoded targets (``nd.metrics.retrieval``), where predictions and true targets are there, and brain correlation by ROI
-where ``protocol.brain`` names a layer (``nd.results.brain``).
+where ``protocol.brain`` names a layer (``nd.evaluation.brain``).
 
 With ``images=<folder or file>`` reconstructions made elsewhere are scored instead of those of a reconstruct run: a
-folder of ``<image id>.png`` or ``<image id>_<repeat>.png``, or an .h5, .npy or .pt of all of them (``nd.metrics.given``
+folder of ``<image id>.png`` or ``<image id>_<repeat>.png``, or an .h5, .npy or .pt of all of them (``nd.evaluation.external``
 says which forms). Data, subject, part and protocol are chosen as ever; nothing else is read. The run folder belongs to
 the content of the pictures, wherever they lie.
 """
@@ -23,24 +23,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.backbone.loading import pick_device
-from nd.config import verb
+from nd.config import Config
+from nd.config.application import verb
 from nd.data.prepared import Stimuli, split_of, stimuli_path
+from nd.evaluation.brain import brain_lines, brain_scores
+from nd.evaluation.decoded import decoded_retrieval
+from nd.evaluation.external import read_given
+from nd.evaluation.reconstructions import Stored, check_ids, read_images
 from nd.files import sha256_json, write_json, write_text
 from nd.generate.training import part_ids
 from nd.lightning import is_rank_zero
 from nd.metrics.aggregation import AGGREGATIONS
-from nd.metrics.given import read_given
 from nd.metrics.protocol import describe, weights_found
-from nd.metrics.reconstructions import Stored, check_ids, read_images
 from nd.metrics.retrieval import retrieval_lines
 from nd.metrics.score import PerImage, score_images
 from nd.metrics.summary import one_metric, per_image_csv, score_table
-from nd.results.brain import brain_lines, brain_scores
-from nd.results.decoded import decoded_retrieval
-from nd.results.folder import RunFolder, found
-from nd.results.identity import reads_predictions
-from nd.results.wandb import log_scores
-from nd.schema import Config
+from nd.runs.folder import RunFolder, found
+from nd.runs.identity import reads_predictions
+from nd.tables.wandb import log_scores
 
 log = logging.getLogger(__name__)
 

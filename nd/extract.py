@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nd.config import verb
-from nd.schema import Config
+from nd.config import Config
+from nd.config.application import verb
 
 if TYPE_CHECKING:
     from nd.backbone.loading import Backbone
@@ -26,7 +26,7 @@ def extract(cfg: Config) -> list[Path]:
     """Compute what is missing of `cfg.target.name`, or of all targets of the method; returns the stores' paths."""
     from nd.backbone.loading import pick_device
     from nd.data.prepared import Stimuli, stimuli_path
-    from nd.results.chain import extracted
+    from nd.runs.chain import extracted
     from nd.targets.fill import extract_to_stores
     from nd.targets.registry import build_extractors
     from nd.targets.store import extraction_backbone, store_path
@@ -55,7 +55,7 @@ def report(cfg: Config, job: Job, backbone: Backbone, n_images: int, seconds: fl
 
     from nd.backbone.weights import PARTS
     from nd.files import open_h5, write_json
-    from nd.results.manifest import git_state, peak_memory_mb, versions
+    from nd.runs.manifest import git_state, peak_memory_mb, versions
 
     with open_h5(job.path) as handle:
         made_from: dict[str, Any] = json.loads(handle.attrs["details"])
@@ -76,7 +76,7 @@ def report(cfg: Config, job: Job, backbone: Backbone, n_images: int, seconds: fl
 
 def surroundings() -> dict[str, Any]:
     """What features may depend on beside weights and settings: package versions, and the machine."""
-    from nd.results.manifest import device
+    from nd.runs.manifest import device
     from nd.targets.reference import versions
 
     return {"packages": versions(), "device": device()}

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nd.config import derive, verb
-from nd.schema import Config
+from nd.config import Config
+from nd.config.application import derive, verb
 
 if TYPE_CHECKING:
     from nd.data.prepared import Subject
     from nd.data.splits import Split
     from nd.mappers.checkpoint import Origin
-    from nd.results.folder import RunFolder
+    from nd.runs.folder import RunFolder
 
 Trained = tuple["RunFolder", list["Origin"]]
 
@@ -28,7 +28,7 @@ Trained = tuple["RunFolder", list["Origin"]]
 def predict(cfg: Config) -> Path:
     """Predict every target of `cfg.method.targets`; returns the run folder."""
     from nd.data.prepared import open_subject, split_of
-    from nd.results.folder import RunFolder
+    from nd.runs.folder import RunFolder
 
     subject, split = open_subject(cfg), split_of(cfg)
     mappers = {name: trained(derive(cfg, f"target={name}"), subject, split) for name in cfg.method.targets}
@@ -46,7 +46,7 @@ def predict(cfg: Config) -> Path:
 def trained(cfg: Config, subject: Subject, split: Split) -> Trained:
     """The finished train run of one target, made sure to fit this subject's voxels and the present features."""
     from nd.mappers.folds import check_folds, origin_of
-    from nd.results.folder import RunFolder, found
+    from nd.runs.folder import RunFolder, found
     from nd.targets.store import wanted_fingerprint
 
     fingerprint = wanted_fingerprint(cfg, cfg.target.name)

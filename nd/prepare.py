@@ -13,15 +13,15 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from nd.config import verb
+from nd.config import Config
+from nd.config.application import verb
 from nd.data.pieces import Piece, folder_megabytes, make_pieces
 from nd.data.prepared import data_folder
-from nd.schema import Config
 
 
 def prepare(cfg: Config) -> Path:
     """Write what is missing of ``<paths.data>/<data.name>`` and return it. UserError where that fails."""
-    from nd.results.manifest import git_state, versions
+    from nd.runs.manifest import git_state, versions
 
     if cfg.layout != "prepared":
         return write_layout(cfg)

@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nd.config import verb
+from nd.config import Config
+from nd.config.application import verb
 from nd.errors import UserError
 from nd.lightning import is_rank_zero
-from nd.results.chain import needs_own_process
-from nd.results.folder import RunFolder, found
-from nd.results.identity import reads_predictions
-from nd.schema import Config
+from nd.runs.chain import needs_own_process
+from nd.runs.folder import RunFolder, found
+from nd.runs.identity import reads_predictions
 
 if TYPE_CHECKING:
     from nd.generate.features import FeatureSource

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nd.config import verb
-from nd.results.curves import learning_of
-from nd.results.folder import command_for
+from nd.config import Config
+from nd.config.application import verb
 from nd.run import with_target
-from nd.schema import Config
+from nd.runs.folder import command_for
 from nd.table import read_table
+from nd.tables.curves import learning_of
 
 
 def report(cfg: Config) -> None:
     """Write the page and the grid of the table that ``table=`` names."""
-    from nd.results.report import write_report  # loads matplotlib
+    from nd.tables.report import write_report  # loads matplotlib
 
     table = read_table(cfg)
     command = " && ".join(command_for(cfg, name) for name in ("run", "table", "report"))

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 
-from nd.config import derive, verb
+from nd.config import Config, TargetConfig
+from nd.config.application import derive, verb
 from nd.errors import UserError
-from nd.results.chain import Action, Chain, StepFailed, in_own_process, needs_own_process, steps_of
-from nd.results.folder import RunFolder
-from nd.results.specs import Entry, Row, expand, load_spec
-from nd.schema import Config, TargetConfig
+from nd.runs.chain import Action, Chain, StepFailed, in_own_process, needs_own_process, steps_of
+from nd.runs.folder import RunFolder
+from nd.tables.specs import Entry, Row, expand, load_spec
 
 ACTIONS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
 ABOUT_TARGET = ("target", "experiment", "debug", "hydra")  # overrides that can change what a target is

@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from nd.config import derive, verb
-from nd.results.ceiling import ceilings_of
-from nd.results.diversity import diversities_of
-from nd.results.folder import command_for
-from nd.results.formats import text, write_table
-from nd.results.specs import expand, load_spec
-from nd.results.table import Table, collect, unexpected
+from nd.config import Config
+from nd.config.application import derive, verb
+from nd.evaluation.ceiling import ceilings_of
+from nd.evaluation.diversity import diversities_of
 from nd.run import with_target
-from nd.schema import Config
+from nd.runs.folder import command_for
+from nd.tables.formats import text, write_table
+from nd.tables.specs import expand, load_spec
+from nd.tables.table import Table, collect, unexpected
 
 
 def read_table(cfg: Config) -> Table:

@@ -11,14 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nd.config import verb
-from nd.results.chain import pretrain_of
-from nd.schema import Config
+from nd.config import Config
+from nd.config.application import verb
+from nd.runs.chain import pretrain_of
 
 
 def train(cfg: Config) -> Path:
     """Fit every fold of `cfg.data.split`; returns the run folder."""
-    from nd.results.identity import TRAINED_MAPPERS
+    from nd.runs.identity import TRAINED_MAPPERS
 
     return train_network(cfg) if cfg.mapper.name in TRAINED_MAPPERS else fit_linear(cfg)
 
@@ -29,7 +29,7 @@ def fit_linear(cfg: Config) -> Path:
     from nd.data.prepared import open_subject, split_of
     from nd.files import write_json
     from nd.mappers.folds import fit_fold
-    from nd.results.folder import RunFolder
+    from nd.runs.folder import RunFolder
     from nd.targets.store import TargetStore, store_path
 
     subject, split = open_subject(cfg), split_of(cfg)
@@ -52,9 +52,9 @@ def train_network(cfg: Config) -> Path:
     from nd.files import write_json
     from nd.lightning import is_rank_zero
     from nd.mappers.training.folds import clear_folds, finetune_folds, pretrain_folds, stores_of
-    from nd.results.folder import RunFolder
-    from nd.results.identity import trained_together
-    from nd.results.wandb import training_logger
+    from nd.runs.folder import RunFolder
+    from nd.runs.identity import trained_together
+    from nd.tables.wandb import training_logger
     from nd.targets.store import TargetStore
 
     targets, folder = trained_together(cfg), RunFolder.open(cfg, "train")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from nd.config import BackboneConfig, Config, DataConfig
 from nd.data.prepared import data_folder
-from nd.schema import BackboneConfig, Config, DataConfig
 
 ROOT = Path(__file__).parent.parent
 

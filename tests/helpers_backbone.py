@@ -11,7 +11,7 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from nd.schema import BackboneConfig
+from nd.config import BackboneConfig
 
 IMAGE_SIZE = 16
 TEXT_LENGTH = 8

@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.config import Config
 from nd.data.prepared import stimuli_path, write_stimuli
-from nd.results.folder import RunFolder
-from nd.results.identity import reads_predictions, reads_targets
-from nd.schema import Config
+from nd.runs.folder import RunFolder
+from nd.runs.identity import reads_predictions, reads_targets
 
 N_IMAGES, SIDE = 8, 6
 

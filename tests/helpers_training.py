@@ -23,7 +23,8 @@ from pytorch_lightning import Callback
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nd.config import compose
+from nd.config import BackboneConfig, Config
+from nd.config.application import compose
 from nd.data.prepared import (
     data_folder,
     open_subject,
@@ -39,7 +40,6 @@ from nd.mappers.training.fit import Files
 from nd.mappers.training.folds import teacher_of
 from nd.mappers.training.pretrained import Pretrained
 from nd.mappers.training.stage import Stage, Trained, finetune, pretrain
-from nd.schema import BackboneConfig, Config
 from nd.targets.store import TargetStore, store_path
 
 N_LATENT, N_REPEATS = 6, 2

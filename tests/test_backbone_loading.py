@@ -21,8 +21,8 @@ from nd.backbone import image_tower
 from nd.backbone.loading import Backbone, load_backbone, pick_device
 from nd.backbone.tower import BlockFeatures, preprocess
 from nd.backbone.weights import fetch, revision_of
+from nd.config import BackboneConfig
 from nd.errors import UserError
-from nd.schema import BackboneConfig
 
 
 @pytest.fixture(scope="module")

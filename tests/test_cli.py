@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from nd.help import VERBS, verb_help
-from nd.overrides import field_names, group_names
+from nd.config.help import VERBS, verb_help
+from nd.config.overrides import field_names, group_names
 
 ROOT = Path(__file__).parent.parent
 PROBE = '''
 """A verb for tests."""
 import sys
-from nd.config import verb
+from nd.config.application import verb
 from nd.errors import UserError
-from nd.schema import Config
+from nd.config import Config
 
 
 def probe(cfg: Config) -> int | None:
@@ -164,7 +164,7 @@ def test_help_explains_every_verb_group_and_field_and_is_quick(empty: Path) -> N
 def test_help_and_the_check_import_nothing_heavy(empty: Path) -> None:
     heavy = ["torch", "diffusers", "transformers", "open_clip", "matplotlib", "pytorch_lightning", "scipy"]
     code = (
-        "import sys; from nd.cli import main; from nd.config import check; from nd.help import verb_help;"
+        "import sys; from nd.cli import main; from nd.config.application import check; from nd.config.help import verb_help;"
         f"check('run', ['seed=1']); verb_help('run'); print([name for name in {heavy} if name in sys.modules])"
     )
     assert run(code, cwd=empty, program=("-c",)).stdout == "[]\n"

@@ -10,12 +10,12 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from nd.composing import schema_defaults
-from nd.config import check, compose, derive
+from nd.config import Config, SubjectConfig
+from nd.config.application import check, compose, derive
+from nd.config.composition import schema_defaults
+from nd.config.overrides import field_names, group_names, group_options, read
+from nd.config.rules import PUBLISHED
 from nd.errors import UserError
-from nd.overrides import field_names, group_names, group_options, read
-from nd.rules import PUBLISHED
-from nd.schema import Config, SubjectConfig
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

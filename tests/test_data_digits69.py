@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.io import loadmat, savemat
 
+from nd.config import DataConfig
 from nd.data.digits69 import KEYS, LABELS, pieces_of, read_digits69, write_digits69
 from nd.data.prepared import Stimuli, Subject
 from nd.errors import UserError
-from nd.schema import DataConfig
 
 
 def made_up(n_voxels: int = 4) -> dict[str, Any]:

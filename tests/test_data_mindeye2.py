@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nd.config import Config, DataConfig
 from nd.data.mindeye2 import trials as trials_module
 from nd.data.mindeye2.prepare import pieces_of
 from nd.data.mindeye2.trials import read_trials
@@ -27,7 +28,6 @@ from nd.data.subject_file import SubjectTable, write_table
 from nd.errors import UserError
 from nd.files import allocate, sha256_file
 from nd.scenes.as_mindeye2 import write_mindeye2
-from nd.schema import Config, DataConfig
 
 # Two sessions of six trials. Images 5 and 7 are the shared ones; by hand: session, presentation, shared or not.
 IMAGE = np.array([10, 5, 20, 10, 7, 30, 5, 20, 7, 40, 10, 5])

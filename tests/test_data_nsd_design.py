@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.io import savemat
 
+from nd.config import DataConfig
 from nd.data.nsd.design import presentation, read_coco_ids, read_trials
 from nd.data.nsd.facts import PEOPLE, SHARED_COCO_HASH, check_split, number
 from nd.data.nsd.tree import DESIGN, SIMULATED_MARK, STIM_INFO
@@ -17,7 +18,6 @@ from nd.data.splits import SESSIONS_OF, subject_split
 from nd.data.subject import Subject
 from nd.data.subject_file import write_subject
 from nd.errors import UserError
-from nd.schema import DataConfig
 
 N_TRIALS, PER_SESSION, N_SHARED = 30_000, 750, 1000
 

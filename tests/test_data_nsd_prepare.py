@@ -21,6 +21,7 @@ from scipy.io import loadmat, savemat
 
 import nd.data.nsd.prepare as prepare_module
 import nd.scenes.world as world
+from nd.config import Config, DataConfig, PathsConfig
 from nd.data.nsd import tree
 from nd.data.pieces import make_pieces
 from nd.data.prepared import Stimuli, Subject, open_subject, split_of, stimuli_path, subject_path
@@ -28,7 +29,6 @@ from nd.data.splits import get_split
 from nd.errors import UserError
 from nd.prepare import prepare
 from nd.scenes.as_nsd import ROI_IN_NSD, write_nsd
-from nd.schema import Config, DataConfig, PathsConfig
 
 BETAS = "betas_fithrf_GLMdenoise_RR"
 SCENES = DataConfig(subjects=["subj01"], n_train=24, n_val=5, n_test=6, n_repeats=4, n_voxels=120)
@@ -196,7 +196,7 @@ def test_other_settings_are_refused(made: Path, tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 import nd.data.nsd.prepare as module
-from nd.config import compose
+from nd.config.application import compose
 from nd.prepare import prepare
 read, calls = module.read_session, []
 def dying(*arguments):
@@ -452,7 +452,7 @@ def test_unreadable_permissions(root: Path, tmp_path: Path, monkeypatch: pytest.
 
 DISK_FULL = """
 import resource, signal, sys
-from nd.config import compose
+from nd.config.application import compose
 from nd.errors import UserError
 from nd.prepare import prepare
 cfg = compose(sys.argv[1:])

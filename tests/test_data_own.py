@@ -16,14 +16,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from nd.config import compose
+from nd.config import Config, DataConfig, PathsConfig, SubjectConfig
+from nd.config.application import compose
 from nd.data.own import pieces_of
 from nd.data.pieces import hidden
 from nd.data.prepared import Stimuli, Subject, open_subject, split_of, stimuli_path
 from nd.errors import UserError
 from nd.files import read_json
 from nd.prepare import prepare
-from nd.schema import Config, DataConfig, PathsConfig, SubjectConfig
 
 T, V, N, SIDE = 60, 7, 12, 8
 
@@ -387,7 +387,7 @@ import sys
 from pathlib import Path
 from nd.data.own import pieces_of
 from nd.data.pieces import make_pieces
-from nd.config import compose
+from nd.config.application import compose
 
 def resident() -> int:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

@@ -13,13 +13,13 @@ import h5py
 import numpy as np
 import pytest
 
+from nd.config import Config, DataConfig, PathsConfig
 from nd.data import pieces as pieces_module
 from nd.data.pieces import Piece, make_pieces, recorded_hash
 from nd.data.prepared import Subject, data_folder, stimuli_path, subject_path
 from nd.errors import UserError
 from nd.files import sha256_file
 from nd.prepare import main, prepare
-from nd.schema import Config, DataConfig, PathsConfig
 
 
 def tiny(root: Path, **more: Any) -> Config:

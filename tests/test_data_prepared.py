@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
+from nd.config import Config, DataConfig
 from nd.data import rows as rows_module
 from nd.data.prepared import Stimuli, Subject, mean_betas, subject_path, write_stimuli, write_subject
 from nd.errors import LeakError, UserError
-from nd.schema import Config, DataConfig
 
 IMAGE_ID = np.array([4, 9, 4, 2, 9, 4], np.int32)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nd.config import DataConfig
 from nd.data.clusters import read_clusters, write_clusters
 from nd.data.digits69 import LABELS
 from nd.data.splits import Fold, cluster_split, get_split
 from nd.errors import UserError
 from nd.scenes.clusters import clusters_of
 from nd.scenes.scene import sample_scene
-from nd.schema import DataConfig
 
 SCENES = DataConfig()
 CV10 = DataConfig(name="digits69", source="digits69", split="digits69-cv10", n_val=10)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import nd.scenes.world as world
-from nd.config import compose, derive
+from nd.config import Config, DataConfig, PathsConfig
+from nd.config.application import compose, derive
 from nd.data.datamodule import VoxelDataModule
 from nd.data.prepared import Subject, data_folder, mean_betas, open_subject, split_of, subject_path, write_subject
 from nd.data.splits import get_split
@@ -25,7 +26,6 @@ from nd.extract import extract
 from nd.generate.training import TrainingImages
 from nd.predict import predict
 from nd.prepare import prepare
-from nd.schema import Config, DataConfig, PathsConfig
 from nd.train import train
 
 N_SESSIONS = 4

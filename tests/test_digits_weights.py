@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nd.backbone.loading import Backbone, load_backbone
 from nd.backbone.weights import find_source
-from nd.config import compose
+from nd.config.application import compose
 from nd.data.digits69 import read_digits69
 from nd.files import read_json
 from nd.generate.noise import noise_for

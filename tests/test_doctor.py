@@ -22,25 +22,25 @@ from PIL import Image
 from scipy.io import savemat
 
 from nd.backbone.loading import Backbone
-from nd.config import check, compose
+from nd.config import Config
+from nd.config.application import check, compose
 from nd.data.mindeye2 import tree as mindeye2
 from nd.data.nsd import tree
 from nd.data.nsd.facts import PEOPLE
 from nd.data.prepared import Stimuli, Subject, stimuli_path, subject_path
-from nd.doctor import doctor
+from nd.doctor import weights
+from nd.doctor.extent import Extent, images_seen
+from nd.doctor.memory import memory_estimate, store_bytes, target_numbers, target_shapes
+from nd.doctor.need import byte_text
+from nd.doctor.report import doctor
+from nd.doctor.training import largest_training, stages, training_needs
+from nd.doctor.whole import fault
 from nd.mappers.arrays import LARGE_BYTES
 from nd.mappers.base import FoldData, Group
 from nd.mappers.registry import build_mapper
-from nd.needs import weights
-from nd.needs.extent import Extent, images_seen
-from nd.needs.memory import memory_estimate, store_bytes, target_numbers, target_shapes
-from nd.needs.need import byte_text
-from nd.needs.training import largest_training, stages, training_needs
-from nd.needs.whole import fault
 from nd.prepare import prepare
 from nd.scenes.as_mindeye2 import write_mindeye2
 from nd.scenes.as_nsd import write_nsd
-from nd.schema import Config
 from nd.targets.registry import build_extractor
 
 VERSION = "betas_fithrf_GLMdenoise_RR"
@@ -607,10 +607,10 @@ def test_memory_of_a_mapper_counts_the_arrays_it_ends_with(
     ends = sum(array.nbytes for name, array in fit.state().items() if name in weights)
 
     def estimate(large: float) -> float:
-        monkeypatch.setattr("nd.needs.memory.LARGE_BYTES", large)
+        monkeypatch.setattr("nd.doctor.memory.LARGE_BYTES", large)
         return memory_estimate(cfg, Extent(voxels=voxels, fitted=fitted)).mapping
 
-    monkeypatch.setattr("nd.needs.memory.target_numbers", lambda cfg: {"c": 3, "z": numbers})
+    monkeypatch.setattr("nd.doctor.memory.target_numbers", lambda cfg: {"c": 3, "z": numbers})
     kept, in_files = estimate(LARGE_BYTES), estimate(0)
     ends -= fit.state()["directions"].nbytes if "directions" in fit.state() else 0  # a factor of the voxels alone
     spare = 4 * numbers if "directions" in fit.state() else 0  # centred, n images may have n - 1 components
@@ -737,7 +737,7 @@ def test_the_doctor_says_what_training_takes(ask: Callable[..., Said], monkeypat
     assert "pretraining of z on 2 subjects: " in line
     assert "ridge mapper" not in said.text
     assert "too much for this device" not in line
-    monkeypatch.setattr("nd.doctor._device_bytes", lambda cfg: 1e9)
+    monkeypatch.setattr("nd.doctor.report._device_bytes", lambda cfg: 1e9)
     poor = ask("experiment=nsd", "mapper=two_stage", "method=vae", "trainer=cpu", "training.pretrain=false").flat
     assert "fine-tuning of z on subj01: " in poor
     assert re.search(r"too much for this device \(1\.0 GB\): Training takes about .* with network\.hidden=2048", poor)
@@ -760,15 +760,15 @@ def test_images_seen_by_several_people() -> None:
 
 
 def test_samples_that_do_not_fit_say_what_would(ask: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nd.doctor._device_bytes", lambda cfg: 25e9)
+    monkeypatch.setattr("nd.doctor.report._device_bytes", lambda cfg: 25e9)
     said = ask("experiment=nsd").flat
     assert "this device holds 2 of them, and takes so many at once" in said
     assert "computed again" not in said
-    monkeypatch.setattr("nd.doctor._device_bytes", lambda cfg: 12e9)
+    monkeypatch.setattr("nd.doctor.report._device_bytes", lambda cfg: 12e9)
     said = ask("experiment=nsd").flat
     assert "activations are then computed again" in said
     assert "backbone.dtype=bfloat16 and guidance.decoder=half take less than half each" in said
-    monkeypatch.setattr("nd.doctor.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9e9, 0, 9e9))
+    monkeypatch.setattr("nd.doctor.report.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9e9, 0, 9e9))
     assert "too much for this disk (9.0 GB free): target.dtype=float16 takes half of it" in ask("experiment=nsd").flat
     assert "data.subjects=[subj01] takes fewer images," in ask("data=nsd").flat
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nd.config import compose
-from nd.doctor import doctor
+from nd.config.application import compose
+from nd.doctor import weights
+from nd.doctor.need import Need
+from nd.doctor.report import doctor
 from nd.metrics.networks import table
-from nd.needs import weights
-from nd.needs.need import Need
 
 # Networks of published protocols, with the megabytes and the places that their publishers state.
 MINDEYE2 = {

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nd.config import Config, MethodConfig, PathsConfig, ProtocolConfig
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
 from nd.evaluate import evaluate
+from nd.evaluation.reconstructions import Stored, read_images
 from nd.files import read_json
 from nd.generate.training import part_ids
 from nd.metrics.correlation import pixcorr
 from nd.metrics.images import to_float
-from nd.metrics.reconstructions import Stored, read_images
-from nd.results.folder import RunFolder
-from nd.results.scores import read_per_image, read_scores
-from nd.schema import Config, MethodConfig, PathsConfig, ProtocolConfig
+from nd.runs.folder import RunFolder
+from nd.tables.scores import read_per_image, read_scores
 
 
 @pytest.fixture

@@ -14,17 +14,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from nd.config import check, compose
+from nd.config import Config, PathsConfig, ProtocolConfig
+from nd.config.application import check, compose
 from nd.data.prepared import Stimuli, Subject, stimuli_path, subject_path
 from nd.errors import UserError
 from nd.evaluate import evaluate
+from nd.evaluation.external import read_given
 from nd.files import read_json
 from nd.generate.training import part_ids
-from nd.metrics.given import read_given
-from nd.results.folder import RunFolder
-from nd.results.identity import identity_of
-from nd.results.scores import read_scores
-from nd.schema import Config, PathsConfig, ProtocolConfig
+from nd.runs.folder import RunFolder
+from nd.runs.identity import identity_of
+from nd.tables.scores import read_scores
 
 Pictures = NDArray[Any]
 
@@ -201,7 +201,7 @@ def test_images_the_subject_never_saw_have_no_place(
     path = as_npy(tmp_path / "x.npy", pictures)
     seen = Subject(subject_path(cfg))
     fewer = seen.only(seen.image_id != ids[3])
-    monkeypatch.setattr("nd.metrics.given.open_subject", lambda _: fewer)
+    monkeypatch.setattr("nd.evaluation.external.open_subject", lambda _: fewer)
     with pytest.raises(UserError, match=rf"no trial of 1 of the 12 images \[{ids[3]}\], so their place is not known"):
         read_given(given(cfg, path, order="first_appearance"))
 

@@ -15,13 +15,13 @@ from helpers_backbone import tiny_backbone
 from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
+from nd.config import Config, GuidanceConfig, MethodConfig
+from nd.config.steps import share_of
 from nd.errors import UserError
 from nd.generate.guidance import FeatureGuidance, feature_loss, guided_noise, layer_weights, unit_vectors
 from nd.generate.noise import noise_for
 from nd.generate.sampler import GuidedSampler
 from nd.generate.schedule import build_schedule
-from nd.schema import Config, GuidanceConfig, MethodConfig
-from nd.schema.steps import share_of
 
 SD_SCHEDULE = {
     "beta_start": 0.00085,

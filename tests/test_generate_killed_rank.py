@@ -18,14 +18,14 @@ from helpers_backbone import tiny_backbone
 from torch import Tensor
 from torch.multiprocessing import ProcessExitedException
 
-from nd.config import compose, derive
+from nd.config import Config
+from nd.config.application import compose, derive
 from nd.errors import UserError
 from nd.generate.base import Pictures
 from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.lightning import plain_errors
 from nd.reconstruct import reconstruct
-from nd.results.folder import RunFolder
-from nd.schema import Config
+from nd.runs.folder import RunFolder
 
 N_TRAIN, N_TEST, SIZE = 8, 12, 16
 SHAPES = {"z": (4, 4, 4), "c": (8, 16), "g": (6, 17, 16)}

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
-from nd.config import compose
+from nd.config import Config, GuidanceConfig, MethodConfig
+from nd.config.application import compose
 from nd.errors import UserError
 from nd.generate.attention import SelfAttention, degraded
 from nd.generate.decoders import picture_decoder
@@ -24,7 +25,6 @@ from nd.generate.noise import noise_for
 from nd.generate.previews import Previews
 from nd.generate.sampler import GuidedSampler
 from nd.generate.variants import VARIANTS
-from nd.schema import Config, GuidanceConfig, MethodConfig
 
 SHAPE = (4, 4, 4)
 

@@ -30,14 +30,14 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
+from nd.config import Config, GuidanceConfig, MethodConfig
+from nd.config.steps import share_of
 from nd.generate.guidance import guided_noise, shown_latents
 from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.noise import shared_noise
 from nd.generate.sampler import GuidedSampler
 from nd.generate.schedule import build_schedule, ddim_step
 from nd.generate.variants import VARIANTS
-from nd.schema import Config, GuidanceConfig, MethodConfig
-from nd.schema.steps import share_of
 
 LATENT = (4, 8, 8)
 KAPPA = 1e3  # changes pictures of these models by a fifth of their range

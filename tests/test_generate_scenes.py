@@ -7,7 +7,7 @@ import torch
 
 from nd.backbone.loading import load_backbone
 from nd.backbone.tower import BlockFeatures
-from nd.config import compose
+from nd.config.application import compose
 from nd.generate.noise import noise_for
 from nd.generate.sampler import GuidedSampler, point_of
 from nd.generate.trajectories import Point

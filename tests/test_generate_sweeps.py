@@ -15,7 +15,8 @@ from helpers_backbone import tiny_backbone
 from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
-from nd.config import compose
+from nd.config import Config, GuidanceConfig, MethodConfig
+from nd.config.application import compose
 from nd.errors import UserError
 from nd.generate import memory
 from nd.generate.memory import Need, empty_copy, fitted, need_of, needs_of, plan_for
@@ -24,7 +25,6 @@ from nd.generate.plan import Plan, in_parts
 from nd.generate.sampler import GuidedSampler, point_of
 from nd.generate.trajectories import Point, Track, Trajectories
 from nd.reconstruct import sweeps
-from nd.schema import Config, GuidanceConfig, MethodConfig
 
 SHAPE = (4, 4, 4)
 GRID = [(kappa, eta) for kappa in (0.2, 0.8) for eta in (0.0, 0.34, 0.5, 1.0)] + [(0.0, 0.5)]
@@ -185,7 +185,7 @@ def test_fitted_takes_the_least_of_speed_and_room() -> None:
 @pytest.fixture
 def folder(tmp_path: Path, backbone: Backbone) -> list[str]:
     from nd.data.prepared import stimuli_path, write_stimuli
-    from nd.results.folder import RunFolder
+    from nd.runs.folder import RunFolder
 
     where = str(Path(backbone.config.weights))
     overrides = [
@@ -206,7 +206,7 @@ def folder(tmp_path: Path, backbone: Backbone) -> list[str]:
 
 
 def pictures(cfg: Config) -> np.ndarray:
-    from nd.results.folder import RunFolder
+    from nd.runs.folder import RunFolder
 
     run = RunFolder.open(cfg, "reconstruct")
     assert run.done

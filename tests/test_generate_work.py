@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing import ProcessRaisedException
 
+from nd.config import Config, DataConfig, GuidanceConfig, MethodConfig, PathsConfig, TrainerConfig
 from nd.data.prepared import stimuli_path, write_stimuli
 from nd.data.splits import get_split
 from nd.errors import UserError
@@ -31,7 +32,6 @@ from nd.generate.parts import Parts, partition
 from nd.generate.registry import GENERATORS, generator_entry
 from nd.generate.training import TrainingImages, part_ids
 from nd.lightning import user_error_of
-from nd.schema import Config, DataConfig, GuidanceConfig, MethodConfig, PathsConfig, TrainerConfig
 
 SIZE = 6
 CPU = TrainerConfig(accelerator="cpu", progress=False)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from nd.config import compose
+from nd.config import Config
+from nd.config.application import compose
+from nd.config.mapper_rules import mapper_contradictions, mapper_idle
+from nd.config.rules import without_effect
 from nd.errors import UserError
-from nd.mapper_rules import mapper_contradictions, mapper_idle
-from nd.rules import without_effect
-from nd.schema import Config
 
 TWO_STAGE = ["mapper=two_stage", "data.subjects=[subj01,subj02]"]
 

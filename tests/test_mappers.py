@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn import linear_model
 
+from nd.config import MapperConfig
 from nd.errors import UserError
 from nd.mappers import blocks
 from nd.mappers.base import FoldData, Group
@@ -21,7 +22,6 @@ from nd.mappers.ridge import Ridge
 from nd.mappers.spectrum import decompose
 from nd.mappers.spread import left_out_share, spread_ratio
 from nd.mappers.validation import ValidationScores
-from nd.schema import MapperConfig
 from nd.targets.registry import column_groups
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sklearn import linear_model
 from sklearn.model_selection import KFold
 
-from nd.config import compose, derive
+from nd.config import Config, MapperConfig
+from nd.config.application import compose, derive
 from nd.data.prepared import mean_betas, open_subject, split_of
 from nd.errors import UserError
 from nd.extract import extract
@@ -24,8 +25,7 @@ from nd.mappers.column_choice import Moments, best_columns, choose_columns, corr
 from nd.mappers.target_statistics import TargetStatistics, column_statistics, statistics_path
 from nd.predict import predict
 from nd.prepare import prepare
-from nd.results.folder import RunFolder
-from nd.schema import Config, MapperConfig
+from nd.runs.folder import RunFolder
 from nd.targets.store import TargetStore, store_path
 from nd.train import train
 

@@ -10,10 +10,10 @@ import torch
 from helpers_linear import noisy_brain, one_fold, z_scored
 from numpy.typing import NDArray
 
+from nd.config import MapperConfig
 from nd.mappers.arrays import Scratch
 from nd.mappers.choice import choose_for_columns
 from nd.mappers.crossvalidation import CrossValidation, Held, Images, cross_validation
-from nd.schema import MapperConfig
 
 FOLDS = 4
 # The squared singular values of the voxels lie between 1 and 1,100. Penalties close together among them, over many

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers_linear import noisy_brain, one_fold, package_fit, package_predict
 
+from nd.config import MapperConfig
 from nd.errors import UserError
 from nd.mappers import arrays, cut_equations, memory, normal_equations
 from nd.mappers.base import Group
@@ -17,7 +18,6 @@ from nd.mappers.checkpoint import Origin, checkpoint_path, load, save
 from nd.mappers.fastl2lir import FastL2LiR
 from nd.mappers.normal_equations import Solution, select_and_solve
 from nd.mappers.registry import build_mapper
-from nd.schema import MapperConfig
 
 PENALTY = 0.15
 

@@ -16,6 +16,7 @@ from himalaya.ridge import RidgeCV
 from numpy.typing import NDArray
 from sklearn import linear_model
 
+from nd.config import MapperConfig
 from nd.errors import UserError
 from nd.mappers import arrays, blocks, gram, smoother, validation
 from nd.mappers.arrays import Scratch
@@ -26,7 +27,6 @@ from nd.mappers.ridge import Ridge
 from nd.mappers.smoother import Smoother
 from nd.mappers.spectrum import decompose
 from nd.mappers.validation import ValidationScores
-from nd.schema import MapperConfig
 
 ALPHAS = [1.0, 30.0, 300.0, 3e3, 3e4]
 # Images, voxels: held-out predictions by way of images, of voxels as two factors, of voxels multiplied out.

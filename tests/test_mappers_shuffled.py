@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
+from nd.config import Config
 from nd.errors import LeakError
 from nd.mappers.shuffled import ShuffledTargets, control_of
-from nd.schema import Config
 from nd.targets.store import TargetStore
 
 SEEN = np.array([1, 3, 4, 6, 8])

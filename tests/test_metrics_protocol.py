@@ -15,6 +15,7 @@ import torch
 import yaml
 from scipy.spatial.distance import correlation as scipy_correlation
 
+from nd.config import ProtocolConfig
 from nd.errors import UserError
 from nd.metrics import cache, network
 from nd.metrics.cache import features_path, stimulus_features
@@ -27,7 +28,6 @@ from nd.metrics.networks import lite
 from nd.metrics.protocol import PINNED, describe
 from nd.metrics.score import METRICS, score_images
 from nd.scenes.draw import draw_many
-from nd.schema import ProtocolConfig
 
 ROOT = Path(__file__).parent.parent
 SCENES = ProtocolConfig()

@@ -19,6 +19,7 @@ from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
+from nd.config import ProtocolConfig
 from nd.errors import UserError
 from nd.metrics import cache, network
 from nd.metrics.images import resize, to_float
@@ -26,7 +27,6 @@ from nd.metrics.measures import KINDS, MEASURES, METRICS, by_view, measures_of
 from nd.metrics.networks.table import NETWORKS
 from nd.metrics.protocol import check_number, describe, settings_hash, weights_found
 from nd.metrics.score import score_images
-from nd.schema import ProtocolConfig
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ("brain_diffuser", "mindeye1", "mindeye2", "minddiffuser")

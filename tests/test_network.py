@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.vae import Decoder
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nd.config import NetworkConfig
 from nd.errors import UserError
 from nd.mappers.network.draws import Draws, Dropout
 from nd.mappers.network.head import HeadOutput
@@ -26,7 +27,6 @@ from nd.mappers.network.residual import PublishedResidual, Residual
 from nd.mappers.network.subject_layer import key_of, name_of
 from nd.mappers.network.token_head import TokenHead
 from nd.mappers.network.trunk import Trunk, build_trunk
-from nd.schema import NetworkConfig
 
 M = TypeVar("M", bound=nn.Module)
 H = 12

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nd.config import NetworkConfig
 from nd.mappers.losses import absolute_error, soft_clip, soft_contrastive, squared_error
 from nd.mappers.network.draws import Draws
 from nd.mappers.network.network import Network
 from nd.mappers.network.parts import Part, parts_of
 from nd.mappers.network.prior import DiffusionPrior
 from nd.mappers.network.size import Estimate, largest_levers, training_bytes
-from nd.schema import NetworkConfig
 
 N_VOXELS = {"subj01": 300, "subj02": 200}
 PARTS = [*parts_of("c", (12, 48)), *parts_of("g", (2, 9, 32)), *parts_of("z", (4, 16, 16))]

@@ -12,6 +12,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from nd.config import NetworkConfig
 from nd.errors import UserError
 from nd.mappers.network.attention import Attention
 from nd.mappers.network.draws import Draws, key_of
@@ -19,7 +20,6 @@ from nd.mappers.network.noise_schedule import cosine_alpha_bar, ddim_steps, rele
 from nd.mappers.network.positions import RelativeBias, Rotary, bucket_of, sines
 from nd.mappers.network.prior import DiffusionPrior
 from nd.mappers.network.prior_network import FeedForward, PriorNetwork, StableNorm
-from nd.schema import NetworkConfig
 
 T, D = 3, 12  # tokens, numbers of a token
 SMALL: dict[str, Any] = {"prior_depth": 2, "prior_heads": 3, "prior_head_width": 10, "prior_growth": 2}

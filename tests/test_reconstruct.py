@@ -13,15 +13,15 @@ from helpers_backbone import tiny_backbone
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nd.config import compose, derive
+from nd.config import Config
+from nd.config.application import compose, derive
 from nd.data.prepared import stimuli_path, write_stimuli
 from nd.errors import UserError
 from nd.generate.base import Pictures
 from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.parts import Parts
 from nd.reconstruct import main, reconstruct
-from nd.results.folder import RunFolder
-from nd.schema import Config
+from nd.runs.folder import RunFolder
 
 N_TRAIN, N_TEST, SIZE = 8, 5, 16
 SHAPES = {"z": (4, 4, 4), "c": (8, 16), "g": (6, 17, 16)}

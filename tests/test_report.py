@@ -17,12 +17,12 @@ from PIL import Image
 
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
-from nd.results.curves import Curve, Learning, Stage
-from nd.results.pictures import cell_side, evenly_ranked, gallery, grid_image
-from nd.results.plots import score_plot, svg, tuning_plot
-from nd.results.report import write_report
-from nd.results.specs import Column, Entry, Pair, Row, TableSpec
-from nd.results.table import Table, collect
+from nd.tables.curves import Curve, Learning, Stage
+from nd.tables.pictures import cell_side, evenly_ranked, gallery, grid_image
+from nd.tables.plots import score_plot, svg, tuning_plot
+from nd.tables.report import write_report
+from nd.tables.specs import Column, Entry, Pair, Row, TableSpec
+from nd.tables.table import Table, collect
 
 ROWS = [
     Row(label="decoded & guided"),

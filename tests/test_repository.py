@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 # A package may import from itself and from anything to its left, never from the right.
 ORDER = [
-    {"nd", "nd.errors", "nd.files", "nd.lightning", "nd.progress", "nd.schema"},
+    {"nd", "nd.errors", "nd.files", "nd.lightning", "nd.progress", "nd.config"},
     {"nd.data"},
     {"nd.scenes"},
     {"nd.backbone"},
@@ -26,14 +26,14 @@ ORDER = [
     {"nd.metrics"},
     {"nd.results"},
     {
-        "nd.config",
-        "nd.composing",
-        "nd.overrides",
-        "nd.check",
-        "nd.rules",
-        "nd.mapper_rules",
-        "nd.sampling_rules",
-        "nd.help",
+        "nd.config.application",
+        "nd.config.composition",
+        "nd.config.overrides",
+        "nd.config.check",
+        "nd.config.rules",
+        "nd.config.mapper_rules",
+        "nd.config.sampling_rules",
+        "nd.config.help",
         "nd.needs",
     },
     {
@@ -100,7 +100,7 @@ def test_the_import_rule_can_fail() -> None:
     assert backward_imports("nd.data.trials", "from nd.generate.noise import noise_for") == [
         "nd.data.trials imports nd.generate"
     ]
-    assert backward_imports("nd.metrics.pixel", "def f():\n    import nd.results.table") == [
+    assert backward_imports("nd.metrics.pixel", "def f():\n    import nd.tables.table") == [
         "nd.metrics.pixel imports nd.results"
     ]
     assert backward_imports("nd.targets.store", "from nd.data import splits") == []

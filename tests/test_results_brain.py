@@ -12,8 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from nd.config import Config, MethodConfig, PathsConfig, ProtocolConfig
+from nd.config.rules import contradictions
 from nd.data.prepared import Stimuli, mean_betas, open_subject, split_of, stimuli_path
 from nd.evaluate import evaluate
+from nd.evaluation import brain
+from nd.evaluation.brain import brain_lines
 from nd.files import read_json
 from nd.generate.training import TrainingImages, part_ids
 from nd.metrics.brain import BrainCorrelation, Encoder
@@ -21,12 +25,8 @@ from nd.metrics.measures import encoded_layers
 from nd.metrics.network import RANDOM, features
 from nd.metrics.noise_ceiling import pattern_ceiling, repeat_ceiling
 from nd.metrics.protocol import describe
-from nd.results import brain
-from nd.results.brain import brain_lines
-from nd.results.folder import RunFolder
-from nd.results.scores import read_per_image
-from nd.rules import contradictions
-from nd.schema import Config, MethodConfig, PathsConfig, ProtocolConfig
+from nd.runs.folder import RunFolder
+from nd.tables.scores import read_per_image
 
 
 @pytest.fixture

@@ -12,19 +12,19 @@ from helpers_results import config, fake_scores
 from helpers_training import SMALL, write_world
 
 import nd.train
-from nd.config import compose
+from nd.config import BackboneConfig, Config
+from nd.config.application import compose
 from nd.errors import UserError
 from nd.mappers.checkpoint import target_path
 from nd.mappers.training.fit import Files
 from nd.mappers.training.folds import pretrained_path
-from nd.results.chain import pretrain_of
-from nd.results.curves import Curve, Learning, Stage, curve_of, learning_of, stages_of, terms
-from nd.results.folder import RunFolder
-from nd.results.plots import learning_plot, svg
-from nd.results.specs import Column, Entry, Row, TableSpec
-from nd.results.table import Table, collect
 from nd.run import with_target
-from nd.schema import BackboneConfig, Config
+from nd.runs.chain import pretrain_of
+from nd.runs.folder import RunFolder
+from nd.tables.curves import Curve, Learning, Stage, curve_of, learning_of, stages_of, terms
+from nd.tables.plots import learning_plot, svg
+from nd.tables.specs import Column, Entry, Row, TableSpec
+from nd.tables.table import Table, collect
 
 LOSSES = {"c/tokens": 0.5, "c/contrast": 0.25, "g_0/tokens": 1.0, "g_1/tokens": 2.0, "z/latent": 8.0}
 

@@ -9,15 +9,15 @@ import h5py
 import numpy as np
 import pytest
 
+from nd.config import Config, MethodConfig, PathsConfig, ProtocolConfig, TargetConfig
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.evaluate import evaluate
+from nd.evaluation import decoded
+from nd.evaluation.decoded import decoded_retrieval
 from nd.extract import extract
 from nd.files import read_json
 from nd.generate.training import part_ids
-from nd.results import decoded
-from nd.results.decoded import decoded_retrieval
-from nd.results.folder import RunFolder
-from nd.schema import Config, MethodConfig, PathsConfig, ProtocolConfig, TargetConfig
+from nd.runs.folder import RunFolder
 
 
 @pytest.fixture

@@ -12,19 +12,19 @@ import pytest
 import yaml
 from helpers_results import config
 
+from nd.config import Config
 from nd.errors import UserError
 from nd.files import read_json
-from nd.results import inputs, manifest
-from nd.results.folder import RunFolder, command_for, find, found
-from nd.results.locks import is_locked
-from nd.schema import Config
+from nd.runs import inputs, manifest
+from nd.runs.folder import RunFolder, command_for, find, found
+from nd.runs.locks import is_locked
 
 HOLD = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from helpers_results import config
 from pathlib import Path
-from nd.results.folder import RunFolder
+from nd.runs.folder import RunFolder
 cfg = config(Path(sys.argv[1]))
 with RunFolder.open(cfg, "train").writing(cfg) as path:
     (path / "part-0").write_text("kept", encoding="utf-8")
@@ -34,7 +34,7 @@ with RunFolder.open(cfg, "train").writing(cfg) as path:
 FORK = """
 import os, sys, time
 from pathlib import Path
-from nd.results.locks import locked
+from nd.runs.locks import locked
 with locked(Path(sys.argv[1]), "x"):
     read, write = os.pipe()
     child = os.fork()

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from nd.config import Config
 from nd.errors import UserError
-from nd.results.identity import VERBS, flat, identity_of, run_id, run_name
-from nd.schema import Config
+from nd.runs.identity import VERBS, flat, identity_of, run_id, run_name
 
 PINNED = {
     "train": "7bb15b752018",

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from helpers_results import config
 
+from nd.config import Config
 from nd.data.clusters import clusters_path, write_clusters
 from nd.data.prepared import data_folder
 from nd.errors import UserError
-from nd.results.folder import RunFolder
-from nd.results.inputs import input_files
-from nd.schema import Config
+from nd.runs.folder import RunFolder
+from nd.runs.inputs import input_files
 
 VERBS = ("train", "predict", "reconstruct", "evaluate")
 

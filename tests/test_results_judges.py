@@ -10,9 +10,9 @@ from helpers_results import N_IMAGES, config, fake_scores
 
 from nd.errors import UserError
 from nd.metrics.measures import METRICS
-from nd.results.judges import networks_of
-from nd.results.specs import Column, Entry, Row, TableSpec
-from nd.results.table import Table, collect
+from nd.tables.judges import networks_of
+from nd.tables.specs import Column, Entry, Row, TableSpec
+from nd.tables.table import Table, collect
 
 A, B = "0123456789ab", "ba9876543210"
 VALUES = np.linspace(0.2, 0.9, N_IMAGES)

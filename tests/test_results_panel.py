@@ -16,19 +16,19 @@ from helpers_results import config, fake_scores
 from numpy.typing import NDArray
 
 from nd.errors import UserError
+from nd.evaluation import diversity as module
+from nd.evaluation.ceiling import ceilings_of
+from nd.evaluation.diversity import decoded_diversity, diversities_of
+from nd.evaluation.panel import Finding, Judged, Panel, best, better_by, has_room, panel_of, same_images
 from nd.metrics.diversity import diversity
 from nd.prepare import prepare
-from nd.results import diversity as module
-from nd.results.ceiling import ceilings_of
-from nd.results.diversity import decoded_diversity, diversities_of
-from nd.results.folder import RunFolder
-from nd.results.formats import latex, markdown, text
-from nd.results.panel import Finding, Judged, Panel, best, better_by, has_room, panel_of, same_images
-from nd.results.panel_block import NONE_FOUND
-from nd.results.scores import Score
-from nd.results.sheets import sheets_of
-from nd.results.specs import Column, Entry, Row, TableSpec
-from nd.results.table import Table, collect
+from nd.runs.folder import RunFolder
+from nd.tables.formats import latex, markdown, text
+from nd.tables.panel_block import NONE_FOUND
+from nd.tables.scores import Score
+from nd.tables.sheets import sheets_of
+from nd.tables.specs import Column, Entry, Row, TableSpec
+from nd.tables.table import Table, collect
 
 RNG = np.random.default_rng(5)
 N, SIZE = 40, 64

@@ -14,13 +14,13 @@ from helpers_results import N_IMAGES, config, fake_scores
 
 from nd.errors import UserError
 from nd.metrics.pooling import pooled_interval
-from nd.results import formats, sheets
-from nd.results.blocks import blocks
-from nd.results.means import MeanRow, check_seeds
-from nd.results.published import BOUNDS, FOLDER, Published, find_published, load_set, sets
-from nd.results.report import block_html, scores_html
-from nd.results.specs import Averaged, Column, Entry, Row, TableSpec, load_spec
-from nd.results.table import Table, collect
+from nd.tables import formats, sheets
+from nd.tables.blocks import blocks
+from nd.tables.means import MeanRow, check_seeds
+from nd.tables.published import BOUNDS, FOLDER, Published, find_published, load_set, sets
+from nd.tables.report import block_html, scores_html
+from nd.tables.specs import Averaged, Column, Entry, Row, TableSpec, load_spec
+from nd.tables.table import Table, collect
 
 SPEC = TableSpec(
     name="tiny", folder=Path(), title="T", experiment="scenes", subjects=["subj01"],

@@ -13,13 +13,13 @@ import pytest
 import yaml
 from helpers_results import N_IMAGES, config, fake_scores
 
-from nd.config import compose, derive
+from nd.config import Config
+from nd.config.application import compose, derive
 from nd.errors import UserError
-from nd.results import formats
-from nd.results.identity import reads_predictions, reads_targets
-from nd.results.specs import Column, Entry, Pair, Row, TableSpec, available, expand, load_spec
-from nd.results.table import Table, collect, unexpected
-from nd.schema import Config
+from nd.runs.identity import reads_predictions, reads_targets
+from nd.tables import formats
+from nd.tables.specs import Column, Entry, Pair, Row, TableSpec, available, expand, load_spec
+from nd.tables.table import Table, collect, unexpected
 
 Change = Callable[[Config], None]
 RNG = np.random.default_rng(1)

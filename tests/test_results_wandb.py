@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from helpers_results import config
 
+from nd.config import Config
 from nd.errors import UserError
-from nd.results.folder import RunFolder
-from nd.results.wandb import changed_keys, log_scores
-from nd.schema import Config
+from nd.runs.folder import RunFolder
+from nd.tables.wandb import changed_keys, log_scores
 
 SCORES = {"pixcorr": 0.5, "ssim": 0.25}
 

@@ -16,13 +16,13 @@ from helpers_results import config, fake_scores
 
 import nd.run
 import nd.table
-from nd.config import compose, derive
+from nd.config import Config
+from nd.config.application import compose, derive
 from nd.errors import UserError
-from nd.results.chain import Chain, Step, StepFailed, check_finished, needs_own_process, steps_of
-from nd.results.folder import RunFolder, found
-from nd.results.identity import run_id
 from nd.run import action_of, entries_of, with_target
-from nd.schema import Config
+from nd.runs.chain import Chain, Step, StepFailed, check_finished, needs_own_process, steps_of
+from nd.runs.folder import RunFolder, found
+from nd.runs.identity import run_id
 
 
 class Recorder:

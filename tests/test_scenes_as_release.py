@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT
 from scipy.io import loadmat
 
+from nd.config import Config, DataConfig, PathsConfig
 from nd.data.prepared import data_folder, write_subject
 from nd.data.stimuli import Stimuli
 from nd.data.subject import Subject
@@ -29,7 +30,6 @@ from nd.scenes.as_mindeye2 import write_mindeye2
 from nd.scenes.as_nsd import ROI_IN_NSD, write_nsd
 from nd.scenes.as_release import write_release
 from nd.scenes.world import pieces_of
-from nd.schema import Config, DataConfig, PathsConfig
 
 N_TRAIN, N_TEST = 130, 30
 TEST_IDS = np.arange(N_TRAIN, N_TRAIN + N_TEST)

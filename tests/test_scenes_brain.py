@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nd.config import Config, DataConfig
 from nd.data.prepared import Subject, mean_betas, subject_path
 from nd.scenes.attributes import attribute_matrix, attribute_names
 from nd.scenes.brain import NCSNR_RANGE, Brain, build_brain, subject_rng, windows
@@ -14,7 +15,6 @@ from nd.scenes.draw import draw_scenes
 from nd.scenes.filters import GRID, Bank, _energy, filter_bank, frequencies, opponent_colours, orientations
 from nd.scenes.scene import sample_scene
 from nd.scenes.world import make_schedule, write_experiment, zscore_sessions
-from nd.schema import Config, DataConfig
 
 EARLY = np.array([a.early for a in AREAS])
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nd.config import check, compose
+from nd.config import Config
+from nd.config.application import check, compose
 from nd.data.clusters import clusters_path, read_clusters
 from nd.data.prepared import Subject, data_folder, open_subject, split_of, subject_path
 from nd.errors import UserError
 from nd.prepare import prepare
-from nd.schema import Config
 
 SMALL = ["data.n_train=60", "data.n_val=10", "data.n_test=8", "data.n_voxels=60", "data.n_repeats=2"]
 

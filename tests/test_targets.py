@@ -14,9 +14,9 @@ from helpers_clip import tiny_clip
 from numpy.typing import NDArray
 
 from nd.backbone.loading import Backbone, load_backbone
+from nd.config import BackboneConfig, Config
 from nd.data.prepared import Stimuli, write_stimuli
 from nd.errors import LeakError, UserError
-from nd.schema import BackboneConfig, Config
 from nd.targets import fill, unfinished
 from nd.targets.base import Extractor, Items
 from nd.targets.registry import EXTRACTORS, build_extractor

@@ -32,8 +32,8 @@ from transformers import (
 from nd.backbone.clip import Clip
 from nd.backbone.clip_pictures import STD, to_pixels
 from nd.backbone.loading import Backbone
+from nd.config import BackboneConfig, Config
 from nd.errors import UserError
-from nd.schema import BackboneConfig, Config
 from nd.targets.base import Items
 from nd.targets.clip_features import ClipImage, ClipText, ClipVision, VisionPass, clip_of, vision_pass
 from nd.targets.registry import build_extractor, build_extractors

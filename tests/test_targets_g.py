@@ -19,8 +19,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from nd.backbone.loading import Backbone, load_backbone
 from nd.backbone.tower import BlockFeatures, preprocess
+from nd.config import BackboneConfig, Config
 from nd.errors import UserError
-from nd.schema import BackboneConfig, Config
 from nd.targets.base import Items
 from nd.targets.registry import build_extractor
 from nd.targets.tower_features import TowerFeatures, tower_pass

@@ -18,13 +18,13 @@ from helpers_backbone import IMAGE_SIZE, tiny_backbone
 from numpy.typing import NDArray
 
 from nd.backbone.loading import Backbone
-from nd.config import compose
+from nd.config import BackboneConfig, Config
+from nd.config.application import compose
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
 from nd.extract import extract
 from nd.files import allocate, write_json
 from nd.prepare import prepare
-from nd.schema import BackboneConfig, Config
 from nd.targets import reference
 from nd.targets.base import Items
 from nd.targets.fill import check_store, extract_to_stores, is_finished
@@ -115,7 +115,7 @@ def test_a_store_that_has_an_image_is_not_computed_for_it_again(stimuli: Stimuli
 EXTRACT = """
 import collections, os, signal, sys
 import nd.targets.unfinished as unfinished
-from nd.config import compose
+from nd.config.application import compose
 from nd.extract import extract
 write, calls, written = unfinished.Unfinished.write, [], collections.Counter()
 def counting(self, rows, ids, features):

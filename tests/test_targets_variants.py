@@ -17,10 +17,10 @@ from scipy import ndimage
 from torchvision.transforms.v2 import functional as tv
 
 from nd.backbone.loading import Backbone, load_backbone
+from nd.config import BackboneConfig, Config, DataConfig
 from nd.data.digits69 import read_digits69
 from nd.errors import UserError
 from nd.scenes.world import World
-from nd.schema import BackboneConfig, Config, DataConfig
 from nd.targets.base import Items
 from nd.targets.guards import SATURATED, check_features, check_pictures, saturated_share
 from nd.targets.lanczos import lanczos

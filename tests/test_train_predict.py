@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 
 import nd.data.prepared
 from nd import predict as predict_verb
-from nd.config import compose, derive
+from nd.config import BackboneConfig, Config
+from nd.config.application import compose, derive
 from nd.data.prepared import Subject, mean_betas, open_subject, split_of, subject_path, write_subject
 from nd.data.splits import Fold, Split, get_split
 from nd.errors import LeakError, UserError
@@ -24,8 +25,7 @@ from nd.mappers import folds
 from nd.mappers.ridge import Ridge
 from nd.predict import predict
 from nd.prepare import prepare
-from nd.results.folder import RunFolder
-from nd.schema import BackboneConfig, Config
+from nd.runs.folder import RunFolder
 from nd.targets.store import TargetStore, store_path
 from nd.train import train
 

@@ -23,7 +23,7 @@ from pytorch_lightning import Callback
 from torch import Tensor
 
 import nd.mappers.training.fit as fit
-from nd.config import compose
+from nd.config.application import compose
 from nd.data.batch import Batch
 from nd.mappers.losses import mixco_nce, soft_clip, soft_contrastive
 from nd.mappers.mixco import draw_mix, mix_labels, mix_targets, mixed_voxels

@@ -12,7 +12,8 @@ from helpers_training import N_TRAIN, N_VAL, SMALL, finetuned, pretrained, stage
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
-from nd.config import compose
+from nd.config import Config
+from nd.config.application import compose
 from nd.data.subject import mean_betas
 from nd.mappers.network.network import Network
 from nd.mappers.network.parts import Part
@@ -24,7 +25,6 @@ from nd.mappers.training.pretrained import Pretrained, load_shared
 from nd.mappers.training.scale import TargetScale
 from nd.mappers.training.scores import target_scores
 from nd.mappers.training.stage import Stage, align, anchors_of, others_of, train_stage
-from nd.schema import Config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

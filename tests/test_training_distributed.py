@@ -13,11 +13,11 @@ from helpers_training import SHAPES, SMALL, assert_close, curve_of, pretrained, 
 from torch import Tensor
 
 import nd.lightning
-from nd.config import compose
+from nd.config.application import compose
 from nd.errors import UserError
 from nd.mappers.training.fit import Files
-from nd.results.chain import pretrain_of
-from nd.results.folder import RunFolder
+from nd.runs.chain import pretrain_of
+from nd.runs.folder import RunFolder
 from nd.train import train
 
 # Relative, in float32, where sums of a step are split differently. Of weights: to the largest number of a tensor, since

@@ -20,11 +20,11 @@ from helpers_training import (
 from pytorch_lightning import Callback
 
 import nd.mappers.training.callbacks as callbacks
-from nd.config import compose
+from nd.config.application import compose
 from nd.mappers.training.module import predict_parts
 from nd.mappers.training.scores import target_scores
-from nd.results.folder import RunFolder
-from nd.results.wandb import training_logger
+from nd.runs.folder import RunFolder
+from nd.tables.wandb import training_logger
 from nd.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from nd.config import NetworkConfig, TrainingConfig
 from nd.errors import UserError
 from nd.mappers.losses import soft_temperature
 from nd.mappers.network.draws import key_of
@@ -18,7 +19,6 @@ from nd.mappers.training.noise import ImageNoise
 from nd.mappers.training.objective import Phase
 from nd.mappers.training.scale import TargetScale
 from nd.mappers.training.teacher import patch_tokens, pooled_tokens, teacher_tokens
-from nd.schema import NetworkConfig, TrainingConfig
 
 PARTS = [Part("c", "c", 0, 12, (3, 4)), Part("z", "z", 0, 32, (2, 4, 4))]
 NETWORK = NetworkConfig(

@@ -16,14 +16,14 @@ from helpers_training import (
 from torch import Tensor
 
 import nd.mappers.training.needs as needs
-from nd.config import compose
+from nd.config import NetworkConfig, TrainerConfig
+from nd.config.application import compose
 from nd.errors import UserError
 from nd.mappers.network.parts import Part
 from nd.mappers.network.size import training_bytes
 from nd.mappers.training.fit import Files
 from nd.mappers.training.module import MapperTraining
-from nd.results.folder import RunFolder
-from nd.schema import NetworkConfig, TrainerConfig
+from nd.runs.folder import RunFolder
 from nd.train import main, train
 
 PARTS = [Part("c", "c", 0, 12, (3, 4)), Part("z", "z", 0, 32, (2, 4, 4))]

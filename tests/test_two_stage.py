@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 
 import nd.mappers.training.others as others
 import nd.mappers.two_stage as two_stage
-from nd.config import compose, derive
+from nd.config import Config, MapperConfig
+from nd.config.application import compose, derive
 from nd.data.prepared import open_subject, split_of, subject_path
 from nd.data.splits import Fold, Split
 from nd.data.subject import mean_betas
@@ -31,10 +32,9 @@ from nd.mappers.training.pretrained import load_pretrained, save_pretrained
 from nd.mappers.training.stage import Stage
 from nd.mappers.two_stage import TwoStage
 from nd.predict import predict
-from nd.results.chain import pretrain_of
-from nd.results.folder import RunFolder
-from nd.results.identity import run_id
-from nd.schema import Config, MapperConfig
+from nd.runs.chain import pretrain_of
+from nd.runs.folder import RunFolder
+from nd.runs.identity import run_id
 from nd.targets.store import TargetStore, store_path
 from nd.train import train
 

@@ -26,9 +26,9 @@ from nd.backbone.vdvae.loading import FILE, URL, load_vdvae, vdvae_of
 from nd.backbone.vdvae.model import Vdvae, normal_from, uniform_from
 from nd.backbone.vdvae.pictures import to_pixels
 from nd.backbone.vdvae.shape import IMAGENET64, BlockShape, VdvaeShape
+from nd.config import BackboneConfig, Config, TargetConfig
 from nd.errors import UserError
 from nd.generate.noise import noise_for
-from nd.schema import BackboneConfig, Config, TargetConfig
 from nd.targets import vdvae as target_module
 from nd.targets.base import Items
 from nd.targets.noise import keyed_generator, keyed_normal

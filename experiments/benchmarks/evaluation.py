@@ -28,13 +28,13 @@ import numpy as np
 import torch
 import yaml
 
+from nd.config import ProtocolConfig
 from nd.files import write_json
 from nd.metrics.aggregation import repeats_of
 from nd.metrics.identification import two_way_identification
 from nd.metrics.measures import by_view, measures_of
 from nd.metrics.network import RANDOM, features, loaded
 from nd.metrics.score import by_pixels, one_measure
-from nd.schema import ProtocolConfig
 
 PROTOCOLS = Path(__file__).parents[2] / "conf" / "protocol"
 ALEXNET2 = 139_968  # numbers of AlexNet(2) at 224 px

@@ -46,11 +46,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nd.backbone.loading import Backbone
 from nd.backbone.tower import preprocess
+from nd.config import BackboneConfig, Config, DataConfig
 from nd.data.prepared import Stimuli, stimuli_path, write_stimuli
 from nd.extract import extract
 from nd.files import write_json
 from nd.scenes.world import World
-from nd.schema import BackboneConfig, Config, DataConfig
 from nd.targets.base import Items
 from nd.targets.guards import check_pictures
 from nd.targets.registry import build_extractors

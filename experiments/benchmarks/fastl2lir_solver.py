@@ -33,12 +33,12 @@ from data_feed import watched
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from nd.config import MapperConfig
 from nd.files import write_json
 from nd.mappers.base import FoldData, Group
 from nd.mappers.fastl2lir import FastL2LiR
 from nd.mappers.gram import gram
 from nd.mappers.normal_equations import Solution, select_and_solve
-from nd.schema import MapperConfig
 
 PENALTY = 0.15
 SOLVE = np.linalg.solve

@@ -38,7 +38,8 @@ from data_feed import REPEATS, watched, write_store, write_subject_file
 from extraction import matmul_rate
 from torch.utils.flop_counter import FlopCounterMode
 
-from nd.config import compose
+from nd.config import Config
+from nd.config.application import compose
 from nd.data.batch import Batch, StepLoader
 from nd.data.datamodule import VoxelDataModule
 from nd.data.splits import Fold
@@ -50,7 +51,6 @@ from nd.mappers.network.parts import Part, parts_of
 from nd.mappers.network.size import Estimate, training_bytes
 from nd.mappers.training.module import MapperTraining, Recipe
 from nd.mappers.training.scale import TargetScale
-from nd.schema import Config
 from nd.targets.store import TargetStore
 
 SHAPES = {"c": (77, 768), "g": (6, 50, 768), "z": (4, 64, 64)}  # Stable Diffusion v1.4 and CLIP ViT-B/32, six layers

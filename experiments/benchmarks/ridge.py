@@ -42,13 +42,13 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.model_selection import GridSearchCV
 
+from nd.config import MapperConfig
 from nd.files import write_json
 from nd.mappers.arrays import Scratch, scratch_folder
 from nd.mappers.base import FoldData, Group
 from nd.mappers.checkpoint import Origin, checkpoint_path, load, save
 from nd.mappers.crossvalidation import Images, cross_validation
 from nd.mappers.ridge import Ridge
-from nd.schema import MapperConfig
 from nd.targets.store import TargetStore
 
 ALPHAS = MapperConfig().alphas

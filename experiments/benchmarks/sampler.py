@@ -34,12 +34,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from nd.backbone.loading import Backbone, load_backbone
-from nd.config import compose
+from nd.config import Config
+from nd.config.application import compose
+from nd.config.steps import share_of
 from nd.files import write_json
 from nd.generate.plan import Plan
 from nd.generate.sampler import GuidedSampler
-from nd.schema import Config
-from nd.schema.steps import share_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from helpers_released import Numbers, plain_decode, plain_eps, plain_gradient, plain_picture, plain_scheduler

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone, pick_device
 from nd.backbone.tower import BlockFeatures
-from nd.config import compose
+from nd.config import Config
+from nd.config.application import compose
 from nd.generate.noise import noise_for
 from nd.generate.sampler import GuidedSampler, point_of
-from nd.schema import Config
 
 KAPPAS = (0.03, 0.1, 0.3, 1.0)  # scale-free; they span as much as 3e3 .. 3e6 of the published kappa
 ETAS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)

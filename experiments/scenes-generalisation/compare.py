@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nd.config import compose
+from nd.config.application import compose
 from nd.data.prepared import split_of
 from nd.files import write_json
 from nd.metrics.statistics import bootstrap_means
-from nd.results.scores import read_per_image
-from nd.results.table import Table
 from nd.run import run
 from nd.table import read_table
+from nd.tables.scores import read_per_image
+from nd.tables.table import Table
 
 HERE = Path(__file__).parent
 SPLITS = {"random": "scenes", "clusters": "scenes_clusters"}

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nd.backbone.loading import Backbone, load_backbone, pick_device
-from nd.config import compose, derive
+from nd.config import Config
+from nd.config.application import compose, derive
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.extract import extract
 from nd.files import sha256_json, write_json
@@ -42,8 +43,7 @@ from nd.metrics.score import score_images
 from nd.metrics.statistics import bootstrap_interval, paired_difference
 from nd.predict import predict
 from nd.prepare import prepare
-from nd.results.folder import RunFolder
-from nd.schema import Config
+from nd.runs.folder import RunFolder
 from nd.targets.store import store_path
 from nd.train import train
 

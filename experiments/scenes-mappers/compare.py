@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nd.config import compose
+from nd.config import Config
+from nd.config.application import compose
 from nd.data.prepared import mean_betas, open_subject, split_of
 from nd.extract import extract
 from nd.files import read_json, write_json
@@ -34,8 +35,7 @@ from nd.mappers.network.parts import parts_of
 from nd.mappers.two_stage import TwoStage
 from nd.metrics.statistics import Interval, bootstrap_interval, paired_difference
 from nd.prepare import prepare
-from nd.results.folder import RunFolder
-from nd.schema import Config
+from nd.runs.folder import RunFolder
 from nd.targets.store import TargetStore, store_path
 from nd.train import pretrain_of, train
 

@@ -27,8 +27,8 @@ from nd.backbone.weights import (
     revision_of,
     weight_variant,
 )
+from nd.config import BackboneConfig
 from nd.errors import UserError
-from nd.schema import BackboneConfig
 
 T = TypeVar("T")
 

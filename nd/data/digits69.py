@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.config import DataConfig
 from nd.data import digit_captions
 from nd.data.pieces import Piece
 from nd.data.stimuli import content_hash, write_stimuli
 from nd.data.subject_file import write_subject
 from nd.errors import UserError
 from nd.files import sha256_file
-from nd.schema import DataConfig
 
 N_TRAIN = 90
 N_IMAGES = 100

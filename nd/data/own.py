@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nd.config import Config
 from nd.data.captions import captions_for, files_of
 from nd.data.own_pictures import RULE, OwnPictures, hash_of, open_pictures, write_pictures
 from nd.data.own_trials import OwnTrials
@@ -25,7 +26,6 @@ from nd.data.pieces import Piece, Settings
 from nd.data.stimuli import Stimuli
 from nd.errors import UserError
 from nd.files import sha256_json
-from nd.schema import Config
 
 LOG = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nd.config import Config
 from nd.data.clusters import clusters_path, read_clusters
 from nd.data.splits import BY_CLUSTER, BY_SUBJECT, SESSIONS_OF, Split, cluster_split, get_split, narrowed, subject_split
 from nd.data.stimuli import Stimuli, check_allowed, write_stimuli
 from nd.data.subject import Subject, mean_betas
 from nd.data.subject_file import ALL_VOXELS, SubjectTable, write_subject
 from nd.errors import UserError, unknown
-from nd.schema import Config
 
 __all__ = [
     "Stimuli",

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.config import DataConfig
 from nd.data import digits69
 from nd.errors import UserError, unknown
 from nd.files import sha256_json
-from nd.schema import DataConfig
 
 N_FOLDS = 10
 NSD_SPLITS = ("nsd982", "nsd1000", "nsd_partial")

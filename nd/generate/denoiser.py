@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nd.backbone.loading import Backbone
+from nd.config import Config
 from nd.generate.attention import SelfAttention, degraded
-from nd.schema import Config
 
 
 class Denoiser:

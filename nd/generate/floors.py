@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
+from nd.config import Config
 from nd.generate.base import to_uint8
 from nd.generate.noise import keyed_generator
 from nd.generate.training import TrainingImages
-from nd.schema import Config
 from nd.targets.store import TargetStore, store_path
 
 

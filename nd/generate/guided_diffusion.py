@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from nd.backbone.loading import load_backbone
+from nd.config import Config
 from nd.generate.base import Pictures, to_uint8
 from nd.generate.memory import plan_for
 from nd.generate.noise import noise_for, shared_noise
 from nd.generate.previews import Previews
 from nd.generate.sampler import GuidedSampler, Sampled, point_of
 from nd.generate.trajectories import Point
-from nd.schema import Config
 
 
 class GuidedDiffusion:

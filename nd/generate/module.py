@@ -15,12 +15,12 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nd.config import TrainerConfig
 from nd.generate.base import Generator
 from nd.generate.features import FeatureSource
 from nd.generate.parts import Parts
 from nd.generate.progress import ImageProgress
 from nd.lightning import plain_errors, quiet_lightning, strategy_of
-from nd.schema import TrainerConfig
 
 Batch = tuple[list[int], dict[str, Tensor]]
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nd.config import Config
 from nd.errors import unknown
 from nd.generate import floors, guided_diffusion
 from nd.generate.base import Generator, Pictures
-from nd.schema import Config
 
 Single = Callable[[Sequence[int], Mapping[str, Tensor]], NDArray[np.uint8]]  # to (B, R, H, W, 3) uint8
 

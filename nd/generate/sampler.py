@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nd.backbone.loading import Backbone
 from nd.backbone.tower import BlockFeatures
+from nd.config import Config
 from nd.errors import UserError
 from nd.generate.decoders import picture_decoder
 from nd.generate.denoiser import Denoiser
@@ -24,7 +25,6 @@ from nd.generate.plan import Plan, in_parts
 from nd.generate.schedule import add_noise, build_schedule, ddim_step
 from nd.generate.trajectories import Point, Track, Trajectories
 from nd.generate.variants import VARIANTS
-from nd.schema import Config
 
 LOSS_SCALE = {torch.float16: 2.0**16}  # the released code's kappa, inside the loss, serves it in the same way
 Preview = Callable[[int, Tensor], object]

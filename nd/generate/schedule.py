@@ -12,8 +12,8 @@ from typing import Any
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from nd.config.steps import share_of
 from nd.errors import UserError
-from nd.schema.steps import share_of
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.config import Config
 from nd.data.prepared import Stimuli, split_of, stimuli_path
 from nd.data.splits import Fold
-from nd.schema import Config
 
 
 def part_ids(cfg: Config) -> list[int]:

@@ -12,12 +12,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from nd.config import MapperConfig
 from nd.errors import UserError
 from nd.files import atomic_path, read_json, sha256_file, write_json
 from nd.mappers.arrays import read_arrays, write_arrays
 from nd.mappers.base import Mapper
 from nd.mappers.registry import restore_mapper
-from nd.schema import MapperConfig
 
 FORMAT = 1
 

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nd.config import MapperConfig
 from nd.errors import UserError
 from nd.mappers.base import Columns, FoldData, Group, Mapper
 from nd.mappers.registry import build_mapper
-from nd.schema import MapperConfig
 
 BLOCK_NUMBERS = 1 << 24  # numbers of one block of predictions: 64 MiB in single precision
 

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nd.config import MapperConfig
 from nd.errors import UserError
 from nd.mappers.arrays import Scratch
 from nd.mappers.base import Columns, FoldData, Group
@@ -30,7 +31,6 @@ from nd.mappers.gram import Gram
 from nd.mappers.smoother import Smoother, smoother
 from nd.mappers.validation import ValidationScores
 from nd.mappers.voxel_weights import voxel_scaler
-from nd.schema import MapperConfig
 
 
 @dataclass(frozen=True)

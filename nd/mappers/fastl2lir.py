@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nd.config import MapperConfig
 from nd.data.scaling import Scaler
 from nd.errors import UserError
 from nd.mappers.arrays import Scratch
@@ -30,7 +31,6 @@ from nd.mappers.memory import check_memory
 from nd.mappers.normal_equations import Solution, columns_together, equation_bytes, normal_equations
 from nd.mappers.target_statistics import column_statistics, standardised
 from nd.mappers.validation import ValidationScores
-from nd.schema import MapperConfig
 
 log = logging.getLogger(__name__)
 

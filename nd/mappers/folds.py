@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nd.config import Config
 from nd.data.prepared import Subject, mean_betas
 from nd.data.splits import Fold, Split
 from nd.errors import UserError
@@ -24,7 +25,6 @@ from nd.mappers.column_choice import choose_columns
 from nd.mappers.registry import build_mapper
 from nd.mappers.shuffled import control_of
 from nd.mappers.target_statistics import TargetStatistics, statistics_path
-from nd.schema import Config
 from nd.targets.registry import column_groups
 from nd.targets.store import TargetStore
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nd.config import MapperConfig
 from nd.data.scaling import Scaler
 from nd.mappers.base import FoldData
 from nd.mappers.kept_columns import KeptColumns, kept_groups, spread_out
-from nd.schema import MapperConfig
 
 
 class Linear:

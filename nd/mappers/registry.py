@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from nd.config import MapperConfig
 from nd.errors import unknown
 from nd.mappers.base import Mapper
 from nd.mappers.fastl2lir import FastL2LiR
 from nd.mappers.linear import Linear
 from nd.mappers.ridge import Ridge
-from nd.schema import MapperConfig
 
 MAPPERS: dict[str, type[Linear]] = {"ridge": Ridge, "fastl2lir": FastL2LiR}
 

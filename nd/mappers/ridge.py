@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nd.config import MapperConfig
 from nd.errors import UserError
 from nd.mappers.arrays import Scratch
 from nd.mappers.base import Columns, FoldData
@@ -30,7 +31,6 @@ from nd.mappers.linear import Linear
 from nd.mappers.spectrum import Spectrum, decompose
 from nd.mappers.spread import left_out_share, spread_ratio
 from nd.mappers.voxel_weights import voxel_scaler
-from nd.schema import MapperConfig
 
 
 class Ridge(Linear):

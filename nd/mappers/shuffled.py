@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nd.schema import Config
+from nd.config import Config
 from nd.targets.store import TargetStore
 
 

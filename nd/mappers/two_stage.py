@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nd.config import MapperConfig, NetworkConfig
 from nd.data.scaling import Scaler
 from nd.mappers.network.network import Network
 from nd.mappers.network.parts import Part
 from nd.mappers.training.module import predict_parts
 from nd.mappers.training.scale import TargetScale
-from nd.schema import MapperConfig, NetworkConfig
 
 IMAGES_AT_ONCE = 64
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nd.config import MapperConfig
 from nd.data.scaling import Scaler
 from nd.data.subject_file import ALL_VOXELS
 from nd.errors import UserError
@@ -31,7 +32,6 @@ from nd.mappers.base import FoldData, Group
 from nd.mappers.ridge import Ridge
 from nd.metrics.correlation import pearson
 from nd.metrics.noise_ceiling import pattern_ceiling, repeat_ceiling
-from nd.schema import MapperConfig
 
 # They add to the Gram matrix of z-scored features, whose largest eigenvalues are some N x D.
 ALPHAS = [10.0**power for power in range(8)]

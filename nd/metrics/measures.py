@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nd.schema import ProtocolConfig
+from nd.config import ProtocolConfig
 
 CHANCE = 0.5  # of identification among two
 KINDS = ("two_way", "distance", "cosine", "pair")

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from nd.config import ProtocolConfig
 from nd.errors import UserError
 from nd.files import sha256_json
 from nd.metrics.measures import Measure, measures_of
@@ -28,7 +29,6 @@ from nd.metrics.networks.lite import LEVEL_BLOCKS
 from nd.metrics.networks.table import NETWORKS, network_named
 from nd.metrics.networks.weights import OFFLINE
 from nd.metrics.ssim import WINDOW
-from nd.schema import ProtocolConfig
 
 # Name and version to the hash of the settings. To change a setting, add a version; never edit a line.
 PINNED = {

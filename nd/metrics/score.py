@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nd.config import ProtocolConfig
 from nd.errors import UserError
 from nd.metrics.aggregation import Repeat, of_repeats, repeats_of
 from nd.metrics.cache import stimulus_features
@@ -43,7 +44,6 @@ from nd.metrics.network import CPU, RANDOM, Features, features
 from nd.metrics.pairs import pair_distance
 from nd.metrics.protocol import check_number, check_protocol, weights_found
 from nd.metrics.ssim import ssim
-from nd.schema import ProtocolConfig
 
 PIXEL_BATCH = 4  # images whose pixels are held as floats at once: at 425 px SSIM needs 130 MB for each
 Scores = dict[str, Tensor]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from nd.config import Config
 from nd.data.nsd.facts import number
 from nd.data.pieces import is_prepared, reason
 from nd.data.prepared import data_folder, subject_path
@@ -23,7 +24,6 @@ from nd.files import read_json, write_json
 from nd.scenes.as_mindeye2 import write_mindeye2
 from nd.scenes.as_nsd import write_nsd
 from nd.scenes.world import pieces_of
-from nd.schema import Config
 
 RECORD = "simulated.json"
 LAYOUTS = ("nsd", "mindeye2")

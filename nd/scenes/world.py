@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.config import DataConfig
 from nd.data.clusters import CLUSTERS, write_clusters
 from nd.data.pieces import Piece
 from nd.data.prepared import write_stimuli, write_subject
@@ -28,7 +29,6 @@ from nd.scenes.cortex import MIN_VOXELS
 from nd.scenes.draw import draw_scenes
 from nd.scenes.filters import Bank, filter_bank
 from nd.scenes.scene import Scene, sample_scene
-from nd.schema import DataConfig
 
 LOG = logging.getLogger(__name__)
 

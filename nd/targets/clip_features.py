@@ -19,7 +19,7 @@ from torch import Tensor
 from nd.backbone.clip import Clip
 from nd.backbone.clip_pictures import MEAN, STD
 from nd.backbone.loading import DTYPES, Backbone
-from nd.schema.target import TargetConfig
+from nd.config.target_group import TargetConfig
 from nd.targets.base import Items, Needs, library
 from nd.targets.caption_mean import caption_mean
 

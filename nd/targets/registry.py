@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from nd.backbone.loading import Backbone
+from nd.config import Config
 from nd.errors import unknown
-from nd.schema import Config
 from nd.targets.base import Extractor
 from nd.targets.clip_features import ClipImage, ClipText, ClipVision, clip_of, vision_pass
 from nd.targets.colour import ColourMosaic

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.backbone.loading import Backbone
+from nd.config import Config
 from nd.data.prepared import Stimuli, check_allowed, stimuli_path
 from nd.errors import UserError
 from nd.files import open_h5, sha256_json
-from nd.schema import Config
 from nd.targets.base import Extractor
 from nd.targets.registry import build_extractor
 

@@ -17,7 +17,7 @@ from nd.backbone.vdvae.loading import vdvae_hash, vdvae_of
 from nd.backbone.vdvae.model import PIXEL_MEAN, PIXEL_STD, Vdvae
 from nd.backbone.vdvae.pictures import to_pixels
 from nd.backbone.vdvae.shape import IMAGENET64, VdvaeShape
-from nd.schema import TargetConfig
+from nd.config import TargetConfig
 from nd.targets.base import Items, Needs, library
 from nd.targets.noise import keyed_normal
 

@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from nd.config import Config
 from nd.data.captions import captions_for, files_of
 from nd.data.linked_stimuli import open_pictures, write_linked_stimuli
 from nd.data.mindeye2 import tree
@@ -27,7 +28,6 @@ from nd.data.rows import RowFile
 from nd.data.subject_file import SubjectTable, check_table, lay_out, write_table
 from nd.errors import UserError
 from nd.files import atomic_path, sha256_file
-from nd.schema import Config
 
 SOURCE = "mindeye2"
 

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from nd.config import Config, DataConfig
 from nd.data.captions import captions_for
 from nd.data.linked_stimuli import open_pictures, write_linked_stimuli
 from nd.data.nsd import tree
@@ -30,7 +31,6 @@ from nd.data.pieces import Piece, Settings
 from nd.data.subject_file import SubjectTable, lay_out
 from nd.errors import UserError
 from nd.files import allocate
-from nd.schema import Config, DataConfig
 
 LOG = logging.getLogger(__name__)
 

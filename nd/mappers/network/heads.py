@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from nd.config import NetworkConfig
 from nd.mappers.network.head import Head, HeadOutput
 from nd.mappers.network.latent_head import LatentHead
 from nd.mappers.network.parts import Part
 from nd.mappers.network.token_head import TokenHead
-from nd.schema import NetworkConfig
 
 __all__ = ["Head", "HeadOutput", "build_head"]
 

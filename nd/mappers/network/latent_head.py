@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nd.config import NetworkConfig
 from nd.errors import UserError
 from nd.mappers.network.draws import Draws
 from nd.mappers.network.head import Head, HeadOutput
 from nd.mappers.network.parts import Part
-from nd.schema import NetworkConfig
 
 MOST_GROUPS = 32  # groups of the decoder's norms where the channels allow it, the default of diffusers
 

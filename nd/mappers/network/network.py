@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from nd.config import NetworkConfig
 from nd.mappers.network.draws import Draws
 from nd.mappers.network.heads import Head, HeadOutput, build_head
 from nd.mappers.network.parts import Part
 from nd.mappers.network.trunk import Trunk, build_trunk
-from nd.schema import NetworkConfig
 
 
 class Network(nn.Module):

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from nd.config import NetworkConfig
 from nd.errors import unknown
 from nd.mappers.network.draws import Draws
 from nd.mappers.network.noise_schedule import Step, cosine_alpha_bar, ddim_steps, released_steps
 from nd.mappers.network.prior_network import PriorNetwork
-from nd.schema import NetworkConfig
 
 Noise = Callable[[str, Sequence[int]], Tensor]  # (name of the stream, shape of a sample) -> (B, *shape), normal
 STEPS = {"released": released_steps, "ddim": ddim_steps}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nd.config import NetworkConfig
 from nd.mappers.network.attention import Attention
 from nd.mappers.network.positions import RelativeBias, Rotary, TimeEmbedding
-from nd.schema import NetworkConfig
 
 
 class PriorNetwork(nn.Module):

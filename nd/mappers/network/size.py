@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
+from nd.config import NetworkConfig
 from nd.mappers.losses import BLOCK_NUMBERS
 from nd.mappers.network.draws import Draws
 from nd.mappers.network.heads import HeadOutput
 from nd.mappers.network.network import Network
 from nd.mappers.network.parts import Part
 from nd.mappers.network.prior import DiffusionPrior
-from nd.schema import NetworkConfig
 
 STATE_BYTES = 16  # of a parameter: weight, gradient and both moments of Adam in float32
 EMA_BYTES = 4

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from nd.config import NetworkConfig
 from nd.mappers.network.draws import Draws
 from nd.mappers.network.head import Head, HeadOutput
 from nd.mappers.network.parts import Part
 from nd.mappers.network.prior import DiffusionPrior
-from nd.schema import NetworkConfig
 
 
 class TokenHead(Head):

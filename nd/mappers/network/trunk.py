@@ -10,12 +10,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from nd.config import NetworkConfig
 from nd.errors import UserError
 from nd.mappers.network.draws import Draws
 from nd.mappers.network.mixer import Mixer
 from nd.mappers.network.residual import PublishedResidual, Residual
 from nd.mappers.network.subject_layer import layer_of, subject_layers
-from nd.schema import NetworkConfig
 
 
 class Trunk(nn.Module):

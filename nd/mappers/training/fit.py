@@ -9,12 +9,12 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 
+from nd.config import TrainerConfig
 from nd.data.datamodule import VoxelDataModule
 from nd.files import atomic_path, read_json, write_json
 from nd.lightning import plain_errors, quiet_lightning, strategy_of
 from nd.mappers.training.callbacks import Checkpoints, Curve, Kept, TrainingProgress, Weights, part_of
 from nd.mappers.training.module import MapperTraining
-from nd.schema import TrainerConfig
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from nd.config import Config
 from nd.data.prepared import open_subject, split_of
 from nd.data.splits import Fold
 from nd.data.subject import Subject, mean_betas
@@ -25,7 +26,6 @@ from nd.mappers.training.pretrained import Pretrained, load_pretrained, save_pre
 from nd.mappers.training.scores import target_scores
 from nd.mappers.training.stage import Trained, finetune, pretrain
 from nd.mappers.two_stage import TwoStage
-from nd.schema import Config
 from nd.targets.store import TargetStore, store_path
 
 log = logging.getLogger(__name__)

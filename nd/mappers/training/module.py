@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
+from nd.config import TrainingConfig
 from nd.data.batch import Batch
 from nd.data.epoch import processes
 from nd.errors import UserError
@@ -30,7 +31,6 @@ from nd.mappers.training.noise import ImageNoise
 from nd.mappers.training.objective import Phase, StepLosses, step_losses
 from nd.mappers.training.scale import TargetScale
 from nd.mappers.training.teacher import teacher_tokens
-from nd.schema import TrainingConfig
 
 # The first learning rate is the largest / DIV, the last one the first / FINAL_DIV
 # (HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py:331-361).

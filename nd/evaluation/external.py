@@ -1,0 +1,117 @@
+"""Anyone's reconstructions, matched to the images they are of: a folder of pictures, or an array in one file.
+
+A folder (``nd.evaluation.external_folder``) holds .png or .jpg files named ``<image id>`` or ``<image id>_<repeat>``; a file
+(``nd.evaluation.external_array``) is .h5, .npy or .pt with (N, H, W, 3), (N, R, H, W, 3) or channels first, uint8 or floats
+in [0, 1], and in .h5 and .pt an ``image_id`` (N,). Where there are no ids, ``order`` says what the n-th picture is of:
+
+- ``canonical``: the n-th of the part's images by rising image id, the order of MindEye2's files.
+- ``first_appearance``: the n-th of them that the subject was shown, the order of NeuralDiffuser's released files
+  (HaoyyLi/NeuralDiffuser@9286cad: predictions follow the trials of the test).
+
+N images, R repeats, H W picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nd.config import Config
+from nd.data.prepared import open_subject
+from nd.errors import UserError
+from nd.evaluation.external_array import ARRAYS, read_array
+from nd.evaluation.external_folder import read_folder
+from nd.evaluation.reconstructions import Wanted
+from nd.files import HASH_CHARS
+from nd.generate.training import part_ids
+from nd.metrics.images import check_pictures
+
+
+@dataclass(frozen=True)
+class Given:
+    """Pictures (N, R, H, W, 3), uint8 or floats in [0, 1], their ids (N,) int32, rising, and what their file says."""
+
+    images: NDArray[Any]
+    image_ids: NDArray[np.int32]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def hash(self) -> str:
+        """12 hexadecimal digits of the pixels and ids, the same from whatever form of file they came."""
+        images = self.images
+        digest = hashlib.sha256(f"{images.dtype.str}{images.shape}{self.image_ids.tolist()}".encode())
+        for picture in images:
+            digest.update(np.ascontiguousarray(picture).tobytes())
+        return digest.hexdigest()[:HASH_CHARS]
+
+
+def read_given(cfg: Config) -> Given:
+    """Read the pictures of ``cfg.images`` and match them to the images of ``cfg.part``.
+
+    Raises:
+        UserError: missing, foreign or doubled images, another count, no ids and no order, other forms of file,
+            unreadable files, grey, NaN or 0-255 float pixels, sizes that differ or are not square, other contents than
+            ``cfg.images_hash``.
+    """
+    source, wanted = Path(cfg.images).expanduser(), wanted_of(cfg)
+    if source.is_dir():
+        given = Given(*read_folder(source, wanted))
+    elif source.suffix.lower() in ARRAYS:
+        given = Given(*read_array(source, wanted))
+    else:
+        raise UserError(f"images={source}: wanted a folder of .png or .jpg, or one file {', '.join(ARRAYS)}.")
+    _check(given, source)
+    if cfg.images_hash not in ("", given.hash):
+        raise UserError(
+            f"{source} holds other pictures (hash {given.hash}) than images_hash={cfg.images_hash} asks for. Give "
+            "those pictures, or leave images_hash out: it is filled in."
+        )
+    return given
+
+
+def wanted_of(cfg: Config) -> Wanted:
+    """The images of ``cfg.part``, and in which order pictures without ids are, if ``cfg.order`` says so.
+
+    Raises:
+        UserError: ``order=first_appearance`` where the subject was not shown all of them.
+    """
+    ids = np.array(part_ids(cfg), np.int32)
+    in_order = {"": None, "canonical": ids}
+    if cfg.order not in in_order:
+        return Wanted(ids, first_appearance(cfg, ids), cfg.order)
+    return Wanted(ids, in_order[cfg.order], cfg.order)
+
+
+def first_appearance(cfg: Config, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The images ``ids`` (N,) in the order in which the subject first saw them. UserError: not all were shown."""
+    subject = open_subject(cfg)
+    rows = subject.rows_of(ids)
+    shown = subject.image_id[rows[np.argsort(subject.trial[rows], kind="stable")]]
+    found, first = np.unique(shown, return_index=True)
+    missing = np.setdiff1d(ids, found)
+    if missing.size:
+        raise UserError(
+            f"order=first_appearance: {subject.path.name} has no trial of {missing.size} of the {len(ids)} images "
+            f"{missing[:5].tolist()}, so their place is not known. Name the pictures by image id, or give "
+            "order=canonical."
+        )
+    return np.asarray(shown[np.sort(first)], np.int32)
+
+
+def _check(given: Given, source: Path) -> None:
+    height, width = given.images.shape[2:4]
+    if height != width:
+        long, short = max(height, width), min(height, width)
+        beside = f" Where they are {long // short} pictures in one, cut them apart and save <image id>_<repeat>.png."
+        raise UserError(
+            f"{source}: pictures of {width} x {height} pixels; square pictures are wanted. Crop them first."
+            + (beside if long % short == 0 else "")
+        )
+    for picture, image_id in zip(given.images, given.image_ids, strict=True):
+        check_pictures(picture, f"{source}: image {image_id}")

@@ -1,1 +1,0 @@
-"""Run folders, manifests, tables and reports: what was computed, from what, and how it compares."""

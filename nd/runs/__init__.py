@@ -1,0 +1,1 @@
+"""Run folders: identity, manifests, locks, and the chain of steps that fills them."""

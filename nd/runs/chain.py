@@ -1,0 +1,183 @@
+"""The chain of steps behind a row, each done once however many rows share it, and only where its result is missing."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nd.config import Config
+from nd.config.target_group import ALL
+from nd.data.splits import BY_SUBJECT
+from nd.errors import UserError
+from nd.files import sha256_json
+from nd.runs.folder import RunFolder
+from nd.runs.identity import VERBS, flat, reads_predictions, reads_targets
+
+log = logging.getLogger(__name__)
+
+Action = Callable[[Config], None]
+SHARED = ("prepare", "extract", "train", "predict")  # steps that rows have in common: a user's mistake there stops all
+
+
+class StepFailed(Exception):  # noqa: N818 - a fact about a step, carried to the rows that need it
+    """A step that this row needs has failed; the text says which and why."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verb on one configuration."""
+
+    verb: str
+    cfg: Config
+
+    @property
+    def folder(self) -> RunFolder | None:
+        """The step's run folder; None for ``prepare`` and ``extract``, which look after their own files."""
+        return RunFolder.open(self.cfg, self.verb) if self.verb in VERBS else None
+
+    @property
+    def name(self) -> str:
+        """What the step makes, for people."""
+        if self.folder is not None:
+            return self.folder.path.name
+        if self.verb == "prepare":
+            return self.cfg.data.name
+        return f"{self.cfg.data.name} {', '.join(extracted(self.cfg))}"
+
+    @property
+    def key(self) -> str:
+        """Equal for steps that do the same thing."""
+        if self.folder is not None:
+            return f"{self.verb} {self.folder.run_id}"
+        groups: tuple[str, ...] = ("data.",) if self.verb == "prepare" else ("data.", "backbone.", "target.")
+        if self.verb == "prepare" and self.cfg.data.source in BY_SUBJECT:
+            groups = ("data.", "subject.name")
+        if self.verb == "extract" and self.cfg.target.name == ALL:
+            groups = (*groups, "method.targets")
+        kept = {name: value for name, value in flat(self.cfg).items() if name.startswith(groups)}
+        return f"{self.verb} {sha256_json(kept)}"
+
+
+def extracted(cfg: Config) -> list[str]:
+    """The targets that ``extract`` computes."""
+    return list(cfg.method.targets) if cfg.target.name == ALL else [cfg.target.name]
+
+
+def steps_of(cfg: Config, with_target: Callable[[Config, str], Config]) -> list[Step]:
+    """Return the steps of one row in order; ``with_target`` gives the configuration for one target."""
+    per_target = [with_target(cfg, name) for name in cfg.method.targets] if reads_targets(cfg) else []
+    steps = [Step("prepare", cfg)]
+    if per_target:
+        steps.append(Step("extract", per_target[0] if len(per_target) == 1 else with_target(cfg, ALL)))
+    if reads_predictions(cfg):
+        steps += [*(Step("train", one) for one in per_target), Step("predict", cfg)]
+    return [*steps, Step("reconstruct", cfg), Step("evaluate", cfg)]
+
+
+def pretrain_of(cfg: Config) -> Config:
+    """The configuration of the stage that a network trained in two goes through before, in a run folder of its own."""
+    return replace(
+        cfg,
+        training=replace(cfg.training, stage="pretrain"),
+        subject=replace(cfg.subject, sessions=0),
+        overrides=[*cfg.overrides, "training.stage=pretrain", "subject.sessions=0"],
+    )
+
+
+def _links(step: Step, earlier: Sequence[Step]) -> dict[str, str]:
+    """Return the fingerprints, as they are now, of the finished runs a step was made from, named as its verb does."""
+    done = [(other, other.folder) for other in earlier if other.folder is not None and other.folder.done]
+    if step.verb == "predict":
+        return {f"train {other.cfg.target.name}": run.fingerprint for other, run in done if other.verb == "train"}
+    names = {("reconstruct", "predict"): "predictions", ("evaluate", "reconstruct"): "images"}
+    pairs = ((names.get((step.verb, other.verb)), run) for other, run in done)
+    return {name: run.fingerprint for name, run in pairs if name}
+
+
+def check_finished(steps: Sequence[Step]) -> None:
+    """Refuse finished runs whose inputs have changed since, and name all that was made from them."""
+    for position, step in enumerate(steps):
+        try:
+            if step.folder is not None:
+                step.folder.is_done(_links(step, steps[:position]))
+        except UserError as error:
+            later = [other.folder for other in steps[position + 1 :] if other.folder and other.verb != step.verb]
+            derived = " ".join(str(folder.path) for folder in later if folder.path.exists())
+            raise UserError(
+                f"{error}\nWhat was made from it must go too: {derived}" if derived else str(error)
+            ) from None
+
+
+class Chain:
+    """Runs steps, remembers what it has done, and prints one line for each."""
+
+    def __init__(self, actions: Mapping[str, Action], say: Callable[[str], None] = print) -> None:
+        """Take what does each verb, and where lines go."""
+        self.actions, self.say = actions, say
+        self.seen: dict[str, str] = {}  # step key -> "" when well, else what went wrong
+
+    def run_row(self, steps: Sequence[Step]) -> None:
+        """Do what is missing of one row.
+
+        Raises:
+            StepFailed: a step went wrong; other rows may still succeed.
+            UserError: a mistake in something all rows share; nothing else can succeed.
+        """
+        check_finished(steps)
+        last = steps[-1]
+        if last.folder is not None and last.folder.done:
+            self._note(last, "done already")
+            return
+        predicted = any(step.verb == "predict" and step.folder and step.folder.done for step in steps)
+        for step in steps:
+            if not (predicted and step.verb == "train"):  # a finished prediction needs its mappers no more
+                self._do(step)
+
+    def _do(self, step: Step) -> None:
+        if step.key in self.seen:
+            if self.seen[step.key]:
+                raise StepFailed(self.seen[step.key])
+            return
+        if step.folder is not None and step.folder.done:
+            self._note(step, "done already")
+            return
+        begun = time.monotonic()
+        try:
+            self.actions[step.verb](step.cfg)
+        except Exception as error:
+            self._fail(step, error)
+        self._note(step, f"{time.monotonic() - begun:.1f} s")
+
+    def _note(self, step: Step, text: str) -> None:
+        self.seen[step.key] = ""
+        self.say(f"  {step.verb:<12}{step.name:<64}{text:>14}")
+
+    def _fail(self, step: Step, error: Exception) -> None:
+        if isinstance(error, UserError) and step.verb in SHARED:
+            raise error
+        where = "" if step.folder is None else f" (traceback: {step.folder.path / 'status'})"
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}{where}"
+        self.seen[step.key] = f"{step.verb} {step.name}: {message}"
+        self.say(f"  {step.verb:<12}{step.name:<64}{'FAILED':>14}\n    {message}")
+        log.debug("step failed", exc_info=error)
+        raise StepFailed(self.seen[step.key]) from error
+
+
+def needs_own_process(cfg: Config) -> bool:
+    """Say whether Lightning will start further processes from the command line, which must then be this step's."""
+    return (cfg.trainer.devices != 1 or cfg.trainer.num_nodes > 1) and cfg.trainer.strategy in ("auto", "ddp")
+
+
+def in_own_process(verb: str, cfg: Config) -> None:
+    """Run one verb as a process of its own; an exit code other than 0 is an error."""
+    command = [sys.executable, "-m", f"nd.{verb}", *cfg.overrides]
+    code = subprocess.run(command, check=False, cwd=Path.cwd()).returncode
+    if code == 2:
+        raise UserError(f"nd {verb} refused; its message is above.")
+    if code:
+        raise RuntimeError(f"nd {verb} ended with exit code {code}; its message is above.")

@@ -1,0 +1,189 @@
+"""Run folders: found by identity, written by one process at a time, finished or resumable, never half trusted.
+
+A folder is ``<paths.runs>/<verb>/<name>-<run_id>`` with ``config.yaml``, ``overrides.txt``, ``manifest.json`` and
+``status``. The status is ``running``, ``failed`` (with the traceback) or ``done``, which is written last. A killed run
+leaves ``running`` behind with its lock free: the same command goes on from what it left.
+
+In a verb::
+
+    folder = RunFolder.open(cfg, "train")
+    inputs = {"target": store.fingerprint}
+    if folder.is_done(inputs):
+        return folder.path
+    with folder.writing(cfg, inputs):
+        ...                      # write into folder.path, skipping parts that are already there
+    return folder.path
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nd.config import Config
+from nd.errors import UserError
+from nd.files import read_json, write_json, write_text
+from nd.lightning import is_rank_zero
+from nd.runs import inputs as input_checks
+from nd.runs import manifest as manifests
+from nd.runs.identity import run_id, run_name
+from nd.runs.locks import is_locked, locked
+
+log = logging.getLogger(__name__)
+
+BOOKKEEPING = frozenset({"config.yaml", "overrides.txt", "manifest.json", "status", ".lock"})
+
+
+def command_for(cfg: Config, verb: str, *extra: str) -> str:
+    """Return the shell command that runs a verb on a configuration with further overrides; of one key, the last."""
+    last = {item.split("=", 1)[0]: item for item in (*cfg.overrides, *extra)}
+    return shlex.join(["nd", verb, *last.values()])
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run of one verb; it need not exist yet."""
+
+    verb: str
+    path: Path
+    run_id: str
+    command: str = ""
+    input_files: tuple[Path, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def open(cls, cfg: Config, verb: str) -> RunFolder:
+        """Return the folder that the configuration means; nothing is written."""
+        identity = run_id(verb, cfg)
+        path = Path(cfg.paths.runs) / verb / f"{run_name(verb, cfg)}-{identity}"
+        files = tuple(input_checks.input_files(verb, cfg))
+        return cls(verb, path, identity, command_for(cfg, verb), files)
+
+    @property
+    def status(self) -> str:
+        """``new``, ``running`` (also after a kill), ``failed`` or ``done``."""
+        try:
+            return (self.path / "status").read_text(encoding="utf-8").split("\n", 1)[0].strip() or "new"
+        except FileNotFoundError:
+            return "new"
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is finished."""
+        return self.status == "done"
+
+    @property
+    def busy(self) -> bool:
+        """Whether a live process is writing the folder."""
+        return is_locked(self.path / ".lock")
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The recorded manifest; empty for a new run."""
+        path = self.path / "manifest.json"
+        return read_json(path) if path.exists() else {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of identity and input contents; a later run records it as its input."""
+        return input_checks.fingerprint(self.manifest)
+
+    def is_done(self, inputs: Mapping[str, str] | None = None) -> bool:
+        """Say whether the run is finished; one whose inputs have changed since is a ``UserError``."""
+        if not self.done:
+            return False
+        recorded = self.manifest
+        changed = input_checks.changed_files(recorded["files"], list(self.input_files))
+        changed += input_checks.changed_inputs(recorded["inputs"], dict(inputs or {}))
+        if changed:
+            raise UserError(
+                f"{self.path} was made from other inputs than those given now:\n  - " + "\n  - ".join(changed) + "\n"
+                "Give back the former inputs, write to another place (paths.runs=...), or remove that folder and "
+                f"run again: {self.command}"
+            )
+        return True
+
+    @contextmanager
+    def writing(self, cfg: Config, inputs: Mapping[str, str] | None = None) -> Iterator[Path]:
+        """Lock the folder, record the run around the body, and mark it done; yields the folder's path.
+
+        An exception marks it failed, with the traceback, and goes on upwards. A ``UserError`` that comes before
+        anything was written leaves no folder behind.
+        """
+        if not is_rank_zero():
+            yield self.path
+            return
+        with _clean_start(self.path), locked(self.path / ".lock", str(self.path)):
+            if self.done:
+                raise UserError(f"{self.path} has meanwhile been finished by another process. Run the command again.")
+            yield from self._recorded(cfg, dict(inputs or {}))
+
+    def _recorded(self, cfg: Config, inputs: dict[str, str]) -> Iterator[Path]:
+        earlier = self.manifest if self.status != "new" else {}
+        self._refuse_mixing(earlier, inputs)
+        files = input_checks.describe(list(self.input_files))
+        manifest = manifests.begin(self.verb, cfg, inputs, files, earlier)
+        write_text(self.path / "config.yaml", yaml.safe_dump(asdict(cfg), sort_keys=False))
+        write_text(self.path / "overrides.txt", "".join(f"{item}\n" for item in cfg.overrides))
+        write_json(self.path / "manifest.json", manifest)
+        write_text(self.path / "status", "running\n")
+        begun = time.monotonic()
+        try:
+            yield self.path
+        except BaseException:
+            with suppress(UserError):  # on a full disk the first error is the one to show
+                write_text(self.path / "status", f"failed\n{traceback.format_exc()}")
+                write_json(self.path / "manifest.json", manifests.end(manifest, time.monotonic() - begun))
+            raise
+        write_json(self.path / "manifest.json", manifests.end(manifest, time.monotonic() - begun))
+        write_text(self.path / "status", "done\n")
+
+    def _refuse_mixing(self, earlier: dict[str, Any], inputs: dict[str, str]) -> None:
+        """Refuse to go on with an interrupted run from other inputs: its parts would not belong together."""
+        if not earlier:
+            return
+        changed = input_checks.changed_files(earlier["files"], list(self.input_files))
+        changed += input_checks.changed_inputs(earlier["inputs"], inputs)
+        if changed:
+            raise UserError(
+                f"{self.path} holds an unfinished run from other inputs:\n  - " + "\n  - ".join(changed) + "\n"
+                f"Remove that folder and run again: {self.command}"
+            )
+
+
+@contextmanager
+def _clean_start(path: Path) -> Iterator[None]:
+    fresh = not path.exists()
+    try:
+        yield
+    except UserError:
+        if fresh and path.exists() and {item.name for item in path.iterdir()} <= BOOKKEEPING:
+            shutil.rmtree(path)
+        raise
+
+
+def find(cfg: Config, verb: str) -> Path:
+    """Return the path of a finished run; a missing or unfinished one is a ``UserError`` with the command to run."""
+    return found(cfg, verb).path
+
+
+def found(cfg: Config, verb: str) -> RunFolder:
+    """Return the folder of a finished run, as ``find`` does; ``found(...).fingerprint`` is a later run's input."""
+    folder = RunFolder.open(cfg, verb)
+    if folder.is_done():
+        return folder
+    state = {
+        "new": "has not been run",
+        "running": "is not finished",
+        "failed": f"failed (see {folder.path / 'status'})",
+    }
+    raise UserError(f"the {verb} run {folder.path} {state.get(folder.status, folder.status)}. Run: {folder.command}")

@@ -1,0 +1,138 @@
+"""The pictures of a table beside their stimuli: which images are shown, and the grid as a PNG.
+
+Images are chosen by a fixed rule, so none is picked for its looks: all test images are ranked by the PixCorr of the
+first row shown that decodes, and the shown ones lie evenly from the best to the worst.
+
+K images shown, L rows of pictures, H W picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from nd.data.prepared import Stimuli, stimuli_path
+from nd.errors import UserError
+from nd.files import atomic_path, open_h5
+from nd.runs.folder import found
+from nd.tables.scores import read_per_image
+from nd.tables.table import Table, TableRow
+
+N_SHOWN = 12
+RANKED_BY = "pixcorr"
+CELL, GAP, LABEL_WIDTH, LABEL_SIZE = 120, 4, 210, 16  # of the PNG grid, pixels; the cell is about that
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures to show, L rows of K, with a label per row and what is said of each."""
+
+    labels: list[str]
+    pictures: list[NDArray[np.uint8]]  # per label, (K, H, W, 3)
+    scores: list[list[float | None]]  # PixCorr of each picture's images; None for the stimuli
+    image_ids: list[int]
+    ranks: list[int]
+    rule: str
+
+
+def evenly_ranked(values_N: NDArray[np.float64], n_shown: int) -> NDArray[np.intp]:
+    """Return positions of ``n_shown`` values from highest to lowest, evenly spaced in rank; ties by position."""
+    order = np.argsort(-values_N, kind="stable")
+    ranks = np.unique(np.linspace(0, len(order) - 1, min(n_shown, len(order))).round().astype(int))
+    return order[ranks]
+
+
+def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
+    """Return the pictures of the spec's ``pictures`` rows for the first subject, first repeat, stimuli on top."""
+    rows = [row for row in table.rows if row.subject == table.subjects[0] and row.row.label in table.spec.pictures]
+    rows.sort(key=lambda row: table.spec.pictures.index(row.row.label))
+    if not rows:
+        raise UserError(f"table {table.spec.name} shows no pictures. Name rows of it in its spec as `pictures:`.")
+    ranked = next((row for row in reversed(rows) if row.row.role == "method"), rows[0])
+    columns = read_per_image(ranked.run.path / "per_image.csv")
+    chosen = evenly_ranked(columns[RANKED_BY], n_shown)
+    ids = [int(i) for i in columns["image_id"][chosen]]
+    order = np.argsort(-columns[RANKED_BY], kind="stable")
+    stimuli = Stimuli(stimuli_path(rows[0].entry.cfg)).images(np.array(ids))
+    return Gallery(
+        labels=["stimulus", *(row.label for row in rows)],
+        pictures=[stimuli, *(_pictures(row, ids) for row in rows)],
+        scores=[[None] * len(ids), *(_scores(row, ids) for row in rows)],
+        image_ids=ids,
+        ranks=[int(np.flatnonzero(order == position)[0]) + 1 for position in chosen],
+        rule=(
+            f"Images are not picked by eye: the {len(columns['image_id'])} test images are ranked by PixCorr of "
+            f"'{ranked.row.label}', and those shown lie evenly from the best to the worst. First repeat of each."
+        ),
+    )
+
+
+def _pictures(row: TableRow, ids: list[int]) -> NDArray[np.uint8]:
+    path = found(row.entry.cfg, "reconstruct").path / "images.h5"
+    with open_h5(path) as handle:
+        position = {int(image_id): k for k, image_id in enumerate(handle["image_id"][()])}
+        return np.stack([_first_repeat(handle["images"], position[image_id]) for image_id in ids])
+
+
+def _first_repeat(images: h5py.Dataset, position: int) -> NDArray[np.uint8]:
+    return np.asarray(images[position, 0])
+
+
+def _scores(row: TableRow, ids: list[int]) -> list[float | None]:
+    columns = read_per_image(row.run.path / "per_image.csv")
+    by_id = dict(zip(columns["image_id"].astype(int).tolist(), columns[RANKED_BY].tolist(), strict=True))
+    return [by_id[image_id] for image_id in ids]
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Return bytes as a URI that a page can hold in itself; ``kind`` as in ``png`` or ``svg+xml``."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def png(image_HW3: NDArray[np.uint8]) -> bytes:
+    """Return a picture as PNG."""
+    out = io.BytesIO()
+    Image.fromarray(image_HW3).save(out, format="PNG", optimize=True)
+    return out.getvalue()
+
+
+def cell_side(side: int) -> int:
+    """Return the side at which pictures are shown: a whole multiple of theirs, so that all pixels look alike."""
+    return side * max(1, round(CELL / side)) if side <= CELL else CELL
+
+
+def grid_image(shown: Gallery, title: str) -> Image.Image:
+    """Return the gallery as one picture: a labelled row for the stimuli and for each method."""
+    cell = cell_side(shown.pictures[0].shape[1])
+    step = cell + GAP
+    size = (LABEL_WIDTH + step * len(shown.image_ids) + GAP, 40 + step * len(shown.labels) + GAP)
+    canvas = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(LABEL_SIZE)
+    draw.text((GAP + 6, 10), title, fill="#222222", font=font)
+    for line, (label, images) in enumerate(zip(shown.labels, shown.pictures, strict=True)):
+        top = 40 + line * step
+        draw.multiline_text((GAP + 6, top + cell // 2), _wrapped(label), fill="#222222", font=font, anchor="lm")
+        for column, image in enumerate(images):
+            # Nearest neighbour where it enlarges: what was decoded is shown, not what resampling makes of it.
+            rule = Image.Resampling.NEAREST if image.shape[0] <= cell else Image.Resampling.LANCZOS
+            tile = Image.fromarray(image).resize((cell, cell), rule)
+            canvas.paste(tile, (LABEL_WIDTH + column * step, top))
+    return canvas
+
+
+def _wrapped(label: str) -> str:
+    return label.replace(" (", "\n(")
+
+
+def write_grid(shown: Gallery, title: str, path: Path) -> Path:
+    """Write the grid as PNG."""
+    with atomic_path(path) as temporary:
+        grid_image(shown, title).save(temporary, format="PNG", optimize=True)
+    return path
