@@ -1,4 +1,4 @@
-"""`nd evaluate`: pictures to scores under a named protocol; the only verb that compares with the test stimuli.
+"""`nd evaluate`: images to scores under a named protocol; the only verb that compares with the test stimuli.
 
 Writes into the run folder ``scores.json`` (mean, interval, chance level of every metric, and what they are comparable
 with) and ``per_image.csv`` (one row per image: ``image_id`` and every metric, repeats averaged; an empty cell is a
@@ -9,7 +9,7 @@ where ``protocol.brain`` names a layer (``nd.evaluation.brain``).
 With ``images=<folder or file>`` reconstructions made elsewhere are scored instead of those of a reconstruct run: a
 folder of ``<image id>.png`` or ``<image id>_<repeat>.png``, or an .h5, .npy or .pt of all of them (``nd.evaluation.external``
 says which forms). Data, subject, part and protocol are chosen as ever; nothing else is read. The run folder belongs to
-the content of the pictures, wherever they lie.
+the content of the images, wherever they lie.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: Config) -> Path:
-    """Score the pictures given or those of the matching reconstruct run; returns the run folder."""
+    """Score the images given or those of the matching reconstruct run; returns the run folder."""
     given = read_given(cfg) if cfg.images else None
     cfg = replace(cfg, images_hash=given.hash) if given else cfg
     folder = RunFolder.open(cfg, "evaluate")
-    if not is_rank_zero():  # one process scores; the others were only needed to make the pictures
+    if not is_rank_zero():  # one process scores; the others were only needed to make the images
         return folder.path
     inputs = {"images": given.hash if given else found(cfg, "reconstruct").fingerprint}
     if folder.is_done(inputs):
@@ -81,7 +81,7 @@ def reconstructed(cfg: Config) -> tuple[Stored | NDArray[np.uint8], NDArray[np.i
 
 
 def compare(cfg: Config, images: Stored | NDArray[Any], image_ids: NDArray[np.int32]) -> PerImage:
-    """Score pictures against the stimuli of the same ids, whose features are kept under ``paths.cache``."""
+    """Score images against the stimuli of the same ids, whose features are kept under ``paths.cache``."""
     stimuli = Stimuli(stimuli_path(cfg))
     shown = stimuli.images(image_ids)
     labels = stimuli.labels(image_ids) if cfg.protocol.label_identification else None
@@ -108,7 +108,7 @@ def summarise(cfg: Config, scored: PerImage, image_ids: NDArray[np.int32], facts
 
 
 def origin(cfg: Config, facts: dict[str, Any]) -> dict[str, Any]:
-    """How the pictures came to be; of those made elsewhere no more is known than their file says."""
+    """How the images came to be; of those made elsewhere no more is known than their file says."""
     if cfg.images_hash:
         made = {"generator": "given", "images_hash": cfg.images_hash}
         marks = {name: bool(facts.get(name, False)) for name in ("oracle", "transductive")}

@@ -2,7 +2,7 @@
 
 `target=all` extracts every target of the method in one pass over the stimuli. Writes
 `<paths.cache>/targets/<data>-<target>-<fingerprint>.h5` and its record beside it as JSON. An interrupted extraction
-goes on from its last finished batch. Of a finished store, the features of four fixed pictures are computed again
+goes on from its last finished batch. Of a finished store, the features of four fixed images are computed again
 wherever packages or machine are not those it was made or last checked with; other values are an error that says what
 changed.
 """
@@ -83,7 +83,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def check_once(job: Job, stimuli: Stimuli) -> None:
-    """Compare the reference pictures of a finished store with their features now, once for each surroundings."""
+    """Compare the reference images of a finished store with their features now, once for each surroundings."""
     from nd.files import read_json, write_json
     from nd.targets.fill import check_store
 

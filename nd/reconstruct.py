@@ -1,4 +1,4 @@
-"""`nd reconstruct`: decoded (or, with features=oracle, true) targets to pictures.
+"""`nd reconstruct`: decoded (or, with features=oracle, true) targets to images.
 
 Writes images.h5 into the run folder: images (N, R, H, W, 3) uint8 RGB, image_id (N,) int32 in rising order, and the
 attributes oracle, seed, part, generator, control, simulated and transductive.
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 
 def reconstruct(cfg: Config) -> Path:
-    """Make the pictures of one part of a data set; returns the run folder. Pictures that are finished are kept."""
+    """Make the images of one part of a data set; returns the run folder. Images that are finished are kept."""
     return reconstruct_together([cfg])[0]
 
 
 def reconstruct_together(cfgs: Sequence[Config]) -> list[Path]:
-    """Make the pictures of configurations that differ in guidance.kappa and eta alone; returns their run folders.
+    """Make the images of configurations that differ in guidance.kappa and eta alone; returns their run folders.
 
-    What the points of such a sweep have in common is sampled once; the pictures are those each gives alone.
+    What the points of such a sweep have in common is sampled once; the images are those each gives alone.
     """
     from nd.generate.registry import generator_entry
     from nd.generate.training import part_ids
@@ -67,7 +67,7 @@ def write(
     targets: Sequence[str],
     image_ids: list[int],
 ) -> None:
-    """Make the pictures of some runs inside their folders; a run whose images failed does not take others with it.
+    """Make the images of some runs inside their folders; a run whose images failed does not take others with it.
 
     Raises:
         UserError: of the first run with images that could not be made, once all runs are finished.
@@ -148,7 +148,7 @@ def make_images(
 
 
 def finish(cfg: Config, parts: Parts, image_ids: list[int], rate: float) -> UserError | None:
-    """Merge one run's pictures, or say what is wrong with those that are missing."""
+    """Merge one run's images, or say what is wrong with those that are missing."""
     failed = parts.failures()
     if failed:
         return UserError(

@@ -1,4 +1,4 @@
-"""`nd report`: a table with its pictures and plots as one self-contained HTML page, and a PNG grid beside it."""
+"""`nd report`: a table with its images and plots as one self-contained HTML page, and a PNG grid beside it."""
 
 from __future__ import annotations
 

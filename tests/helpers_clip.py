@@ -28,7 +28,7 @@ LARGE = {
 
 
 def tiny_clip(folder: Path, seed: int = 0) -> Path:
-    """Write a whole random model to `folder`: 28 px pictures, 17 tokens of width 24, captions of 16; returns it."""
+    """Write a whole random model to `folder`: 28 px images, 17 tokens of width 24, captions of 16; returns it."""
     torch.manual_seed(seed)
     tokenizer = letter_tokenizer(folder, CLIP_TEXT_LENGTH)
     layers: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -48,7 +48,7 @@ def plain_scheduler(backbone: Backbone, steps: int) -> DDIMScheduler:
 def plain_picture(
     backbone: Backbone, z_Chw: Tensor, c_TD: Tensor, g_LTD: Tensor, noise_Chw: Tensor, numbers: Numbers
 ) -> Tensor:
-    """The picture (3, H, W) float32 in [0, 1] of one image and one noise."""
+    """The image (3, H, W) float32 in [0, 1] of one image and one noise."""
     scheduler = plain_scheduler(backbone, numbers.steps)
     n_sampled = int(numbers.steps * numbers.strength)
     n_guided = int(n_sampled * numbers.eta)
@@ -178,12 +178,12 @@ def plain_gradient(
 
 
 def plain_decode(backbone: Backbone, z: Tensor) -> Tensor:
-    """A picture, nominally in [-1, 1]."""
+    """An image, nominally in [-1, 1]."""
     return backbone.vae.decode(z.to(backbone.dtype) / backbone.vae.config.scaling_factor).sample
 
 
 def plain_features(backbone: Backbone, picture: Tensor) -> list[Tensor]:
-    """Outputs (T, D) of c_proj in blocks 0 .. 5, by hooks on the whole tower; picture (1, 3, H, W) in [0, 1]."""
+    """Outputs (T, D) of c_proj in blocks 0 .. 5, by hooks on the whole tower; image (1, 3, H, W) in [0, 1]."""
     config = backbone.config
     if picture.shape[-1] != config.tower_size:
         size = (config.tower_size, config.tower_size)

@@ -37,7 +37,7 @@ def fake_stimuli(cfg: Config) -> None:
 
 
 def fake_images(cfg: Config, repeats: int = 1) -> Path:
-    """Finish a reconstruct run whose pictures are all of one grey, the number of the repeat."""
+    """Finish a reconstruct run whose images are all of one grey, the number of the repeat."""
     folder = RunFolder.open(cfg, "reconstruct")
     with folder.writing(cfg), h5py.File(folder.path / "images.h5", "w") as file:
         grey = np.arange(repeats, dtype=np.uint8)[None, :, None, None, None]

@@ -1,4 +1,4 @@
-"""A linear world, small enough to train on in a second: subjects, pictures and features in the prepared formats.
+"""A linear world, small enough to train on in a second: subjects, images and features in the prepared formats.
 
 Image i has a latent vector; every number of a target is a linear function of it, every voxel another one and noise.
 

@@ -1,4 +1,4 @@
-"""digits69: upright pictures, labels, and files of another kind."""
+"""digits69: upright images, labels, and files of another kind."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def wider_below(image: NDArray[np.uint8]) -> bool:
 
 
 def test_real_digits_are_upright(digits69_file: Path) -> None:
-    """The loop of a six is below, that of a nine above; both shares are .5 for transposed pictures."""
+    """The loop of a six is below, that of a nine above; both shares are .5 for transposed images."""
     content = read_digits69(digits69_file)
     wider = np.array([wider_below(image) for image in content.images[..., 0]])
     assert wider[content.labels == 6].mean() > 0.8
@@ -121,5 +121,5 @@ def test_other_labels(tmp_path: Path) -> None:
 
 
 def test_settings_that_digits69_does_not_have() -> None:
-    with pytest.raises(UserError, match=r"one subject and pictures of 28 pixels; got .*image_size=64"):
+    with pytest.raises(UserError, match=r"one subject and images of 28 pixels; got .*image_size=64"):
         pieces_of(DataConfig(name="digits69", source="digits69", subjects=["subj01"]))

@@ -22,7 +22,7 @@ PICTURES = np.random.default_rng(0).integers(0, 256, (9, 6, 10, 3), dtype=np.uin
 
 
 def write_source(path: Path, kind: str = "bytes", chunks: Any = None, pictures: NDArray[Any] = PICTURES) -> Path:
-    """The pictures as NSD holds them (bytes, channels last) or as MindEye2 does (halves, channels first)."""
+    """The images as NSD holds them (bytes, channels last) or as MindEye2 does (halves, channels first)."""
     halves = (pictures / np.float64(255)).astype(np.float16).transpose(0, 3, 1, 2)
     with h5py.File(path, "w") as handle:
         handle.create_dataset("imgBrick", data=pictures if kind == "bytes" else halves, chunks=chunks)
@@ -37,7 +37,7 @@ def write(folder: Path, source: Path, **changes: Any) -> Path:
 
 @pytest.fixture
 def linked(tmp_path: Path) -> tuple[Path, Path]:
-    """(stimuli file, the picture file it links to)."""
+    """(stimuli file, the image file it links to)."""
     source = write_source(tmp_path / "nsd_stimuli.hdf5")
     return write(tmp_path, source), source
 
@@ -174,7 +174,7 @@ def test_a_picture_file_changed_for_another(linked: tuple[Path, Path]) -> None:
         Stimuli(path)
     with h5py.File(path, "r+") as handle:
         handle.attrs["linked_bytes"] = source.stat().st_size
-    with pytest.raises(UserError, match=r"its 3 images are not among the 5 pictures of .*nsd_stimuli.hdf5"):
+    with pytest.raises(UserError, match=r"its 3 images are not among the 5 images of .*nsd_stimuli.hdf5"):
         Stimuli(path)
 
 
@@ -193,7 +193,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
 
 
 def test_the_source_must_be_pictures(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the picture file .*absent.hdf5 is not there. Fetch it; `nd doctor`"):
+    with pytest.raises(UserError, match=r"the image file .*absent.hdf5 is not there. Fetch it; `nd doctor`"):
         write(tmp_path, tmp_path / "absent.hdf5")
     source = tmp_path / "other.hdf5"
     source.write_bytes(b"no HDF5 at all")
@@ -201,7 +201,7 @@ def test_the_source_must_be_pictures(tmp_path: Path) -> None:
         write(tmp_path, source)
     with h5py.File(source, "w") as handle:
         handle["betas"] = np.zeros(3)
-    with pytest.raises(UserError, match=r"other.hdf5 holds no pictures 'imgBrick' but betas"):
+    with pytest.raises(UserError, match=r"other.hdf5 holds no images 'imgBrick' but betas"):
         write(tmp_path, source)
 
 
@@ -210,7 +210,7 @@ def test_datasets_that_are_no_pictures(tmp_path: Path, values: NDArray[Any]) -> 
     source = tmp_path / "other.hdf5"
     with h5py.File(source, "w") as handle:
         handle["imgBrick"] = values
-    with pytest.raises(UserError, match=r"/imgBrick is \w+ \(9, 6, .*; wanted pictures .N, H, W, 3. or .N, 3, H, W."):
+    with pytest.raises(UserError, match=r"/imgBrick is \w+ \(9, 6, .*; wanted images .N, H, W, 3. or .N, 3, H, W."):
         write(tmp_path, source)
 
 
@@ -225,7 +225,7 @@ def test_a_layout_that_the_pictures_do_not_have(linked: tuple[Path, Path], layou
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": np.array([3, 1, 9])}, r"holds 9 pictures in imgBrick; rows 1..9 are asked for"),
+        ({"rows": np.array([3, 1, 9])}, r"holds 9 images in imgBrick; rows 1..9 are asked for"),
         ({"rows": np.array([3, -1, 8])}, r"rows -1..8 are asked for"),
         ({"image_id": np.array([1, 2, 1])}, "the same image twice"),
         ({"captions": [["one"], [], ["two"]]}, "image 1 has no caption"),

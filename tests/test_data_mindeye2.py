@@ -484,7 +484,7 @@ def test_voxels_that_never_vary(cfg: Config, root: Path, in_place: bool) -> None
     np.testing.assert_array_equal(read.voxels(np.arange(N_TRIALS)), values)
 
 
-# ---- regions, pictures, settings -------------------------------------------------------------------------------------
+# ---- regions, images, settings -------------------------------------------------------------------------------------
 
 
 def test_masks_of_another_length(cfg: Config, root: Path) -> None:
@@ -504,7 +504,7 @@ def test_masks_are_damaged_or_absent(cfg: Config, root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("coco_images_224_float16.hdf5", "the picture file .*coco_images_224_float16.hdf5 is not there"),
+        ("coco_images_224_float16.hdf5", "the image file .*coco_images_224_float16.hdf5 is not there"),
         ("COCO_73k_annots_curated.npy", "COCO_73k_annots_curated.npy does not exist"),
     ],
 )
@@ -515,7 +515,7 @@ def test_pictures_or_captions_are_missing(cfg: Config, root: Path, name: str, me
 
 def test_pictures_of_another_size(cfg: Config) -> None:
     cfg.data.image_size = 224
-    refused(cfg, r"coco_images_224_float16.hdf5 holds pictures of 8 x 8 pixels, but data.image_size=224")
+    refused(cfg, r"coco_images_224_float16.hdf5 holds images of 8 x 8 pixels, but data.image_size=224")
 
 
 @pytest.mark.parametrize(

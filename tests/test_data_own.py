@@ -251,7 +251,7 @@ def test_an_image_that_was_shown_but_has_no_picture(lab: Lab) -> None:
         (lab.root / "images" / name).rename(lab.root / "images" / f"img_{name}")
     trial = min(np.flatnonzero(lab.image_ids == 6))
     lab.check_refused(
-        rf"2 images that were shown have no picture \(first: image 6, in trial {trial}\) in data.images=.*images. Name "
+        rf"2 images that were shown have no image \(first: image 6, in trial {trial}\) in data.images=.*images. Name "
         "pictures by image id .* Not named so and ignored: 2, such as img_000006.png"
     )
     np.save(lab.root / "images.npy", np.zeros((5, SIDE, SIDE, 3), np.uint8))

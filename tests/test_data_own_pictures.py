@@ -1,4 +1,4 @@
-"""People's own pictures: the right picture for every image, one size, and messages that name the file."""
+"""People's own pictures: the right image for every image, one size, and messages that name the file."""
 
 from __future__ import annotations
 
@@ -168,9 +168,7 @@ def test_a_number_too_large(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_pictures(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"holds no picture \(.png, .jpg, .jpeg\) of an image. Name pictures by image id"
-    ):
+    with pytest.raises(UserError, match=r"holds no image \(.png, .jpg, .jpeg\) of an image. Name images by image id"):
         open_pictures(tmp_path)
     (tmp_path / "img_12.png").touch()
     with pytest.raises(
@@ -185,7 +183,7 @@ def test_a_damaged_picture_is_named(tmp_path: Path, name: str, keep: float) -> N
     Image.fromarray(noise(64, 64, 3)).save(tmp_path / name)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
-    with pytest.raises(UserError, match=rf"{name} cannot be read as a picture \(.*Write it again, as PNG or JPEG"):
+    with pytest.raises(UserError, match=rf"{name} cannot be read as an image \(.*Write it again, as PNG or JPEG"):
         written(tmp_path, tmp_path / "stimuli.h5")
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -211,7 +209,5 @@ def test_pictures_of_16_bits_are_not_cut_off(tmp_path: Path) -> None:
 )
 def test_arrays_of_another_form(tmp_path: Path, array: Any) -> None:
     np.save(tmp_path / "images.npy", array)
-    with pytest.raises(
-        UserError, match=r"images.npy is \w+ \(.*\); wanted pictures \(images, height, width, 3\) uint8"
-    ):
+    with pytest.raises(UserError, match=r"images.npy is \w+ \(.*\); wanted images \(images, height, width, 3\) uint8"):
         open_pictures(tmp_path / "images.npy")

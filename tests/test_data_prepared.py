@@ -1,4 +1,4 @@
-"""The prepared files: round trip, lazy reading, the guard of the test pictures, and bad files."""
+"""The prepared files: round trip, lazy reading, the guard of the test images, and bad files."""
 
 from __future__ import annotations
 

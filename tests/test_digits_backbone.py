@@ -31,7 +31,7 @@ def digits() -> ModuleType:
 
 
 def blobs(n: int, seed: int) -> NDArray[np.uint8]:
-    """Smooth random pictures (n, 28, 28), dark at the border, unlike one another."""
+    """Smooth random images (n, 28, 28), dark at the border, unlike one another."""
     coarse = np.random.default_rng(seed).random((n, 5, 5)) > 0.5
     pictures = np.zeros((n, 28, 28), np.uint8)
     pictures[:, 4:24, 4:24] = np.kron(coarse, np.ones((4, 4))) * 200

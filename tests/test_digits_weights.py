@@ -26,7 +26,7 @@ def digits_backbone() -> Backbone:
 
 
 def strokes() -> NDArray[np.uint8]:
-    """Two drawn pictures (2, 28, 28, 3): a ring and a leaning bar, with soft edges."""
+    """Two drawn images (2, 28, 28, 3): a ring and a leaning bar, with soft edges."""
     rows, columns = np.indices((28, 28)) - 13.5
     ring = np.abs(np.hypot(rows, columns * 1.3) - 7)
     bar = np.where(np.abs(rows) < 9, np.abs(columns + 0.3 * rows), 9)
@@ -64,7 +64,7 @@ def test_autoencoder_rebuilds_strokes(digits_backbone: Backbone) -> None:
 
 
 def test_captions_decide_the_digit(digits_backbone: Backbone) -> None:
-    """Generated zeros have a hole where generated ones have ink, without any picture to start from."""
+    """Generated zeros have a hole where generated ones have ink, without any image to start from."""
     cfg = compose(["experiment=digits69", "guidance=none", "method.steps=8", "method.strength=1", "method.cfg_scale=3"])
     sampler = GuidedSampler(digits_backbone, cfg)
     with torch.no_grad():

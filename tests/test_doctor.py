@@ -347,7 +347,7 @@ def test_a_simulated_tree_is_said_to_be_simulated(ask: Callable[..., Said], simu
     assert "(a simulated tree: sizes are not held against NSD's)" in said.flat
     said.line(r"ok .* betas_session01\.nii\.gz +single-trial betas")  # as many sessions as its design has
     assert "there: 24 of 24 files" in said.text
-    assert said.lines[1].startswith("  pictures and brains are drawn by nd itself")
+    assert said.lines[1].startswith("  images and brains are drawn by nd itself")
     assert "Agreement" not in said.text
     assert "target z: 72 images" in said.text
     assert re.search(r"subj01: 144 trials x \d+ voxels", said.text)
@@ -412,7 +412,7 @@ def test_prepared_data_need_no_root(ask: Callable[..., Said], copied: Path, tmp_
 def test_the_mindeye2_release_without_a_root(ask: Callable[..., Said]) -> None:
     said = ask("data=mindeye2")
     assert said.code == 1
-    assert "The MindEye2 release is made of NSD's data and pictures, so NSD's terms hold." in said.lines[1]
+    assert "The MindEye2 release is made of NSD's data and images, so NSD's terms hold." in said.lines[1]
     said.line(r"MISSING   1\.9 GB  betas_all_subj01_fp32_renorm\.hdf5")
     said.line(r"MISSING  22\.0 GB  coco_images_224_float16\.hdf5")
     said.line(r"MISSING    small  all 40 \*\.tar +training trials")
@@ -475,7 +475,7 @@ def test_betas_of_another_subject_are_noticed(ask: Callable[..., Said], tmp_path
 
 @pytest.fixture
 def mine(tmp_path: Path) -> list[str]:
-    """Own data of 60 trials and 30 pictures, as overrides."""
+    """Own data of 60 trials and 30 images, as overrides."""
     rng = np.random.default_rng(0)
     (tmp_path / "own").mkdir()
     np.save(tmp_path / "own" / "voxels.npy", rng.normal(size=(60, 11)).astype(np.float32))
@@ -510,7 +510,7 @@ def test_own_data_say_what_is_given_and_what_not(ask: Callable[..., Said], mine:
     ("file", "content", "wanted"),
     [
         ("ids.npy", np.arange(59), "has 59 entries, but data.voxels"),
-        ("ids.npy", np.arange(60), r"30 images that were shown have no picture \(first: image 30\)"),
+        ("ids.npy", np.arange(60), r"30 images that were shown have no image \(first: image 30\)"),
         ("voxels.npy", np.zeros(60), r"wanted numbers \(trials, voxels\)"),
     ],
 )

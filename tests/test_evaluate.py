@@ -48,7 +48,7 @@ def made(cfg: Config, repeats: int = 2) -> NDArray[np.uint8]:
 
 
 def reconstructed(cfg: Config, images: NDArray[np.generic], image_ids: list[int], **attributes: bool | str) -> Path:
-    """Write a finished reconstruct run that holds these pictures."""
+    """Write a finished reconstruct run that holds these images."""
     folder = RunFolder.open(cfg, "reconstruct")
     with folder.writing(cfg), h5py.File(folder.path / "images.h5", "w") as handle:
         handle["images"], handle["image_id"] = images, np.array(image_ids, np.int32)
@@ -173,14 +173,14 @@ def test_missing_and_foreign_images_are_refused(cfg: Config) -> None:
 
 def test_another_count_of_ids_is_refused(cfg: Config) -> None:
     reconstructed(cfg, made(cfg)[:-1], part_ids(cfg))
-    with pytest.raises(UserError, match="11 pictures for 12 different image ids"):
+    with pytest.raises(UserError, match="11 images for 12 different image ids"):
         evaluate(cfg)
 
 
 def test_the_same_image_twice_is_refused(cfg: Config) -> None:
     ids = part_ids(cfg)
     reconstructed(cfg, made(cfg), [ids[1], *ids[1:]])
-    with pytest.raises(UserError, match="12 pictures for 11 different image ids"):
+    with pytest.raises(UserError, match="12 images for 11 different image ids"):
         evaluate(cfg)
 
 
@@ -192,7 +192,7 @@ def test_nan_and_grey_pictures_are_refused(cfg: Config, tmp_path: Path) -> None:
         evaluate(cfg)
     cfg = replace(cfg, paths=replace(cfg.paths, runs=str(tmp_path / "grey")))
     reconstructed(cfg, made(cfg)[..., 0], part_ids(cfg))
-    with pytest.raises(UserError, match=r"RGB pictures .* were wanted"):
+    with pytest.raises(UserError, match=r"RGB images .* were wanted"):
         evaluate(cfg)
     assert nothing_written(cfg)
 

@@ -223,7 +223,7 @@ def test_missing_foreign_and_doubled_images(cfg: Config, pictures: Pictures, ids
     refused(cfg, more, r"1 that do not belong \[7\].* Left out, since not named by image id: 1\.")
     twice = saved(tmp_path / "twice", names | {f"{ids[2]}.jpg": pictures[0, 0]})
     refused(cfg, twice, rf"{ids[2]}.jpg and {ids[2]:05d}_0.png are both repeat 0 of image {ids[2]}\. Keep one")
-    refused(cfg, as_h5(tmp_path / "x.h5", pictures, [ids[0], *ids[:-1]]), "12 pictures for 11 different image ids")
+    refused(cfg, as_h5(tmp_path / "x.h5", pictures, [ids[0], *ids[:-1]]), "12 images for 11 different image ids")
     refused(cfg, as_h5(tmp_path / "y.h5", pictures[1:], ids[1:]), rf"1 missing \[{ids[0]}\]")
 
 
@@ -264,7 +264,7 @@ def test_pixels_that_mean_nothing(cfg: Config, pictures: Pictures, ids: list[int
 
 
 def test_grey_pictures(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
-    grey = "Greyscale pictures are wanted as RGB: repeat their channel three times"
+    grey = "Greyscale images are wanted as RGB: repeat their channel three times"
     refused(cfg, as_h5(tmp_path / "a.h5", pictures[:, 0, ..., 0], ids), grey)
     refused(cfg, as_h5(tmp_path / "b.h5", pictures[..., :1], ids), grey)
     names = by_id(pictures[:, :1], ids) | {f"{ids[1]:05d}_0.png": pictures[1, 0, ..., 0]}
@@ -278,8 +278,8 @@ def test_sizes(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) 
     names = by_id(pictures[:, :1], ids) | {f"{ids[1]:05d}_0.png": pictures[1, 0, :32, :32]}
     refused(cfg, saved(tmp_path / "sizes", names), rf"\(image {ids[1]}\) has 32 x 32 pixels, but .* 64 x 64")
     beside = np.concatenate([pictures[:, 0], pictures[:, 1]], 2)
-    refused(cfg, as_h5(tmp_path / "a.h5", beside, ids), "128 x 64 pixels; square.* Where they are 2 pictures in one")
-    refused(cfg, as_h5(tmp_path / "b.h5", pictures[..., :50, :], ids), "50 x 64 pixels; square pictures are wanted")
+    refused(cfg, as_h5(tmp_path / "a.h5", beside, ids), "128 x 64 pixels; square.* Where they are 2 images in one")
+    refused(cfg, as_h5(tmp_path / "b.h5", pictures[..., :50, :], ids), "50 x 64 pixels; square images are wanted")
     half = as_h5(tmp_path / "c.h5", pictures[:, :, ::2, ::2], ids)
     assert evaluate(given(cfg, half)).is_dir(), "another square size is the protocol's business"
 
@@ -353,22 +353,22 @@ def test_a_hash_that_is_given_is_held_against(cfg: Config, pictures: Pictures, i
     source = as_h5(tmp_path / "x.h5", pictures, ids)
     right = read_given(given(cfg, source)).hash
     assert read_given(given(cfg, source, images_hash=right)).hash == right
-    refused(cfg, source, rf"holds other pictures \(hash {right}\) than images_hash=abc", images_hash="abc")
+    refused(cfg, source, rf"holds other images \(hash {right}\) than images_hash=abc", images_hash="abc")
 
 
 # ---- the command line
 
 
 def test_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match=r"order: it is about pictures made elsewhere"):
+    with pytest.raises(UserError, match=r"order: it is about images made elsewhere"):
         compose(["order=canonical"])
     with pytest.raises(UserError, match=r"images: .*nowhere does not exist"):
         compose([f"images={tmp_path / 'nowhere'}"])
-    with pytest.raises(UserError, match=r"images: pictures made elsewhere are for `nd evaluate`; `nd run` cannot"):
+    with pytest.raises(UserError, match=r"images: images made elsewhere are for `nd evaluate`; `nd run` cannot"):
         check("run", [f"images={tmp_path}"])
     with pytest.raises(UserError, match=r"order: 'canonicl' is not allowed. Did you mean 'canonical'"):
         compose([f"images={tmp_path}", "order=canonicl"])
     check("evaluate", [f"images={tmp_path}", "guidance.kappa=3", "part=val"])
     warned = capsys.readouterr().err
-    assert "guidance.kappa has no effect: the pictures are given" in warned
+    assert "guidance.kappa has no effect: the images are given" in warned
     assert "part" not in warned

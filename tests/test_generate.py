@@ -40,7 +40,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 
 def settings(backbone: Backbone, **changes: object) -> Config:
-    """Six sampled steps, the first three guided; kappa of a size that changes pictures visibly."""
+    """Six sampled steps, the first three guided; kappa of a size that changes images visibly."""
     method = MethodConfig(steps=8, strength=0.75, cfg_scale=3.0, repeats=2)
     guidance = GuidanceConfig(kappa=0.5, eta=0.5, normalise=True)
     method = replace(method, **{k: v for k, v in changes.items() if hasattr(method, k)})
@@ -66,7 +66,7 @@ def inputs(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def plain_features(backbone: Backbone, picture: Tensor) -> list[Tensor]:
-    """MLP-branch outputs of blocks 0 .. 5 by forward hooks on the whole tower; picture (1, 3, H, W) in [0, 1]."""
+    """MLP-branch outputs of blocks 0 .. 5 by forward hooks on the whole tower; image (1, 3, H, W) in [0, 1]."""
     found: list[Tensor] = []
     blocks = backbone.tower.transformer.resblocks[:6]
     hooks = [block.mlp.c_proj.register_forward_hook(lambda m, i, output: found.append(output)) for block in blocks]
@@ -90,7 +90,7 @@ def plain_loss(backbone: Backbone, z: Tensor, eps: Tensor, abar: float, g: Tenso
 
 
 def plain_sample(backbone: Backbone, cfg: Config, z0: Tensor, c: Tensor, g: Tensor, noise: Tensor) -> Tensor:
-    """One picture (3, H, W) of one image and one noise: every line a line of the method's description."""
+    """One image (3, H, W) of one image and one noise: every line a line of the method's description."""
     scheduler = DDIMScheduler(**SD_SCHEDULE, clip_sample=False)
     scheduler.set_timesteps(cfg.method.steps)
     n = int(cfg.method.steps * cfg.method.strength)
@@ -291,7 +291,7 @@ def test_normalised_term_has_kappa_times_the_size_of_the_noise() -> None:
 
 
 def test_saturated_pixels_keep_their_gradient(backbone: Backbone) -> None:
-    """Far outside [0, 1] a clamped picture would have no gradient at all."""
+    """Far outside [0, 1] a clamped image would have no gradient at all."""
     guide = guide_of(backbone, *inputs(1)[1:])
     white = replace(guide, decode=lambda z: z[:, :3].repeat_interleave(4, 2).repeat_interleave(4, 3) + 50)
     assert float(white.gradient(inputs(1)[0], 0.16)[0].abs().max()) > 0

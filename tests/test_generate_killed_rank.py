@@ -1,4 +1,4 @@
-"""One of two processes is killed while it samples: nothing finished is lost or made again, and no picture changes."""
+"""One of two processes is killed while it samples: nothing finished is lost or made again, and no image changes."""
 
 from __future__ import annotations
 

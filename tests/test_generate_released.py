@@ -40,7 +40,7 @@ from nd.generate.schedule import build_schedule, ddim_step
 from nd.generate.variants import VARIANTS
 
 LATENT = (4, 8, 8)
-KAPPA = 1e3  # changes pictures of these models by a fifth of their range
+KAPPA = 1e3  # changes images of these models by a fifth of their range
 TIMESTEPS = (721, 701, 681, 661, 641, 621, 601)
 TABLE = {  # at each guided timestep
     "alpha_bar": [0.0705, 0.0819, 0.0946, 0.1087, 0.1243, 0.1413, 0.1598],

@@ -1,4 +1,4 @@
-"""Guidance by true features on Scenes: the pictures come nearer to what was drawn."""
+"""Guidance by true features on Scenes: the images come nearer to what was drawn."""
 
 from __future__ import annotations
 

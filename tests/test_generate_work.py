@@ -72,7 +72,7 @@ def test_parts_merge_in_canonical_order_and_are_removed(tmp_path: Path) -> None:
 def test_missing_pictures_are_named(tmp_path: Path) -> None:
     parts = Parts(tmp_path)
     parts.write([1], pictures_of([1]))
-    with pytest.raises(UserError, match=r"no picture of 2 images \(2, 8\)"):
+    with pytest.raises(UserError, match=r"no image of 2 images \(2, 8\)"):
         parts.merge([1, 2, 8], tmp_path / "images.h5", {})
 
 

@@ -253,7 +253,7 @@ def test_statistics_are_read_back_or_missed(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """One subject and small pictures, which are also the target."""
+    """One subject and small images, which are also the target."""
     root = tmp_path_factory.mktemp("columns")
     sizes = [f"data.n_train={N_TRAIN}", f"data.n_val={N_VAL}", f"data.n_test={N_TEST}", "data.n_voxels=60"]
     given = [*sizes, "data.image_size=32", "data.subjects=[subj01]", f"paths.root={root}", "method=ridge_pixels"]

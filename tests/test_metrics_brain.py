@@ -1,4 +1,4 @@
-"""Brain correlation on simulated voxels: true pictures above shuffled ones, near the ceiling with a right encoder."""
+"""Brain correlation on simulated voxels: true images above shuffled ones, near the ceiling with a right encoder."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def test_true_pictures_score_above_shuffled_ones(world: World, encoder: Encoder)
     wrong = brain_correlation(encoder, np.roll(world.test, 1, 0), world.measured, ROIS)
     for name in right:
         assert right[name].mean > wrong[name].mean + 0.3
-        assert abs(wrong[name].mean) < 4 / np.sqrt(N_TEST * 10), "wrong pictures correlate with nothing"
+        assert abs(wrong[name].mean) < 4 / np.sqrt(N_TEST * 10), "wrong images correlate with nothing"
     blurred = world.test + 4 * np.random.default_rng(0).normal(size=world.test.shape)
     between = brain_correlation(encoder, blurred, world.measured)["all"].mean
     assert wrong["all"].mean < between < right["all"].mean
 
 
 def test_voxel_means_take_no_part(world: World, encoder: Encoder) -> None:
-    """The pattern of means is shared by all images: as measured, wrong pictures would correlate nearly perfectly."""
+    """The pattern of means is shared by all images: as measured, wrong images would correlate nearly perfectly."""
     raw = world.measured @ np.eye(V)
     assert np.corrcoef(raw[0], raw[1])[0, 1] > 0.9
     moved = World()

@@ -21,7 +21,7 @@ from nd.metrics.ssim import ssim
 
 
 def pictures(n: int, size: int = 28, seed: int = 0) -> Tensor:
-    """Smooth random RGB pictures (n, 3, size, size) in [0, 1]."""
+    """Smooth random RGB images (n, 3, size, size) in [0, 1]."""
     coarse = torch.rand(n, 3, 7, 7, generator=torch.Generator().manual_seed(seed))
     return resize(coarse, size, "bicubic", antialias=True)
 
@@ -268,14 +268,14 @@ def test_consistency_of_equal_repeats_is_one_and_needs_two() -> None:
         repeat_consistency(same[:, :1], pixcorr)
 
 
-# ---- pictures
+# ---- images
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((2, 8, 8), np.uint8), "RGB pictures .* Repeat the channel"),
-        (np.zeros((2, 8, 8, 1), np.uint8), "RGB pictures .* Repeat the channel"),
+        (np.zeros((2, 8, 8), np.uint8), "RGB images .* Repeat the channel"),
+        (np.zeros((2, 8, 8, 1), np.uint8), "RGB images .* Repeat the channel"),
         (np.zeros((2, 3, 8, 8), np.float32), "channels last"),
         (np.full((2, 8, 8, 3), np.nan, np.float32), "384 pixels are NaN"),
         (np.full((2, 8, 8, 3), 200.0, np.float32), "from 200 to 200.*Divide 0-255 values by 255"),

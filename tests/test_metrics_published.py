@@ -1,4 +1,4 @@
-"""Published protocols: golden numbers on fixed pictures, and every difference between protocols moves one of them.
+"""Published protocols: golden numbers on fixed images, and every difference between protocols moves one of them.
 
 The networks are replaced by fixed arithmetic on what they see, so that resizing, layers, kinds and columns are tested
 to the digit without weights.
@@ -34,13 +34,13 @@ N, SIDE = 7, 75
 
 
 def protocol(name: str, **changes: Any) -> ProtocolConfig:
-    """A shipped protocol, on any number of small pictures and with random weights."""
+    """A shipped protocol, on any number of small images and with random weights."""
     values = yaml.safe_load((ROOT / "conf" / "protocol" / f"{name}.yaml").read_text(encoding="utf-8"))
     return replace(ProtocolConfig(**values), **({"n_images": 0, "image_size": 40, "random_weights": True} | changes))
 
 
 def waves(phase: float) -> np.ndarray:
-    """Fixed pictures (N, SIDE, SIDE, 3) uint8 by a formula: coloured waves with a hard edge."""
+    """Fixed images (N, SIDE, SIDE, 3) uint8 by a formula: coloured waves with a hard edge."""
     i, y, x, c = np.meshgrid(np.arange(N), np.arange(SIDE), np.arange(SIDE), np.arange(3), indexing="ij")
     wave = np.sin(0.13 * (i + 1) * x + 0.4 * c + phase) + np.cos(0.09 * (i + 2) * y - c + 2 * phase) + (x > 8 * i)
     return np.round(127.5 + 127.5 * np.clip(wave / 3, -1, 1)).astype(np.uint8)
@@ -62,7 +62,7 @@ def _arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def golden(cfg: ProtocolConfig) -> dict[str, float]:
-    """Mean scores of the fixed pictures, of two repeats each."""
+    """Mean scores of the fixed images, of two repeats each."""
     images = np.stack([waves(2.1), waves(1.5)], 1)
     return {name: float(values.mean()) for name, values in score_images(images, waves(0), cfg).scores.items()}
 

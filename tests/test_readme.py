@@ -64,7 +64,7 @@ def stand_ins(folder: Path) -> dict[str, list[str]]:
         "data.voxels=voxels.npy": [f"data.voxels={folder}/voxels.npy"],
         "data.image_ids=image_ids.npy": [f"data.image_ids={folder}/image_ids.npy"],
         "data.images=images/": [f"data.images={folder}/images"],
-        "images=pictures/": [f"images={folder}/pictures"],
+        "images=images/": [f"images={folder}/pictures"],
     }
 
 

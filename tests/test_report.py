@@ -1,4 +1,4 @@
-"""The report: whole in itself, honest in which pictures it shows, true to the runs."""
+"""The report: whole in itself, honest in which images it shows, true to the runs."""
 
 from __future__ import annotations
 
@@ -152,14 +152,14 @@ def test_trained_networks_show_how_they_were_trained(table: Table, tmp_path: Pat
     reader = read(page)
     assert all(link.startswith("data:image/") for link in reader.links)
     assert "Learning curves" in reader.text
-    assert {"decoded & guided, x", "y"} <= set(reader.text)  # one picture for both targets of the same rows
+    assert {"decoded & guided, x", "y"} <= set(reader.text)  # one image for both targets of the same rows
     assert page.count('alt="learning curves of ') == 2
     assert "never of test images" in page
     assert "Learning curves" not in write_report(table, tmp_path, "nd run")[0].read_text(encoding="utf-8")
 
 
 def test_a_table_without_pictures_says_so(table: Table) -> None:
-    with pytest.raises(UserError, match=r"shows no pictures\. Name rows of it in its spec as `pictures:`"):
+    with pytest.raises(UserError, match=r"shows no images\. Name rows of it in its spec as `pictures:`"):
         gallery(replace(table, spec=replace(table.spec, pictures=[])))
 
 

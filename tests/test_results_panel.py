@@ -49,9 +49,9 @@ def scored(pictures_NP: NDArray[np.float64], shown_NP: NDArray[np.float64]) -> S
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, Scores]:
-    """Scores of pictures made honestly, by retrieval, with the test images, from shuffled voxels, and of floors."""
+    """Scores of images made honestly, by retrieval, with the test images, from shuffled voxels, and of floors."""
     rng = np.random.default_rng(11)
-    common = rng.normal(size=SIZE)  # what all pictures share
+    common = rng.normal(size=SIZE)  # what all images share
     shown, training = (common + 1.5 * rng.normal(size=(n, SIZE)) for n in (N, 300))
     decoded = shown + 1.2 * rng.normal(size=shown.shape)  # what the voxels tell
     nearest = training[correlation(decoded - training.mean(0), training - training.mean(0)).argmax(1)]
@@ -123,7 +123,7 @@ def test_a_method_that_uses_test_targets_is_exposed(rows: dict[str, Scores]) -> 
     assert above[0].text.startswith("above oracle (oracle), as no decoder can be")
     assert above[0].difference is not None
     assert above[0].difference.lo > 0
-    # Made with the oracle's own features: the same pictures.
+    # Made with the oracle's own features: the same images.
     told = said(panel(rows, "told"), "told")
     assert told[0].startswith("has the very scores of oracle (oracle) for 40 of 40 images")
     assert "test targets have leaked" in told[0]
@@ -151,7 +151,7 @@ def test_a_metric_whose_floor_is_as_good_as_its_oracle_judges_no_leak(rows: dict
     found = panel(blurred, "leak")
     assert (
         said(found, "oracle")
-        == ["not better than mean (floor): here the metric cannot tell good pictures from bad ones"] * 2
+        == ["not better than mean (floor): here the metric cannot tell good images from bad ones"] * 2
     )
     assert not any("leaked" in text for text in said(found, "leak")[1:])
     assert all(np.isnan(standing.share) for standing in found.standings)

@@ -28,7 +28,7 @@ NAMES = sorted(EXTRACTORS.keys() - {"vdvae"})  # whose network comes in one, lar
 
 @pytest.fixture(scope="module")
 def cfg(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A configuration whose stimuli are ten noisy pictures with one to three captions each."""
+    """A configuration whose stimuli are ten noisy images with one to three captions each."""
     cfg = Config(backbone=tiny_backbone_config)
     cfg.data.image_size = IMAGE_SIZE
     root = tmp_path_factory.mktemp("targets")
@@ -75,7 +75,7 @@ def test_shape_dtype_and_independence_of_the_batch(
     assert together.dtype == np.float32
     alone = extractor(batch(extractor, stimuli, [2]))
     np.testing.assert_allclose(together[1], alone[0], atol=1e-5)
-    assert np.abs(together[0] - together[1]).max() > 1e-3  # different pictures differ
+    assert np.abs(together[0] - together[1]).max() > 1e-3  # different images differ
 
 
 def test_z_is_the_posterior_mode_times_the_scaling_factor(cfg: Config, stimuli: Stimuli, backbone: Backbone) -> None:
@@ -177,7 +177,7 @@ class Failing:
 
 def test_interrupted_extraction_keeps_finished_batches(cfg: Config, stimuli: Stimuli, tmp_path: Path) -> None:
     path, whole = tmp_path / "a.h5", tmp_path / "b.h5"
-    first = Failing(fail_at_call=3)  # the reference pictures come first
+    first = Failing(fail_at_call=3)  # the reference images come first
     with pytest.raises(KilledError):
         fill_store(cfg, stimuli, first, path)
     assert not path.exists()  # the final name never holds an unfinished store

@@ -1,4 +1,4 @@
-"""Targets from CLIP: pictures as its processor brings them, values against a plain re-statement, and what is shared."""
+"""Targets from CLIP: images as its processor brings them, values against a plain re-statement, and what is shared."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def counter(calls: list[tuple[int, ...]]) -> Callable[..., None]:
     return lambda module, given, kwargs, found: calls.append(tuple((*given, *kwargs.values())[0].shape))
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
+# ---- images ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(425, 425), (64, 64), (224, 224), (512, 512), (448, 301), (300, 431), (28, 28)])
@@ -269,7 +269,7 @@ def plain_transformer(x: Tensor, w: dict[str, Tensor], prefix: str, heads: int, 
 
 
 def plain_vision(w: dict[str, Tensor], pixels: Tensor, heads: int) -> Tensor:
-    """Projected tokens (B, T, D) of preprocessed pictures."""
+    """Projected tokens (B, T, D) of preprocessed images."""
     kernel = w["vision_model.embeddings.patch_embedding.weight"]
     cells = torch.nn.functional.unfold(pixels, kernel.shape[-1], stride=kernel.shape[-1]).transpose(1, 2)
     first = w["vision_model.embeddings.class_embedding"].expand(len(pixels), 1, -1)

@@ -80,7 +80,7 @@ def images() -> NDArray[np.uint8]:
 
 
 def seen_by_tower(images: NDArray[np.uint8], sizes: tuple[int, int]) -> Tensor:
-    """Resized twice, as decoded pictures are once, and normalised with ImageNet's statistics."""
+    """Resized twice, as decoded images are once, and normalised with ImageNet's statistics."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     for size in sizes:
         x = tv.resize(x, [size, size], antialias=True)

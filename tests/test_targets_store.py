@@ -38,7 +38,7 @@ N_IMAGES = 24
 
 @pytest.fixture(scope="module")
 def overrides(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """24 Scenes pictures of 32 px and an untrained backbone."""
+    """24 Scenes images of 32 px and an untrained backbone."""
     root = tmp_path_factory.mktemp("stores")
     given = [f"backbone.{f}={getattr(tiny_backbone_config, f)}" for f in ("weights", "image_tower")]
     given += [f"{name}={IMAGE_SIZE}" for name in ("backbone.image_size", "backbone.tower_size")]
@@ -59,7 +59,7 @@ def stimuli(cfg: Config) -> Stimuli:
 
 
 class Counting:
-    """An extractor that says which images it was given; a value of its own for the reference pictures."""
+    """An extractor that says which images it was given; a value of its own for the reference images."""
 
     def __init__(self, name: str, forward: Any = None, fail_at: int = -1) -> None:
         self.name, self.forward, self.fail_at = name, forward, fail_at
@@ -90,8 +90,8 @@ def test_targets_share_pictures_and_forward_passes(stimuli: Stimuli, tmp_path: P
     stimuli.images = lambda ids: reads.append(len(ids)) or original(ids)  # type: ignore[method-assign]
     jobs = [Job(Counting(name, forward), tmp_path / f"{name}.h5") for name in ("a", "b")]
     assert extract_to_stores(jobs, stimuli, batch_size=10, progress=False) == {"a": N_IMAGES, "b": N_IMAGES}
-    assert reads == [10, 10, 4], "every picture is read once"
-    assert passes == [4, 4, 10, 10, 4], "each target's reference pictures, then one pass a batch for both"
+    assert reads == [10, 10, 4], "every image is read once"
+    assert passes == [4, 4, 10, 10, 4], "each target's reference images, then one pass a batch for both"
     for job in jobs:
         np.testing.assert_array_equal(
             TargetStore(job.path).rows(stimuli.image_id), original(stimuli.image_id).reshape(N_IMAGES, -1)[:, :3]
@@ -209,7 +209,7 @@ def test_features_that_change_under_the_same_settings_are_drift(cfg: Config, sti
     check_store(job_of(cfg, "g", path, backbone), stimuli)
     with torch.no_grad():
         backbone.tower.conv1.weight.mul_(1.05)
-    with pytest.raises(UserError, match=r"four reference pictures have other features now than when it was made, by"):
+    with pytest.raises(UserError, match=r"four reference images have other features now than when it was made, by"):
         check_store(job_of(cfg, "g", path, backbone), stimuli)
 
 
@@ -236,7 +236,7 @@ def test_interrupted_extraction_does_not_go_on_with_other_features(stimuli: Stim
     with pytest.raises(KeyboardInterrupt):
         extract_to_stores([Job(Counting("a", fail_at=2), tmp_path / "a.h5")], stimuli, batch_size=10, progress=False)
     changed = Counting("a", lambda items: items.images[:, ::-1])
-    with pytest.raises(UserError, match=r"a.h5.partial: four reference pictures have other features now"):
+    with pytest.raises(UserError, match=r"a.h5.partial: four reference images have other features now"):
         extract_to_stores([Job(changed, tmp_path / "a.h5")], stimuli, batch_size=10, progress=False)
 
 

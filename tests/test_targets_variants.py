@@ -1,4 +1,4 @@
-"""Variants of z, z40, edge and colour against plain re-statements, and the guards of pictures and features."""
+"""Variants of z, z40, edge and colour against plain re-statements, and the guards of images and features."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_samples_belong_to_the_image_id_alone(name: str, backbone: Backbone) -> 
     together = extractor(items(images, first=4))
     turned = extractor(Items(np.array([6, 4], np.int32), images[:2]))
     np.testing.assert_allclose(turned, together[[2, 0]], atol=1e-6)
-    assert np.abs(together[0] - together[1]).max() > 0.01  # the same picture under two ids
+    assert np.abs(together[0] - together[1]).max() > 0.01  # the same image under two ids
 
 
 # ---- z40 -----------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_fingerprint_names_what_changed_and_loads_nothing(
 
 @pytest.mark.parametrize("name", ["z", "z40", "g"])
 def test_networks_in_half_precision_give_float32_features_near_the_exact_ones(name: str, backbone: Backbone) -> None:
-    cfg = Config(backbone=replace(backbone.config, image_size=32))  # the tower's pictures are resized too
+    cfg = Config(backbone=replace(backbone.config, image_size=32))  # the tower's images are resized too
     exact = build_extractor(name, cfg, load_backbone(cfg.backbone))(items(noisy(40)))
     halved = build_extractor(name, cfg, load_backbone(cfg.backbone, dtype="bfloat16"))(items(noisy(40)))
     assert halved.dtype == np.float32
@@ -315,7 +315,7 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 def test_saturated_pictures_are_named() -> None:
     images = noisy(40, n=9)
     images[2] = np.where(images[2] > 128, 255, 0)
-    with pytest.raises(UserError, match=r"^image 102: at least 99.9% of the picture's values are exactly 0 or 255"):
+    with pytest.raises(UserError, match=r"^image 102: at least 99.9% of the image's values are exactly 0 or 255"):
         check_pictures(images, np.arange(100, 109))
     images[1:8] = images[2]
     with pytest.raises(UserError, match=r"^7 of 9 images \(101, 102, 103, 104, 105, \.\.\.\): at least"):
@@ -325,7 +325,7 @@ def test_saturated_pictures_are_named() -> None:
 def test_constant_pictures_are_named() -> None:
     images = noisy(40, n=4)
     images[1], images[3] = 127, 0
-    with pytest.raises(UserError, match=r"^2 of 4 images \(11, 13\): every value of the picture is the same"):
+    with pytest.raises(UserError, match=r"^2 of 4 images \(11, 13\): every value of the image is the same"):
         check_pictures(images, np.arange(10, 14))
 
 

@@ -34,7 +34,7 @@ N_TRAIN, N_VAL, N_TEST = 40, 10, 6
 
 @pytest.fixture(scope="module")
 def overrides(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A data set of 46 small pictures and one subject of about 100 voxels, with all targets extracted."""
+    """A data set of 46 small images and one subject of about 100 voxels, with all targets extracted."""
     root = tmp_path_factory.mktemp("chain")
     backbone = [f"backbone.{f}={getattr(tiny_backbone_config, f)}" for f in ("weights", "image_tower")]
     sizes = [f"{name}={IMAGE_SIZE}" for name in ("backbone.image_size", "backbone.tower_size")]

@@ -179,7 +179,7 @@ def plain_layers(
     state: dict[str, Tensor],
     choose: Callable[[int, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-    """The decoder for two pictures, `choose` told layer, features, prior mean and prior log deviation."""
+    """The decoder for two images, `choose` told layer, features, prior mean and prior log deviation."""
     canvas = {
         side: np.repeat(state[f"decoder.bias_xs.{k}"].double().numpy(), 2, axis=0)
         for k, side in enumerate([1, 2, 4, 8])
@@ -351,7 +351,7 @@ def test_split_undoes_join(model: Vdvae, pixels: Tensor) -> None:
 
 
 def test_what_does_not_fit_is_refused(model: Vdvae) -> None:
-    with pytest.raises(UserError, match=r"built for pictures \(3, 8, 8\) but was given \(3, 16, 16\)"):
+    with pytest.raises(UserError, match=r"built for images \(3, 8, 8\) but was given \(3, 16, 16\)"):
         model.encode(torch.zeros(1, 3, 16, 16))
     with pytest.raises(UserError, match=r"shape \(1, 5\) fit no number of the VDVAE's layers; .* of 3 numbers for 1"):
         model.split(torch.zeros(1, 5))
@@ -430,7 +430,7 @@ def test_bytes_are_truncated() -> None:
     assert found[0, 0, :, 0].tolist() == [0, 0, 127, 254, 255]
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
+# ---- images ------------------------------------------------------------------------------------------------------
 
 
 def test_pictures_are_resized_as_torchvision_resizes_pil_images() -> None:

@@ -2,13 +2,13 @@
 
     command   python experiments/benchmarks/evaluation.py
     time      one and a half hours on 2 CPU cores, of which CLIP takes most; --images 32 takes 3 minutes
-    memory    3.9 GB for 1,000 images, most of it AlexNet's features of stimuli and pictures
-    figures   1,000 stimuli and as many pictures, 2 threads beside other work (seconds, of processor time in brackets):
+    memory    3.9 GB for 1,000 images, most of it AlexNet's features of stimuli and images
+    figures   1,000 stimuli and as many images, 2 threads beside other work (seconds, of processor time in brackets):
               AlexNet 22 (39), Inception-v3 247 (445), CLIP 4,995 (4,380), EfficientNet-B1 251 (131), SwAV 406 (237);
               scores made of the features at most 3; identification of 1,000 x 139,968 takes 1.6 s on free cores, 2.9
               beside other work, where a plain product took 2.4
 
-Weights are random: times do not depend on them, and none need be downloaded. Pictures are simulated (uniform noise of
+Weights are random: times do not depend on them, and none need be downloaded. Images are simulated (uniform noise of
 256 px). Features of the stimuli are computed once and kept, so a second method costs half.
 """
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def one_network(true: Any, pred: Any, view: Any, measures: dict[str, Any], protocol: ProtocolConfig) -> dict[str, Any]:
-    """Seconds to build it, its passes over stimuli and pictures, and the scores made of them."""
+    """Seconds to build it, its passes over stimuli and images, and the scores made of them."""
     found = {"build_s": seconds(lambda: loaded(view.network, RANDOM))}
     sides: list[Any] = []
     cpu = time.process_time()
@@ -95,7 +95,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def rate(n_images: int, work: Callable[[], Any]) -> dict[str, float]:
-    """Seconds and pictures per second."""
+    """Seconds and images per second."""
     taken = seconds(work)
     return {"seconds": taken, "images_per_s": round(n_images / max(taken, 0.01), 2)}
 

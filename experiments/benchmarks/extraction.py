@@ -1,22 +1,22 @@
-"""How many pictures a second the targets z and g are extracted from: picture by picture, and in batches.
+"""How many images a second the targets z and g are extracted from: image by image, and in batches.
 
     command   python experiments/benchmarks/extraction.py
     time      40 seconds on 2 CPU cores
     memory    1.2 GB
-    found     (a) 76, (b) 370, (c) 355 pictures/s: 4.9 times as fast, at 60% of the rate of matrix products. One thread:
+    found     (a) 76, (b) 370, (c) 355 images/s: 4.9 times as fast, at 60% of the rate of matrix products. One thread:
               78, 231 and 193, 3.0 times. Where other work keeps the cores busy, two threads wait for one another at
               every step and are slower than one (9, 52 and 34): --threads 1 here, OMP_NUM_THREADS=1 for `nd`
     GPU       python experiments/benchmarks/extraction.py --device cuda --precision bfloat16: full-size Stable Diffusion
               VAE at 512 px and ViT-B/32, random weights, 1.3 GB in a temporary folder. So far run on a CPU alone, with
               --weights full --images 6 --turns 1 --batch-size 3 (9 minutes, 8.2 GB)
 
-(a) restates the released loop: one picture at a time through Pillow's Lanczos, the VAE with a needless graph, a
-posterior sample, then the image tower through all of its blocks with hooks that are set again for each picture
+(a) restates the released loop: one image at a time through Pillow's Lanczos, the VAE with a needless graph, a
+posterior sample, then the image tower through all of its blocks with hooks that are set again for each image
 (HaoyyLi/NeuralDiffuser@9286cad: src/feature_extraction/img2feat_sd_pipe.py, img2feat_guidance.py).
 (b) are this package's extractors on batches in memory.
-(c) is the whole of `nd extract target=all`: from compressed pictures on disk to finished stores, models loaded anew.
+(c) is the whole of `nd extract target=all`: from compressed images on disk to finished stores, models loaded anew.
 
-(a) and (b) take turns on the same pictures, so that whatever else the machine does meets both. Pictures are Scenes.
+(a) and (b) take turns on the same images, so that whatever else the machine does meets both. Images are Scenes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
             stimuli_path(cfg), images=images, captions=[["a scene"]] * len(images), image_id=np.arange(len(images))
         )
         backbone = extraction_backbone(cfg, torch.device(asked.device))
-        print(f"{len(images)} pictures of {images.shape[1]} px, {asked.weights} models at {cfg.backbone.image_size} px")
+        print(f"{len(images)} images of {images.shape[1]} px, {asked.weights} models at {cfg.backbone.image_size} px")
         print(f"{asked.device}, {asked.precision}; {os.cpu_count()} cores, {torch.get_num_threads()} threads")
         figures = in_turns(backbone, cfg, images, asked)
         figures |= whole_verb(cfg, len(images)) | parts(backbone, cfg, images, asked.batch_size)
@@ -111,7 +111,7 @@ def parsed(given: list[str] | None) -> argparse.Namespace:
 
 
 def configured(asked: argparse.Namespace, folder: Path) -> Config:
-    """Scenes pictures, their models or Stable Diffusion's, and folders for everything that is written."""
+    """Scenes images, their models or Stable Diffusion's, and folders for everything that is written."""
     shipped, part = asked.weights == "shipped", max(1, asked.images // 10)
     half = [0.5, 0.5, 0.5]
     cfg = Config(
@@ -149,7 +149,7 @@ def full_size(folder: Path) -> BackboneConfig:
 
 
 def one_by_one(backbone: Backbone, images: NDArray[np.uint8], n_layers: int) -> list[NDArray[np.float32]]:
-    """The released loop: latent and features of one picture after another."""
+    """The released loop: latent and features of one image after another."""
     found: list[NDArray[np.float32]] = []
     config, device = backbone.config, backbone.device
     for image in images:
@@ -165,7 +165,7 @@ def one_by_one(backbone: Backbone, images: NDArray[np.uint8], n_layers: int) -> 
 
 
 def hooked(tower: nn.Module, inputs: Tensor) -> list[NDArray[np.float32]]:
-    """What hooks on the second linear layer of every block catch, set and removed for this picture."""
+    """What hooks on the second linear layer of every block catch, set and removed for this image."""
     caught: list[NDArray[np.float32]] = []
 
     def catch(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
@@ -181,7 +181,7 @@ def hooked(tower: nn.Module, inputs: Tensor) -> list[NDArray[np.float32]]:
 
 
 def batched(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], batch_size: int) -> list[Any]:
-    """z and g of all pictures by this package's extractors."""
+    """z and g of all images by this package's extractors."""
     extractors, found = build_extractors(TARGETS, cfg, backbone), []
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
@@ -191,7 +191,7 @@ def batched(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], batch_si
 
 
 def in_turns(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], asked: argparse.Namespace) -> dict[str, Any]:
-    """Pictures a second of both ways, turn by turn on the same pictures, after a turn that warms up."""
+    """Pictures a second of both ways, turn by turn on the same images, after a turn that warms up."""
     n_layers, rates = len(cfg.target.layers), []
     for turn, part in enumerate([images[: asked.batch_size], *np.array_split(images, asked.turns)]):
         with as_released(backbone):
@@ -225,7 +225,7 @@ def whole_verb(cfg: Config, n_images: int) -> dict[str, float]:
 
 
 def parts(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], batch_size: int) -> dict[str, Any]:
-    """Milliseconds a picture that each step of extraction takes, the median over the batches."""
+    """Milliseconds an image that each step of extraction takes, the median over the batches."""
     stimuli, found = Stimuli(stimuli_path(cfg)), defaultdict(list)
     extractors = build_extractors(TARGETS, cfg, backbone)
     for start in range(0, len(images), batch_size):
@@ -243,7 +243,7 @@ def parts(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], batch_size
 
 
 def arithmetic(backbone: Backbone, cfg: Config, image: NDArray[np.uint8], rate: float) -> dict[str, float]:
-    """Operations of one picture, and the share of the measured rate of matrix products that extraction reaches."""
+    """Operations of one image, and the share of the measured rate of matrix products that extraction reaches."""
     with FlopCounterMode(display=False) as counter:
         batched(backbone, cfg, image, 1)
     peak = matmul_rate(backbone.device.type, backbone.dtype)
@@ -270,13 +270,13 @@ def seconds(work: Callable[..., Any], *given: Any) -> float:
 def show(figures: dict[str, Any]) -> None:
     """The table."""
     low, high = figures["ratio_of_turns"][0], figures["ratio_of_turns"][-1]
-    print(f"(a) one by one, as released   {figures['one_by_one_per_s']:8.3g} pictures/s")
-    print(f"(b) extractors, in batches    {figures['batched_per_s']:8.3g} pictures/s")
+    print(f"(a) one by one, as released   {figures['one_by_one_per_s']:8.3g} images/s")
+    print(f"(b) extractors, in batches    {figures['batched_per_s']:8.3g} images/s")
     print(f"    ratio                     {figures['ratio']:8.1f}  (turns: {low:.1f} to {high:.1f})")
-    print(f"(c) nd extract, all of it     {figures['verb_per_s']:8.3g} pictures/s")
+    print(f"(c) nd extract, all of it     {figures['verb_per_s']:8.3g} images/s")
     print("milliseconds a picture: " + ", ".join(f"{k} {v:.2f}" for k, v in figures["ms_per_picture"].items()))
     print(
-        f"{figures['gflop_per_picture']:.2f} GFLOP a picture; (b) reaches {figures['share']:.0%} of the "
+        f"{figures['gflop_per_picture']:.2f} GFLOP an image; (b) reaches {figures['share']:.0%} of the "
         f"{figures['matmul_tflops']:.2f} TFLOP/s of a matrix product in the same precision"
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform != "darwin" else 1e9)

@@ -25,7 +25,7 @@ from nd.data.nsd.facts import PEOPLE, TRIALS_PER_SESSION
 from nd.data.prepared import Stimuli, Subject, write_stimuli, write_subject
 from nd.scenes.as_nsd import write_nsd
 
-SIDE = 16  # of the pictures, which this is not about
+SIDE = 16  # of the images, which this is not about
 N_REPEATS = 3
 LOAD = "import nibabel, h5py, scipy.io, tqdm, nd.prepare, nd.data.nsd.prepare, nd.data.nsd.volumes"
 

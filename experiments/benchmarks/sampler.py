@@ -1,22 +1,22 @@
 """What a reconstruction costs: the engine against the released algorithm written plainly, on one machine.
 
-    command   python experiments/benchmarks/sampler.py            on a CPU, Scenes models: pictures per second of both
+    command   python experiments/benchmarks/sampler.py            on a CPU, Scenes models: images per second of both
               python experiments/benchmarks/sampler.py --flops    operations at Stable Diffusion's size; no weights
               python experiments/benchmarks/sampler.py --cuda     full size with random weights, on a GPU
     time      1 minute on 2 CPU cores; --flops 30 s; --cuda not measured
-    found     on 2 CPU cores, 80 pictures against 8 made plainly: 2.5 and 0.48 pictures/s, 5.2 times; the plain rate
-              varied from 0.48 to 0.57 between runs. Pictures equal to 9e-6. --flops: 232.4 TFLOP a picture plainly,
+    found     on 2 CPU cores, 80 images against 8 made plainly: 2.5 and 0.48 images/s, 5.2 times; the plain rate
+              varied from 0.48 to 0.57 between runs. Images equal to 9e-6. --flops: 232.4 TFLOP an image plainly,
               133.7 by the engine, 1.74 times less
 
 Both follow the released arithmetic (method=neuraldiffuser_released): self-attention guidance .75, 50 steps, strength
-.75, eta .2, kappa 300000. The plain algorithm is tests/helpers_released.py: one picture at a time, the conditional UNet
+.75, eta .2, kappa 300000. The plain algorithm is tests/helpers_released.py: one image at a time, the conditional UNet
 run again for the gradient, all intermediate latents decoded and thrown away. Inputs are random: only sizes matter here.
-A picture is one image in one repeat. The plain algorithm is slow and makes a few pictures only; half of them before and
+An image is one image in one repeat. The plain algorithm is slow and makes a few images only; half of them before and
 half after the engine's, as others may use the machine at one of the times.
 
 Operations are counted on the meta device: one pass forward and backward of each network, then one step of each kind and
-one decoded picture, times their number in a trajectory. 2 operations a multiplication; the text encoder, which the
-plain algorithm runs once per picture, is left out.
+one decoded image, times their number in a trajectory. 2 operations a multiplication; the text encoder, which the
+plain algorithm runs once per image, is left out.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SD_SCHEDULE = {  # scheduler/scheduler_config.json
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
     "set_alpha_to_one": False, "steps_offset": 1,
 }  # fmt: skip
-REFERENCE = {"plain": 232, "engine": 134}  # TFLOP a picture, reckoned from single passes
+REFERENCE = {"plain": 232, "engine": 134}  # TFLOP an image, reckoned from single passes
 GUIDED_T = 721
 
 
@@ -161,7 +161,7 @@ def warm(sampler: GuidedSampler, numbers: Numbers) -> None:
 def show(figures: dict[str, Any], asked: argparse.Namespace) -> None:
     """The table."""
     for name in ("plain", "engine"):
-        print(f"{name:8}{figures[f'{name}_per_s']:10.4g} pictures/s  ({figures[f'{name}_pictures']} pictures)")
+        print(f"{name:8}{figures[f'{name}_per_s']:10.4g} images/s  ({figures[f'{name}_pictures']} images)")
     print(f"ratio   {figures['ratio']:10.3g}")
     print(
         f"pictures differ by {figures['mean_difference']:.2g} on average, {figures['largest_difference']:.2g} at most; "
@@ -194,7 +194,7 @@ class Shell(Backbone):
 
 
 def operations(cfg: Config, numbers: Numbers, asked: argparse.Namespace) -> dict[str, Any]:
-    """TFLOP of every pass, and of a picture by either way."""
+    """TFLOP of every pass, and of an image by either way."""
     # The counter fails where a leaf goes straight into a module; in bfloat16 every input is a copy.
     backbone = Shell("meta", "bfloat16")
     sampler = GuidedSampler(backbone, cfg)
@@ -209,7 +209,7 @@ def operations(cfg: Config, numbers: Numbers, asked: argparse.Namespace) -> dict
     for name, value in parts.items():
         print(f"  {name:20}{value:8.4f}")
     for name, value in (("plain", plain), ("engine", engine)):
-        print(f"{name:8}{value:8.1f} a picture; reference {REFERENCE[name]} with the defaults")
+        print(f"{name:8}{value:8.1f} an image; reference {REFERENCE[name]} with the defaults")
     print(f"ratio   {plain / engine:8.2f}")
     return {"passes": passes, "parts": parts, "plain": plain, "engine": engine, "ratio": plain / engine}
 

@@ -1,9 +1,9 @@
-"""Time a grid over kappa and eta sampled together against its points one by one, and compare the pictures.
+"""Time a grid over kappa and eta sampled together against its points one by one, and compare the images.
 
     python experiments/benchmarks/sweep.py                  the Scenes backbone, 16 images x 2 repeats, 24 points
     python experiments/benchmarks/sweep.py --images 4 --out sweep.json method.repeats=1
 
-Found on 2 CPU cores: together 67 s, one by one 148 s, .45 of the time, pictures equal to the last bit.
+Found on 2 CPU cores: together 67 s, one by one 148 s, .45 of the time, images equal to the last bit.
 
 Both go through the sampler in one process, on the same inputs: random latents, conditions and features, for neither
 time nor equality hang on what they are. The networks are loaded before, so that one by one pays no start 24 times; run

@@ -9,7 +9,7 @@ no guidance, and the chosen point. Test images take no part. Everything after th
 `nd run`.
 
 Chosen: the highest sum of PixCorr and low-level identification with predicted features. PixCorr alone is flat over a
-wide range of kappa and eta, and identification tells pictures apart that share a background.
+wide range of kappa and eta, and identification tells images apart that share a background.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def evenly(ids: Sequence[int], n: int) -> list[int]:
 
 
 def scorer(cfg: Config, ids: Sequence[int]) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float64]]]:
-    """Return a function from pictures (N, R, H, W, 3) to scores per image, under the experiment's protocol."""
+    """Return a function from images (N, R, H, W, 3) to scores per image, under the experiment's protocol."""
     stimuli = Stimuli(stimuli_path(cfg)).images(np.asarray(ids))
     return lambda pictures: score_images(pictures, stimuli, cfg.protocol).scores
 
@@ -155,7 +155,7 @@ def tune(
 def sample(
     cfg: Config, backbone: Backbone, source: FeatureSource, ids: Sequence[int], grid: Sequence[tuple[float, float]]
 ) -> list[NDArray[np.uint8]]:
-    """Return pictures (N, R, H, W, 3) of the images at every point of the grid."""
+    """Return images (N, R, H, W, 3) of the images at every point of the grid."""
     at = [replace(cfg, guidance=replace(cfg.guidance, kappa=kappa, eta=eta)) for kappa, eta in grid]
     sampler = GuidedSampler(backbone, cfg, [point_of(one) for one in at])
     generate = GuidedDiffusion(sampler, cfg.seed, cfg.method.repeats)

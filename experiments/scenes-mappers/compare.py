@@ -4,7 +4,7 @@
     python experiments/scenes-mappers/compare.py --only sessions    one of: sessions, full, shared, prior, shuffled
 
 Trains what is missing through `nd train`, predicts the test images of subject 1, and compares predicted with true
-targets: no picture is made. Retrieval: how often the own target correlates best with the prediction among those of all
+targets: no image is made. Retrieval: how often the own target correlates best with the prediction among those of all
 test images (chance 1/200), and the reverse (brain retrieval); two-way identification; pattern correlation, of an
 image's prediction with its target over columns. All after the training mean is taken off. Intervals are bootstrapped
 over images; differences are paired by image and averaged over seeds. Choices of the recipe were made on validation

@@ -24,7 +24,7 @@ METRICS = {
 
 
 def main() -> None:
-    """Both pictures."""
+    """Both images."""
     record = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
     sessions(record["sessions"])
     curves()

@@ -127,7 +127,7 @@ class Clip:
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures that the image encoder sees, pixels."""
+        """Side of the images that the image encoder sees, pixels."""
         return int(self.config.vision_config.image_size)
 
     @property

@@ -36,7 +36,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 TEXT_ENDS = 2  # tokens that every caption has: its beginning and its end
 
-# Pixels that the VAE encodes at once, so that memory does not grow with the batch: a 512 px picture takes 0.13 GB per
+# Pixels that the VAE encodes at once, so that memory does not grow with the batch: a 512 px image takes 0.13 GB per
 # float32 activation. More than 2^16 are a third slower on CPUs: larger tensors go back to the system each time.
 CPU_PIXELS, GPU_PIXELS = 1 << 16, 1 << 21
 
@@ -157,7 +157,7 @@ class Backbone:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of the latent of one picture."""
+        """(C, h, w) of the latent of one image."""
         config = self.vae.config
         side = self.config.image_size // 2 ** (len(config["block_out_channels"]) - 1)
         return int(config["latent_channels"]), side, side
@@ -187,7 +187,7 @@ class Backbone:
         return resize(moved, size or self.config.image_size).clamp(0, 1)
 
     def posterior(self, images_B3HW: Tensor) -> Any:
-        """The VAE's distribution over latents, before `scaling_factor`, of pictures in [0, 1] of any size it takes."""
+        """The VAE's distribution over latents, before `scaling_factor`, of images in [0, 1] of any size it takes."""
         inputs, on_cpu = (images_B3HW * 2 - 1).to(self.dtype), self.device.type == "cpu"
         if on_cpu:  # a tenth to a third faster; the convolutions hand the layout on
             inputs = inputs.contiguous(memory_format=torch.channels_last)

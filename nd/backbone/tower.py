@@ -1,4 +1,4 @@
-"""The image tower as a feature extractor: what its blocks' MLP branches say about a picture.
+"""The image tower as a feature extractor: what its blocks' MLP branches say about an image.
 
 Shapes: B batch, 3 colours, H W rows and columns, T tokens (class token first, then patches row-major), D width.
 """
@@ -19,10 +19,10 @@ PLAIN_BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
 
 
 def resize(images_B3HW: Tensor, size: int, method: str = "bilinear", *, antialias: bool = True) -> Tensor:
-    """Resize pictures to `size` x `size`; untouched when they already have that size. Differentiable.
+    """Resize images to `size` x `size`; untouched when they already have that size. Differentiable.
 
     Defaults for filter and antialiasing differ between libraries and their versions; targets and guidance must see the
-    same pictures, so both are said here. A bicubic filter overshoots a little beyond [0, 1]; nothing is clamped.
+    same images, so both are said here. A bicubic filter overshoots a little beyond [0, 1]; nothing is clamped.
 
     Raises:
         UserError: a method that is neither 'bilinear' nor 'bicubic'.
@@ -47,14 +47,14 @@ def preprocess(
     *,
     antialias: bool = True,
 ) -> Tensor:
-    """Bring pictures to what an image tower expects. Differentiable.
+    """Bring images to what an image tower expects. Differentiable.
 
     Args:
         images_B3HW: float RGB in [0, 1].
         size: side of the tower's input, pixels.
         mean: subtracted, one number per colour.
         std: divided by, one number per colour.
-        method: how pictures of another size are resized, 'bilinear' or 'bicubic'.
+        method: how images of another size are resized, 'bilinear' or 'bicubic'.
         antialias: low-pass before shrinking.
 
     Returns:
@@ -89,12 +89,12 @@ class BlockFeatures:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(number of layers, tokens, width) of the features of one picture."""
+        """(number of layers, tokens, width) of the features of one image."""
         tokens, width = self.tower.positional_embedding.shape
         return len(self.layers), tokens, width
 
     def __call__(self, images_B3HW: Tensor) -> list[Tensor]:
-        """Features (B, T, D) of each wanted layer, in the order of `layers`, of preprocessed pictures."""
+        """Features (B, T, D) of each wanted layer, in the order of `layers`, of preprocessed images."""
         x_BTD = self._embed(images_B3HW)
         found: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
@@ -119,7 +119,7 @@ class BlockFeatures:
         wanted, got = tuple(self.tower.image_size), tuple(images_B3HW.shape[-2:])
         if got != wanted:
             raise UserError(
-                f"the image tower was built for pictures of {wanted[0]}x{wanted[1]} pixels but was given "
+                f"the image tower was built for images of {wanted[0]}x{wanted[1]} pixels but was given "
                 f"{got[0]}x{got[1]}. Set backbone.tower_size={wanted[0]}."
             )
 

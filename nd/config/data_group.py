@@ -67,7 +67,7 @@ class DataConfig:
     )
     sessions: int = opt(0, "nsd: first sessions that are prepared; 0: all that the subject has")
     in_place: bool = opt(
-        True, "nsd, mindeye2: read pictures (mindeye2: betas too) where they lie; false copies them", identity=False
+        True, "nsd, mindeye2: read images (mindeye2: betas too) where they lie; false copies them", identity=False
     )
     captions: str = opt(
         "", "nsd, mindeye2, own: captions by image, a file or a folder of COCO's", identity=False, path=True
@@ -75,7 +75,7 @@ class DataConfig:
     # ---- own
     voxels: str = opt("", "own: responses (trials, voxels), .npy", identity=False, path=True)
     image_ids: str = opt("", "own: image of every trial, .npy or one number a line", identity=False, path=True)
-    images: str = opt("", "own: folder of pictures named by image id, or .npy", identity=False, path=True)
+    images: str = opt("", "own: folder of images named by image id, or .npy", identity=False, path=True)
     session_ids: str = opt(
         "", "own: session of every trial, as image_ids; default: one session", identity=False, path=True
     )
@@ -87,7 +87,7 @@ class DataConfig:
     n_test: int = opt(200, "scenes: test images; own: test images where test_ids names none")
     n_repeats: int = opt(3, "scenes: presentations of every image")
     n_voxels: int = opt(1500, "scenes: approximate voxels per subject")
-    world_seed: int = opt(7, "scenes: seed of the pictures and of the simulated brains")
+    world_seed: int = opt(7, "scenes: seed of the images and of the simulated brains")
 
     @property
     def transductive(self) -> bool:

@@ -29,7 +29,7 @@ VERBS = {
     "evaluate": "images to scores; the only verb that compares with test stimuli",
     "run": "the whole chain, doing only what is missing",
     "table": "run folders to a table (md, csv, tex)",
-    "report": "the table with pictures and plots, as one HTML page",
+    "report": "the table with images and plots, as one HTML page",
     "doctor": "what is present, what is missing, how large, which terms apply",
 }
 EXAMPLES = """\

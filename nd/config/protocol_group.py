@@ -29,18 +29,16 @@ class ProtocolConfig:
         choices=("each", "first", "best", "pixel_mean"),
     )
     # ---- pixels
-    picture_size: int = opt(
-        0, "side to which pictures are brought before the pixel metrics' own resize; 0: as they are"
-    )
+    picture_size: int = opt(0, "side to which images are brought before the pixel metrics' own resize; 0: as they are")
     image_size: int = opt(64, "side at which pixel metrics are computed")
-    resize_filter: str = opt("bilinear", "filter where pictures have another size", choices=("bilinear", "bicubic"))
+    resize_filter: str = opt("bilinear", "filter where images have another size", choices=("bilinear", "bicubic"))
     resize_antialias: bool = opt(True, "low-pass before shrinking; never left to a library's default")
     resize_arithmetic: str = opt(
         "floats", "resized as floats, or by Pillow as bytes (always with antialias)", choices=("floats", "bytes")
     )
     ssim: str = opt(
         "2d",
-        "2-D windows on grey pictures, or the 1-D windows per column of scikit-image 0.17 with multichannel=True",
+        "2-D windows on grey images, or the 1-D windows per column of scikit-image 0.17 with multichannel=True",
         choices=("2d", "per_column"),
     )
     pixel_identification: bool = opt(True, "also identify by the pixels themselves")

@@ -49,7 +49,7 @@ PROTOCOLS_OF = {  # the usual one first
     **dict.fromkeys(NSD_FORMS, ("nd", *PUBLISHED)),
     "own": ("nd",),
 }
-# What says how pictures are made, of which nothing counts where they are given.
+# What says how images are made, of which nothing counts where they are given.
 MAKING_GROUPS = ("method", "target", "mapper", "network", "training", "backbone", "guidance")
 MAKING_FIELDS = ("subject.roi", "seed", "features", "control", "debug.limit_images")
 MAKING = (*MAKING_GROUPS, *MAKING_FIELDS, *(name for name in flat(Config()) if name.split(".")[0] in MAKING_GROUPS))
@@ -69,9 +69,7 @@ def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[
     if cfg.target.name == ALL and verb == "train":
         found.append("target: all is for `nd extract`; `nd train` fits one target at a time. Give target=<name>.")
     if cfg.images and verb not in ("", "evaluate"):
-        found.append(
-            f"images: pictures made elsewhere are for `nd evaluate`; `nd {verb}` cannot use them. Leave it out."
-        )
+        found.append(f"images: images made elsewhere are for `nd evaluate`; `nd {verb}` cannot use them. Leave it out.")
     return found + _files(cfg, verb)
 
 
@@ -150,7 +148,7 @@ def _targets(cfg: Config) -> Iterator[str]:
 
 def _protocol(cfg: Config) -> Iterator[str]:
     protocol, (fitting, *others) = cfg.protocol, PROTOCOLS_OF[cfg.data.source]
-    # Scenes in the files of another release are still Scenes' pictures.
+    # Scenes in the files of another release are still Scenes' images.
     disguised = cfg.data.simulated and cfg.data.source != "digits69" and protocol.name == "scenes"
     if protocol.name not in (fitting, *others) and not disguised:
         yield (
@@ -195,7 +193,7 @@ def _measures(cfg: Config) -> Iterator[str]:
 def _given_images(cfg: Config) -> Iterator[str]:
     for name in ("order", "images_hash"):
         if getattr(cfg, name) and not cfg.images:
-            yield f"{name}: it is about pictures made elsewhere. Give them (images=<folder or file>), or leave it out."
+            yield f"{name}: it is about images made elsewhere. Give them (images=<folder or file>), or leave it out."
 
 
 def _evaluation(cfg: Config) -> Iterator[str]:
@@ -245,7 +243,7 @@ def _idle(cfg: Config, verb: str) -> list[tuple[tuple[str, ...], str, bool]]:
             for name, owners in TARGETS_WITH.items()
         ),
         *mapper_idle(cfg),
-        (MAKING, "the pictures are given (images=...), so nothing is made", bool(cfg.images)),
+        (MAKING, "the images are given (images=...), so nothing is made", bool(cfg.images)),
         (("control",), f"generator {generator} uses no voxels", generator in NO_VOXELS),
         (("protocol.weights",), f"protocol {cfg.protocol.name} names no measures", not cfg.protocol.measures),
         (("logger.project", "logger.mode"), f"logger is {logger}", logger != "wandb"),

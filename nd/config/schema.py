@@ -75,7 +75,7 @@ class BackboneConfig:
     tower_std: list[float] = opt(
         [0.229, 0.224, 0.225], "standard deviation divided by before the image tower, per RGB channel"
     )
-    tower_filter: str = opt("bilinear", "how pictures are resized for the image tower", choices=("bilinear", "bicubic"))
+    tower_filter: str = opt("bilinear", "how images are resized for the image tower", choices=("bilinear", "bicubic"))
     tower_antialias: bool = opt(True, "low-pass before shrinking for the image tower; library defaults differ")
     dtype: str = opt("float32", "arithmetic of sampling", choices=("float32", "bfloat16", "float16"))
 
@@ -99,7 +99,7 @@ class GuidanceConfig:
     )
     decoder: str = opt(
         "full",
-        "what shows the picture whose features are compared: the VAE; the VAE at half the resolution; the small"
+        "what shows the image whose features are compared: the VAE; the VAE at half the resolution; the small"
         " autoencoder of backbone.tiny_vae",
         choices=("full", "half", "tiny"),
     )
@@ -117,7 +117,7 @@ class TrainerConfig:
     )
     batch_size: int = opt(
         80,
-        "extract: pictures at once. reconstruct: samples after which a device writes them; multiples of 40 are fastest",
+        "extract: images at once. reconstruct: samples after which a device writes them; multiples of 40 are fastest",
         identity=False,
     )
     memory_gb: float = opt(
@@ -128,7 +128,7 @@ class TrainerConfig:
     )
     compile: bool = opt(False, "reconstruct: torch.compile the UNet; not with method.sag_scale", identity=False)
     previews: str = opt(
-        "", "reconstruct: folder for pictures of the first batch after every step; empty: none", identity=False
+        "", "reconstruct: folder for images of the first batch after every step; empty: none", identity=False
     )
     num_workers: int = opt(0, "loader processes", identity=False)
     checkpoint_minutes: float = opt(

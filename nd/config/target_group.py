@@ -18,7 +18,7 @@ class TargetConfig:
     name: str = opt("z", "target; extract: 'all' for every target of the method", choices=(*TARGETS, ALL))
     picture: str = opt(
         "direct",
-        "z: how a picture comes to the backbone's size: bilinear with antialiasing; PIL's Lanczos; or by way of 224 px"
+        "z: how an image comes to the backbone's size: bilinear with antialiasing; PIL's Lanczos; or by way of 224 px"
         " in half precision",
         choices=("direct", "lanczos", "via224"),
     )

@@ -1,12 +1,12 @@
-"""Captions of pictures, in the three forms in which people have them.
+"""Captions of images, in the three forms in which people have them.
 
 - COCO annotations: ``captions_train2017.json`` and ``captions_val2017.json``, the folder that holds them or one such
   file, ``{"annotations": [{"image_id": 391895, "caption": "a man ..."}, ...]}``.
 - A table, ``{"391895": ["a man ...", ...]}`` (nsd_captions.json).
 - A .npy of text (N, K), K captions per image and '' where there are fewer; row = image id
-  (COCO_73k_annots_curated.npy: row = 0-based number of the NSD picture).
+  (COCO_73k_annots_curated.npy: row = 0-based number of the NSD image).
 
-The JSON forms are keyed by COCO id where pictures have one, else by image id.
+The JSON forms are keyed by COCO id where images have one, else by image id.
 """
 
 from __future__ import annotations

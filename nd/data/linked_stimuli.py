@@ -1,7 +1,7 @@
-"""Write a stimuli file from pictures that lie in an HDF5 file already: linked to, or copied one by one.
+"""Write a stimuli file from images that lie in an HDF5 file already: linked to, or copied one by one.
 
-The pictures of NSD are 40 GB, so they are read where they lie unless a copy is asked for. Either way the prepared file
-gives the same pictures and carries the same hash.
+The images of NSD are 40 GB, so they are read where they lie unless a copy is asked for. Either way the prepared file
+gives the same images and carries the same hash.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nd.data.stimuli import add_entries, add_images, check_entries
 from nd.errors import UserError
 from nd.files import atomic_path, open_h5, sha256_array, sha256_json
 
-N_HASHED = 64  # pictures whose pixels enter the hash: all of NSD's would take many minutes
+N_HASHED = 64  # images whose pixels enter the hash: all of NSD's would take many minutes
 
 
 def write_linked_stimuli(
@@ -40,11 +40,11 @@ def write_linked_stimuli(
         image_id: (N,) 0-based ids, unique.
         rows: (N,) the row of the dataset for each of them.
         captions: N lists of at least one caption.
-        in_place: link to the pictures; False copies those needed, as uint8 (N, H, W, 3).
+        in_place: link to the images; False copies those needed, as uint8 (N, H, W, 3).
         progress: show a bar with rate and time left while copying.
 
     Raises:
-        UserError: a picture file that is missing, damaged or holds something else; ids, rows and captions that do not
+        UserError: an image file that is missing, damaged or holds something else; ids, rows and captions that do not
             fit each other.
     """
     pictures = open_pictures(file, key)
@@ -52,7 +52,7 @@ def write_linked_stimuli(
     check_entries(path, len(rows), captions, image_id)
     if rows.min() < 0 or rows.max() >= pictures.n_pictures:
         raise UserError(
-            f"{file} holds {pictures.n_pictures} pictures in {key}; rows {rows.min()}..{rows.max()} are asked for. "
+            f"{file} holds {pictures.n_pictures} images in {key}; rows {rows.min()}..{rows.max()} are asked for. "
             "Is it the whole file? Fetch it again."
         )
     content, content_of = _hash(pictures, image_id, rows, captions)
@@ -67,20 +67,20 @@ def write_linked_stimuli(
 
 
 def open_pictures(file: Path, key: str) -> PictureFile:
-    """The pictures in dataset ``key`` of a file. UserError: missing, damaged, or something else."""
+    """The images in dataset ``key`` of a file. UserError: missing, damaged, or something else."""
     if not file.is_file():
-        raise UserError(f"the picture file {file} is not there. Fetch it; `nd doctor` lists what belongs where.")
+        raise UserError(f"the image file {file} is not there. Fetch it; `nd doctor` lists what belongs where.")
     with open_h5(file) as handle:
         if key not in handle:
             held = ", ".join(sorted(handle.keys())) or "nothing"
-            raise UserError(f"{file} holds no pictures {key!r} but {held}. Is it the released file? Fetch it again.")
+            raise UserError(f"{file} holds no images {key!r} but {held}. Is it the released file? Fetch it again.")
     return PictureFile(file, key)
 
 
 def _hash(
     pictures: PictureFile, image_id: NDArray[np.int32], rows: NDArray[np.int32], captions: list[list[str]]
 ) -> tuple[str, str]:
-    """The hash, the same for linked and for copied pictures, and what it is a hash of."""
+    """The hash, the same for linked and for copied images, and what it is a hash of."""
     sample = np.unique(np.linspace(0, len(rows) - 1, N_HASHED).round().astype(np.int64))
     pixels = {n: sha256_array(picture) for n, picture in pictures.each(rows[sample], image_id[sample])}
     parts = [[len(rows), *pictures.shape], "uint8", image_id.tolist(), captions, [pixels[n] for n in sorted(pixels)]]

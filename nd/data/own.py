@@ -1,4 +1,4 @@
-"""People's own fMRI: responses, the image of every trial, and the pictures, written in the prepared format.
+"""People's own fMRI: responses, the image of every trial, and the images, written in the prepared format.
 
     nd prepare data=own data.voxels=voxels.npy data.image_ids=image_ids.npy data.images=images/
 
@@ -68,7 +68,7 @@ class OwnData:
 
     @cached_property
     def pictures(self) -> OwnPictures:
-        """The pictures, not in memory."""
+        """The images, not in memory."""
         return open_pictures(self.paths["images"])
 
     @cached_property
@@ -90,7 +90,7 @@ class OwnData:
         return settings | {key: self.hashes[key] for key in TRIAL_FILES}
 
     def stimuli_bytes(self) -> int:
-        """At most what the pictures take."""
+        """At most what the images take."""
         return len(self.pictures.ids) * self.data.image_size**2 * 3 if "images" in self.paths else 0
 
     def subject_bytes(self) -> int:

@@ -1,8 +1,8 @@
-"""People's own pictures, from a folder or an array, brought one by one to one square size in RGB.
+"""People's own images, from a folder or an array, brought one by one to one square size in RGB.
 
 A folder holds .png, .jpg or .jpeg files named by image id and nothing else (``12.png``, ``000012.jpg``); an array is a
-.npy (N, H, W, 3) uint8 whose row is the image id. A picture that is not square keeps its central square; one of another
-size is resized (Lanczos); grey becomes RGB; what lies behind transparent parts becomes black. A picture that is RGB and
+.npy (N, H, W, 3) uint8 whose row is the image id. An image that is not square keeps its central square; one of another
+size is resized (Lanczos); grey becomes RGB; what lies behind transparent parts becomes black. An image that is RGB and
 of the right size keeps every pixel. Orientation tags of cameras are not followed.
 """
 
@@ -32,7 +32,7 @@ LOG = logging.getLogger(__name__)
 
 RULE = "central square, Lanczos, RGB, black behind transparent parts"
 SUFFIXES = (".png", ".jpg", ".jpeg")
-NAMES = "Name pictures by image id and nothing else, such as 12.png or 000012.jpg."
+NAMES = "Name images by image id and nothing else, such as 12.png or 000012.jpg."
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel; others would be cut off
 # What Pillow raises for damaged files of these formats, besides OSError.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -43,7 +43,7 @@ class OwnPictures:
     """Pictures that are read one at a time.
 
     Attributes: ``source`` as given; ``ids`` (N,) int32, sorted; ``files`` of a folder, in that order; ``array``
-    (N, H, W, 3) uint8 instead of them; ``ignored`` names of picture files that are not a number.
+    (N, H, W, 3) uint8 instead of them; ``ignored`` names of image files that are not a number.
     """
 
     source: Path
@@ -64,7 +64,7 @@ class OwnPictures:
                 if mode in MODES:
                     return squared(image, side)
         except DAMAGE as error:
-            raise UserError(f"{path} cannot be read as a picture ({error}). Write it again, as PNG or JPEG.") from None
+            raise UserError(f"{path} cannot be read as an image ({error}). Write it again, as PNG or JPEG.") from None
         raise UserError(f"{path} has pixels of mode {mode}; wanted 8 bits per channel. Save it as 8-bit grey or RGB.")
 
     def fingerprint(self) -> str:
@@ -74,21 +74,21 @@ class OwnPictures:
         return sha256_json([[int(i), hash_of(path)] for i, path in zip(self.ids, self.files, strict=True)])
 
     def said_of_names(self) -> str:
-        """How pictures are to be named, and how many were not."""
+        """How images are to be named, and how many were not."""
         if not self.ignored:
             return NAMES if self.array is None else "The row of the array is the image id."
         return f"{NAMES} Not named so and ignored: {len(self.ignored)}, such as {self.ignored[0]}."
 
 
 def open_pictures(source: Path) -> OwnPictures:
-    """Look at a folder or a .npy of pictures. UserError: missing, no pictures, two files for one image."""
+    """Look at a folder or a .npy of images. UserError: missing, no images, two files for one image."""
     if source.is_dir():
         return _open_folder(source)
     array = open_npy(source, "uint8")
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
         raise UserError(
-            f"{source} is {array.dtype} {array.shape}; wanted pictures (images, height, width, 3) uint8, whose row is "
-            "the image id, or a folder of pictures."
+            f"{source} is {array.dtype} {array.shape}; wanted images (images, height, width, 3) uint8, whose row is "
+            "the image id, or a folder of images."
         )
     return OwnPictures(source, np.arange(len(array), dtype=np.int32), array=array)
 
@@ -109,12 +109,12 @@ def _open_folder(folder: Path) -> OwnPictures:
     ignored = tuple(path.name for path in found if path not in used)
     pictures = OwnPictures(folder, np.array(ids, np.int32), tuple(by_id[i] for i in ids), None, ignored)
     if not ids:
-        raise UserError(f"{folder} holds no picture ({', '.join(SUFFIXES)}) of an image. {pictures.said_of_names()}")
+        raise UserError(f"{folder} holds no image ({', '.join(SUFFIXES)}) of an image. {pictures.said_of_names()}")
     return pictures
 
 
 def squared(image: Image.Image, side: int) -> tuple[NDArray[np.uint8], list[str]]:
-    """(side, side, 3) uint8 of a picture, and what was done to it, in words."""
+    """(side, side, 3) uint8 of an image, and what was done to it, in words."""
     done, (width, height) = [], image.size
     if image.has_transparency_data:
         layer = image.convert("RGBA")
@@ -138,9 +138,9 @@ def squared(image: Image.Image, side: int) -> tuple[NDArray[np.uint8], list[str]
 def write_pictures(
     path: Path, pictures: OwnPictures, side: int, captions: list[list[str]], *, progress: bool = False
 ) -> str:
-    """Write the stimuli file (layout: ``nd.data.stimuli``) atomically, one picture in memory; return its hash.
+    """Write the stimuli file (layout: ``nd.data.stimuli``) atomically, one image in memory; return its hash.
 
-    Args: ``side`` of the square pictures; ``captions``, N lists of at least one; ``progress``: show a bar.
+    Args: ``side`` of the square images; ``captions``, N lists of at least one; ``progress``: show a bar.
     """
     check_entries(path, len(pictures.ids), captions, pictures.ids)
     digest, altered = hashlib.sha256(), Counter[str]()

@@ -115,7 +115,7 @@ class OwnTrials:
         if absent.size:
             trial = int(np.flatnonzero(self.image_id == absent[0])[0])
             raise UserError(
-                f"{absent.size} images that were shown have no picture (first: image {absent[0]}, in trial {trial}) in "
+                f"{absent.size} images that were shown have no image (first: image {absent[0]}, in trial {trial}) in "
                 f"{where}"
             )
         _ = self.session, self.held_out, self.n_constant

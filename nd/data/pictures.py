@@ -2,7 +2,7 @@
 
 The dataset may lie in another file that the first one links to. uint8 is taken as it is; floats in [0, 1] become
 round(255 x). A contiguous dataset is read through a memory map that lives for one call; a chunked one with a cache that
-holds the chunks of one picture, so that pictures asked for in file order meet every chunk once. Nothing stays open
+holds the chunks of one image, so that images asked for in file order meet every chunk once. Nothing stays open
 between calls, so a reader can be copied to worker processes.
 """
 
@@ -21,21 +21,21 @@ from nd.errors import UserError
 from nd.files import open_h5
 
 LAYOUTS = {"HWC": 3, "CHW": 1}  # channels last or first, and which axis of (N, ., ., .) they are
-CACHE_BYTES = 256 << 20  # most that the chunks of one picture may take
+CACHE_BYTES = 256 << 20  # most that the chunks of one image may take
 FEWEST_SLOTS = 521  # HDF5's own default
 
 
 class PictureFile:
-    """The pictures in dataset ``name`` of an HDF5 file: (N, H, W, 3) or (N, 3, H, W), uint8 or floats in [0, 1].
+    """The images in dataset ``name`` of an HDF5 file: (N, H, W, 3) or (N, 3, H, W), uint8 or floats in [0, 1].
 
     Attributes: ``path`` as given; ``file`` where the pixels lie (the target of a link); ``layout`` "HWC" or "CHW";
-    ``n_pictures`` N; ``shape`` (H, W, 3) of a picture as it is handed out.
+    ``n_pictures`` N; ``shape`` (H, W, 3) of an image as it is handed out.
     """
 
     def __init__(self, path: Path, name: str = "images", layout: str = "") -> None:
         """Look at the file without reading a pixel; ``layout`` where it is known.
 
-        UserError: missing, truncated, a broken link, not pictures.
+        UserError: missing, truncated, a broken link, not images.
         """
         self.path, self.name = Path(path), name
         with open_h5(self.path) as handle:
@@ -52,18 +52,18 @@ class PictureFile:
         found = [n for n in allowed if n in LAYOUTS and dataset.ndim == 4 and dataset.shape[LAYOUTS[n]] == 3]
         if not found or not (dataset.dtype == np.uint8 or dataset.dtype.kind == "f"):
             raise UserError(
-                f"{self.file}: {self._inner} is {dataset.dtype} {dataset.shape}; wanted pictures (N, H, W, 3) or "
+                f"{self.file}: {self._inner} is {dataset.dtype} {dataset.shape}; wanted images (N, H, W, 3) or "
                 "(N, 3, H, W), uint8 or floats in [0, 1]."
             )
         return found[0]
 
     @property
     def n_pictures(self) -> int:
-        """How many pictures the dataset holds."""
+        """How many images the dataset holds."""
         return int(self._stored[0])
 
     def each(self, rows: NDArray[Any], ids: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield (position in ``rows``, its picture (H, W, 3) uint8) in file order; ``ids`` name them in messages.
+        """Yield (position in ``rows``, its image (H, W, 3) uint8) in file order; ``ids`` name them in messages.
 
         Raises UserError where a file is damaged or floats leave [0, 1].
         """
@@ -80,7 +80,7 @@ class PictureFile:
                 yield int(position), self._bytes(self._read(dataset, int(rows[position]), ids[position]), ids[position])
 
     def _open(self) -> h5py.File:
-        """The file with the pixels, its cache fit for the chunks that one picture meets."""
+        """The file with the pixels, its cache fit for the chunks that one image meets."""
         if self._chunks is None:
             return h5py.File(self.file, "r")
         sides = zip(self._stored[1:], self._chunks[1:], strict=True)
@@ -99,7 +99,7 @@ class PictureFile:
             ) from None
 
     def _bytes(self, values: NDArray[Any], image: int) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 of a stored picture."""
+        """(H, W, 3) uint8 of a stored image."""
         if values.dtype != np.uint8:
             values = values.astype(np.float32)
             if not (values.min() >= 0 and values.max() <= 1):  # said this way NaN is met too

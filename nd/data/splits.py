@@ -12,7 +12,7 @@ image is ever trained on, whether or not it is a test image:
 
 The splits of Scenes: in ``scenes`` test images show what training images show, in other arrangements.
 ``scenes-clusters`` holds whole clusters of images, those of one background, out of training and tests on some of them:
-whoever names a picture seen before, in whatever way, has none to name. Held-out images beyond n_test are not used.
+whoever names an image seen before, in whatever way, has none to name. Held-out images beyond n_test are not used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The stimuli of a data set in the prepared HDF5 format: writer, and a reader that guards the test pictures.
+"""The stimuli of a data set in the prepared HDF5 format: writer, and a reader that guards the test images.
 
 Layout of ``stimuli.h5`` (N images, H rows, W columns)::
 
@@ -7,7 +7,7 @@ Layout of ``stimuli.h5`` (N images, H rows, W columns)::
     captions  (N, K)       text     up to K per image; empty strings fill the rest
     labels    (N,)         int16    optional class labels
 
-Pictures that lie elsewhere already are not copied (``nd.data.linked_stimuli``): ``images`` is then a link to a dataset
+Images that lie elsewhere already are not copied (``nd.data.linked_stimuli``): ``images`` is then a link to a dataset
 of another file, channels last or first, uint8 or floats in [0, 1], and there are further
 
     image_row (N,)         int32    optional: row of ``images`` for each entry of image_id; default: its position
@@ -65,7 +65,7 @@ def content_hash(
 
 
 def add_images(handle: h5py.File, shape: tuple[int, ...]) -> h5py.Dataset:
-    """Add the dataset of the pictures, still to be filled. One per chunk: they are read one by one, in any order."""
+    """Add the dataset of the images, still to be filled. One per chunk: they are read one by one, in any order."""
     return handle.create_dataset(
         "images", shape, np.uint8, chunks=(1, *shape[1:]), compression="gzip", compression_opts=1
     )
@@ -98,7 +98,7 @@ def check_entries(
     if not n_images:
         raise UserError(f"{path.name}: no image is given; a stimuli file holds at least one.")
     if len(np.unique(image_id)) != n_images:
-        raise UserError(f"{path.name}: image_id holds the same image twice. Give each picture one id.")
+        raise UserError(f"{path.name}: image_id holds the same image twice. Give each image one id.")
     if not all(captions):
         raise UserError(
             f"{path.name}: image {[bool(c) for c in captions].index(False)} has no caption; give at least one each."
@@ -139,7 +139,7 @@ class Stimuli:
         rows, n_pictures = self._picture_row, self._pictures.n_pictures
         if len(rows) != len(self.image_id) or rows.min(initial=0) < 0 or rows.max(initial=0) >= n_pictures:
             raise UserError(
-                f"{self.path}: its {len(self.image_id)} images are not among the {n_pictures} pictures of "
+                f"{self.path}: its {len(self.image_id)} images are not among the {n_pictures} images of "
                 f"{self._pictures.file}. Remove {self.path} and run `nd prepare` again."
             )
 

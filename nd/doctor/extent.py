@@ -92,7 +92,7 @@ def _of_nsd(cfg: Config, raw: Tree | None) -> Extent:
 
 
 def images_seen(subjects: list[str]) -> int:
-    """How many pictures some subjects of NSD saw together: their own ones, and those they share."""
+    """How many images some subjects of NSD saw together: their own ones, and those they share."""
     people = [PEOPLE[name] for name in subjects if name in PEOPLE]
     return max((one.shared for one in people), default=0) + sum(one.images - one.shared for one in people)
 

@@ -19,7 +19,7 @@ from nd.errors import UserError
 WANTED = {
     "voxels": "responses (trials, voxels), .npy",
     "image_ids": "the image of every trial, .npy or one number a line",
-    "images": "a folder of pictures named by image id, or .npy",
+    "images": "a folder of images named by image id, or .npy",
 }
 
 
@@ -44,7 +44,7 @@ def own_needs(cfg: Config, absent: Collection[str], stimuli: Path) -> Iterator[N
 
 
 def _problems(data: DataConfig, absent: Collection[str], stimuli: Path) -> Iterator[str]:
-    """What the readers say, without reading voxels or pictures."""
+    """What the readers say, without reading voxels or images."""
     paths = {key: Path(given).expanduser() for key in TRIAL_FILES if (given := getattr(data, key))}
     trials = OwnTrials(paths, data.n_test)
 
@@ -57,7 +57,7 @@ def _problems(data: DataConfig, absent: Collection[str], stimuli: Path) -> Itera
         without = np.setdiff1d(trials.image_id, ids) if "image_ids" in paths else np.array([])
         if without.size:
             raise UserError(
-                f"{without.size} images that were shown have no picture (first: image {without[0]}) in {said}"
+                f"{without.size} images that were shown have no image (first: image {without[0]}) in {said}"
             )
 
     checks: list[Callable[[], object]] = [check_pictures]

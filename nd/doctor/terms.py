@@ -20,15 +20,15 @@ DIGITS69 = (
     " ships no part of it"
 )
 OWN = (
-    "your own data: what the participants agreed to, and the licences of the pictures, hold for everything made from"
+    "your own data: what the participants agreed to, and the licences of the images, hold for everything made from"
     " them; prepared files, images.h5 and reports hold pictures"
 )
 NSD = (
     f"1. Sign the NSD Data Access Agreement before anything is fetched: {facts.TERMS_URL}.",
-    "2. The pictures, and the captions (annotations of 2017), are COCO's, with terms of their own: https://cocodataset.org.",
+    "2. The images, and the captions (annotations of 2017), are COCO's, with terms of their own: https://cocodataset.org.",
     "3. Pass on neither the data nor what shows the pictures: prepared files, target stores, images.h5, reports.",
 )
-MINDEYE2 = "The MindEye2 release is made of NSD's data and pictures, so NSD's terms hold."
+MINDEYE2 = "The MindEye2 release is made of NSD's data and images, so NSD's terms hold."
 
 
 def terms(cfg: Config) -> list[str]:
@@ -80,7 +80,7 @@ def _fetch_mindeye2(cfg: Config, root: str, lacking: set[str]) -> Iterator[str]:
         yield from (f"      {line} \\" for line in lines[:-1])
         yield f"      {lines[-1]}"
     if len(cfg.data.subjects) > 1:
-        yield f"data.subjects=[{cfg.subject.name}] needs no tars of other subjects, and only the pictures that it saw."
+        yield f"data.subjects=[{cfg.subject.name}] needs no tars of other subjects, and only the images that it saw."
     if mindeye2.CAPTIONS in lacking:
         yield f"    hf download {CAPTIONS_RELEASE} {mindeye2.CAPTIONS} --repo-type dataset --local-dir {root}"
 

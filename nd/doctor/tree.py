@@ -28,7 +28,7 @@ NIFTI_HEADER = 352  # bytes before the values of a NIfTI-1 file without extensio
 NSD_PICTURES = (nsd.STIM_INFO, nsd.STIMULI, *nsd.COCO_CAPTIONS)  # read for the stimuli and for nothing else
 MINDEYE2_PICTURES = (mindeye2.IMAGES, mindeye2.CAPTIONS)
 SESSION = "/betas_session"  # in the path of a session of NSD
-OTHERS = "trials of other data.subjects"  # say which pictures they saw
+OTHERS = "trials of other data.subjects"  # say which images they saw
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Brain correlation of a run's pictures: responses predicted from them against those measured, by ROI.
 
 For every layer in ``protocol.brain`` an encoder (``nd.metrics.brain``) is fitted on training images of the same fold:
-from the layer's features of the pictures shown to the subject's voxels, those inside ``subject.roi``. Features of the
+from the layer's features of the images shown to the subject's voxels, those inside ``subject.roi``. Features of the
 training stimuli are kept under ``paths.cache``.
 
 N images, R repeats, D features, V voxels.
@@ -35,7 +35,7 @@ Found = dict[str, BrainCorrelation]
 
 
 class Shown:
-    """Training pictures (N, H, W, 3), read as they are asked for; no other picture can be."""
+    """Training images (N, H, W, 3), read as they are asked for; no other image can be."""
 
     def __init__(self, path: Path, ids: NDArray[np.int32]) -> None:
         self.stimuli, self.ids = Stimuli(path, allowed_ids=ids), ids
@@ -56,7 +56,7 @@ def brain_scores(
 
     Args:
         cfg: of the run.
-        kept: features of pictures and stimuli by name of layer, images in the order of the ids.
+        kept: features of images and stimuli by name of layer, images in the order of the ids.
         image_ids: (N,).
         device: where the networks run.
 
@@ -75,7 +75,7 @@ def brain_scores(
 
 
 def _summary(found: BrainCorrelation, seen: BrainCorrelation, n_boot: int) -> dict[str, Any]:
-    """Mean and interval of the pictures, and what there is to be reached: by the images seen, and at all."""
+    """Mean and interval of the images, and what there is to be reached: by the images seen, and at all."""
     interval = bootstrap_interval(found.per_image, n_boot)
     return {
         "mean": interval.mean, "lo": interval.lo, "hi": interval.hi, "n": interval.n, "seen": seen.mean,
@@ -86,7 +86,7 @@ def _summary(found: BrainCorrelation, seen: BrainCorrelation, n_boot: int) -> di
 def _by_roi(
     cfg: Config, measure: Measure, kept: Kept, image_ids: NDArray[np.int32], device: torch.device
 ) -> tuple[Found, Found]:
-    """Correlations of pictures and of stimuli, by ROI, over all folds."""
+    """Correlations of images and of stimuli, by ROI, over all folds."""
     subject, training = open_subject(cfg), TrainingImages(cfg)
     fold_N = np.array([training.fold_of(int(image_id)) for image_id in image_ids])
     parts: list[tuple[Found, Found]] = []
@@ -111,7 +111,7 @@ def _by_roi(
 def training_features(
     cfg: Config, training: TrainingImages, fold: int, measure: Measure, device: torch.device
 ) -> NDArray[np.float32]:
-    """Features (N, D) of a fold's training pictures, read from ``paths.cache`` or computed and written there."""
+    """Features (N, D) of a fold's training images, read from ``paths.cache`` or computed and written there."""
     shown, weights = Shown(training.path, training.ids(fold)), Judge(cfg.protocol).weights
     found = digits_of(measure.view.network, weights)
     key = sha256_json([shown.stimuli.hash, shown.ids.tolist(), asdict(measure.view), measure.layer, found])

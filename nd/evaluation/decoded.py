@@ -1,4 +1,4 @@
-"""Retrieval by the decoded targets of a method: no picture takes part, so it says what the mappers alone have found.
+"""Retrieval by the decoded targets of a method: no image takes part, so it says what the mappers alone have found.
 
 It is added to a run's scores where the predictions and the true targets are there already; nothing is made for it.
 """
@@ -32,7 +32,7 @@ def decoded_retrieval(cfg: Config, image_ids: NDArray[np.int32]) -> dict[str, di
         image_ids: (N,) the images that were scored; they are drawn from.
 
     Returns:
-        Nothing for methods that decode nothing, pictures made elsewhere, a single image, predictions or stores that
+        Nothing for methods that decode nothing, images made elsewhere, a single image, predictions or stores that
         are not there, and targets of more than ``MOST_NUMBERS``.
     """
     if cfg.images_hash or not reads_predictions(cfg) or len(image_ids) < 2:

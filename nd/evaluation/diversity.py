@@ -27,7 +27,7 @@ WithTarget = Callable[[Config, str], Config]
 
 @dataclass(frozen=True)
 class Decoded:
-    """The diversity of one target's predictions, and the rows whose pictures were made from them."""
+    """The diversity of one target's predictions, and the rows whose images were made from them."""
 
     labels: tuple[str, ...]
     subject: str

@@ -1,14 +1,14 @@
-"""Anyone's reconstructions, matched to the images they are of: a folder of pictures, or an array in one file.
+"""Anyone's reconstructions, matched to the images they are of: a folder of images, or an array in one file.
 
 A folder (``nd.evaluation.external_folder``) holds .png or .jpg files named ``<image id>`` or ``<image id>_<repeat>``; a file
 (``nd.evaluation.external_array``) is .h5, .npy or .pt with (N, H, W, 3), (N, R, H, W, 3) or channels first, uint8 or floats
-in [0, 1], and in .h5 and .pt an ``image_id`` (N,). Where there are no ids, ``order`` says what the n-th picture is of:
+in [0, 1], and in .h5 and .pt an ``image_id`` (N,). Where there are no ids, ``order`` says what the n-th image is of:
 
 - ``canonical``: the n-th of the part's images by rising image id, the order of MindEye2's files.
 - ``first_appearance``: the n-th of them that the subject was shown, the order of NeuralDiffuser's released files
   (HaoyyLi/NeuralDiffuser@9286cad: predictions follow the trials of the test).
 
-N images, R repeats, H W picture.
+N images, R repeats, H W image.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Given:
 
 
 def read_given(cfg: Config) -> Given:
-    """Read the pictures of ``cfg.images`` and match them to the images of ``cfg.part``.
+    """Read the images of ``cfg.images`` and match them to the images of ``cfg.part``.
 
     Raises:
         UserError: missing, foreign or doubled images, another count, no ids and no order, other forms of file,
@@ -69,14 +69,14 @@ def read_given(cfg: Config) -> Given:
     _check(given, source)
     if cfg.images_hash not in ("", given.hash):
         raise UserError(
-            f"{source} holds other pictures (hash {given.hash}) than images_hash={cfg.images_hash} asks for. Give "
-            "those pictures, or leave images_hash out: it is filled in."
+            f"{source} holds other images (hash {given.hash}) than images_hash={cfg.images_hash} asks for. Give "
+            "those images, or leave images_hash out: it is filled in."
         )
     return given
 
 
 def wanted_of(cfg: Config) -> Wanted:
-    """The images of ``cfg.part``, and in which order pictures without ids are, if ``cfg.order`` says so.
+    """The images of ``cfg.part``, and in which order images without ids are, if ``cfg.order`` says so.
 
     Raises:
         UserError: ``order=first_appearance`` where the subject was not shown all of them.
@@ -98,7 +98,7 @@ def first_appearance(cfg: Config, ids: NDArray[np.int32]) -> NDArray[np.int32]:
     if missing.size:
         raise UserError(
             f"order=first_appearance: {subject.path.name} has no trial of {missing.size} of the {len(ids)} images "
-            f"{missing[:5].tolist()}, so their place is not known. Name the pictures by image id, or give "
+            f"{missing[:5].tolist()}, so their place is not known. Name the images by image id, or give "
             "order=canonical."
         )
     return np.asarray(shown[np.sort(first)], np.int32)
@@ -108,9 +108,9 @@ def _check(given: Given, source: Path) -> None:
     height, width = given.images.shape[2:4]
     if height != width:
         long, short = max(height, width), min(height, width)
-        beside = f" Where they are {long // short} pictures in one, cut them apart and save <image id>_<repeat>.png."
+        beside = f" Where they are {long // short} images in one, cut them apart and save <image id>_<repeat>.png."
         raise UserError(
-            f"{source}: pictures of {width} x {height} pixels; square pictures are wanted. Crop them first."
+            f"{source}: images of {width} x {height} pixels; square images are wanted. Crop them first."
             + (beside if long % short == 0 else "")
         )
     for picture, image_id in zip(given.images, given.image_ids, strict=True):

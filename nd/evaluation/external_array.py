@@ -2,7 +2,7 @@
 
 A .pt holds a tensor, or a dict of the names of .h5; it is read without running any code it may carry.
 
-N images, R repeats, H W picture; channels are last, or first as PyTorch has them.
+N images, R repeats, H W image; channels are last, or first as PyTorch has them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_array(path: Path, wanted: Wanted) -> tuple[NDArray[Any], NDArray[np.int
     """Pictures (N, R, H, W, 3) and ids (N,), both by rising id, and the attributes of an .h5.
 
     Raises:
-        UserError: another form, grey pictures, ids that are missing, foreign or doubled, no ids and no order, ids
+        UserError: another form, grey images, ids that are missing, foreign or doubled, no ids and no order, ids
             beside an order, an unreadable file.
     """
     values, ids, facts = ARRAYS[path.suffix.lower()](path)
@@ -39,7 +39,7 @@ def read_array(path: Path, wanted: Wanted) -> tuple[NDArray[Any], NDArray[np.int
     if ids is None:
         ids = wanted.by_position(len(images), f"{path}: its pictures")
     elif wanted.order:
-        raise UserError(f"{path} holds {IDS}, which says what each picture is of; leave order={wanted.order} out.")
+        raise UserError(f"{path} holds {IDS}, which says what each image is of; leave order={wanted.order} out.")
     else:
         check_unique(ids, len(images), path)
         check_given_ids(np.asarray(ids, np.int32), wanted, path)
@@ -48,12 +48,12 @@ def read_array(path: Path, wanted: Wanted) -> tuple[NDArray[Any], NDArray[np.int
 
 
 def with_repeats(values: NDArray[Any], path: Path) -> NDArray[Any]:
-    """(N, R, H, W, 3) of pictures in any of ``FORMS``. UserError: another one."""
+    """(N, R, H, W, 3) of images in any of ``FORMS``. UserError: another one."""
     last, first = values.ndim in (4, 5) and values.shape[-1] == 3, values.ndim in (4, 5) and values.shape[-3] == 3
     if not (last or first) or 0 in values.shape:
         grey = values.ndim == 3 or (values.ndim in (4, 5) and 1 in (values.shape[-1], values.shape[-3]))
-        advice = " Greyscale pictures are wanted as RGB: repeat their channel three times." if grey else ""
-        raise UserError(f"{path}: shape {values.shape} was found, RGB pictures {FORMS} are wanted.{advice}")
+        advice = " Greyscale images are wanted as RGB: repeat their channel three times." if grey else ""
+        raise UserError(f"{path}: shape {values.shape} was found, RGB images {FORMS} are wanted.{advice}")
     images = values if last else np.moveaxis(values, -3, -1)
     return images if images.ndim == 5 else images[:, None]
 

@@ -1,10 +1,10 @@
 """A folder of reconstructions: .png or .jpg files named by image id, or in a known order.
 
 ``12.png`` and ``000012_0.png`` are of image 12, the second its repeat 0. With an order given, numbers in names are
-positions: ``00000.png`` is the first picture, ``3_1.png`` repeat 1 of the fourth; other names hold one picture each and
+positions: ``00000.png`` is the first image, ``3_1.png`` repeat 1 of the fourth; other names hold one image each and
 come in the order of their names, numbers inside them compared as numbers.
 
-N images, R repeats, H W picture.
+N images, R repeats, H W image.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def read_folder(folder: Path, wanted: Wanted) -> tuple[NDArray[np.uint8], NDArra
     """Pictures (N, R, H, W, 3) and ids (N,) of a folder, by rising id.
 
     Raises:
-        UserError: no pictures, ids that are missing, foreign or doubled, repeats that differ, no ids and no order,
+        UserError: no images, ids that are missing, foreign or doubled, repeats that differ, no ids and no order,
             files that cannot be read, are not RGB, or differ in size.
     """
     files = sorted((path for path in folder.iterdir() if _is_picture(path)), key=_natural)
     if not files:
-        raise UserError(f"{folder} holds no picture ({', '.join(SUFFIXES)}).")
+        raise UserError(f"{folder} holds no image ({', '.join(SUFFIXES)}).")
     by_id = _by_position(files, folder, wanted) if wanted.order else _by_name(files, folder, wanted)
     _check_repeats(by_id, folder)
     ids = sorted(by_id)
@@ -57,7 +57,7 @@ def _by_name(files: list[Path], folder: Path, wanted: Wanted) -> dict[int, Repea
     """Files by image id and repeat. UserError: none is named so, or they are not the wanted images."""
     named = [path for path in files if NUMBERED.fullmatch(path.stem)]
     if not named:
-        wanted.by_position(len(files), f"{folder}: its pictures (such as {files[0].name})")
+        wanted.by_position(len(files), f"{folder}: its images (such as {files[0].name})")
     by_id, ignored = _grouped(named, folder), len(files) - len(named)
     said = f" Left out, since not named by image id: {ignored}." if ignored else ""
     check_given_ids(np.array(sorted(by_id), np.int32), wanted, folder, said)
@@ -126,7 +126,7 @@ def _picture(path: Path, image_id: int) -> NDArray[Any]:
             image.load()
             mode, pixels = image.mode, np.asarray(image)
     except DAMAGE as error:
-        raise UserError(f"{path} (image {image_id}) cannot be read as a picture ({error}). Write it again.") from None
+        raise UserError(f"{path} (image {image_id}) cannot be read as an image ({error}). Write it again.") from None
     if mode != "RGB":
         what = "greyscale" if mode in ("1", "L", "LA", "I", "I;16", "F") else f"of mode {mode}"
         raise UserError(

@@ -3,7 +3,7 @@
 Per method and metric: the best floor (what needs no reconstruction), the best oracle (what the true features of the
 test images give), and the share of the way from one to the other. Findings are what a reader should know first: a
 method that does not beat a floor or its own control, one that reaches an oracle and so must have been told, one whose
-pictures are those of another row, a control above chance, a metric whose floor is as good as its oracle.
+images are those of another row, a control above chance, a metric whose floor is as good as its oracle.
 
 Differences are over the same images, with 95% intervals; no correction is made for their number.
 """
@@ -25,11 +25,11 @@ from nd.tables.specs import Column
 
 NEAR = 0.9  # of the way from the best floor to the oracle: further than decoding from measured voxels comes
 SAME_SHARE = 0.5  # of the images with the very scores of another row, from which on it is said
-SAME = 1e-9  # pictures stored as bytes and scored alike agree to the last bits of float32 sums
-NOT_JUDGED = ("consistency",)  # how alike repeats are is no quality: a constant picture is perfectly consistent
+SAME = 1e-9  # images stored as bytes and scored alike agree to the last bits of float32 sums
+NOT_JUDGED = ("consistency",)  # how alike repeats are is no quality: a constant image is perfectly consistent
 SAME_MEANS = {
     "floor": "it shows what that floor shows, which is no reconstruction",
-    "oracle": "its pictures were made from the true features of the test images: test targets have leaked",
+    "oracle": "its images were made from the true features of the test images: test targets have leaked",
     "control": "it shows the same whatever the voxels are",
 }
 NO_BETTER_MEANS = {
@@ -140,7 +140,7 @@ def _without_room(rows: Sequence[Judged], metrics: Sequence[str]) -> Iterator[Fi
     for metric in metrics:
         floor, oracle = best(rows, "floor", metric), best(rows, "oracle", metric)
         if floor and oracle:
-            text = f"not better than {floor.label} (floor): here the metric cannot tell good pictures from bad ones"
+            text = f"not better than {floor.label} (floor): here the metric cannot tell good images from bad ones"
             yield Finding(oracle.label, oracle.subject, text, metric, better_by(oracle, floor, metric))
 
 

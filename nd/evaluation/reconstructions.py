@@ -19,24 +19,24 @@ SHOWN = 5  # ids named in a message
 
 @dataclass(frozen=True)
 class Wanted:
-    """The images to be scored, ``ids`` (N,) rising, and ``in_order`` (N,), what the n-th picture is of, if said."""
+    """The images to be scored, ``ids`` (N,) rising, and ``in_order`` (N,), what the n-th image is of, if said."""
 
     ids: NDArray[np.int32]
     in_order: NDArray[np.int32] | None = None
     order: str = ""
 
     def by_position(self, n_pictures: int, what: str) -> NDArray[np.int32]:
-        """Ids (N,) of pictures that carry none. UserError: no order is given, or another count of pictures."""
+        """Ids (N,) of images that carry none. UserError: no order is given, or another count of images."""
         if self.in_order is None:
             raise UserError(
-                f"{what} carry no image ids, so nothing says which picture is of which image. Name files "
+                f"{what} carry no image ids, so nothing says which image is of which image. Name files "
                 "<image id>.png or <image id>_<repeat>.png (in .h5 and .pt: add image_id), or say what order they are "
                 "in: order=canonical (rising image ids) or order=first_appearance (in the subject's trials)."
             )
         if n_pictures != len(self.ids):
             raise UserError(
                 f"{what} are {n_pictures} images, but the split has {len(self.ids)}; matched by position "
-                f"(order={self.order}) they must be as many. Add or remove pictures, or name them by image id."
+                f"(order={self.order}) they must be as many. Add or remove images, or name them by image id."
             )
         return self.in_order
 
@@ -44,7 +44,7 @@ class Wanted:
 class Stored:
     """Pictures (N, R, H, W, 3) of a file, sliced like an array and read as they are asked for.
 
-    Five pictures of 512 px for each of 1,000 images are 4 GB.
+    Five images of 512 px for each of 1,000 images are 4 GB.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,10 +83,10 @@ def read_images(path: Path) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int3
 
 
 def check_unique(image_ids: NDArray[Any], n_pictures: int, path: Path) -> None:
-    """Raise UserError unless every picture has an id of its own."""
+    """Raise UserError unless every image has an id of its own."""
     n_ids = len(np.unique(image_ids))
     if n_pictures != len(image_ids) or n_ids != len(image_ids):
-        raise UserError(f"{path}: {n_pictures} pictures for {n_ids} different image ids; one each is wanted.")
+        raise UserError(f"{path}: {n_pictures} images for {n_ids} different image ids; one each is wanted.")
 
 
 def check_ids(
@@ -102,7 +102,7 @@ def check_ids(
 
 
 def check_given_ids(image_ids: NDArray[np.int32], wanted: Wanted, source: Path, said: str = "") -> None:
-    """``check_ids`` for pictures made elsewhere; ``said``: what else is to be known of them."""
+    """``check_ids`` for images made elsewhere; ``said``: what else is to be known of them."""
     hint = "Add or remove those, or choose the data, subject and split they were made for."
     if len(image_ids) == len(wanted.ids):
         hint += " If the numbers are positions and no image ids, give order=canonical or order=first_appearance."

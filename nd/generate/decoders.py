@@ -1,6 +1,6 @@
-"""What shows the picture whose features guide the sampler: the VAE, the VAE at half the resolution, a tiny decoder.
+"""What shows the image whose features guide the sampler: the VAE, the VAE at half the resolution, a tiny decoder.
 
-S samples, C h w latent, H W picture.
+S samples, C h w latent, H W image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from nd.backbone.loading import Backbone
 
-Decoder = Callable[[Tensor], Tensor]  # scaled latents (S, C, h, w) to unclamped pictures (S, 3, H, W)
+Decoder = Callable[[Tensor], Tensor]  # scaled latents (S, C, h, w) to unclamped images (S, 3, H, W)
 
 
 def picture_decoder(backbone: Backbone, kind: str) -> Decoder:

@@ -1,6 +1,6 @@
-"""Generators without a sampler: floors that any method must beat, and pictures straight from one target.
+"""Generators without a sampler: floors that any method must beat, and images straight from one target.
 
-B images, R repeats, H W picture, N training images, P numbers per image.
+B images, R repeats, H W image, N training images, P numbers per image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nd.targets.store import TargetStore, store_path
 
 
 class MeanImage:
-    """The mean training picture, the same for every image of a fold; R = 1."""
+    """The mean training image, the same for every image of a fold; R = 1."""
 
     def __init__(self, training: TrainingImages) -> None:
         self.training = training
@@ -33,7 +33,7 @@ class MeanImage:
 
 
 class RandomImage:
-    """Training pictures drawn at random, one per repeat; a function of (seed, image id, repeat)."""
+    """Training images drawn at random, one per repeat; a function of (seed, image id, repeat)."""
 
     def __init__(self, training: TrainingImages, seed: int, repeats: int) -> None:
         self.training, self.seed, self.repeats = training, seed, repeats
@@ -50,14 +50,14 @@ class RandomImage:
 
 
 class NearestImage:
-    """The training picture whose true targets correlate best with the decoded ones; R = 1.
+    """The training image whose true targets correlate best with the decoded ones; R = 1.
 
-    Per target, both sides are centred by the training mean (what all pictures share says nothing about which is near)
+    Per target, both sides are centred by the training mean (what all images share says nothing about which is near)
     and correlated over all their numbers; the correlations are averaged over targets.
     """
 
     def __init__(self, training: TrainingImages, stores: Mapping[str, Path]) -> None:
-        """Take the training pictures and the store of each target that is compared."""
+        """Take the training images and the store of each target that is compared."""
         self.training, self.stores = training, stores
 
     def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:

@@ -1,9 +1,9 @@
-"""Feature guidance: how far a noisy picture's features are from the decoded ones, and which way to move.
+"""Feature guidance: how far a noisy image's features are from the decoded ones, and which way to move.
 
 Reference: NeuralDiffuser (Li et al., IEEE TIP 2025), arithmetic as in HaoyyLi/NeuralDiffuser@9286cad
 src/modules/guided_diffusion.py:153-215 and scripts/recon.py:131-162, with the differences stated below.
 
-B pictures, L layers, T tokens, D width, C h w latent, N flattened latent. abar is alpha_bar of the schedule.
+B images, L layers, T tokens, D width, C h w latent, N flattened latent. abar is alpha_bar of the schedule.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def layer_weights(g_BLTD: Tensor, a_L: Sequence[float]) -> Tensor:
 
 
 def feature_loss(features: Sequence[Tensor], g_BLTD: Tensor, weights_BL: Tensor) -> Tensor:
-    """Return each picture's loss, sum_l w_l * mean((f_l - g_l)^2), as (B,).
+    """Return each image's loss, sum_l w_l * mean((f_l - g_l)^2), as (B,).
 
-    Nothing is averaged over pictures: the sum over a batch has, for every picture, the gradient that the picture
-    has alone. (The released loss averages over the batch and can therefore only be run on one picture.)
+    Nothing is averaged over pictures: the sum over a batch has, for every image, the gradient that the image
+    has alone. (The released loss averages over the batch and can therefore only be run on one image.)
 
     Args:
-        features: L tensors (B, T, D), of the picture in its present state.
+        features: L tensors (B, T, D), of the image in its present state.
         g_BLTD: decoded features.
         weights_BL: of ``layer_weights``.
     """
@@ -53,14 +53,14 @@ def feature_loss(features: Sequence[Tensor], g_BLTD: Tensor, weights_BL: Tensor)
 class FeatureGuidance:
     """The direction, in latent space, in which the distance to the decoded features grows.
 
-    The clean latents implied by the *conditional* noise prediction are decoded to a picture, and the picture goes
-    through the image tower. The picture is not clamped on the way to the tower: a clamp has no gradient where a
+    The clean latents implied by the *conditional* noise prediction are decoded to an image, and the image goes
+    through the image tower. The image is not clamped on the way to the tower: a clamp has no gradient where a
     pixel is saturated, so such pixels could never be corrected. ``arithmetic`` may ask for the released code's ways.
     """
 
     denoise: Callable[[Tensor], Tensor]  # noisy latents (B, C, h, w) to conditional noise prediction, same shape
-    decode: Callable[[Tensor], Tensor]  # clean latents to pictures (B, 3, H, W), nominally in [0, 1], unclamped
-    features: Callable[[Tensor], Sequence[Tensor]]  # pictures to L tensors (B, T, D)
+    decode: Callable[[Tensor], Tensor]  # clean latents to images (B, 3, H, W), nominally in [0, 1], unclamped
+    features: Callable[[Tensor], Sequence[Tensor]]  # images to L tensors (B, T, D)
     wanted: Tensor  # decoded features (B, L, T, D)
     weights: Tensor  # of the layers, (B, L)
     through_unet: bool = True  # False: the predicted noise counts as a constant
@@ -68,7 +68,7 @@ class FeatureGuidance:
     loss_scale: float = 1.0  # keeps gradients in half precision above underflow; taken out again at the end
 
     def gradient(self, z_BChw: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return d loss / d z_t, the conditional noise prediction, and the loss of each picture.
+        """Return d loss / d z_t, the conditional noise prediction, and the loss of each image.
 
         Returns:
             gradient (B, C, h, w); noise prediction (B, C, h, w), to be used again for classifier-free guidance;
@@ -89,7 +89,7 @@ class FeatureGuidance:
 
 
 def shown_latents(z: Tensor, eps: Tensor, alpha_bar: float, arithmetic: Arithmetic) -> Tensor:
-    """Return the latents whose picture is compared: the clean ones that the noise prediction implies.
+    """Return the latents whose image is compared: the clean ones that the noise prediction implies.
 
     The released code multiplies the noise by 1 - alpha_bar where the square root belongs, and mixes ``z`` back in
     (HaoyyLi/NeuralDiffuser@9286cad:src/modules/guided_diffusion.py:153-215).
@@ -113,8 +113,8 @@ def guided_noise(eps: Tensor, gradient: Tensor, alpha_bar: float, kappa: float |
     """Return the noise prediction that makes the sampler descend the loss.
 
     As printed: eps + sqrt(1 - abar) * kappa * gradient, where a good kappa depends on the backbone, the tower and the
-    picture's size. With ``normalise`` the added term has kappa times the norm of ``eps``, per picture, whatever the
-    size of the gradient; a picture whose gradient is zero is left alone.
+    image's size. With ``normalise`` the added term has kappa times the norm of ``eps``, per image, whatever the
+    size of the gradient; an image whose gradient is zero is left alone.
 
     Args:
         eps: (B, C, h, w) after classifier-free guidance.
@@ -129,12 +129,12 @@ def guided_noise(eps: Tensor, gradient: Tensor, alpha_bar: float, kappa: float |
 
 
 def norm_of(x_BChw: Tensor) -> Tensor:
-    """Return each picture's Euclidean norm, (B, 1, 1, 1) float32."""
+    """Return each image's Euclidean norm, (B, 1, 1, 1) float32."""
     return x_BChw.float().flatten(1).norm(dim=1)[:, None, None, None]
 
 
 def unit_vectors(x_BChw: Tensor) -> Tensor:
-    """Return each picture's direction: norm 1, or 0 where the picture is zero; safe for values near underflow."""
+    """Return each image's direction: norm 1, or 0 where the image is zero; safe for values near underflow."""
     largest = x_BChw.abs().amax(dim=(1, 2, 3), keepdim=True)
     scaled = torch.where(largest > 0, x_BChw / torch.where(largest > 0, largest, 1), 0)
     return scaled / norm_of(scaled).clamp_min(1)

@@ -1,4 +1,4 @@
-"""NeuralDiffuser's generator: decoded z, c and g to pictures, R per image, for one run or for all points of a sweep.
+"""NeuralDiffuser's generator: decoded z, c and g to images, R per image, for one run or for all points of a sweep.
 
 B images, R repeats.
 """
@@ -29,7 +29,7 @@ class GuidedDiffusion:
         self.sampler, self.seed, self.repeats, self.previews = sampler, seed, repeats, previews
 
     def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Pictures]:
-        """Return the pictures of each point. Reads features z, c and, when guided, g."""
+        """Return the images of each point. Reads features z, c and, when guided, g."""
         noise = self._noise(image_ids).to(features["z"].device)
         preview = functools.partial(self.previews.write, image_ids) if self.previews else None
         found = self.sampler.sample(features["z"], features["c"], features.get("g"), noise, preview)

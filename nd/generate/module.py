@@ -42,12 +42,12 @@ class Work(Dataset[Batch]):
 
 
 class Reconstruction(LightningModule):
-    """Turns batches of targets into pictures and writes each batch as it is finished."""
+    """Turns batches of targets into images and writes each batch as it is finished."""
 
     def __init__(
         self, build: Callable[[torch.device], Generator], work: Work, runs: Sequence[Parts], num_workers: int = 0
     ) -> None:
-        """Take what is needed to build the generator in each process, the work, and where each run's pictures go."""
+        """Take what is needed to build the generator in each process, the work, and where each run's images go."""
         super().__init__()
         self.build, self.work, self.runs, self.num_workers = build, work, runs, num_workers
         self.generator: Generator | None = None
@@ -68,7 +68,7 @@ class Reconstruction(LightningModule):
         return DataLoader(share, batch_size=None, num_workers=self.num_workers)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        """Make and write the pictures of one batch."""
+        """Make and write the images of one batch."""
         assert self.generator is not None
         image_ids, features = batch
         for parts, pictures in zip(self.runs, self.generator(image_ids, features), strict=True):
@@ -85,12 +85,12 @@ class Reconstruction(LightningModule):
 def run_work(
     build: Callable[[torch.device], Generator], work: Work, runs: Sequence[Parts], cfg: TrainerConfig, n_images: int
 ) -> None:
-    """Make the pictures of ``work`` on the configured devices; returns when every process has written its parts.
+    """Make the images of ``work`` on the configured devices; returns when every process has written its parts.
 
     Args:
         build: makes the generator on a device; called once in every process, so it must be picklable.
         work: unfinished batches.
-        runs: where each run's pictures are written, in the order in which the generator returns them.
+        runs: where each run's images are written, in the order in which the generator returns them.
         cfg: devices and progress.
         n_images: of a whole run, for the progress bar.
 

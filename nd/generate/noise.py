@@ -40,7 +40,7 @@ def shared_noise(seed: int, repeats: int, shape: Sequence[int]) -> Tensor:
     """Draw the noises that the released code gives to every image alike: (R, *shape) float32.
 
     It seeds torch anew for every image, draws one noise per repeat and ``DUMMY_DRAWS`` more after each, which it throws
-    away (HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:188-217). Drawn on the CPU, so that the pictures do not depend
+    away (HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:188-217). Drawn on the CPU, so that the images do not depend
     on the device; the released code drew on a GPU, which gives other numbers.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -4,7 +4,7 @@ The images of a run are cut into batches once, in the order of their ids, and ev
 that was killed computes only what has no file yet; with the same batch size these are whole batches of the same cut,
 so the merged file is the same to the last bit.
 
-B images of a part, N images of a run, R repeats, H W picture.
+B images of a part, N images of a run, R repeats, H W image.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Parts:
         self._known: dict[str, list[int]] = {}  # parts never change, so each is looked into once
 
     def finished(self) -> set[int]:
-        """Return the ids of the images that have a picture."""
+        """Return the ids of the images that have an image."""
         return {image_id for _, ids in self._scan() for image_id in ids}
 
     def unfinished(self, batches: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -74,19 +74,19 @@ class Parts:
         return messages
 
     def merge(self, image_ids: Sequence[int], target: Path, attributes: Mapping[str, str | int | float | bool]) -> None:
-        """Write all pictures, in the order of ``image_ids``, to one file.
+        """Write all images, in the order of ``image_ids``, to one file.
 
         The file holds images (N, R, H, W, 3) uint8 and image_id (N,) int32.
 
         Raises:
-            UserError: if a picture is missing.
+            UserError: if an image is missing.
         """
         found, row_of = self._scan(), {image_id: row for row, image_id in enumerate(image_ids)}
         there = {image_id for _, ids in found for image_id in ids}
         missing = [i for i in image_ids if i not in there]
         if missing:
             raise UserError(
-                f"{self.folder} has no picture of {len(missing)} images ({_few(missing)}). Run the same command again."
+                f"{self.folder} has no image of {len(missing)} images ({_few(missing)}). Run the same command again."
             )
         with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
             for path, ids in found:  # one part in memory at a time

@@ -1,6 +1,6 @@
 """How many samples go through the networks at once, and whether activations are kept or computed again.
 
-Only speed and memory hang on it: pictures are the same up to rounding between plans, and to the last bit within one.
+Only speed and memory hang on it: images are the same up to rounding between plans, and to the last bit within one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # Fewer leave a CPU's cores waiting and more its caches (the networks of Scenes are fastest, per sample, at 20 to 40),
-# and a GPU is busy with as many pictures of 512 px. Guided samples hold more memory, so half of them go at once.
+# and a GPU is busy with as many images of 512 px. Guided samples hold more memory, so half of them go at once.
 # trainer.batch_size is a multiple by default, so that no part has to be filled up.
 AT_ONCE = 40
 
@@ -24,7 +24,7 @@ class Plan:
 
     guided: int  # forward and backward through UNet, decoder and image tower
     plain: int  # the UNet without a graph
-    decode: int  # the final pictures
+    decode: int  # the final images
     checkpoint: bool = False  # compute the activations of UNet and decoder again instead of keeping them
 
     @classmethod

@@ -1,6 +1,6 @@
 """Pictures of latents on their way, for looking at what sampling does; only on request, for they cost decoding.
 
-S samples, R repeats, C h w latent, H W picture.
+S samples, R repeats, C h w latent, H W image.
 """
 
 from __future__ import annotations

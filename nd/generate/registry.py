@@ -44,13 +44,13 @@ def _method_targets(cfg: Config) -> list[str]:
 
 
 class Alone:
-    """A generator that makes the pictures of one run."""
+    """A generator that makes the images of one run."""
 
     def __init__(self, single: Single) -> None:
         self.single = single
 
     def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Pictures]:
-        """Return the pictures of that run."""
+        """Return the images of that run."""
         return [Pictures(self.single(image_ids, features))]
 
 

@@ -1,7 +1,7 @@
 """Guided DDIM sampling of a batch of images, several noises each, at one or many points of guidance.
 
 Reference: HaoyyLi/NeuralDiffuser@9286cad:src/modules/guided_diffusion.py. Where arithmetic may follow it or not is in
-``nd.generate.variants``; the order of work is ours and changes pictures only by rounding.
+``nd.generate.variants``; the order of work is ours and changes images only by rounding.
 
 B images, R repeats, S = B * R samples, C h w latent, T tokens, D width, L layers.
 """
@@ -109,7 +109,7 @@ class GuidedSampler:
             if walk.guided:
                 assert g_SLTD is not None
                 walk.guided = self._guided_step(walk.guided, step, c_STD, g_SLTD)
-            # Each track by itself: in the parts it has alone, so that the pictures are those it gives alone.
+            # Each track by itself: in the parts it has alone, so that the images are those it gives alone.
             walk.plain = {point: self._plain_step(track, step, c_STD) for point, track in walk.plain.items()}
             if preview is not None:
                 first = self.points[0].key

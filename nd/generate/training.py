@@ -19,11 +19,11 @@ def part_ids(cfg: Config) -> list[int]:
     return sorted({int(i) for fold in folds for i in _part(fold, cfg.part)})
 
 
-PICTURES_AT_ONCE = 256  # all training pictures of NSD are 5 GB
+PICTURES_AT_ONCE = 256  # all training images of NSD are 5 GB
 
 
 class TrainingImages:
-    """The training pictures of the fold in which an image is held out. Test pictures are out of reach."""
+    """The training images of the fold in which an image is held out. Test images are out of reach."""
 
     def __init__(self, cfg: Config) -> None:
         """Read the split; for test images, validation images count as training images."""
@@ -41,12 +41,12 @@ class TrainingImages:
         return self.folds[fold].seen if self.part == "test" else self.folds[fold].train
 
     def images(self, fold: int, image_ids: NDArray[Any]) -> NDArray[np.uint8]:
-        """Return training pictures (n, H, W, 3) uint8 of a fold; LeakError for any other picture."""
+        """Return training images (n, H, W, 3) uint8 of a fold; LeakError for any other image."""
         return Stimuli(self.path, allowed_ids=self.ids(fold)).images(image_ids)
 
     @lru_cache(maxsize=16)  # noqa: B019 - one object per process and run
     def mean(self, fold: int) -> NDArray[np.uint8]:
-        """Return the mean training picture (H, W, 3) of a fold, rounded."""
+        """Return the mean training image (H, W, 3) of a fold, rounded."""
         ids = self.ids(fold)
         parts = np.array_split(ids, range(PICTURES_AT_ONCE, len(ids), PICTURES_AT_ONCE))
         total = sum(self.images(fold, part).sum(axis=0, dtype=np.int64) for part in parts)

@@ -25,7 +25,7 @@ class Point:
 
     @property
     def key(self) -> Point:
-        """Equal for points with equal pictures."""
+        """Equal for points with equal images."""
         return self if self.kappa > 0 and self.n_guided > 0 else Point(0.0, 0)
 
 

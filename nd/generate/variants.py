@@ -14,7 +14,7 @@ class Arithmetic:
 
     exact_x0: bool = True  # clean latents (z - sqrt(1 - abar) e) / sqrt(abar); else (z - (1 - abar) e) / sqrt(abar)
     mix_noisy: bool = False  # show sqrt(1 - abar) x0 + (1 - sqrt(1 - abar)) z to the image tower instead of x0
-    clamp: bool = False  # clip that picture to [0, 1], which stops the gradient of saturated pixels
+    clamp: bool = False  # clip that image to [0, 1], which stops the gradient of saturated pixels
     matched_start: bool = True  # noise to the level of the first step; else of int(int(S s) / S * 1000)
     own_noise: bool = True  # noise by seed, image and repeat; else the same draws for every image
     truncate: bool = False  # bytes by truncation instead of rounding

@@ -1,6 +1,6 @@
 """Weights of voxels by how much of them the target explains, so that ridge regression leans on the responsive ones.
 
-Plain ridge regression treats all z-scored voxels alike. Where few of thousands of voxels respond to the pictures, the
+Plain ridge regression treats all z-scored voxels alike. Where few of thousands of voxels respond to the images, the
 others add noise that no penalty on all of them can tell from signal. A voxel's weight is the share of its training
 variance that the target's leading principal components explain, to a power; a weight w in front of a voxel is the same
 as a penalty alpha / w^2 on its coefficient. Training images alone are used.

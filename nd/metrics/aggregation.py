@@ -1,11 +1,11 @@
-"""Several pictures of one stimulus made into one score: by name, because each means something else.
+"""Several images of one stimulus made into one score: by name, because each means something else.
 
-``each``        every repeat is scored, scores are averaged: what one picture is worth. All tables here use it.
-``first``       the first repeat alone, as published protocols do that sample one picture.
-``best``        the best-scored repeat, metric by metric: it takes the true picture to choose, so it is a ceiling.
-``pixel_mean``  the repeats are averaged as pictures before scoring: noise cancels, which raises pixel scores and blurs.
+``each``        every repeat is scored, scores are averaged: what one image is worth. All tables here use it.
+``first``       the first repeat alone, as published protocols do that sample one image.
+``best``        the best-scored repeat, metric by metric: it takes the true image to choose, so it is a ceiling.
+``pixel_mean``  the repeats are averaged as images before scoring: noise cancels, which raises pixel scores and blurs.
 
-N images, R repeats, n some images, H W picture.
+N images, R repeats, n some images, H W image.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ AGGREGATIONS = {
     "each": "each repeat scored, repeats averaged within an image, interval over images",
     "first": "first repeat of an image scored, interval over images",
     "best": "best repeat of an image by each metric, chosen by the true picture: a ceiling; interval over images",
-    "pixel_mean": "repeats averaged as pictures and then scored, interval over images",
+    "pixel_mean": "repeats averaged as images and then scored, interval over images",
 }
 BETTER = ("higher", "lower")
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """One picture of every image, ``at`` a place among its repeats (None: their mean), read as it is asked for.
+    """One image of every image, ``at`` a place among its repeats (None: their mean), read as it is asked for.
 
     images: (N, R, H, W, 3), an array or what is sliced like one; uint8, or floats in [0, 1].
     """
@@ -53,7 +53,7 @@ class Repeat:
 
 
 def repeats_of(images_NRHW3: Any, aggregation: str) -> list[Repeat]:
-    """The pictures of an image that are scored. UserError: unknown aggregation, no repeat."""
+    """The images of an image that are scored. UserError: unknown aggregation, no repeat."""
     if aggregation not in AGGREGATIONS:
         raise unknown("protocol.aggregation", aggregation, AGGREGATIONS)
     n_repeats = images_NRHW3.shape[1]
@@ -81,6 +81,6 @@ def of_repeats(scores: Sequence[Tensor], aggregation: str, better: str = "higher
 
 
 def pixel_mean(images_NRHW3: NDArray[Any]) -> NDArray[np.float32]:
-    """(N, H, W, 3) float32 in [0, 1]: the mean picture of the repeats, of uint8 or floats in [0, 1]."""
+    """(N, H, W, 3) float32 in [0, 1]: the mean image of the repeats, of uint8 or floats in [0, 1]."""
     scale = 255.0 if images_NRHW3.dtype == np.uint8 else 1.0
     return np.asarray(np.asarray(images_NRHW3).mean(1, dtype=np.float64) / scale, np.float32)

@@ -6,7 +6,7 @@ each ROI. That is MindEye2's measure (final_evaluations.ipynb) with another enco
 that are at hand instead of a trained GNet, so values do not compare with its table.
 
 Measured responses are means over the repeats of a test image. Both sides are z-scored by the training images' mean and
-spread of each voxel: otherwise the pattern of voxel means, which all images share, would make every picture look right.
+spread of each voxel: otherwise the pattern of voxel means, which all images share, would make every image look right.
 Test responses are used for the score alone. A high ceiling says that the measured patterns are reliable (noise-free
 predictions reach it); what the encoder cannot say lies between the score of the seen images themselves and the ceiling,
 so the score of the seen images belongs beside that of reconstructions.
@@ -65,7 +65,7 @@ class Encoder:
         """Fit on TRAINING images: one penalty for every voxel, chosen over folds of them, then all of them.
 
         Args:
-            features_ND: float, of the pictures shown.
+            features_ND: float, of the images shown.
             voxels_NV: float, mean responses to them, rows in the same order.
             alphas: penalties tried, by default ``ALPHAS``.
             folds: folds over which they are compared.
@@ -115,7 +115,7 @@ def brain_correlation(
 
     Args:
         encoder: fitted on training images of the same subject and voxels.
-        features_NRD: of reconstructions, or (N, D) of one picture each; scores of repeats are averaged.
+        features_NRD: of reconstructions, or (N, D) of one image each; scores of repeats are averaged.
         measured_NV: responses to the seen images as measured, means over their repeats, in the same order.
         rois: (V,) masks by name. Those of fewer than 10 voxels are left out.
         ceilings: of ROIs by name (``ceilings_of``), to stand beside the scores.

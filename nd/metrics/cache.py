@@ -1,6 +1,6 @@
 """Features of the stimuli, kept between evaluations: a second method under one protocol does not compute them again.
 
-One file per view of a network, with a dataset per layer. For 1,000 pictures AlexNet's take about 1 GB at 256 px, those
+One file per view of a network, with a dataset per layer. For 1,000 images AlexNet's take about 1 GB at 256 px, those
 of the other networks at most 8 MB each.
 """
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def features_path(folder: Path, stimuli_NHW3: NDArray[Any], view: View, weights: str = "") -> Path:
-    """Where these stimuli's features lie: named by the content of the pictures and by what the network does to them."""
+    """Where these stimuli's features lie: named by the content of the images and by what the network does to them."""
     found = digits_of(view.network, weights)
     return folder / f"{view.network}-{sha256_json([sha256_array(stimuli_NHW3), asdict(view), found])}.h5"
 

@@ -2,7 +2,7 @@
 
 Published claims of consistency name no formula; whether guidance raises it depends on the measure, so three are given.
 
-B stimuli, R repeats, C H W picture, D features.
+B stimuli, R repeats, C H W image, D features.
 """
 
 from __future__ import annotations

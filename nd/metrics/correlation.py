@@ -3,7 +3,7 @@
 A constant row has no correlation. It is given 0 ("explains nothing"), never NaN, which would count as a failure in one
 metric and vanish from the mean of another; how many there were is reported beside the scores.
 
-B batch (images), C H W picture, D features.
+B batch (images), C H W image, D features.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many directions outputs differ in: a decoder that picks one of a few stored pictures has few, true targets many.
+"""How many directions outputs differ in: a decoder that picks one of a few stored images has few, true targets many.
 
 The effective dimension of N rows is the participation ratio of the eigenvalues l of their covariance,
 (sum l)^2 / sum l^2: k where k directions share the variance alike, 1 where one holds it all. It is at most N - 1 and

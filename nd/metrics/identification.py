@@ -5,7 +5,7 @@ correlation of stimulus i and reconstruction j, reconstruction j wins against st
 It is column-wise (one reconstruction against all stimuli of the test set), strict (a tie is a failure) and has chance
 level 0.5. What follows from the rule:
 
-- Reconstructions that are all the same picture score 0.5 on average exactly (each stimulus has one rank among the
+- Reconstructions that are all the same image score 0.5 on average exactly (each stimulus has one rank among the
   others), as a mean-image floor should; single images score from 0 to 1.
 - A constant reconstruction (or feature row) correlates 0 with everything here: all its comparisons are ties, so it
   scores 0, as it does through NaN in the published code. ``evaluate`` reports how many there were.

@@ -1,6 +1,6 @@
 """Pictures as the metrics want them: checked, as floats in [0, 1], channels first, resized with everything said.
 
-N images, R repeats, B batch, C = 3 channels (RGB), H W picture.
+N images, R repeats, B batch, C = 3 channels (RGB), H W image.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def check_pictures(images: NDArray[Any], what: str) -> None:
     """Raise UserError unless ``images`` is (..., H, W, 3), uint8 or finite floats in [0, 1]; ``what`` names them."""
     if images.ndim < 3 or images.shape[-1] != 3:
         raise UserError(
-            f"{what}: shape {images.shape} was found, RGB pictures (..., H, W, 3) were wanted. "
-            "Repeat the channel of grey pictures three times; put channels last."
+            f"{what}: shape {images.shape} was found, RGB images (..., H, W, 3) were wanted. "
+            "Repeat the channel of grey images three times; put channels last."
         )
     if images.dtype == np.uint8:
         return
@@ -44,13 +44,13 @@ def check_pictures(images: NDArray[Any], what: str) -> None:
 
 
 def to_float(images: NDArray[Any]) -> Tensor:
-    """Turn checked pictures (N, H, W, 3) into float32 (N, 3, H, W) in [0, 1]."""
+    """Turn checked images (N, H, W, 3) into float32 (N, 3, H, W) in [0, 1]."""
     tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     return tensor.float().div(255) if images.dtype == np.uint8 else tensor.float()
 
 
 def resize(images_BCHW: Tensor, size: int, method: str, antialias: bool, arithmetic: str = "floats") -> Tensor:
-    """Resize to ``size`` x ``size``, clipped to [0, 1]; pictures of that size are returned as they are.
+    """Resize to ``size`` x ``size``, clipped to [0, 1]; images of that size are returned as they are.
 
     Antialias is never left to a library's default: it changed between torchvision 0.16 and 0.17, and scores with it.
 
@@ -74,7 +74,7 @@ def resize(images_BCHW: Tensor, size: int, method: str, antialias: bool, arithme
         resized = _by_pillow(images_BCHW, size, method, antialias)
     else:
         resized = F.interpolate(images_BCHW, (size, size), mode=method, align_corners=False, antialias=antialias)
-    # Rounding makes a constant picture vary by a last digit, which would then be correlated with the other side.
+    # Rounding makes a constant image vary by a last digit, which would then be correlated with the other side.
     constant = is_constant(images_BCHW)
     resized[constant] = images_BCHW[constant, :, :1, :1]
     return resized.clamp(0, 1)
@@ -95,6 +95,6 @@ def to_grey(images_BCHW: Tensor) -> Tensor:
 
 
 def is_constant(images_BCHW: Tensor) -> Tensor:
-    """(B,) bool: pictures whose every value is the same, for which no correlation is defined."""
+    """(B,) bool: images whose every value is the same, for which no correlation is defined."""
     flat = images_BCHW.flatten(1)
     return flat.amin(1) == flat.amax(1)

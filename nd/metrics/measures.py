@@ -1,7 +1,7 @@
-"""Measures on features, by name: which network sees the pictures how, which layer is read, and what is done with it.
+"""Measures on features, by name: which network sees the images how, which layer is read, and what is done with it.
 
 A name is a column of tables, so another definition has another name: size and resize are part of it. ``_pil`` marks
-pictures resized as bytes by Pillow, as Brain-Diffuser does; the measures of MindEye resize floats without antialias,
+images resized as bytes by Pillow, as Brain-Diffuser does; the measures of MindEye resize floats without antialias,
 which torchvision 0.15 and 0.16, pinned there, did by default.
 
 Importing this module loads no network and no torch.
@@ -42,7 +42,7 @@ class Measure:
     """A layer's features under a view, and what is made of them: one of ``KINDS``.
 
     two_way: identification; distance: 1 - correlation with the own stimulus; cosine: with the own stimulus; pair: the
-    network itself compares two pictures, and there is no layer.
+    network itself compares two images, and there is no layer.
     """
 
     view: View

@@ -1,6 +1,6 @@
 """Pictures through a judging network: one pass gives all the layers that measures of one view read.
 
-B batch, C H W picture, D features.
+B batch, C H W image, D features.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def seen_by(images_BCHW: Tensor, view: View) -> Tensor:
 def features(
     images_BHW3: Any, view: View, folder: str = "", device: torch.device = CPU, layers: Collection[str] = ()
 ) -> Features:
-    """Features {layer: (B, D) float32, on the CPU} of RGB pictures, uint8 or floats in [0, 1]; one pass for all layers.
+    """Features {layer: (B, D) float32, on the CPU} of RGB images, uint8 or floats in [0, 1]; one pass for all layers.
 
     Args:
-        images_BHW3: checked pictures (``nd.metrics.images.check_pictures``), an array or what is sliced like one; read
+        images_BHW3: checked images (``nd.metrics.images.check_pictures``), an array or what is sliced like one; read
             and turned into floats batch by batch.
         view: which network, and how it sees them.
         folder: ``protocol.weights``, or ``RANDOM``.

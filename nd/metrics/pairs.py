@@ -1,6 +1,6 @@
 """Distances that a network learnt between two pictures: LPIPS and DreamSim, from their own packages where installed.
 
-B batch, C H W picture.
+B batch, C H W image.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from nd.metrics.network import BATCH, seen_by
 
 
 def lpips(package: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """LPIPS 0.1 on AlexNet (Zhang et al. 2018), of pictures in [0, 1]."""
+    """LPIPS 0.1 on AlexNet (Zhang et al. 2018), of images in [0, 1]."""
     network = package.LPIPS(net="alex", verbose=False).eval()
     return lambda x_BCHW, y_BCHW: network(x_BCHW * 2 - 1, y_BCHW * 2 - 1)
 
 
 def dreamsim(package: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """DreamSim's ensemble (Fu et al. 2023), of pictures in [0, 1]."""
+    """DreamSim's ensemble (Fu et al. 2023), of images in [0, 1]."""
     network, _ = package.dreamsim(pretrained=True, device="cpu")
     return lambda x_BCHW, y_BCHW: network(x_BCHW, y_BCHW)
 
@@ -36,7 +36,7 @@ PAIRS = {"lpips": lpips, "dreamsim": dreamsim}
 
 
 def pair_distance(pred_NHW3: Any, true_NHW3: NDArray[Any], view: View) -> Tensor:
-    """Distance (N,) float64 of matching pictures, uint8 or floats in [0, 1]; best 0.
+    """Distance (N,) float64 of matching images, uint8 or floats in [0, 1]; best 0.
 
     Raises:
         UserError: the package is not installed, or its weights are neither here nor reachable.

@@ -4,7 +4,7 @@ Memory: pixel metrics and networks read batches of images; of networks one is th
 of the stimuli and of one repeat (1,000 images under MindEye2's protocol: 2 GB for AlexNet's layers). Identification by
 pixels needs those of one repeat of all images.
 
-N images in the canonical order of their ids, R repeats, B batch, C H W picture, D features.
+N images in the canonical order of their ids, R repeats, B batch, C H W image, D features.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Scores = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Kept:
-    """Features of one layer that brain correlation goes on with: pictures (N, R, D) and stimuli (N, D), float32."""
+    """Features of one layer that brain correlation goes on with: images (N, R, D) and stimuli (N, D), float32."""
 
     pictures: NDArray[np.float32]
     stimuli: NDArray[np.float32]
@@ -59,7 +59,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class PerImage:
-    """Scores by metric, each (N,) float64, one of all repeats; repeats scored; constant pictures among N x R.
+    """Scores by metric, each (N,) float64, one of all repeats; repeats scored; constant images among N x R.
 
     ``kept``: features by name, of the layers in ``protocol.brain``.
     """
@@ -108,7 +108,7 @@ def score_images(
         device: where the networks run.
 
     Raises:
-        UserError: pictures of another number or kind, NaN pixels, weights that are not installed.
+        UserError: images of another number or kind, NaN pixels, weights that are not installed.
     """
     _check(images_NRHW3, stimuli_NHW3, protocol)
     weights_found(protocol)  # before hours of work with those that are there
@@ -137,7 +137,7 @@ def _check(images: Any, stimuli: NDArray[Any], protocol: ProtocolConfig) -> None
     check_number(protocol, len(images))
     for what, shape in (("reconstructions", images.shape[-3:-1]), ("stimuli", stimuli.shape[-3:-1])):
         if shape[0] != shape[1]:
-            raise UserError(f"{what}: {shape[0]} x {shape[1]} pixels; square pictures are wanted. Crop them first.")
+            raise UserError(f"{what}: {shape[0]} x {shape[1]} pixels; square images are wanted. Crop them first.")
         check_protocol(protocol, shape[0])
 
 
@@ -151,7 +151,7 @@ def sized(images_NHW3: NDArray[Any], protocol: ProtocolConfig) -> Tensor:
 
 
 def by_pixels(repeats: Sequence[Repeat], stimuli_NHW3: NDArray[Any], protocol: ProtocolConfig) -> tuple[Scores, int]:
-    """Scores (N,) that need an image's own pixels alone, with the consistency of its repeats; and constant pictures."""
+    """Scores (N,) that need an image's own pixels alone, with the consistency of its repeats; and constant images."""
     name = PER_COLUMN if protocol.ssim == "per_column" else "ssim"
     parts, n_constant = defaultdict(list), 0
     for start in range(0, len(stimuli_NHW3), PIXEL_BATCH):

@@ -1,4 +1,4 @@
-"""Structural similarity of grey pictures, 2-D.
+"""Structural similarity of grey images, 2-D.
 
 Wang et al. 2004 with the settings every NSD paper means: Gaussian window of sigma 1.5, population covariance,
 data range 1. Equal to ``skimage.metrics.structural_similarity(..., channel_axis=None, gaussian_weights=True, sigma=1.5,
@@ -6,7 +6,7 @@ use_sample_covariance=False, data_range=1)``. scikit-image 0.17 with ``multichan
 of Brain-Diffuser, looped over columns instead (1-D windows) and gives higher values (0.09 to 0.15 on photographs); that
 is another metric, here ``windows="per_column"``. Which of the two made Brain-Diffuser's published .356 is not known.
 
-B batch, C = 3 channels, H W picture.
+B batch, C = 3 channels, H W image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ C1, C2 = 0.01**2, 0.03**2  # (K1 L)^2 and (K2 L)^2 with the paper's K1, K2 and d
 
 
 def _blur(images_BHW: Tensor, windows: str) -> Tensor:
-    """Gaussian means at the positions where the whole window lies inside the picture."""
+    """Gaussian means at the positions where the whole window lies inside the image."""
     offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=images_BHW.dtype, device=images_BHW.device)
     window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     window = window / window.sum()
@@ -39,11 +39,11 @@ def ssim(x_BCHW: Tensor, y_BCHW: Tensor, windows: str = "2d") -> Tensor:
     """SSIM (B,) in [-1, 1], best 1, of RGB images in [0, 1] turned grey; float64 inside.
 
     Args:
-        x_BCHW, y_BCHW: pictures.
+        x_BCHW, y_BCHW: images.
         windows: ``2d``, or ``per_column``: every column by itself, then the mean over columns.
 
     Raises:
-        UserError: pictures of different or too small size (a window is 11 pixels), or not finite; unknown windows.
+        UserError: images of different or too small size (a window is 11 pixels), or not finite; unknown windows.
     """
     if windows not in WINDOWS:
         raise unknown("windows of SSIM", windows, WINDOWS)
@@ -51,7 +51,7 @@ def ssim(x_BCHW: Tensor, y_BCHW: Tensor, windows: str = "2d") -> Tensor:
     all_finite(x_BCHW, "SSIM")
     all_finite(y_BCHW, "SSIM")
     if min(x_BCHW.shape[-2:]) < WINDOW:
-        raise UserError(f"SSIM: pictures of {tuple(x_BCHW.shape[-2:])} pixels; its window needs at least {WINDOW}.")
+        raise UserError(f"SSIM: images of {tuple(x_BCHW.shape[-2:])} pixels; its window needs at least {WINDOW}.")
     x, y = to_grey(x_BCHW.double()), to_grey(y_BCHW.double())
     mean_x, mean_y, xx, yy, xy = _blur(torch.cat([x, y, x * x, y * y, x * y]), windows).chunk(5)
     var_x, var_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y

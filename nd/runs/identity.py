@@ -15,7 +15,7 @@ Choices that are not obvious:
 - A pretrain stage is the same whatever sessions the subject it leaves out has; what only the other stage reads, or
   belongs to other mappers, does not count.
 - Of reconstructions made elsewhere (``nd evaluate images=...``) the content counts, not where they lie, nor any field
-  that says how pictures are made.
+  that says how images are made.
 - Guidance that guides no step (kappa 0, or eta below one step) is one thing, "off", whatever its other fields say.
 """
 
@@ -143,7 +143,7 @@ def _reconstruct_fields(cfg: Config) -> list[str]:
 
 
 def _evaluate_fields(cfg: Config) -> list[str]:
-    if cfg.images_hash:  # pictures made elsewhere: nothing is known of how
+    if cfg.images_hash:  # images made elsewhere: nothing is known of how
         return ["images_hash", "data.*", "subject.name", "part", "protocol.*"]
     return [*_reconstruct_fields(cfg), "protocol.*"]
 

@@ -1,9 +1,9 @@
-"""The pictures of a table beside their stimuli: which images are shown, and the grid as a PNG.
+"""The images of a table beside their stimuli: which images are shown, and the grid as a PNG.
 
 Images are chosen by a fixed rule, so none is picked for its looks: all test images are ranked by the PixCorr of the
 first row shown that decodes, and the shown ones lie evenly from the best to the worst.
 
-K images shown, L rows of pictures, H W picture.
+K images shown, L rows of images, H W image.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Gallery:
 
     labels: list[str]
     pictures: list[NDArray[np.uint8]]  # per label, (K, H, W, 3)
-    scores: list[list[float | None]]  # PixCorr of each picture's images; None for the stimuli
+    scores: list[list[float | None]]  # PixCorr of each image's images; None for the stimuli
     image_ids: list[int]
     ranks: list[int]
     rule: str
@@ -50,11 +50,11 @@ def evenly_ranked(values_N: NDArray[np.float64], n_shown: int) -> NDArray[np.int
 
 
 def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
-    """Return the pictures of the spec's ``pictures`` rows for the first subject, first repeat, stimuli on top."""
+    """Return the images of the spec's ``pictures`` rows for the first subject, first repeat, stimuli on top."""
     rows = [row for row in table.rows if row.subject == table.subjects[0] and row.row.label in table.spec.pictures]
     rows.sort(key=lambda row: table.spec.pictures.index(row.row.label))
     if not rows:
-        raise UserError(f"table {table.spec.name} shows no pictures. Name rows of it in its spec as `pictures:`.")
+        raise UserError(f"table {table.spec.name} shows no images. Name rows of it in its spec as `pictures:`.")
     ranked = next((row for row in reversed(rows) if row.row.role == "method"), rows[0])
     columns = read_per_image(ranked.run.path / "per_image.csv")
     chosen = evenly_ranked(columns[RANKED_BY], n_shown)
@@ -97,14 +97,14 @@ def data_uri(data: bytes, kind: str) -> str:
 
 
 def png(image_HW3: NDArray[np.uint8]) -> bytes:
-    """Return a picture as PNG."""
+    """Return an image as PNG."""
     out = io.BytesIO()
     Image.fromarray(image_HW3).save(out, format="PNG", optimize=True)
     return out.getvalue()
 
 
 def cell_side(side: int) -> int:
-    """Return the side at which pictures are shown: a whole multiple of theirs, so that all pixels look alike."""
+    """Return the side at which images are shown: a whole multiple of theirs, so that all pixels look alike."""
     return side * max(1, round(CELL / side)) if side <= CELL else CELL
 
 

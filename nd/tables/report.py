@@ -1,4 +1,4 @@
-"""One self-contained page about a table: pictures, scores, plots, what made them. No script, no outside resource."""
+"""One self-contained page about a table: images, scores, plots, what made them. No script, no outside resource."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _role(role: str) -> str:
 
 
 def gallery_html(shown: Gallery) -> str:
-    """Return the pictures as a table: one line for the stimuli and one for each row shown."""
+    """Return the images as a table: one line for the stimuli and one for each row shown."""
     lines = []
     for line, label in enumerate(shown.labels):
         cells = zip(shown.pictures[line], shown.scores[line], shown.image_ids, shown.ranks, strict=True)
@@ -121,7 +121,7 @@ def _tuning_html(table: Table) -> str:
 
 
 def learning_html(learnings: Sequence[Learning]) -> str:
-    """Return the learning curves of trained networks, those that the same rows read in one picture."""
+    """Return the learning curves of trained networks, those that the same rows read in one image."""
     together: dict[tuple[str, ...], list[Learning]] = {}
     for learning in learnings:
         together.setdefault(learning.rows, []).append(learning)
@@ -187,7 +187,7 @@ def page(table: Table, shown: Gallery, command: str, learnings: Sequence[Learnin
 
 
 def write_report(table: Table, folder: Path, command: str, learnings: Sequence[Learning] = ()) -> list[Path]:
-    """Write ``<table>.html`` and the picture grid ``<table>.png``; returns both paths."""
+    """Write ``<table>.html`` and the image grid ``<table>.png``; returns both paths."""
     shown = gallery(table)
     paths = [folder / f"{table.spec.name}.html", folder / f"{table.spec.name}.png"]
     write_text(paths[0], page(table, shown, command, learnings))

@@ -2,7 +2,7 @@
 
 Rows are overrides on top of an experiment, so a row's run is found by identity and never by name. Fields::
 
-    title, experiment, subjects, columns, rows, paired, pictures, curve, expected, tolerance, published, averaged
+    title, experiment, subjects, columns, rows, paired, images, curve, expected, tolerance, published, averaged
 
 ``expected`` holds the scores that ``nd table check=true`` compares with: ``{row label: {metric: mean}}``, for the first
 subject. ``published`` names sets of ``nd.tables.published`` or rows of them, or holds rows written out; they are shown

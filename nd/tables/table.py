@@ -20,7 +20,7 @@ ROLE_NOTES = {
     "oracle": "oracle: made from the true features of the test images; a ceiling, not decoding",
     "control": "control: voxels shuffled over the images before decoding; must be at chance",
     "shuffled_labels": "control: training images paired with the targets of others; must be at chance",
-    "floor": "floor: no picture is generated; what a method should beat",
+    "floor": "floor: no image is generated; what a method should beat",
     "reference": "reference: another decoder, for comparison",
 }
 

@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Items:
-    """A batch of stimuli as extractors see it: ids, and the pictures or captions that were asked for.
+    """A batch of stimuli as extractors see it: ids, and the images or captions that were asked for.
 
     Targets of one batch share what they have in common: ``once`` runs a forward pass for the first of them and hands
     its result to the others.
 
     Attributes:
         ids: (B,) image ids, what random draws depend on.
-        images: uint8 pictures (B, H, W, 3); empty where no target needs them.
+        images: uint8 images (B, H, W, 3); empty where no target needs them.
         captions: B lists of captions; empty where no target needs them.
     """
 
@@ -68,7 +68,7 @@ class Extractor(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the features of one picture."""
+        """Shape of the features of one image."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything the values depend on, except the stimuli: settings, hashes of weights, versions. Loads nothing."""

@@ -1,6 +1,6 @@
-"""The mean over the captions of each picture of what a text encoder says about them.
+"""The mean over the captions of each image of what a text encoder says about them.
 
-Shapes: B pictures, K captions of all pictures together, U of them distinct.
+Shapes: B images, K captions of all images together, U of them distinct.
 """
 
 from __future__ import annotations
@@ -18,25 +18,23 @@ from nd.errors import UserError
 def caption_mean(
     encode: Callable[[list[str]], Tensor], captions: Sequence[list[str]], max_captions: int, target: str
 ) -> NDArray[np.float32]:
-    """Average the encoded captions of each picture; a caption that occurs several times is encoded once.
+    """Average the encoded captions of each image; a caption that occurs several times is encoded once.
 
     Args:
         encode: captions to features (U, ...).
-        captions: the captions of B pictures.
-        max_captions: captions averaged per picture, the first ones; 0 means all.
+        captions: the captions of B images.
+        max_captions: captions averaged per image, the first ones; 0 means all.
         target: the target's name, for the message.
 
     Returns:
         (B, ...) float32.
 
     Raises:
-        UserError: a picture has no caption.
+        UserError: an image has no caption.
     """
     groups = [list(own[: max_captions or None]) for own in captions]
     if not all(groups):
-        raise UserError(
-            f"a picture has no caption; target {target} needs at least one. Write captions into stimuli.h5."
-        )
+        raise UserError(f"an image has no caption; target {target} needs at least one. Write captions into stimuli.h5.")
     flat = [caption for group in groups for caption in group]
     unique, where_K = np.unique(np.array(flat, dtype=object), return_inverse=True)
     with torch.inference_mode():

@@ -1,9 +1,9 @@
-"""clip_vision, clip_image and clip_text: what a CLIP model says about pictures and captions.
+"""clip_vision, clip_image and clip_text: what a CLIP model says about images and captions.
 
 Versatile Diffusion is conditioned on the first and the last, which makes them targets of Brain-Diffuser and MindEye:
-every token of a picture or a caption in the space that both share, divided by the length of the token that stands for
+every token of an image or a caption in the space that both share, divided by the length of the token that stands for
 the whole (ozcelikfu/brain-diffuser@31d52c0:versatile_diffusion/lib/model_zoo/clip.py, FrozenCLIP). Brain-Diffuser takes
-the pictures to 512 px before CLIP's own preprocessing; here CLIP sees the stimuli.
+the images to 512 px before CLIP's own preprocessing; here CLIP sees the stimuli.
 Shapes: B batch, T tokens, W width of the image transformer, D width of the common space.
 """
 
@@ -49,7 +49,7 @@ class VisionPass:
 
 
 class ClipVision:
-    """All tokens of a picture, normed, projected, and divided by the length of the projected class token."""
+    """All tokens of an image, normed, projected, and divided by the length of the projected class token."""
 
     name = "clip_vision"
     needs: Needs = "images"
@@ -68,7 +68,7 @@ class ClipVision:
         return {"target": self.name, "rule": rule, **self.forward.fingerprint()}
 
     def __call__(self, items: Items) -> NDArray[np.float32]:
-        """Features (B, T, D) float32; the first token of each picture has length 1."""
+        """Features (B, T, D) float32; the first token of each image has length 1."""
         with torch.inference_mode():
             tokens_BTD = self.forward.clip.project_images(items.once(self.forward))
             return (tokens_BTD / tokens_BTD[:, :1].norm(dim=-1, keepdim=True)).cpu().numpy()
@@ -128,7 +128,7 @@ class ClipText:
         }
 
     def __call__(self, items: Items) -> NDArray[np.float32]:
-        """Features (B, T, D) float32; a picture without caption is a UserError."""
+        """Features (B, T, D) float32; an image without caption is a UserError."""
         return caption_mean(self._encode, items.captions, self.max_captions, self.name)
 
     def _encode(self, captions: list[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""colour: the picture as a coarse mosaic, one half of SoulDiffuser's edge-and-colour target.
+"""colour: the image as a coarse mosaic, one half of SoulDiffuser's edge-and-colour target.
 
 Only a figure of that method is published (LQQME/SoulDiffuser@160a2fd:Figure/nc-31.jpg: an edge map and a coarse colour
 mosaic); the number of cells and their averaging are this project's reading of it.
@@ -18,7 +18,7 @@ CELLS = 8
 
 
 class ColourMosaic:
-    """Mean colour of each cell of an 8x8 grid over the picture."""
+    """Mean colour of each cell of an 8x8 grid over the image."""
 
     name = "colour"
     needs: Needs = "images"

@@ -1,4 +1,4 @@
-"""edge: where the picture's brightness changes, one half of SoulDiffuser's edge-and-colour target.
+"""edge: where the image's brightness changes, one half of SoulDiffuser's edge-and-colour target.
 
 Only a figure of that method is published (LQQME/SoulDiffuser@160a2fd:Figure/nc-31.jpg: an edge map and a coarse colour
 mosaic); size, edge filter and scaling are this project's reading of it.

@@ -1,6 +1,6 @@
 """Fill target stores: all wanted targets in one pass over the stimuli, batch by batch, resumable.
 
-Every picture is read once for all stores that lack it, and targets of one batch share the forward passes they have in
+Every image is read once for all stores that lack it, and targets of one batch share the forward passes they have in
 common. A store that has an image already is not computed for it again, whatever the others lack.
 """
 
@@ -30,15 +30,15 @@ def extract_to_stores(
 
     Args:
         jobs: the wanted stores; finished ones are passed over.
-        stimuli: all pictures and captions of the data set.
-        batch_size: pictures per step.
+        stimuli: all images and captions of the data set.
+        batch_size: images per step.
         progress: show a bar with rate and time left.
 
     Returns:
         Number of images computed now, by target.
 
     Raises:
-        UserError: pictures that are saturated, features that are not finite or do not vary, a full disk, another
+        UserError: images that are saturated, features that are not finite or do not vary, a full disk, another
             process writing the same store, or a file that belongs to other settings.
     """
     wanted = [job for job in jobs if not is_finished(job, stimuli)]
@@ -87,7 +87,7 @@ def is_finished(job: Job, stimuli: Stimuli) -> bool:
 
 
 def check_store(job: Job, stimuli: Stimuli) -> None:
-    """Compute the reference pictures anew and compare them with those of a finished store: drift is a UserError."""
+    """Compute the reference images anew and compare them with those of a finished store: drift is a UserError."""
     store = TargetStore(job.path)
     now_4P = reference_features(job.extractor, stimuli.shape[0])
     check_drift(str(job.path), store.reference, now_4P, job.precision, store.versions)

@@ -1,4 +1,4 @@
-"""What pictures and features must be before a target is extracted or stored: mistakes that would stay unseen otherwise.
+"""What images and features must be before a target is extracted or stored: mistakes that would stay unseen otherwise.
 
 Shapes: B batch, H W rows and columns.
 """
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from nd.errors import UserError
 
-# Share of a picture's values that are exactly 0 or 255 from which on it counts as broken: floats in [0, 1] cast to
+# Share of an image's values that are exactly 0 or 255 from which on it counts as broken: floats in [0, 1] cast to
 # bytes, or contrast multiplied once too often, leave nothing else. White drawings on black ground have grey borders:
-# among the handwritten digits of digits69 the largest share is 0.944, among 3,200 Scenes pictures 0.074.
+# among the handwritten digits of digits69 the largest share is 0.944, among 3,200 Scenes images 0.074.
 SATURATED = 0.999
 NAMED = 5  # images that a message names
 
@@ -22,33 +22,33 @@ CHANGED = "Find out how the file was made, mend it there and prepare it again."
 
 
 def check_pictures(images: NDArray[Any], ids: NDArray[Any]) -> None:
-    """Refuse pictures from which no sensible feature could come.
+    """Refuse images from which no sensible feature could come.
 
     Args:
-        images: wanted are uint8 RGB pictures (B, H, W, 3).
+        images: wanted are uint8 RGB images (B, H, W, 3).
         ids: (B,) their image ids, for messages.
 
     Raises:
-        UserError: another type or shape; pictures of one single value; saturated pictures.
+        UserError: another type or shape; images of one single value; saturated images.
     """
     _check_form(images)
     flat_BP = images.reshape(len(images), -1)
     constant_B = flat_BP.min(axis=1) == flat_BP.max(axis=1)
     if constant_B.any():
         raise UserError(
-            f"{_named(ids, constant_B)}: every value of the picture is the same. Empty pictures come from files that "
+            f"{_named(ids, constant_B)}: every value of the image is the same. Empty images come from files that "
             f"were decoded or copied in part. {CHANGED}"
         )
     saturated_B = saturated_share(images) >= SATURATED
     if saturated_B.any():
         raise UserError(
-            f"{_named(ids, saturated_B)}: at least {SATURATED:.1%} of the picture's values are exactly 0 or 255, as "
+            f"{_named(ids, saturated_B)}: at least {SATURATED:.1%} of the image's values are exactly 0 or 255, as "
             f"floats in [0, 1] become when they are cast to bytes or scaled twice. {CHANGED}"
         )
 
 
 def saturated_share(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(B,) the share of each picture's values that are exactly 0 or 255. images: uint8 (B, H, W, 3)."""
+    """(B,) the share of each image's values that are exactly 0 or 255. images: uint8 (B, H, W, 3)."""
     # One pass and one temporary: 0 and 255 are the bytes that become 0 or 1 when 1 is added modulo 256.
     return ((images + np.uint8(1)) <= 1).reshape(len(images), -1).mean(axis=1)
 

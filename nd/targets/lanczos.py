@@ -1,4 +1,4 @@
-"""Pillow's Lanczos resizing of whole batches, as released extraction scripts do it picture by picture.
+"""Pillow's Lanczos resizing of whole batches, as released extraction scripts do it image by image.
 
 Shapes: B batch, H W rows and columns, S side wanted.
 """
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def lanczos(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize uint8 RGB pictures (B, H, W, 3) to (B, S, S, 3) uint8; pictures of that size are returned as they are.
+    """Resize uint8 RGB images (B, H, W, 3) to (B, S, S, 3) uint8; images of that size are returned as they are.
 
     Pillow filters antialiased and rounds to bytes after each direction; torch has no such filter.
     """

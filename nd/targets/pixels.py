@@ -1,4 +1,4 @@
-"""pixels: the picture itself, the target of the plain ridge baseline.
+"""pixels: the image itself, the target of the plain ridge baseline.
 
 Shapes: B batch, H W rows and columns.
 """

@@ -1,4 +1,4 @@
-"""Four fixed pictures with fixed captions, whose features tell whether extraction still gives what it gave.
+"""Four fixed images with fixed captions, whose features tell whether extraction still gives what it gave.
 
 A store holds the features that they had when it was begun. Settings, weights and stimuli are part of a store's name
 already; what these four add is everything that nobody thought of: a library that resizes, normalises or attends
@@ -23,14 +23,14 @@ CAPTIONS = (
     ["two people sit at a table with plates of food, a window behind them", "dinner for two", "a meal"],
     ["stripes"],
 )
-# Relative distance of a picture's features from those stored that is still rounding: other processors and thread
+# Relative distance of an image's features from those stored that is still rounding: other processors and thread
 # counts move float32 by 1e-5 or so; half precision keeps 8 to 11 bits.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "diffusers", "transformers", "open_clip_torch", "timm")
 
 
 def reference_items(side: int) -> Items:
-    """The four pictures, uint8 (4, side, side, 3), and their captions: smooth colours, edges, texture, fine detail."""
+    """The four images, uint8 (4, side, side, 3), and their captions: smooth colours, edges, texture, fine detail."""
     y, x = np.mgrid[0:side, 0:side] / max(1, side - 1)
     smooth = np.stack([x, y, 1 - x], -1)
     disc = np.where(((x - 0.4) ** 2 + (y - 0.55) ** 2 < 0.06)[..., None], [0.85, 0.12, 0.1], [0.5, 0.5, 0.52])
@@ -43,12 +43,12 @@ def reference_items(side: int) -> Items:
 
 
 def reference_features(extractor: Extractor, side: int) -> NDArray[np.float32]:
-    """(4, P) float32: what the extractor gives for the four pictures."""
+    """(4, P) float32: what the extractor gives for the four images."""
     return extractor(reference_items(side)).reshape(N_REFERENCE, -1)
 
 
 def drift(stored_4P: NDArray[np.float32], now_4P: NDArray[np.float32]) -> float:
-    """The largest relative distance among the four pictures; infinite where features are not finite."""
+    """The largest relative distance among the four images; infinite where features are not finite."""
     if not np.isfinite(now_4P).all():
         return float("inf")
     distance = np.linalg.norm(now_4P.astype(np.float64) - stored_4P, axis=1)
@@ -69,7 +69,7 @@ def versions() -> dict[str, str]:
 def check_drift(
     what: str, stored_4P: NDArray[np.float32], now_4P: NDArray[np.float32], precision: str, made_with: Any
 ) -> None:
-    """Raise UserError where the four pictures have other features than when the store was made; says what changed.
+    """Raise UserError where the four images have other features than when the store was made; says what changed.
 
     Args:
         what: the store, for the message.
@@ -87,7 +87,7 @@ def check_drift(
     ]
     cause = f"Since then: {', '.join(changed)}." if changed else "No version of a package changed; did the machine?"
     raise UserError(
-        f"{what}: four reference pictures have other features now than when it was made, by {found:.1%} (tolerance "
+        f"{what}: four reference images have other features now than when it was made, by {found:.1%} (tolerance "
         f"{TOLERANCE[precision]:.1%}), though weights and settings are the same. {cause} Decoders trained on this "
         "store do not fit features made now: go back to the former versions, or remove the store and everything made "
         "from it."

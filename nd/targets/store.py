@@ -1,6 +1,6 @@
 """The features of one target for all stimuli, on disk: written once, read by rows or columns through a memory map.
 
-One HDF5 file: `features` (N, P), `image_id` (N,) int32, `reference` (4, P) features of four fixed pictures, and
+One HDF5 file: `features` (N, P), `image_id` (N,) int32, `reference` (4, P) features of four fixed images, and
 attributes. The features are uncompressed and contiguous, not chunked: only then can a file be memory-mapped, and a row
 is one stretch of it however many there are, while columns, which ridge regression reads, cost no more than their pages.
 Shapes: N images of the stimuli file, n images asked for, P numbers per image (the product of the target's shape).
@@ -99,7 +99,7 @@ class TargetStore:
 
     @property
     def reference(self) -> NDArray[np.float32]:
-        """(4, P) float32: features of the four reference pictures when the store was begun."""
+        """(4, P) float32: features of the four reference images when the store was begun."""
         with open_h5(self.path) as handle:
             return np.asarray(handle["reference"][()], np.float32)
 

@@ -1,4 +1,4 @@
-"""c: what the UNet is conditioned on, averaged over the captions of a picture.
+"""c: what the UNet is conditioned on, averaged over the captions of an image.
 
 Shapes: B batch, T tokens, D width.
 """
@@ -17,7 +17,7 @@ from nd.targets.caption_mean import caption_mean
 
 
 class TextCondition:
-    """Mean over a picture's first captions of the text encoder's last hidden state, after its final norm.
+    """Mean over an image's first captions of the text encoder's last hidden state, after its final norm.
 
     HaoyyLi/NeuralDiffuser@9286cad:src/feature_extraction/img2feat_sd_pipe.py averages all captions in the same way.
     MindDiffuser pads and cuts the captions to 15 tokens, beginning and end included, and averages the first five
@@ -28,7 +28,7 @@ class TextCondition:
     needs: Needs = "captions"
 
     def __init__(self, backbone: Backbone, max_captions: int, tokens: int = 0) -> None:
-        """max_captions: averaged per picture, 0 for all; tokens: T, 0 for the text encoder's full length."""
+        """max_captions: averaged per image, 0 for all; tokens: T, 0 for the text encoder's full length."""
         self.backbone, self.max_captions, self.tokens = backbone, max_captions, tokens
 
     @property
@@ -49,7 +49,7 @@ class TextCondition:
         }
 
     def __call__(self, items: Items) -> NDArray[np.float32]:
-        """Conditions (B, T, D) float32; a picture without caption is a UserError."""
+        """Conditions (B, T, D) float32; an image without caption is a UserError."""
         return caption_mean(self._encode, items.captions, self.max_captions, self.name)
 
     def _encode(self, captions: list[str]) -> Tensor:

@@ -22,7 +22,7 @@ from nd.targets.base import Items, Needs, library
 class TowerPass:
     """Pictures through the first blocks of the image tower: what `Items.once` runs, once for all targets that need it.
 
-    Pictures pass through the backbone's own size first, so that they are what guidance sees: decoded pictures.
+    Images pass through the backbone's own size first, so that they are what guidance sees: decoded images.
     """
 
     def __init__(self, backbone: Backbone, layers: Sequence[int]) -> None:

@@ -52,7 +52,7 @@ class Unfinished:
         """Open what an interrupted run left, or a new file.
 
         UserError: too little room, another process at work on it, or, where an interrupted run is gone on with,
-        features of the reference pictures that are no longer the same.
+        features of the reference images that are no longer the same.
         """
         self.job, self.path = job, job.path.with_name(f"{job.path.name}.partial")
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""z and z40: the latent of the picture, from which the sampler starts.
+"""z and z40: the latent of the image, from which the sampler starts.
 
-Shapes: B batch, C h w latent channels, rows and columns, S side of the VAE's pictures.
+Shapes: B batch, C h w latent channels, rows and columns, S side of the VAE's images.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from nd.targets.noise import keyed_normal
 # Of the samples' noise: the bytes "z latent". Larger than any seed one would think of, so that the noise is never that
 # of a sampler's start, which is keyed in the same way.
 NOISE_SEED = 0x7A206C6174656E74
-NOISE_OF = {"z": 0, "z40": 1}  # the two targets of a picture draw apart
+NOISE_OF = {"z": 0, "z40": 1}  # the two targets of an image draw apart
 
-VIA = 224  # side of the pictures in coco_images_224_float16.hdf5 of the MindEye2 release
+VIA = 224  # side of the images in coco_images_224_float16.hdf5 of the MindEye2 release
 SMALL = (5, 8)  # 320 of Stable Diffusion's 512 px
 
 POSTERIORS = {"mode": "posterior mode", "sample": "posterior sample, noise a function of the image id"}
@@ -37,12 +37,12 @@ PICTURES = {
 
 
 class VaeLatent:
-    """The VAE's posterior mode, or a sample of it, times the scaling factor, of the picture at the backbone's size.
+    """The VAE's posterior mode, or a sample of it, times the scaling factor, of the image at the backbone's size.
 
     Three ways lead there (`target.picture`). ``direct`` resizes once, antialiased. ``lanczos`` is the released
     extraction: HaoyyLi/NeuralDiffuser@9286cad:src/feature_extraction/img2feat_sd_pipe.py, Pillow's Lanczos from 425 to
     512 px, posterior=sample there. ``via224`` is what the released mapper of z is trained on (src/train_z.py:571-572,
-    posterior=mode): 224-px pictures in half precision, enlarged to 512 px. How those came to 224 px is not said; here
+    posterior=mode): 224-px images in half precision, enlarged to 512 px. How those came to 224 px is not said; here
     bilinear and antialiased.
     """
 
@@ -62,7 +62,7 @@ class VaeLatent:
         return self.backbone.latent_shape
 
     def fingerprint(self) -> dict[str, Any]:
-        """Weights, picture size, the way to it, and what is taken of the posterior."""
+        """Weights, image size, the way to it, and what is taken of the posterior."""
         rest = {"picture": PICTURES[self.picture], "image_size": self.backbone.config.image_size}
         return _fingerprint(self.name, self.backbone, self.posterior) | rest
 
@@ -87,7 +87,7 @@ class VaeLatent:
 
 
 class SmallLatent:
-    """The latent of a smaller picture, a target of Takagi and Nishimoto (CVPR 2023): (4, 40, 40) in Stable Diffusion.
+    """The latent of a smaller image, a target of Takagi and Nishimoto (CVPR 2023): (4, 40, 40) in Stable Diffusion.
 
     Pillow's Lanczos to 320 px, [-1, 1], posterior sample times scaling factor: yu-takagi/StableDiffusionReconstruction
     @e187d4b:codes/utils/img2feat_sd.py:35-42,107-127 (posterior=sample). 320 is 5/8 of 512; with other backbones the
@@ -114,7 +114,7 @@ class SmallLatent:
         return self.backbone.latent_shape[0], side, side
 
     def fingerprint(self) -> dict[str, Any]:
-        """Weights, the backbone's picture size, and what is taken of the posterior."""
+        """Weights, the backbone's image size, and what is taken of the posterior."""
         size = f"{SMALL[0]}/{SMALL[1]} of image_size, to the nearest multiple of the VAE's downsampling"
         rest = {"picture": PICTURES["lanczos"], "size": size, "image_size": self.backbone.config.image_size}
         return _fingerprint(self.name, self.backbone, self.posterior) | rest
@@ -140,11 +140,11 @@ def small_size(image_size: int, factor: int) -> int:
 def latents(
     backbone: Backbone, images_B3SS: Tensor, posterior: str, ids: NDArray[np.int32], name: str
 ) -> NDArray[np.float32]:
-    """Scaled latents (B, C, h, w) of pictures in [0, 1].
+    """Scaled latents (B, C, h, w) of images in [0, 1].
 
     Args:
         backbone: whose VAE.
-        images_B3SS: float pictures of a size that the VAE takes.
+        images_B3SS: float images of a size that the VAE takes.
         posterior: 'mode', or 'sample' = mean + std * noise.
         ids: (B,) image ids, which with the target's name decide the noise.
         name: the target.

@@ -1,4 +1,4 @@
-"""vdvae: latents of a very deep VAE, coarse to fine, from which Brain-Diffuser decodes its first guess of a picture.
+"""vdvae: latents of a very deep VAE, coarse to fine, from which Brain-Diffuser decodes its first guess of an image.
 
 Shapes: B batch, P latent numbers of all wanted layers together.
 """
@@ -24,7 +24,7 @@ from nd.targets.noise import keyed_normal
 # Of the samples' noise. Larger than any seed one would think of, so that the noise is never that of a sampler's start,
 # which is keyed in the same way.
 NOISE_SEED = 0x7664766165
-CHUNK = 16  # pictures in a forward pass: 70 MB each, and no faster with more
+CHUNK = 16  # images in a forward pass: 70 MB each, and no faster with more
 
 RULES = {
     "mode": "posterior mean of each layer given the means before it",
@@ -57,7 +57,7 @@ class VdvaeLatents:
         return (self.network.n_numbers(self.target.vdvae_layers),)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Weights, layers, rule and how pictures are made; `target.precision` is added to every target's."""
+        """Weights, layers, rule and how images are made; `target.precision` is added to every target's."""
         noise = {"noise_seed": NOISE_SEED} if self.target.posterior == "sample" else {}
         return noise | {
             "target": "vdvae",
@@ -89,5 +89,5 @@ class VdvaeLatents:
 
 
 def _noise_of(ids: NDArray[np.int32]) -> Noise:
-    """Noise by layer for pictures; belongs to the picture, whatever the batch."""
+    """Noise by layer for images; belongs to the image, whatever the batch."""
     return lambda layer, shape: torch.from_numpy(keyed_normal(NOISE_SEED, [int(i) for i in ids], layer, shape[1:]))

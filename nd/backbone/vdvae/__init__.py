@@ -1,1 +1,1 @@
-"""A very deep VAE of small pictures (Child, ICLR 2021, arXiv:2011.10650), shaped to take OpenAI's published weights."""
+"""A very deep VAE of small images (Child, ICLR 2021, arXiv:2011.10650), shaped to take OpenAI's published weights."""

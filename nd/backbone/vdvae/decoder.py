@@ -57,12 +57,12 @@ class DecoderBlock(nn.Module):
         return x_BCRR
 
     def posterior_of(self, x_BCRR: Tensor, seen_BCRR: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log deviation of the latent, given the encoder's features of a picture."""
+        """Mean and log deviation of the latent, given the encoder's features of an image."""
         mean, log_std = self.enc(torch.cat([x_BCRR, seen_BCRR], dim=1)).chunk(2, dim=1)
         return mean, log_std
 
     def prior_of(self, x_BCRR: Tensor) -> Prior:
-        """The same without a picture."""
+        """The same without an image."""
         out = self.prior(x_BCRR)
         return Prior(out[:, : self.zdim], out[:, self.zdim : 2 * self.zdim], out[:, 2 * self.zdim :])
 
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         return cast(list[DecoderBlock], list(self.dec_blocks))
 
     def posterior(self, activations: dict[int, Tensor], noise: Noise | None = None) -> Choose:
-        """Latents as a picture has them: `Encoder`'s features of it; without noise the mean, else a sample."""
+        """Latents as an image has them: `Encoder`'s features of it; without noise the mean, else a sample."""
 
         def choose(layer: int, x_BCRR: Tensor, prior: Prior | None) -> Tensor:
             block = self.blocks[layer]

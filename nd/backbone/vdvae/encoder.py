@@ -1,4 +1,4 @@
-"""The deterministic half: a picture to features at every resolution.
+"""The deterministic half: an image to features at every resolution.
 
 Shapes: B batch, 3 colours, C channels, R rows and columns.
 """
@@ -12,7 +12,7 @@ from nd.backbone.vdvae.shape import COLOURS, VdvaeShape
 
 
 class Encoder(nn.Module):
-    """A convolution and a row of residual blocks that shrink the picture to one pixel."""
+    """A convolution and a row of residual blocks that shrink the image to one pixel."""
 
     def __init__(self, shape: VdvaeShape) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The whole network: pictures to latents of up to 75 layers, and latents to pictures.
+"""The whole network: images to latents of up to 75 layers, and latents to images.
 
-Shapes: B batch, R rows and columns of a picture, Z r channels and side of one layer's latent, P latent numbers.
+Shapes: B batch, R rows and columns of an image, Z r channels and side of one layer's latent, P latent numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nd.backbone.vdvae.mixture import Uniform
 from nd.backbone.vdvae.shape import COLOURS, IMAGENET64, VdvaeShape
 from nd.errors import UserError
 
-# Mean and standard deviation of ImageNet's 64 px pictures, 0 to 255, over all colours together: the published model
+# Mean and standard deviation of ImageNet's 64 px images, 0 to 255, over all colours together: the published model
 # was trained on (x - mean) / std (ozcelikfu/brain-diffuser@31d52c0:vdvae/model_utils.py:39-78).
 PIXEL_MEAN = 115.92961967
 PIXEL_STD = 69.37404
@@ -33,10 +33,10 @@ class Vdvae(nn.Module):
         self.encoder, self.decoder = Encoder(shape), Decoder(shape)
 
     def encode(self, pixels_B3RR: Tensor) -> dict[int, Tensor]:
-        """Resolution -> features, of pictures as floats in [0, 255] at the model's size; another is a UserError."""
+        """Resolution -> features, of images as floats in [0, 255] at the model's size; another is a UserError."""
         wanted = (COLOURS, self.shape.image_size, self.shape.image_size)
         if tuple(pixels_B3RR.shape[1:]) != wanted:
-            raise UserError(f"the VDVAE was built for pictures {wanted} but was given {tuple(pixels_B3RR.shape[1:])}.")
+            raise UserError(f"the VDVAE was built for images {wanted} but was given {tuple(pixels_B3RR.shape[1:])}.")
         normalised = ((pixels_B3RR - PIXEL_MEAN) / PIXEL_STD).to(self.decoder.gain)
         if normalised.device.type == "cpu":  # a fifth faster; the convolutions hand the layout on
             normalised = normalised.contiguous(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
 """Pictures as the network takes them.
 
-Shapes: B batch, H W rows and columns, S the network's picture size.
+Shapes: B batch, H W rows and columns, S the network's image size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def to_pixels(images_BHW3: NDArray[np.uint8], size: int) -> Tensor:
     """Pictures of any size as floats (B, 3, S, S) in [0, 255].
 
     Resized as bytes by PIL's bilinear filter, which widens when it shrinks (antialiasing) and rounds: that is what
-    torchvision's resize does to a PIL image, by which the released code makes its pictures
+    torchvision's resize does to a PIL image, by which the released code makes its images
     (ozcelikfu/brain-diffuser@31d52c0:scripts/vdvae_extract_features.py).
     """
     wanted = (size, size)

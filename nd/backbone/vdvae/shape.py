@@ -30,7 +30,7 @@ class BlockShape:
 
     @property
     def kernel(self) -> int:
-        """Side of the two middle convolutions; pictures of one or two pixels have no neighbours worth seeing."""
+        """Side of the two middle convolutions; images of one or two pixels have no neighbours worth seeing."""
         return 3 if self.resolution > 2 else 1
 
 
@@ -41,7 +41,7 @@ class VdvaeShape:
     width: int = 512
     bottleneck: float = 0.25  # width inside a block, as a share of `width`
     zdim: int = 16  # channels of every layer's latent
-    no_bias_above: int = 64  # resolutions up to this one start from a learnt picture, finer ones from zeros
+    no_bias_above: int = 64  # resolutions up to this one start from a learnt image, finer ones from zeros
     n_mixtures: int = 10  # logistic distributions per pixel
     image_size: int = 64
     encoder: str = "64x11,64d2,32x20,32d2,16x9,16d2,8x8,8d2,4x7,4d4,1x5"
@@ -59,7 +59,7 @@ class VdvaeShape:
 
     @cached_property
     def encoder_blocks(self) -> list[BlockShape]:
-        """The encoder's blocks from the picture inwards."""
+        """The encoder's blocks from the image inwards."""
         return list(_blocks("encoder", self.encoder, "xd"))
 
     @cached_property
@@ -69,7 +69,7 @@ class VdvaeShape:
 
     @property
     def starts(self) -> list[int]:
-        """Resolutions that start from a learnt picture, ascending."""
+        """Resolutions that start from a learnt image, ascending."""
         found = {block.resolution for block in self.decoder_blocks}
         return sorted(resolution for resolution in found if resolution <= self.no_bias_above)
 

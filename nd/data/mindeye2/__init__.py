@@ -1,1 +1,1 @@
-"""Reader of the MindEye2 release: NSD's betas within nsdgeneral, its trials as webdatasets, pictures at 224 pixels."""
+"""Reader of the MindEye2 release: NSD's betas within nsdgeneral, its trials as webdatasets, images at 224 pixels."""

@@ -114,11 +114,11 @@ class Release:
     # ---- writing -----------------------------------------------------------------------------------------------------
 
     def write_stimuli(self, path: Path) -> None:
-        """Link (or copy) the pictures that the subjects saw, with their captions."""
+        """Link (or copy) the images that the subjects saw, with their captions."""
         file = self.root / tree.IMAGES
         side, shape = self.data.image_size, open_pictures(file, tree.IMAGES_KEY).shape
         if shape != (side, side, 3):
-            raise UserError(f"{file} holds pictures of {shape[0]} x {shape[1]} pixels, but data.image_size={side}.")
+            raise UserError(f"{file} holds images of {shape[0]} x {shape[1]} pixels, but data.image_size={side}.")
         image_id = np.unique(np.concatenate([self.trials(subject).image_id for subject in self.data.subjects]))
         captions = Path(self.data.captions).expanduser() if self.data.captions else self.root / tree.CAPTIONS
         write_linked_stimuli(

@@ -55,7 +55,7 @@ def expected(subject: str) -> list[Expected]:
     betas = 750 * known.sessions * known.voxels * 4
     return [
         Expected(betas_file(subject), "single-trial betas", betas, betas),
-        Expected(IMAGES, "the 73,000 pictures at 224 px", PICTURE_BYTES, PICTURE_BYTES),
+        Expected(IMAGES, "the 73,000 images at 224 px", PICTURE_BYTES, PICTURE_BYTES),
         Expected(CAPTIONS, "captions of the pictures"),
         Expected(ROI_MASKS, "ROIs", needed=False),
         *(Expected(train_tar(subject, k), "training trials") for k in range(known.sessions)),

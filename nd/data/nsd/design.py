@@ -1,4 +1,4 @@
-"""Which picture was shown in every trial: NSD's design file and its list of pictures.
+"""Which image was shown in every trial: NSD's design file and its list of images.
 
 Both count from 1 where this module counts from 0: trial n showed image ``subjectim[subject, masterordering[n]]``, and
 the shared images are the first of every subject's list (NSD Data Manual, "Experiments"; the same reading as
@@ -101,7 +101,7 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _trials_per_session(path: Path, content: dict[str, NDArray[Any]]) -> NDArray[np.intp]:
-    """Trials of each planned session: where stimpattern (S, runs, slots) marks a picture."""
+    """Trials of each planned session: where stimpattern (S, runs, slots) marks an image."""
     if "stimpattern" not in content:
         return np.full(content["masterordering"].size // TRIALS_PER_SESSION, TRIALS_PER_SESSION)
     pattern = content["stimpattern"]
@@ -131,7 +131,7 @@ def read_coco_ids(root: Path, image_id: NDArray[Any], shared: NDArray[Any]) -> N
     """COCO ids (n,) of some images (0-based 73k ids).
 
     Of measured data, the shared images ``shared`` must be NSD's own (by the hash of their COCO ids), so that a test set
-    is never other than its name says. Raises UserError where the list is missing, damaged or of other pictures.
+    is never other than its name says. Raises UserError where the list is missing, damaged or of other images.
     """
     path = root / STIM_INFO
     coco = _coco_column(path)

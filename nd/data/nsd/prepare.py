@@ -50,11 +50,11 @@ def pieces_of(cfg: Config) -> list[Piece]:
     ]
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------------------------
 
 
 def _write_stimuli(data: DataConfig, path: Path) -> None:
-    """Link (or copy) the pictures that the subjects saw, with their captions."""
+    """Link (or copy) the images that the subjects saw, with their captions."""
     root = _root(data)
     trials = [read_trials(root, name) for name in data.subjects]
     image_id = np.unique(np.concatenate([one.image_id for one in trials]))
@@ -65,8 +65,7 @@ def _write_stimuli(data: DataConfig, path: Path) -> None:
     side = open_pictures(file, tree.STIMULI_KEY).shape[0]
     if side != data.image_size:
         raise UserError(
-            f"{file} holds pictures of {side} pixels, but data.image_size={data.image_size}. "
-            f"Set data.image_size={side}."
+            f"{file} holds images of {side} pixels, but data.image_size={data.image_size}. Set data.image_size={side}."
         )
     write_linked_stimuli(
         path,

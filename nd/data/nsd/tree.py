@@ -115,7 +115,7 @@ def expected(subject: str, version: str, n_sessions: int = 0) -> list[Expected]:
         Expected(DESIGN, "order of the trials"),
         Expected(STIM_INFO, "COCO ids of the pictures"),
         Expected(STIMULI, "the 73,000 pictures", PICTURE_BYTES, PICTURE_BYTES),
-        *(Expected(path, "captions of the pictures (COCO 2017 annotations)") for path in COCO_CAPTIONS),
+        *(Expected(path, "captions of the images (COCO 2017 annotations)") for path in COCO_CAPTIONS),
     ]
     for volume in ROI_VOLUMES:
         needed = volume == "nsdgeneral"

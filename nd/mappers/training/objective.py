@@ -141,7 +141,7 @@ def _latent_losses(
     if output.projected is not None and teacher is not None:
         student, taught = gather(output.projected, batch).flatten(0, 1), gather(teacher, batch).flatten(0, 1)
         loss = soft_contrastive(student, taught, taught, config.aux_temperature)
-        # Mixed voxels have no picture whose tokens could teach.
+        # Mixed voxels have no image whose tokens could teach.
         losses.joint[f"{part.name}/aux"] = config.aux_weight * loss * (mix is None)
 
 

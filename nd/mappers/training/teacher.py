@@ -1,4 +1,4 @@
-"""Tokens of the picture that teach the auxiliary head of a latent map.
+"""Tokens of the image that teach the auxiliary head of a latent map.
 
 Shapes: B samples, T tokens of the target, D numbers of a token, S places of the head's map.
 """

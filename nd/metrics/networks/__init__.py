@@ -1,1 +1,1 @@
-"""The networks that judge pictures; none takes part in making them."""
+"""The networks that judge images; none takes part in making them."""

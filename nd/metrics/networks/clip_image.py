@@ -42,7 +42,7 @@ def clip_vit_b32(state: State | None) -> nn.Module:
 
 
 def clip_image(shape: VisionShape, state: State | None) -> nn.Module:
-    """A module from normalised pictures (B, 3, 224, 224) to {"embedding": (B, D)}; state: of the whole model or half.
+    """A module from normalised images (B, 3, 224, 224) to {"embedding": (B, D)}; state: of the whole model or half.
 
     OpenAI's weights want QuickGELU: exact GELU runs silently and changes every number.
     """

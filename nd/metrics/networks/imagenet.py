@@ -1,6 +1,6 @@
 """torchvision's classifiers and SwAV's ResNet-50, cut at the layers that published protocols read.
 
-Every builder takes a state dict, or None for random weights, and returns a module from normalised pictures
+Every builder takes a state dict, or None for random weights, and returns a module from normalised images
 (B, 3, H, W) to {layer: (B, D)}.
 """
 

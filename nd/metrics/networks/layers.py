@@ -1,6 +1,6 @@
 """A network that returns the layers it is asked for, flattened, instead of its last output.
 
-B batch, C H W picture, D features.
+B batch, C H W image, D features.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Tapped(nn.Module):
         return hook
 
     def forward(self, x_BCHW: Tensor) -> Layers:
-        """(B, 3, H, W) normalised pictures to features by layer."""
+        """(B, 3, H, W) normalised images to features by layer."""
         self.network(x_BCHW)
         seen, self._seen = self._seen, {}
         return seen
@@ -46,5 +46,5 @@ class Embedding(nn.Module):
         self.network, self.pick = network, pick
 
     def forward(self, x_BCHW: Tensor) -> Layers:
-        """(B, 3, H, W) normalised pictures to {"embedding": (B, D)}."""
+        """(B, 3, H, W) normalised images to {"embedding": (B, D)}."""
         return {"embedding": self.pick(self.network(x_BCHW)).flatten(1)}

@@ -5,7 +5,7 @@ NSD protocols: ``low`` is the end of stage 2 (block 2, stride 4, 24 channels; a 
 the side at 128; AlexNet(2) 23% at 224), ``mid`` the end of stage 4 (block 7, stride 16, 80 channels; it sees all), and
 ``high`` the pooled head (1280).
 
-B batch, C H W picture, D features.
+B batch, C H W image, D features.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Levels(nn.Module):
         self.network = network
 
     def forward(self, x_BCHW: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalised pictures to {level: (B, D)}."""
+        """(B, 3, H, W) normalised images to {level: (B, D)}."""
         outputs = self.network.features(x_BCHW, LEVEL_BLOCKS)
         return {level: output.flatten(1) for level, output in zip(LEVELS, outputs, strict=True)}
 

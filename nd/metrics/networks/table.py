@@ -1,4 +1,4 @@
-"""All judging networks by name: how they are built, how they want their pictures, where their weights come from."""
+"""All judging networks by name: how they are built, how they want their images, where their weights come from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nd.errors import unknown
 from nd.metrics.networks import clip_image, imagenet, lite
 from nd.metrics.networks.weights import State, Weights
 
-# Mean and standard deviation of ImageNet's training pictures, RGB in [0, 1], as all of torchvision's recipes use them.
+# Mean and standard deviation of ImageNet's training images, RGB in [0, 1], as all of torchvision's recipes use them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TORCHVISION = "https://download.pytorch.org/models/"
 HUB = "https://huggingface.co/"
@@ -21,7 +21,7 @@ HUB = "https://huggingface.co/"
 
 @dataclass(frozen=True)
 class Network:
-    """A network: its builder, its normalisation of pictures in [0, 1], and its weights (None: a package's)."""
+    """A network: its builder, its normalisation of images in [0, 1], and its weights (None: a package's)."""
 
     build: Callable[[State | None], nn.Module]
     normalise: Callable[[Tensor], Tensor]
