@@ -164,7 +164,8 @@ def test_help_explains_every_verb_group_and_field_and_is_quick(empty: Path) -> N
 def test_help_and_the_check_import_nothing_heavy(empty: Path) -> None:
     heavy = ["torch", "diffusers", "transformers", "open_clip", "matplotlib", "pytorch_lightning", "scipy"]
     code = (
-        "import sys; from nd.cli import main; from nd.config.application import check; from nd.config.help import verb_help;"
+        "import sys; from nd.cli import main; from nd.config.application import check;"
+        "from nd.config.help import verb_help;"
         f"check('run', ['seed=1']); verb_help('run'); print([name for name in {heavy} if name in sys.modules])"
     )
     assert run(code, cwd=empty, program=("-c",)).stdout == "[]\n"

@@ -53,8 +53,8 @@ class Memory:
     """What the largest steps hold, in bytes.
 
     ``preparing``: a session of NSD (0: other data, read in small blocks); ``mapping``: the largest mapper in closed
-    form while it is fitted (0: it is trained, see ``nd.doctor.training``); ``sample``: activations of one guided sample;
-    ``in_flight``: how many of them go through the networks at once where memory allows.
+    form while it is fitted (0: it is trained, see ``nd.doctor.training``); ``sample``: activations of one guided
+    sample; ``in_flight``: how many of them go through the networks at once where memory allows.
     """
 
     preparing: float
