@@ -8,8 +8,8 @@ where ``protocol.brain`` names a layer (``nd.evaluation.brain``).
 
 With ``images=<folder or file>`` reconstructions made elsewhere are scored instead of those of a reconstruct run: a
 folder of ``<image id>.png`` or ``<image id>_<repeat>.png``, or an .h5, .npy or .pt of all of them
-(``nd.evaluation.external`` says which forms). Data, subject, part and protocol are chosen as ever; nothing else is read. The run folder belongs to
-the content of the images, wherever they lie.
+(``nd.evaluation.external`` says which forms). Data, subject, part and protocol are chosen as ever; nothing else is
+read. The run folder belongs to the content of the images, wherever they lie.
 """
 
 from __future__ import annotations

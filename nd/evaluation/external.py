@@ -2,7 +2,8 @@
 
 A folder (``nd.evaluation.external_folder``) holds .png or .jpg files named ``<image id>`` or ``<image id>_<repeat>``;
 a file (``nd.evaluation.external_array``) is .h5, .npy or .pt with (N, H, W, 3), (N, R, H, W, 3) or channels first,
-uint8 or floats in [0, 1], and in .h5 and .pt an ``image_id`` (N,). Where there are no ids, ``order`` says what the n-th image is of:
+uint8 or floats in [0, 1], and in .h5 and .pt an ``image_id`` (N,). Where there are no ids, ``order`` says what the
+n-th image is of:
 
 - ``canonical``: the n-th of the part's images by rising image id, the order of MindEye2's files.
 - ``first_appearance``: the n-th of them that the subject was shown, the order of NeuralDiffuser's released files
