@@ -27,17 +27,28 @@ def extract(cfg: Config) -> list[Path]:
     from nd.backbone.loading import pick_device
     from nd.data.prepared import Stimuli, stimuli_path
     from nd.runs.chain import extracted
-    from nd.targets.fill import extract_to_stores
     from nd.targets.registry import build_extractors
     from nd.targets.store import extraction_backbone, store_path
     from nd.targets.unfinished import Job
 
-    begun, stimuli = time.monotonic(), Stimuli(stimuli_path(cfg))
-    backbone = extraction_backbone(cfg, pick_device(cfg.trainer.accelerator))
-    jobs = [
-        Job(extractor, store_path(cfg, extractor.name), cfg.target.dtype, cfg.target.precision)
-        for extractor in build_extractors(extracted(cfg), cfg, backbone)
-    ]
+    stimuli, own = Stimuli(stimuli_path(cfg)), {name: cfg.decoding(name).target for name in extracted(cfg)}
+    paths: list[Path] = []
+    for precision in dict.fromkeys(one.precision for one in own.values()):
+        backbone = extraction_backbone(cfg, precision, pick_device(cfg.trainer.accelerator))
+        names = [name for name, one in own.items() if one.precision == precision]
+        jobs = [
+            Job(extractor, store_path(cfg, extractor.name), own[extractor.name].dtype, precision)
+            for extractor in build_extractors(names, cfg, backbone)
+        ]
+        paths += fill(cfg, jobs, stimuli, backbone)
+    return paths
+
+
+def fill(cfg: Config, jobs: list[Job], stimuli: Stimuli, backbone: Backbone) -> list[Path]:
+    """Compute what is missing of some stores in one pass over the stimuli; returns their paths."""
+    from nd.targets.fill import extract_to_stores
+
+    begun = time.monotonic()
     finished = [job for job in jobs if job.path.exists()]
     computed = extract_to_stores(jobs, stimuli, batch_size=cfg.trainer.batch_size, progress=cfg.trainer.progress)
     for job in jobs:

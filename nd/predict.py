@@ -7,6 +7,7 @@ and not set to 0. Every image is predicted by the mapper of a fold that has not 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.config import Config
-from nd.config.application import derive, verb
+from nd.config.application import verb
 
 if TYPE_CHECKING:
     from nd.data.prepared import Subject
@@ -27,29 +28,30 @@ Trained = tuple["RunFolder", list["Origin"]]
 
 def predict(cfg: Config) -> Path:
     """Predict every target of `cfg.method.targets`; returns the run folder."""
-    from nd.data.prepared import open_subject, split_of
+    from nd.data.prepared import split_of
     from nd.runs.folder import RunFolder
 
-    subject, split = open_subject(cfg), split_of(cfg)
-    mappers = {name: trained(derive(cfg, f"target={name}"), subject, split) for name in cfg.method.targets}
+    split = split_of(cfg)
+    mappers = {name: trained(cfg.with_target(name), split) for name in cfg.method.targets}
     folder, inputs = RunFolder.open(cfg, "predict"), {f"train {name}": m[0].fingerprint for name, m in mappers.items()}
     if folder.is_done(inputs):
         print(f"{folder.path} is finished; nothing to do")
         return folder.path
     with folder.writing(cfg, inputs) as path:
-        n_images = write_predictions(path / "predictions.h5", cfg, subject, split, mappers)
+        n_images = write_predictions(path / "predictions.h5", cfg, split, mappers)
     what = "with shuffled voxels " if cfg.control == "shuffled_voxels" else ""
     print(f"wrote {', '.join(mappers)} of {n_images} {cfg.part} images {what}at {folder.path / 'predictions.h5'}")
     return folder.path
 
 
-def trained(cfg: Config, subject: Subject, split: Split) -> Trained:
-    """The finished train run of one target, made sure to fit this subject's voxels and the present features."""
+def trained(cfg: Config, split: Split) -> Trained:
+    """Return the finished train run of one target, made sure to fit this subject's voxels and the present features."""
+    from nd.data.prepared import open_subject
     from nd.mappers.folds import check_folds, origin_of
     from nd.runs.folder import RunFolder, found
     from nd.targets.store import wanted_fingerprint
 
-    fingerprint = wanted_fingerprint(cfg, cfg.target.name)
+    subject, fingerprint = open_subject(cfg), wanted_fingerprint(cfg, cfg.target.name)
     origins = [origin_of(cfg, subject, split, k, fingerprint) for k in range(len(split.folds))]
     folder = RunFolder.open(cfg, "train")
     # Before `found`, whose complaint about changed inputs would not say that the number of voxels differs.
@@ -57,7 +59,7 @@ def trained(cfg: Config, subject: Subject, split: Split) -> Trained:
     return found(cfg, "train"), origins
 
 
-def write_predictions(path: Path, cfg: Config, subject: Subject, split: Split, mappers: dict[str, Trained]) -> int:
+def write_predictions(path: Path, cfg: Config, split: Split, mappers: dict[str, Trained]) -> int:
     """Predict fold by fold and target by target, and write the file atomically; returns the number of rows."""
     import h5py
 
@@ -65,19 +67,39 @@ def write_predictions(path: Path, cfg: Config, subject: Subject, split: Split, m
     from nd.mappers.folds import kept_columns, predict_fold
 
     ids = [fold.test if cfg.part == "test" else fold.val for fold in split.folds]
-    voxels = [responses(cfg, subject, fold, ids[fold]) for fold in range(len(ids))]
-    how = {"own_scaling": cfg.data.test_scaling == "own", "rescale": cfg.mapper.rescale == "test"}
+    voxels = Responses(cfg, ids)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file["image_id"] = np.concatenate(ids).astype(np.int32)
         file["fold"] = np.repeat(np.arange(len(ids), dtype=np.int32), [len(fold) for fold in ids])
         for name, (folder, origins) in mappers.items():
-            own, command = folder.path, folder.command
-            parts = [predict_fold(own, o, voxels[o.fold], command, ids[o.fold], **how) for o in origins]
+            own, command, one = folder.path, folder.command, cfg.decoding(name)
+            how = {"own_scaling": cfg.data.test_scaling == "own", "rescale": one.mapper.rescale == "test"}
+            parts = [predict_fold(own, o, voxels.of(one.roi, o.fold), command, ids[o.fold], **how) for o in origins]
             file[name] = np.concatenate(parts)
-            if cfg.mapper.keep < 1:
+            if one.mapper.keeps_some:
                 file[f"kept/{name}"] = np.stack([kept_columns(own, o, command) for o in origins])
-        file.attrs.update({"part": cfg.part, "control": cfg.control, "subject": subject.name})
+        file.attrs.update({"part": cfg.part, "control": cfg.control, "subject": cfg.subject.name})
     return sum(len(fold) for fold in ids)
+
+
+class Responses:
+    """Mean responses (n, V) to the images of each fold, through one ROI after another; the last ROI's are kept."""
+
+    def __init__(self, cfg: Config, ids: list[NDArray[Any]]) -> None:
+        """Take the image ids of each fold."""
+        self.cfg, self.ids = cfg, ids
+        self._roi: str | None = None
+        self._voxels: list[NDArray[np.float32]] = []
+
+    def of(self, roi: str, fold: int) -> NDArray[np.float32]:
+        """Return the responses of one ROI to one fold's images."""
+        if roi != self._roi:
+            from nd.data.prepared import open_subject
+
+            subject = open_subject(replace(self.cfg, subject=replace(self.cfg.subject, roi=roi)))
+            self._voxels = [responses(self.cfg, subject, k, ids) for k, ids in enumerate(self.ids)]
+            self._roi = roi
+        return self._voxels[fold]
 
 
 def responses(cfg: Config, subject: Subject, fold: int, image_ids: NDArray[Any]) -> NDArray[np.float32]:

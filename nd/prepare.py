@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nd.config import Config
 from nd.config.application import verb
+from nd.config.components import component
 from nd.data.pieces import Piece, folder_megabytes, make_pieces
 from nd.data.prepared import data_folder
 
@@ -47,27 +48,9 @@ def described(names: list[str]) -> str:
 
 
 def pieces_of(cfg: Config) -> list[Piece]:
-    """The files that the configuration asks for, by the reader of its source."""
-    source = cfg.data.source
-    if source == "digits69":
-        from nd.data.digits69 import pieces_of as digits69
-
-        return digits69(cfg.data)
-    if source == "nsd":
-        from nd.data.nsd.prepare import pieces_of as nsd
-
-        return nsd(cfg)
-    if source == "mindeye2":
-        from nd.data.mindeye2.prepare import pieces_of as mindeye2
-
-        return mindeye2(cfg)
-    if source == "own":
-        from nd.data.own import pieces_of as own
-
-        return own(cfg)
-    from nd.scenes.world import pieces_of as scenes
-
-    return scenes(cfg.data)
+    """Return the files that the configuration asks for, by the reader of its source."""
+    pieces: list[Piece] = component("source", cfg.data.source).pieces(cfg)
+    return pieces
 
 
 def write_layout(cfg: Config) -> Path:

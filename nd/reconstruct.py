@@ -21,7 +21,7 @@ from nd.errors import UserError
 from nd.lightning import is_rank_zero
 from nd.runs.chain import needs_own_process
 from nd.runs.folder import RunFolder, found
-from nd.runs.identity import reads_predictions
+from nd.runs.identity import generator_of, reads_predictions
 
 if TYPE_CHECKING:
     from nd.generate.features import FeatureSource
@@ -36,14 +36,14 @@ def reconstruct(cfg: Config) -> Path:
 
 
 def reconstruct_together(cfgs: Sequence[Config]) -> list[Path]:
-    """Make the images of configurations that differ in guidance.kappa and eta alone; returns their run folders.
+    """Make the images of configurations that differ in fields alone whose runs are made together (for guided
+    diffusion guidance.kappa and eta); returns their run folders.
 
     What the points of such a sweep have in common is sampled once; the images are those each gives alone.
     """
-    from nd.generate.registry import generator_entry
     from nd.generate.training import part_ids
 
-    entry = generator_entry(cfgs[0].method.generator)
+    entry = generator_of(cfgs[0])
     targets = max((entry.wants(cfg) for cfg in cfgs), key=len)
     source, inputs = feature_source(cfgs[0], targets)
     runs = [(cfg, RunFolder.open(cfg, "reconstruct"), own_inputs(inputs, entry.wants(cfg))) for cfg in cfgs]
@@ -85,13 +85,21 @@ def write(
 
 
 def sweeps(cfgs: Sequence[Config]) -> list[list[Config]]:
-    """Return the groups of two or more configurations that differ in guidance.kappa and eta alone."""
+    """Return the groups of two or more configurations that differ in fields alone whose runs are made together."""
     groups: dict[str, list[Config]] = {}
     for cfg in cfgs:
-        if cfg.method.generator == "guided_diffusion" and not needs_own_process(cfg):
-            same = replace(cfg, guidance=replace(cfg.guidance, kappa=0.0, eta=0.0), overrides=[])
-            groups.setdefault(repr(same), []).append(cfg)
+        fields = generator_of(cfg).together
+        if fields and not needs_own_process(cfg):
+            groups.setdefault(repr(_without(cfg, fields)), []).append(cfg)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _without(cfg: Config, fields: Sequence[str]) -> Config:
+    """Return the configuration with some fields (dotted) emptied, and no overrides."""
+    for key in fields:
+        group, _, name = key.partition(".")
+        cfg = replace(cfg, **{group: replace(getattr(cfg, group), **{name: None})})
+    return replace(cfg, overrides=[])
 
 
 def sample_sweeps(cfgs: Sequence[Config]) -> None:
@@ -129,17 +137,16 @@ def make_images(
     """
     from nd.generate.module import Work, run_work
     from nd.generate.parts import Parts, partition
-    from nd.generate.registry import generator_entry
 
     cfg, begun = cfgs[0], time.monotonic()
     runs = [Parts(path / "parts") for path in paths]
     missing = {i for parts in runs for i in set(image_ids) - parts.finished()}
-    batches = partition(image_ids, max(1, cfg.trainer.batch_size // cfg.method.repeats))
+    batches = partition(image_ids, max(1, cfg.trainer.batch_size // cfg.method.n_repeats))
     left = [kept for batch in batches if (kept := [i for i in batch if i in missing])]
     if len(missing) < len(image_ids):
         log.info("%d of %d images are there already", len(image_ids) - len(missing), len(image_ids))
     if left:
-        build = functools.partial(generator_entry(cfg.method.generator).build, cfgs)
+        build = functools.partial(generator_of(cfg).build, cfgs)
         run_work(build, Work(left, source, targets), runs, cfg.trainer, len(image_ids))
     if not is_rank_zero():
         return [None] * len(runs)
@@ -165,10 +172,8 @@ def finish(cfg: Config, parts: Parts, image_ids: list[int], rate: float) -> User
 
 def attributes(cfg: Config) -> dict[str, str | int | bool]:
     """Return what a reader of images.h5 must know without its run folder."""
-    from nd.generate.registry import generator_entry
-
     return {
-        "oracle": cfg.features == "oracle" and bool(generator_entry(cfg.method.generator).wants(cfg)),
+        "oracle": cfg.features == "oracle" and bool(generator_of(cfg).wants(cfg)),
         "seed": cfg.seed,
         "part": cfg.part,
         "generator": cfg.method.generator,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from nd.config import Config
 from nd.config.application import verb
-from nd.run import with_target
 from nd.runs.folder import command_for
 from nd.table import read_table
 from nd.tables.curves import learning_of
+from nd.tables.specs import rows_of
 
 
 def report(cfg: Config) -> None:
@@ -18,11 +18,11 @@ def report(cfg: Config) -> None:
 
     table = read_table(cfg)
     command = " && ".join(command_for(cfg, name) for name in ("run", "table", "report"))
-    for path in write_report(table, Path(cfg.paths.results), command, learning_of(table, with_target)):
+    for path in write_report(table, Path(cfg.paths.results), command, learning_of(table)):
         print(f"wrote {path}")
 
 
-main = verb(report)
+main = verb(report, rows=rows_of)
 
 if __name__ == "__main__":
     main()

@@ -12,18 +12,15 @@ import io
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
-from dataclasses import replace
 
-from nd.config import Config, TargetConfig
+from nd.config import Config
 from nd.config.application import derive, verb
 from nd.errors import UserError
 from nd.runs.chain import Action, Chain, StepFailed, in_own_process, needs_own_process, steps_of
 from nd.runs.folder import RunFolder
-from nd.tables.specs import Entry, Row, expand, load_spec
+from nd.tables.specs import Entry, Row, expand, load_spec, rows_of
 
 ACTIONS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
-ABOUT_TARGET = ("target", "experiment", "debug", "hydra")  # overrides that can change what a target is
-_TARGETS: dict[tuple[str, ...], TargetConfig] = {}
 
 
 def run(cfg: Config) -> int:
@@ -35,7 +32,7 @@ def run(cfg: Config) -> int:
     for entry in entries:
         print(f"{entry.label}")
         try:
-            chain.run_row(steps_of(entry.cfg, with_target))
+            chain.run_row(steps_of(entry.cfg))
         except StepFailed as failure:
             if len(entries) == 1 and isinstance(failure.__cause__, UserError):
                 raise failure.__cause__ from None
@@ -55,7 +52,7 @@ def share(cfgs: Sequence[Config]) -> None:
     rows = [entry.cfg for cfg in cfgs for entry in entries_of(cfg)]
     for group in sweeps(rows):
         with suppress(UserError, StepFailed):
-            steps = [step for step in steps_of(group[0], with_target) if step.verb not in ("reconstruct", "evaluate")]
+            steps = [step for step in steps_of(group[0]) if step.verb not in ("reconstruct", "evaluate")]
             chain.run_row(steps)
             sample_sweeps(group)
 
@@ -65,15 +62,6 @@ def entries_of(cfg: Config) -> list[Entry]:
     if cfg.table:
         return expand(load_spec(cfg.table), cfg, derive)
     return [Entry(Row(label=cfg.method.name), cfg.subject.name, cfg)]
-
-
-def with_target(cfg: Config, name: str) -> Config:
-    """Return the configuration of ``extract`` and ``train`` for one target of a row."""
-    # Composing takes a third of a second; rows differ in method and guidance, hardly ever in what a target is.
-    key = (name, *(item for item in cfg.overrides if item.lstrip("+").startswith(ABOUT_TARGET)))
-    if key not in _TARGETS:
-        _TARGETS[key] = derive(cfg, f"target={name}").target
-    return replace(cfg, target=_TARGETS[key], overrides=[*cfg.overrides, f"target={name}"])
 
 
 def action_of(name: str, quiet: bool) -> Action:
@@ -102,7 +90,7 @@ def print_summary(entries: list[Entry], failures: dict[str, str], seconds: float
         print(f"{label} failed at {failure}")
 
 
-main = verb(run, together=share)
+main = verb(run, together=share, rows=rows_of)
 
 if __name__ == "__main__":
     main()

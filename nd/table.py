@@ -12,10 +12,9 @@ from nd.config import Config
 from nd.config.application import derive, verb
 from nd.evaluation.ceiling import ceilings_of
 from nd.evaluation.diversity import diversities_of
-from nd.run import with_target
 from nd.runs.folder import command_for
 from nd.tables.formats import text, write_table
-from nd.tables.specs import expand, load_spec
+from nd.tables.specs import expand, load_spec, rows_of
 from nd.tables.table import Table, collect, unexpected
 
 
@@ -32,7 +31,7 @@ def completed(table: Table) -> Table:
     if not table.panel.standings:
         return table
     entries = [row.entry for row in table.rows]
-    panel = replace(table.panel, decoded=diversities_of(entries, with_target), ceilings=ceilings_of(entries))
+    panel = replace(table.panel, decoded=diversities_of(entries), ceilings=ceilings_of(entries))
     return replace(table, panel=panel)
 
 
@@ -57,7 +56,7 @@ def compare(made: Table) -> int:
     return 0
 
 
-main = verb(table)
+main = verb(table, rows=rows_of)
 
 if __name__ == "__main__":
     main()

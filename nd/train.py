@@ -18,9 +18,9 @@ from nd.runs.chain import pretrain_of
 
 def train(cfg: Config) -> Path:
     """Fit every fold of `cfg.data.split`; returns the run folder."""
-    from nd.runs.identity import TRAINED_MAPPERS
+    from nd.runs.identity import mapper_of
 
-    return train_network(cfg) if cfg.mapper.name in TRAINED_MAPPERS else fit_linear(cfg)
+    return train_network(cfg) if mapper_of(cfg).trained else fit_linear(cfg)
 
 
 def fit_linear(cfg: Config) -> Path:
@@ -107,7 +107,8 @@ def fingerprint_of(folder: Path) -> str:
 
 def held_out(cfg: Config) -> str:
     """The images that the penalty was chosen on, and that the scores are of; never the test images."""
-    return f"{cfg.mapper.folds} folds of the training images" if cfg.mapper.folds else "validation images"
+    folds = getattr(cfg.mapper, "folds", 0)
+    return f"{folds} folds of the training images" if folds else "validation images"
 
 
 def mean_scores(folds: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,30 +1,35 @@
-"""The whole configuration as dataclasses: one per group, one comment per field (``nd.config.fields.opt``)."""
+"""The configuration: schema, components, composition of conf/, overrides, checks and help."""
 
-from nd.config.data_group import DataConfig
-from nd.config.fields import opt
-from nd.config.mapper_group import MapperConfig, NetworkConfig, TrainingConfig, trained_heads
-from nd.config.schema import (
-    SCHEMA_VERSION,
+from nd.config.groups import (
     BackboneConfig,
-    Config,
     DebugConfig,
     GuidanceConfig,
     LoggerConfig,
-    MethodConfig,
     PathsConfig,
     ProtocolConfig,
-    SubjectConfig,
     TrainerConfig,
 )
-from nd.config.target_group import TARGETS, TargetConfig
+from nd.config.schema import (
+    ALL,
+    SCHEMA_VERSION,
+    Config,
+    DataConfig,
+    Decoding,
+    MapperConfig,
+    MethodConfig,
+    SubjectConfig,
+    TargetConfig,
+)
+from nd.config.training import NetworkConfig, TrainingConfig, trained_heads
 
 __all__ = [
+    "ALL",
     "SCHEMA_VERSION",
-    "TARGETS",
     "BackboneConfig",
     "Config",
     "DataConfig",
     "DebugConfig",
+    "Decoding",
     "GuidanceConfig",
     "LoggerConfig",
     "MapperConfig",
@@ -36,6 +41,5 @@ __all__ = [
     "TargetConfig",
     "TrainerConfig",
     "TrainingConfig",
-    "opt",
     "trained_heads",
 ]

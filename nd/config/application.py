@@ -11,6 +11,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,20 +24,27 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from nd.config import Config
-from nd.config.composition import HYDRA_VERSION_BASE, assemble, conf_dir, search_folders, search_path
+from nd.config.composition import (
+    HYDRA_VERSION_BASE,
+    assemble,
+    conf_dir,
+    printed,
+    search_folders,
+    search_path,
+)
 from nd.config.overrides import Reading, read
 from nd.config.rules import contradictions, without_effect
+from nd.config.schema import Config
 from nd.errors import UserError
-from nd.tables.specs import expand, load_spec
 
 # Groups on whose choice the rules between fields hang: where it was no option, only the fields are checked.
 DECISIVE = {"data", "experiment", "method", "protocol", "backbone"}
 SWITCHES = ("run", "multirun", "resolve", "hydra-help", "shell-completion")  # Hydra's, passed on
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
-TABLE_VERBS = ("run", "table", "report")  # work on every row of a table where one is named
 
 Verb = Callable[[Config], Path | list[Path] | int | None]
+Compose = Callable[..., Config]  # a configuration and further overrides to a configuration
+Rows = Callable[[Config, Compose], list[Config]]  # the rows of a table that a verb works on, none without a table
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
@@ -51,64 +59,85 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: with every problem of the overrides, of the files of conf/ and between fields.
     """
-    return _compose(overrides)
+    return _compose(overrides, strict=True)
 
 
-def _compose(overrides: Sequence[str], name: str = "") -> Config:
+def _compose(overrides: Sequence[str], name: str = "", strict: bool = False) -> Config:
+    """Compose one job; unless ``strict``, fields of another choice are passed over, which rows and jobs may share."""
     reading = read(overrides, search_folders(overrides))
-    config, problems, _ = _examine(reading.single(), reading, name)
-    if reading.problems or problems:
-        raise UserError(report([*reading.problems, *problems]))
-    return config
+    found = _examine(reading.single(), reading, name)
+    problems = [*reading.problems, *found.problems, *(found.foreign.values() if strict else ())]
+    if problems:
+        raise UserError(report(problems))
+    return found.config
+
+
+@dataclass
+class Examined:
+    """One combination of what was given: its configuration, problems, warnings, and given fields of another choice."""
+
+    config: Config
+    problems: list[str]
+    warnings: list[str] = field(default_factory=list)
+    foreign: dict[str, str] = field(default_factory=dict)
 
 
 def _examine(
-    overrides: list[str], reading: Reading, name: str = "", multirun: bool = False
-) -> tuple[Config, list[str], list[str]]:
-    """Compose one combination of what was read; return it with its problems and its warnings.
+    overrides: list[str], reading: Reading, name: str = "", multirun: bool = False, rows_of: Rows | None = None
+) -> Examined:
+    """Compose one combination of what was read and check it.
 
     A verb that works on a table composes every row of it anew, so its rows are examined instead.
     """
-    config, problems = assemble(overrides + search_path(reading.hydra))
-    if reading.lost & DECISIVE or any(problem.startswith("conf:") for problem in problems):
-        return config, problems, []
-    rows = [config]
-    if name in TABLE_VERBS and config.table:
-        rows, found = _rows(config)
-        problems += found
-    problems += [problem for row in rows for problem in contradictions(row, name, multirun)]
-    if problems:
-        return config, problems, []
-    warnings = [without_effect(row, [one.key for one in reading.given], name) for row in rows]
-    return config, [], [one for one in warnings[0] if all(one in others for others in warnings)]
+    made = assemble(overrides + search_path(reading.hydra))
+    found = Examined(made.config, made.problems, foreign=made.foreign)
+    if reading.lost & DECISIVE or any(problem.startswith("conf:") for problem in made.problems):
+        return found
+    rows = [made.config]
+    if rows_of is not None and made.config.table:
+        rows, found.foreign = _rows(made.config, rows_of, found.problems)
+    found.problems += [problem for row in rows for problem in contradictions(row, name, multirun)]
+    if not found.problems and rows:
+        warnings = [without_effect(row, [one.key for one in reading.given], name) for row in rows]
+        found.warnings = [one for one in warnings[0] if all(one in others for others in warnings)]
+    return found
 
 
-def _rows(config: Config) -> tuple[list[Config], list[str]]:
-    """Compose every row of the table a configuration names; return them with the problems met."""
-    problems: list[str] = []
+def _rows(config: Config, rows_of: Rows, problems: list[str]) -> tuple[list[Config], dict[str, str]]:
+    """Compose every row of the table a configuration names; return them with given fields that no row has."""
+    foreign: list[dict[str, str]] = []
 
     def loosely(cfg: Config, *extra: str) -> Config:
         row = read([*cfg.overrides, *extra], search_folders(cfg.overrides))
-        composed, found = assemble(row.single() + search_path(row.hydra))
-        problems.extend([*row.problems, *found])
-        return composed
+        made = assemble(row.single() + search_path(row.hydra))
+        own = {text.partition("=")[0] for text in extra}
+        problems.extend([*row.problems, *made.problems])
+        problems.extend(said for key, said in made.foreign.items() if key in own)
+        foreign.append(made.foreign)
+        return made.config
 
     try:
-        return [entry.cfg for entry in expand(load_spec(config.table), config, loosely)], problems
+        rows = rows_of(config, loosely)
     except UserError as error:
-        return [], [str(error)]
+        problems.append(str(error))
+        return [], {}
+    nowhere = [key for key in (foreign[0] if foreign else {}) if all(key in one for one in foreign)]
+    return rows, {key: foreign[0][key] for key in nowhere}
 
 
 def derive(cfg: Config, *extra: str) -> Config:
     """Compose again from the overrides of ``cfg`` and further ones, which win."""
-    return compose([*cfg.overrides, *extra])
+    return _compose([*cfg.overrides, *extra])
 
 
-def verb(function: Verb, together: Callable[[list[Config]], None] | None = None) -> Callable[..., NoReturn]:
+def verb(
+    function: Verb, together: Callable[[list[Config]], None] | None = None, rows: Rows | None = None
+) -> Callable[..., NoReturn]:
     """Make a command of a function of the configuration: a Hydra application with the checks of this module.
 
     ``together`` may do, before the jobs of a grid sweep run one by one, what several of them have in common; each job
-    then finds its result. It is left out where a launcher runs the jobs elsewhere.
+    then finds its result. It is left out where a launcher runs the jobs elsewhere. ``rows`` gives the rows of a table
+    that the verb works on, which are then checked in place of the composed configuration.
 
     The command takes its arguments from ``sys.argv`` unless given a list, and exits with 0, with the number the
     function returned, with 2 after a ``UserError`` (message on stderr), or with 130 after an interruption.
@@ -117,7 +146,7 @@ def verb(function: Verb, together: Callable[[list[Config]], None] | None = None)
     def main(argv: list[str] | None = None) -> NoReturn:
         name = function.__name__
         try:
-            code = _run(name, function, together, list(sys.argv[1:] if argv is None else argv))
+            code = _run(name, function, together, rows, list(sys.argv[1:] if argv is None else argv))
         except UserError as error:
             print(f"nd {name}: {error}", file=sys.stderr)
             code = 2
@@ -132,22 +161,20 @@ def verb(function: Verb, together: Callable[[list[Config]], None] | None = None)
     return main
 
 
-def check(name: str, overrides: Sequence[str], multirun: bool = False) -> Reading:
+def check(name: str, overrides: Sequence[str], multirun: bool = False, rows: Rows | None = None) -> Reading:
     """Check everything given to the verb ``name``, every value of a sweep included; warn of what has no effect.
 
     Raises:
         UserError: all problems in one message.
     """
     reading = read(overrides, search_folders(overrides), multirun)
-    problems, warnings = list(reading.problems), []
-    for combination in reading.combinations():
-        _, found, remarks = _examine(combination, reading, name, multirun)
-        problems += found
-        warnings += remarks
+    every = [_examine(combination, reading, name, multirun, rows) for combination in reading.combinations()]
+    problems = [*reading.problems, *(problem for one in every for problem in one.problems)]
+    problems += [said for key, said in every[0].foreign.items() if all(key in one.foreign for one in every)]
     if problems:
         raise UserError(report(problems))
     if os.environ.get("LOCAL_RANK", "0") == "0":  # further processes of one job would only repeat it
-        for warning in dict.fromkeys(warnings):
+        for warning in dict.fromkeys(warning for one in every for warning in one.warnings):
             print(f"nd {name}: warning: {warning}", file=sys.stderr)
     return reading
 
@@ -160,7 +187,13 @@ def report(problems: Sequence[str]) -> str:
     return "\n".join([f"{len(unique)} problems:", *(f"  {i}. {text}" for i, text in enumerate(unique, start=1))])
 
 
-def _run(name: str, function: Verb, together: Callable[[list[Config]], None] | None, argv: list[str]) -> int:
+def _run(
+    name: str,
+    function: Verb,
+    together: Callable[[list[Config]], None] | None,
+    rows: Rows | None,
+    argv: list[str],
+) -> int:
     """Answer one command line: help, a printed configuration, or a checked Hydra run."""
     if "-h" in argv or "--help" in argv:
         from nd.config.help import verb_help
@@ -171,7 +204,10 @@ def _run(name: str, function: Verb, together: Callable[[list[Config]], None] | N
     if args.hydra_help or args.shell_completion or args.info:
         return _run_hydra(function, [*flags, *args.overrides])
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
-    reading = check(name, args.overrides, multirun)
+    reading = check(name, args.overrides, multirun, rows)
+    if args.cfg == "job" and not multirun:
+        print(printed(_compose(reading.single() + reading.hydra, name)), end="")
+        return 0
     elsewhere = any(text.startswith(("hydra/launcher", "hydra/sweeper")) for text in reading.hydra)
     if together is not None and multirun and not (elsewhere or args.cfg):
         _set_up_logging(reading.hydra)

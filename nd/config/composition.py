@@ -1,19 +1,22 @@
 """Composition of conf/ over the schema's defaults, permissive and without side effects.
 
-A wrong key or value composes all the same, so that the check behind it can report every problem at once.
+A wrong key or value composes all the same, so that the check behind it can report every problem at once. How a target
+is decoded is composed for each of the method's targets: the groups target, mapper, network and training as chosen, then
+what the method's recipe says of that target, then what was given on the command line.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,44 +24,57 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from nd.config import Config
-from nd.config.check import build
-from nd.config.overrides import group_names
+from nd.config.check import Checked, build, build_group
+from nd.config.components import KINDS, conf_folders, found, not_a_component
+from nd.config.known import BASES, FILLED_IN, PARTS_OF_DECODING, group_type, known_field, per_target
+from nd.config.overrides import foreign_key, group_names
+from nd.config.schema import Config, Decoding
 from nd.errors import UserError
 
 HYDRA_VERSION_BASE = "1.3"
+PACKAGE = Path(__file__).resolve().parents[1]
+
+Fields = list[tuple[str, Any]]
+
+
+@dataclass
+class Composed:
+    """A configuration as far as it is sound, what is wrong with it, and keys that hold fields of another choice."""
+
+    config: Config
+    problems: list[str]
+    foreign: dict[str, str]  # given keys of another choice, each with what to say of it
 
 
 def conf_dir() -> Path:
     """Return the folder of the configuration files: nd/_conf in an installed wheel, conf/ beside nd/ in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "_conf", package.parent / "conf"):
+    for folder in (PACKAGE / "_conf", PACKAGE.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
     raise UserError(
-        f"no conf/config.yaml beside {package} and none in {package / '_conf'}: the installation is incomplete."
+        f"no conf/config.yaml beside {PACKAGE} and none in {PACKAGE / '_conf'}: the installation is incomplete."
     )
 
 
 def search_folders(overrides: Sequence[str] = ()) -> list[Path]:
-    """Return conf/ and the folders that ``hydra.searchpath=[file://...]`` adds."""
-    folders = [conf_dir()]
+    """Return conf/, those of plug-ins, and the folders that ``hydra.searchpath=[file://...]`` adds."""
+    folders = [conf_dir(), *conf_folders().values()]
     for text in search_path(overrides):
         for one in text.partition("=")[2].strip("[]").split(","):
             folder = Path(one.strip(" '\"").removeprefix("file://"))
             if not folder.is_dir():
                 raise UserError(f"hydra.searchpath: {folder} is not a folder.")
-            folders.append(folder)
+            folders += [] if folder in folders else [folder]
     return folders
 
 
 def search_path(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that add folders."""
     return [text for text in overrides if text.startswith("hydra.searchpath=")]
 
 
-def assemble(overrides: list[str]) -> tuple[Config, list[str]]:
+def assemble(overrides: list[str]) -> Composed:
     """Compose without raising: the configuration as far as it is sound, and the problems of files and values.
 
     Files are read and merged once per choice of groups; fields are set on a copy, as Hydra does it after merging.
@@ -66,25 +82,169 @@ def assemble(overrides: list[str]) -> tuple[Config, list[str]]:
     folders = search_folders(overrides)
     groups = {*group_names(folders), "hydra.searchpath"}
     chosen = tuple(text for text in overrides if text.partition("=")[0] in groups)
-    loaded, choices, problems = _load(chosen)
+    given = [_field_of(text) for text in overrides if text not in chosen]
+    loaded, choices, problems = _load(chosen, tuple(folders[1:]))
     job = copy.deepcopy(loaded)
-    for text in overrides:
-        if text not in chosen:
-            override = OverridesParser.create().parse_override(text)
-            OmegaConf.update(job, override.key_or_group, override.value(), merge=True)
+    _apply(job, given)
     values, unresolved = _resolved(job)
-    config, found = build(values, lambda key: _origin(key, choices, folders))
-    config.overrides = list(overrides)
-    return config, [*problems, *unresolved, *found]
+    _keep_texts(values, choices, folders)
+    origin = lambda key: _origin(key, choices, folders)  # noqa: E731
+    config, checked = build(values, origin)
+    foreign = dict.fromkeys(checked.foreign)
+    for name in list(config.method.targets):
+        own = _decode(name, config, chosen, given, folders, checked)
+        if own is None:
+            del config.method.targets[name]
+        else:
+            config.decodings[name] = own
+            used = {"target": own.target, "mapper": own.mapper}
+            foreign = {key: None for key in foreign if not _has(used, key)}
+    if config.target.name in config.decodings:
+        config = config.with_target(config.target.name)
+    config.overrides = [text for text in overrides if not text.startswith("hydra.")]
+    mine = _said(foreign, config, [key for key, _ in given], checked.problems, choices, folders)
+    return Composed(config, [*problems, *unresolved, *checked.problems], mine)
+
+
+def _field_of(text: str) -> tuple[str, Any]:
+    override = OverridesParser.create().parse_override(text)
+    return override.key_or_group, override.value()
+
+
+def _apply(job: DictConfig, given: Fields) -> None:
+    """Set fields on a loaded configuration; a list of targets keeps what the recipe says of those it names."""
+    _name_targets(job)
+    for key, value in given:
+        if key == "method.targets" and isinstance(value, list):
+            before = job.method.targets
+            job.method.targets = {str(name): before.get(str(name)) or {} for name in value}
+            job.method["_given"] = value
+        else:
+            OmegaConf.update(job, key, value, merge=True)
+    listed = job.method.pop("_given", None) if "method" in job else None
+    if listed is not None and len({str(one) for one in listed}) < len(listed):
+        job.method.targets = listed  # the check says that one is named twice
+
+
+def _name_targets(job: DictConfig) -> None:
+    """Make a mapping of a method's list of targets, so that fields can be set inside."""
+    targets = OmegaConf.select(job, "method.targets")
+    if targets is not None and OmegaConf.is_list(targets) and len(set(targets)) == len(targets):
+        job.method.targets = {str(name): {} for name in targets}
+
+
+def _has(used: Mapping[str, Any], key: str) -> bool:
+    group, _, name = key.partition(".")
+    return group in used and hasattr(used[group], name)
+
+
+def _said(
+    foreign: Mapping[str, None],
+    config: Config,
+    given: Sequence[str],
+    problems: list[str],
+    choices: Mapping[str, str],
+    folders: Sequence[Path],
+) -> dict[str, str]:
+    """Return what to say of fields of another choice that were given; in a choice's own file they are problems."""
+    made = {group: str(getattr(getattr(config, group), KINDS[kind].choice)) for group, kind in _choosing()}
+    said = {key: foreign_key(key, made) for key in foreign}
+    for key in foreign:
+        group, _, name = key.partition(".")
+        for folder in folders:
+            file = folder / group / f"{choices.get(group, '')}.yaml"
+            if file.is_file() and name in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}):
+                problems.append(f"{said[key]} ({file.relative_to(folder.parent)})")
+    return {key: text for key, text in said.items() if key in given}
+
+
+def _choosing() -> list[tuple[str, str]]:
+    return [(kind.group, name) for name, kind in KINDS.items() if kind.group]
+
+
+def _decode(
+    name: str, config: Config, chosen: tuple[str, ...], given: Fields, folders: Sequence[Path], checked: Checked
+) -> Decoding | None:
+    """Compose how one target of the method is decoded; None where there is no such target."""
+    if name not in found("target").components:
+        checked.problems.append(not_a_component("target", name).replace("target.name", "method.targets"))
+        return None
+    recipe = config.method.targets[name]
+    if not isinstance(recipe, dict):
+        checked.problems.append(f"method.targets.{name}: {recipe!r} was given, wanted a mapping of roi, mapper, ...")
+        recipe = {}
+    by_hand = {text.partition("=")[0] for text in chosen}
+    recipe = {part: value for part, value in recipe.items() if not _overruled(part, by_hand)}
+    options = tuple(f"{part}={value}" for part, value in recipe.items() if isinstance(value, str) and part != "roi")
+    loaded, choices, problems = _load((*chosen, *options), tuple(folders[1:]))
+    job = copy.deepcopy(loaded)
+    checked.problems += [problem for problem in problems if problem not in checked.problems]
+    _change_target(job, name, choices.get("target", ""), folders)
+    _overlay(job, name, recipe, checked.problems)
+    _apply(job, [(key, value) for key, value in given if key.partition(".")[0] in (*PARTS_OF_DECODING, "subject")])
+    _apply(job, [(inner if inner != "roi" else "subject.roi", value) for inner, value in _given_for(name, given)])
+    job.target.name = name
+    values, _ = _resolved(job)
+    own = Checked()
+    parts = {part: build_group(part, values.get(part, {}), own) for part in PARTS_OF_DECODING}
+    checked.problems += [problem for problem in own.problems if problem not in checked.problems]
+    return Decoding(**parts, roi=str(values["subject"]["roi"]))
+
+
+def _change_target(job: DictConfig, name: str, chosen: str, folders: Sequence[Path]) -> None:
+    """Put the file of another target in the place of the chosen one's; what an experiment sets on top stays."""
+    if job.target.get("name") == name:
+        return
+    before = _target_file(chosen, folders)
+    on_top = {key: value for key, value in job.target.items() if key != "name" and before.get(key) != value}
+    job.target = {**_target_file(name, folders), **on_top, "name": name}
+
+
+def _target_file(name: str, folders: Sequence[Path]) -> dict[str, Any]:
+    files = [folder / "target" / f"{name}.yaml" for folder in folders]
+    loaded = [yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in files if file.is_file()]
+    return next((one for one in loaded if isinstance(one, dict)), {})
+
+
+def _overruled(part: str, by_hand: set[str]) -> bool:
+    """Whether an option chosen on the command line takes the place of a part of the recipe."""
+    return part in by_hand or ("mapper" in by_hand and part in ("network", "training"))
+
+
+def _given_for(name: str, given: Fields) -> Iterator[tuple[str, Any]]:
+    for key, value in given:
+        inside = per_target(key)
+        if inside and inside[0] == name:
+            yield inside[1], value
+
+
+def _overlay(job: DictConfig, name: str, recipe: dict[str, Any], problems: list[str]) -> None:
+    """Lay what a recipe says of one target over the groups; another mapper starts from its own defaults."""
+    for part, value in recipe.items():
+        if part == "roi":
+            job.subject.roi = str(value)
+        elif part not in PARTS_OF_DECODING:
+            problems.append(
+                f"method.targets.{name}.{part}: unknown key. A target of a method holds roi,"
+                f" {', '.join(PARTS_OF_DECODING)}."
+            )
+        elif isinstance(value, dict):
+            if part == "mapper" and value.get("name", job.mapper.name) != job.mapper.name:
+                job.mapper = {}
+            job[part] = OmegaConf.merge(job[part], value)
 
 
 @lru_cache(maxsize=256)
-def _load(overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str], tuple[str, ...]]:
+def _load(
+    overrides: tuple[str, ...], further: tuple[Path, ...] = ()
+) -> tuple[DictConfig, dict[str, str], tuple[str, ...]]:
     """Return the composed configuration, the chosen option of every group, and problems of composition itself."""
+    path = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in further)}]"] if further else []
+    texts = [text for text in overrides if not text.startswith("hydra.")] + path
     try:
         with _own_hydra() as own:
-            loaded = own.compose_config("config", list(overrides), RunMode.RUN, from_shell=False)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            loaded = own.compose_config("config", texts, RunMode.RUN, from_shell=False)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         return OmegaConf.create(), {}, (f"conf: {' '.join(str(error).split())}",)
     choices = {str(k): str(v) for k, v in loaded.hydra.runtime.choices.items()}
     job = OmegaConf.masked_copy(loaded, [key for key in loaded if key != "hydra"])
@@ -113,26 +273,85 @@ def _resolved(job: DictConfig) -> tuple[dict[str, Any], list[str]]:
         return OmegaConf.to_container(job, resolve=False), [problem]  # type: ignore[return-value]
 
 
-def _origin(key: str, choices: dict[str, str], folders: Sequence[Path]) -> str:
-    """Name the conf file among the chosen ones that sets ``key``; empty when none does."""
+def _files(choices: Mapping[str, str], folders: Sequence[Path]) -> Iterator[tuple[Path, Path, str]]:
+    """Yield (folder, file, package) of every chosen file, the package with a dot; empty for the root."""
     for folder in folders:
         files = [folder / "config.yaml", *(folder / group / f"{option}.yaml" for group, option in choices.items())]
         for file in files:
-            if not file.is_file():
-                continue
-            text = file.read_text(encoding="utf-8")
-            package = "" if "@package _global_" in text or file.name == "config.yaml" else f"{file.parent.name}."
-            inner = key.removeprefix(package) if key.startswith(package) else None
-            if inner and OmegaConf.select(OmegaConf.create(text), inner, default=None) is not None:
-                return f" in {file.relative_to(folder.parent)}"
+            if file.is_file():
+                rooted = "@package _global_" in file.read_text(encoding="utf-8") or file.name == "config.yaml"
+                yield folder, file, "" if rooted else f"{file.parent.name}."
+
+
+def _origin(key: str, choices: Mapping[str, str], folders: Sequence[Path]) -> str:
+    """Name the conf file among the chosen ones that sets ``key``; empty when none does."""
+    for folder, file, package in _files(choices, folders):
+        inner = key.removeprefix(package) if key.startswith(package) else None
+        text = file.read_text(encoding="utf-8")
+        if inner and OmegaConf.select(OmegaConf.create(text), inner, default=None) is not None:
+            return f" in {file.relative_to(folder.parent)}"
     return ""
 
 
+def _keep_texts(values: dict[str, Any], choices: Mapping[str, str], folders: Sequence[Path]) -> None:
+    """Give fields declared as text the text that stands in their file, where YAML made something else of it."""
+    for key, node, name in list(_leaves(values)):
+        known = known_field(key)
+        if known is None or not known.text or isinstance(node[name], (str, dict)):
+            continue
+        if known.many and not (isinstance(node[name], list) and any(not isinstance(v, str) for v in node[name])):
+            continue
+        written = [
+            text for text in (_written(key, file, package) for _, file, package in _files(choices, folders)) if text
+        ]
+        if written:
+            node[name] = written[-1]
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any], str]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", values, name
+
+
+def _written(key: str, file: Path, package: str) -> Any:
+    """Return the text (or texts of a list) that a YAML file holds for a key, as written; None where it does not."""
+    if not key.startswith(package):
+        return None
+    node = yaml.compose(file.read_text(encoding="utf-8"))
+    for part in key.removeprefix(package).split("."):
+        inner = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for name, value in inner if name.value == part), None)
+    if isinstance(node, yaml.SequenceNode):
+        return [item.value for item in node.value]
+    return node.value if isinstance(node, yaml.ScalarNode) else None
+
+
 def schema_defaults() -> dict[str, Any]:
-    """Return the schema's defaults as the plain dictionary that Hydra merges conf/ into."""
-    values = asdict(Config())
-    del values["overrides"]
+    """Return the defaults that Hydra merges conf/ into: those of groups whose fields depend on no choice.
+
+    The other groups start empty: what a file or the command line says of them is held against the choice made, whose
+    own defaults fill in the rest.
+    """
+    values: dict[str, Any] = {}
+    for one in fields(Config):
+        group = group_type(one)
+        if one.name in BASES:
+            values[one.name] = {}
+        elif group is not None:
+            values[one.name] = asdict(group())
+        elif one.name not in FILLED_IN:
+            values[one.name] = one.default
     return values
+
+
+def printed(config: Config) -> str:
+    """Return a configuration as YAML, as ``--cfg job`` prints it; how each target is decoded is below ``decodings``."""
+    values = asdict(config)
+    del values["overrides"]
+    return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
 ConfigStore.instance().store(name="nd_schema", node=schema_defaults(), provider="nd")

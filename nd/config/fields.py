@@ -1,14 +1,51 @@
-"""How a field of the configuration is declared."""
+"""How a field of the configuration is declared: ``opt``, and the metadata it attaches."""
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import Field, dataclass, field
 from typing import Any
 
+# 50 * 0.58 is 28.999999999999996 in floating point; a share that is meant to give a whole number must give it.
+ROUNDING = 1e-9
 
-def opt(default: Any, text: str, *, identity: bool = True, choices: tuple[Any, ...] = (), path: bool = False) -> Any:
-    """Declare a field: default, help text, identity or not, allowed values, and whether a given path must exist."""
-    metadata = {"help": text, "identity": identity, "choices": choices, "path": path}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What is declared of one field.
+
+    Attributes:
+        help: the text that ``nd VERB --help`` prints.
+        identity: whether results depend on the field, so that it is part of a run's identity.
+        since: the first verb that reads the field, where that is a later one than the component's own first.
+        choices: allowed values; empty for any.
+        path: whether a given value must be an existing path.
+        weights: whether the value names weights whose content, not whose place, decides results.
+        of: of the backbone: the parts whose users depend on the field; empty for all of them.
+    """
+
+    help: str
+    identity: bool = True
+    since: str = ""
+    choices: tuple[Any, ...] = ()
+    path: bool = False
+    weights: bool = False
+    of: tuple[str, ...] = ()
+
+
+def opt(default: Any, text: str, **facts: Any) -> Any:
+    """Return a dataclass field with a default, its help text and further facts (``Declared``)."""
+    metadata = {"nd": Declared(help=text, **facts)}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def declared(one: Field[Any]) -> Declared:
+    """Return what is declared of a field; one without ``opt`` is filled in, never set, and no part of an identity."""
+    found: Declared = one.metadata.get("nd", Declared(help="", identity=False))
+    return found
+
+
+def share_of(n: int, share: float) -> int:
+    """Return ``int(n * share)``, the rule by which the released code counts steps."""
+    return int(n * share + ROUNDING)

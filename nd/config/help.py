@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from nd import __version__
-from nd.config import Config
 from nd.config.application import compose
-from nd.config.composition import conf_dir
+from nd.config.components import CHOSEN_BY, KINDS, found, names
+from nd.config.composition import search_folders
+from nd.config.fields import declared
+from nd.config.known import BASES, FILLED_IN
 from nd.config.overrides import group_names, group_options
+from nd.config.schema import Config
 from nd.errors import UserError
 
 VERBS = {
@@ -70,7 +73,8 @@ def verb_help(name: str, overrides: Sequence[str] = ()) -> str:
         *(line for paragraph in _description(name) for line in _wrapped(paragraph, "")),
         "",
         "groups (group=option)",
-        *_groups(conf_dir()),
+        *_groups(search_folders()),
+        *_plug_ins(),
         "",
         f"fields (field=value), as composed {note}; * is part of a run's identity",
         *_fields(config),
@@ -100,29 +104,59 @@ def _description(name: str) -> list[str]:
     return [" ".join(paragraph.replace("``", "`").split()) for paragraph in text.split("\n\n")]
 
 
-def _groups(folder: Path) -> Iterator[str]:
-    for group in group_names([folder]):
-        yield f"  {group:<12} {', '.join(group_options(group, [folder]))}"
+def _groups(folders: Sequence[Path]) -> Iterator[str]:
+    for group in group_names(folders):
+        yield f"  {group:<12} {', '.join(group_options(group, folders))}"
+
+
+def _plug_ins() -> Iterator[str]:
+    """Yield what could not be loaded of other packages, which takes nothing else down."""
+    for kind in KINDS:
+        for name, problem in found(kind).broken.items():
+            yield f"  plug-in {kind} {name}: {problem}"
 
 
 def _fields(node: Any, prefix: str = "") -> Iterator[str]:
     """Yield one entry per field: name, composed value, comment, allowed values; fields of no group last."""
-    ordered = sorted(fields(node), key=lambda one: not is_dataclass(one.default_factory))
-    first_of_root = next((one.name for one in ordered if not prefix and not is_dataclass(one.default_factory)), "")
+    own = [one for one in fields(node) if one.name not in FILLED_IN]
+    ordered = sorted(own, key=lambda one: not is_dataclass(getattr(node, one.name)))
+    first_of_root = next((one.name for one in ordered if not prefix and not is_dataclass(getattr(node, one.name))), "")
     for one in ordered:
         if one.name == first_of_root:
             yield ""
             yield "  of no group:"
-        value = getattr(node, one.name)
-        if is_dataclass(one.default_factory):
+        value, facts = getattr(node, one.name), declared(one)
+        if is_dataclass(value):
             yield ""
-            yield f"  {one.name}: {(type(value).__doc__ or '').strip()}"
+            yield f"  {one.name}: {_about(one.name, value)}"
             yield from _fields(value, f"{one.name}.")
-        elif one.name != "overrides":
-            comment = one.metadata["help"]
-            if one.metadata["choices"]:
-                comment += f" [{' | '.join(str(choice) for choice in one.metadata['choices'])}]"
-            yield from _entry(f"{prefix}{one.name}={_shown(value)}", one.metadata["identity"], comment)
+            yield from _elsewhere(one.name, value)
+        else:
+            comment, choices = facts.help, facts.choices or _components(f"{prefix}{one.name}")
+            if choices:
+                comment += f" [{' | '.join(str(choice) for choice in choices)}]"
+            yield from _entry(f"{prefix}{one.name}={_shown(value)}", facts.identity, comment)
+
+
+def _about(group: str, value: Any) -> str:
+    base = (BASES.get(group, type(value)).__doc__ or "").strip()
+    own = (type(value).__doc__ or "").strip()
+    return base if own == base else f"{base} {own}"
+
+
+def _components(key: str) -> tuple[str, ...]:
+    return next((names(name) for name, kind in KINDS.items() if kind.group and kind.key == key), ())
+
+
+def _elsewhere(group: str, value: Any) -> Iterator[str]:
+    """Yield the fields of a group that other choices have, by choice."""
+    if group not in CHOSEN_BY:
+        return
+    kind, own = CHOSEN_BY[group], {one.name for one in fields(value)}
+    for name, component in found(kind).components.items():
+        others = [one.name for one in fields(component.settings) if one.name not in own]
+        if others:
+            yield f"      with {KINDS[kind].key}={name} also: {', '.join(others)}"
 
 
 def _entry(left: str, identity: bool, comment: str) -> Iterator[str]:
@@ -142,6 +176,8 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(_shown(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_shown(item)}" for key, item in value.items()) + "}" if value else "{}"
     return "''" if value == "" else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 

@@ -1,31 +1,35 @@
 """What was given on the command line, read with Hydra's own parser and held against the schema and conf/.
 
-``read`` never stops at the first mistake: it returns every problem beside the overrides that are sound.
+``read`` never stops at the first mistake: it returns every problem beside the overrides that are sound. A field
+declared as text keeps the text that was typed, whatever number, date or sign it looks like.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from nd.config import Config
+from nd.config.known import PARTS_OF_DECODING, Known, known_field, known_fields
 from nd.errors import did_you_mean
 
 MAX_COMBINATIONS = 64  # of a sweep checked as combinations; beyond it every value is checked once
+PLAIN = re.compile(r"[A-Za-z_./-][\w./:-]*")  # text that the parser reads as itself
+SPECIAL = {"true", "false", "null", "nan", "inf", "-inf", "-nan"}
 
 
 @dataclass(frozen=True)
 class Given:
-    """One override: its key, the texts of its values (several in a sweep), and what Hydra is told (no ``+``)."""
+    """One override: its key, the texts of its values (several in a sweep), and what Hydra is told."""
 
     key: str
     values: tuple[str, ...]
@@ -61,23 +65,9 @@ class Reading:
         return [[f"{one.key}={value}" for one, value in zip(given, row, strict=True)] for row in rows]
 
 
-def field_names(node: Any = Config, prefix: str = "") -> list[str]:
-    """Return the dotted names of all fields that can be set."""
-    names: list[str] = []
-    for one in fields(node):
-        if one.name == "overrides":
-            continue
-        nested = one.default_factory
-        if is_dataclass(nested):
-            names += field_names(nested, f"{prefix}{one.name}.")
-        else:
-            names.append(prefix + one.name)
-    return names
-
-
 def group_names(folders: Sequence[Path]) -> list[str]:
     """Return the groups of conf/: its sub-folders, Hydra's own left out."""
-    found = {child.name for folder in folders for child in folder.iterdir() if child.is_dir()}
+    found = {child.name for folder in folders if folder.is_dir() for child in folder.iterdir() if child.is_dir()}
     return sorted(name for name in found if name != "hydra" and not name.startswith((".", "_")))
 
 
@@ -86,9 +76,9 @@ def group_options(group: str, folders: Sequence[Path]) -> list[str]:
     return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
 
 
-def unknown_key(key: str, names: Iterable[str], where: str = "") -> str:
+def unknown_key(key: str, where: str = "", groups: Iterable[str] = ()) -> str:
     """Say that a key is unknown, with the nearest known one and the fields of its group."""
-    names = list(names)
+    names = [*known_fields(), *groups]
     group, _, leaf = key.rpartition(".")
     siblings = [name for name in names if group and name.rpartition(".")[0] == group]
     hint = did_you_mean(key, siblings) or _same_leaf(leaf, names) or did_you_mean(key, names)
@@ -103,6 +93,22 @@ def _same_leaf(leaf: str, names: list[str]) -> str:
     return f" Did you mean {leaves[near[0]]!r}?" if near else ""
 
 
+def foreign_key(key: str, values: dict[str, Any]) -> str:
+    """Say that a field belongs to another choice than the one made (``values``: the choosing field by group)."""
+    group, owners = key.partition(".")[0], known_fields()[key].owners
+    choice = {"data": "data.source", "method": "method.generator"}.get(group, group)
+    own = [name.partition(".")[2] for name, one in known_fields().items() if _belongs(name, one, group, values[group])]
+    listed = " or ".join(f"{choice}={owner}" for owner in owners)
+    return (
+        f"{key}: unknown key here: it belongs to {listed}, and {choice} is {values[group]}. "
+        f"Fields of {choice}={values[group]}: {', '.join(own)}."
+    )
+
+
+def _belongs(name: str, one: Known, group: str, choice: str) -> bool:
+    return name.startswith(f"{group}.") and (not one.owners or choice in one.owners)
+
+
 def read(overrides: Sequence[str], folders: Sequence[Path], multirun: bool = False) -> Reading:
     """Parse overrides and hold their keys, group options and form against the schema and ``folders`` of conf files.
 
@@ -111,31 +117,50 @@ def read(overrides: Sequence[str], folders: Sequence[Path], multirun: bool = Fal
         folders: conf/ first, then any further search path.
         multirun: whether several values (``a=1,2``) are allowed.
     """
-    reading = Reading()
-    for given in overrides:
-        text = given.replace("=~/", f"={Path.home()}/", 1)  # left alone by shells, refused by the parser
+    reading, groups = Reading(), group_names(folders)
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        known = known_field(key.lstrip("+")) if key.lstrip("+") not in groups else None
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:
-            reading.problems.append(f"{text}: cannot be read as key=value ({str(error).splitlines()[0]}).")
+            if known is not None and known.text and equals:  # any text is a text: paths with brackets, accents, quotes
+                key = key.lstrip("+")
+                reading.given.append(Given(key, (quoted(raw),), f"++{key}={quoted(raw)}"))
+            else:
+                reading.problems.append(
+                    f"{text}: cannot be read as key=value ({str(error).splitlines()[0]}).{_help(key)}"
+                )
             continue
         if override.is_hydra_override():
             reading.hydra.append(text)
         else:
-            _read_one(override, text, folders, multirun, reading)
+            _read_one(override, text, known, folders, groups, multirun, reading)
     return reading
 
 
-def _read_one(override: Override, text: str, folders: Sequence[Path], multirun: bool, reading: Reading) -> None:
-    groups, names = group_names(folders), field_names()
+def _help(key: str) -> str:
+    return f" Values with special characters are quoted twice: {key}=\"'...'\"." if key else ""
+
+
+def _read_one(
+    override: Override,
+    text: str,
+    known: Known | None,
+    folders: Sequence[Path],
+    groups: Sequence[str],
+    multirun: bool,
+    reading: Reading,
+) -> None:
     key = override.key_or_group
     if override.is_delete():
         reading.problems.append(f"{text}: nothing can be removed; set a value instead (key=value).")
         return
-    if override.package is not None or (key not in groups and key not in names):
-        reading.problems.append(unknown_key(override.get_key_element().lstrip("+"), [*names, *groups]))
+    if override.package is not None or (key not in groups and known is None):
+        wrong = override.get_key_element().lstrip("+")
+        reading.problems.append(_bad_target(key) or unknown_key(wrong, groups=groups))
         return
-    values = _values(override, group_options(key, folders) if key in groups else [])
+    values = _values(override, text, known, group_options(key, folders) if key in groups else [])
     if len(values) > 1 and not multirun:
         hint = f" (a list is written {key}=[{','.join(values)}])" if key not in groups else ""
         reading.problems.append(f"{text}: several values need -m, which runs one job for each{hint}.")
@@ -145,19 +170,84 @@ def _read_one(override: Override, text: str, folders: Sequence[Path], multirun: 
     reading.problems += found
     reading.lost |= {key} if found else set()
     if not found and values:
-        reading.given.append(Given(key, tuple(values), text.lstrip("+")))
+        sign = "" if key in groups else "++"
+        sweep = override.is_sweep_override() and not _is_plain_list(override)
+        told = text.lstrip("+") if sweep or key in groups else f"{key}={','.join(values)}"
+        reading.given.append(Given(key, tuple(values), sign + told))
 
 
-def _values(override: Override, options: list[str]) -> list[str]:
-    """Return the texts of an override's values: one, those of a sweep, or the ends of an interval."""
+def _is_plain_list(override: Override) -> bool:
+    value = override.value()
+    return isinstance(value, ChoiceSweep) and value.simple_form
+
+
+def _bad_target(key: str) -> str:
+    """Say what is wrong with a key below ``method.targets``; empty for other keys."""
+    parts = key.split(".")
+    if parts[:2] != ["method", "targets"] or len(parts) < 4:
+        return ""
+    inner = ".".join(parts[3:])
+    own = [name for name in known_fields() if name.partition(".")[0] in PARTS_OF_DECODING]
+    return (
+        f"{key}: unknown key: a target of a method holds roi and fields of {', '.join(PARTS_OF_DECODING)}."
+        f"{did_you_mean(inner, ['roi', *own])}"
+    )
+
+
+def _values(override: Override, text: str, known: Known | None, options: list[str]) -> list[str]:
+    """Return the texts of an override's values, to be parsed again: one, those of a sweep, or an interval's ends."""
+    raw = text.partition("=")[2]
     if not override.is_sweep_override():
-        return [override.get_value_string()]
+        return [_typed(override.value(), raw, known)]
     value = override.value()
     if isinstance(value, IntervalSweep):
         return [str(value.start), str(value.end)]
     if isinstance(value, Glob):
         return value.filter(options)
+    if known is not None and known.text and isinstance(value, ChoiceSweep) and value.simple_form:
+        return [_typed(_parsed(one), one, known) for one in split(raw)]
     return list(override.sweep_string_iterator())
+
+
+def _parsed(raw: str) -> Any:
+    return OverridesParser.create().parse_override(f"x={raw}").value()
+
+
+def _typed(value: Any, raw: str, known: Known | None) -> str:
+    """Return a value as text that the parser reads back as what the field is to hold."""
+    if known is None or not known.text:
+        return raw
+    if isinstance(value, list) and known.many:
+        return "[" + ",".join(_typed(_parsed(one), one, known) for one in split(raw.strip()[1:-1])) + "]"
+    if isinstance(value, str):
+        return quoted(value)
+    return raw if isinstance(value, (list, dict)) else quoted(raw.strip())
+
+
+def quoted(text: str) -> str:
+    """Return text as the override parser reads it back unchanged."""
+    if PLAIN.fullmatch(text) and text.lower() not in SPECIAL:
+        return text
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def split(raw: str) -> Iterator[str]:
+    """Yield the parts of a list's text between commas, not those inside quotes, brackets or braces."""
+    depth, quote, start = 0, "", 0
+    for i, sign in enumerate(raw):
+        if quote:
+            quote = "" if sign == quote and raw[i - 1] != "\\" else quote
+        elif sign in "'\"":
+            quote = sign
+        elif sign in "[{(":
+            depth += 1
+        elif sign in "]})":
+            depth -= 1
+        elif sign == "," and not depth:
+            yield raw[start:i].strip()
+            start = i + 1
+    if raw[start:].strip():
+        yield raw[start:].strip()
 
 
 def _bad_option(group: str, value: str, folders: Sequence[Path]) -> str:

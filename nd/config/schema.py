@@ -1,22 +1,71 @@
-"""The whole configuration as dataclasses: one per group, one comment per field.
+"""The whole configuration as dataclasses, and the base classes of the groups whose fields depend on a choice.
 
-``opt`` attaches to each field the text that ``nd VERB --help`` prints, the allowed values, and whether the field is
-part of a run's identity. Identity fields decide *what* is computed and are hashed into ``run_id``; the others
-(devices, batch sizes, paths, loggers) only decide *how* and never change an id.
+``data``, ``method``, ``target`` and ``mapper`` hold the fields of the chosen source, generator, target and mapper
+alone; each declares its own beside its code (``nd.config.components``) in a subclass of what stands here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from nd.config.data_group import DataConfig
+from nd.config.components import component
 from nd.config.fields import opt
-from nd.config.mapper_group import MapperConfig, NetworkConfig, TrainingConfig
-from nd.config.protocol_group import ProtocolConfig
-from nd.config.steps import share_of
-from nd.config.target_group import TARGETS, TargetConfig
+from nd.config.groups import (
+    BackboneConfig,
+    DebugConfig,
+    GuidanceConfig,
+    LoggerConfig,
+    PathsConfig,
+    ProtocolConfig,
+    TrainerConfig,
+)
+from nd.config.training import NetworkConfig, TrainingConfig
 
-SCHEMA_VERSION = 1  # part of every run_id; raise it when the meaning of a field changes
+SCHEMA_VERSION = 2  # part of every run_id; raise it when the meaning of a field changes
+ALL = "all"  # extract: every target of the method, in one pass over the stimuli
+
+
+class Chosen:
+    """Base of the groups whose fields depend on a choice.
+
+    Code that belongs to one choice reads that choice's fields, which type checkers cannot know here.
+    """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+@dataclass(kw_only=True)
+class DataConfig(Chosen):
+    """Which data set, how it is cut, and where its raw files lie."""
+
+    name: str = opt("scenes", "name of the data set: its prepared files lie in <paths.data>/<name>")
+    source: str = opt(
+        "scenes", "where the data come from: made here, or read by the reader of that name", identity=False
+    )
+    subjects: list[str] = opt(["subj01", "subj02", "subj03", "subj04"], "subjects of the data set", identity=False)
+    split: str = opt("scenes", "named frozen split")
+    n_val: int = opt(100, "validation images, cut from the training images by image")
+    simulated: bool = opt(True, "voxels come from a simulated brain; every table says so", identity=False)
+    variant: str = opt(
+        "nd",
+        "nd: nothing is fitted on test trials; released: scaling that published code fits on them may be chosen",
+        choices=("nd", "released"),
+    )
+    test_scaling: str = opt(
+        "train",
+        "statistics that z-score the test voxels: those of training rows, or (variant=released) the test rows' own",
+        choices=("train", "own"),
+    )
+    image_size: int = opt(64, "side of the square stimuli, pixels")
+
+    @property
+    def transductive(self) -> bool:
+        """Whether statistics of test trials take part in scaling; everything made so is marked."""
+        return self.test_scaling == "own"
 
 
 @dataclass(kw_only=True)
@@ -24,156 +73,99 @@ class SubjectConfig:
     """Whose voxels."""
 
     name: str = opt("subj01", "subject")
-    roi: str = opt("all", "voxel mask: 'all' or the name of an ROI of the prepared file")
+    roi: str = opt("all", "voxel mask: 'all', the name of an ROI of the prepared file, or several joined by '+'")
     sessions: int = opt(
         0, "first sessions whose training and validation trials are used; 0: all. Test images keep all their trials"
     )
 
 
 @dataclass(kw_only=True)
-class MethodConfig:
-    """A recipe: which targets are decoded and how they become an image."""
+class MethodConfig(Chosen):
+    """A recipe: which targets are decoded, each how, and what turns them into an image."""
 
     name: str = opt("neuraldiffuser", "method")
+    generator: str = opt("guided_diffusion", "what turns targets into images")
+    targets: dict[str, Any] = opt(
+        {"z": {}, "c": {}, "g": {}},
+        "targets that are decoded, each with what it has of its own: {z: {roi: V1, mapper: {name: ridge}}}; a list"
+        " where they have nothing",
+        identity=False,  # what it means for each target counts: decodings
+    )
+
+    @property
+    def n_repeats(self) -> int:
+        """Images made per stimulus."""
+        return int(getattr(self, "repeats", 1))
+
+    @property
+    def sampled_steps(self) -> int:
+        """Steps of the schedule that are run; 0 where nothing is sampled."""
+        return 0
+
+    def guided_steps(self, guidance: GuidanceConfig) -> int:
+        """Return how many of the sampled steps are guided."""
+        return 0
+
+
+@dataclass(kw_only=True)
+class TargetConfig(Chosen):
+    """One target: the features a mapper learns to predict."""
+
+    name: str = opt("z", "target; extract: 'all' for every target of the method")
+    dtype: str = opt("float32", "storage type", choices=("float16", "float32"))
+    precision: str = opt(
+        "float32", "arithmetic of the networks while extracting", choices=("float32", "bfloat16", "float16")
+    )
+
+
+@dataclass(kw_only=True)
+class MapperConfig(Chosen):
+    """Voxels to one target."""
+
+    name: str = opt("ridge", "mapper")
     variant: str = opt(
         "nd",
-        "whose arithmetic the sampler follows: ours, the published description's, or the released code's to the letter",
-        choices=("nd", "paper", "released"),
+        "nd: nothing is fitted on test images; released: arithmetic of published code may be chosen, quirks included",
+        choices=("nd", "released"),
     )
-    generator: str = opt(
-        "guided_diffusion",
-        "what turns targets into images",
-        choices=("guided_diffusion", "pixels", "vae", "mean_image", "nearest_image", "random_image"),
+    rescale: str = opt(
+        "none",
+        "spread of the predictions: as fitted; restored to that of the training targets; or (variant=released)"
+        " standardised over the test images and given mean and spread of the training targets",
+        choices=("none", "train", "test"),
     )
-    targets: list[str] = opt(["z", "c", "g"], "targets the method decodes", choices=TARGETS)
-    steps: int = opt(50, "DDIM steps of the full schedule")
-    strength: float = opt(0.75, "share of the schedule that is run: int(steps * strength) steps, in (0, 1]")
-    cfg_scale: float = opt(7.5, "classifier-free guidance scale, >= 1")
-    sag_scale: float = opt(0.0, "self-attention guidance scale, >= 0; 0 switches it off. One more UNet pass per step")
-    repeats: int = opt(5, "images sampled per stimulus, each from its own noise")
+
+    @property
+    def keeps_some(self) -> bool:
+        """Whether some columns of the target are left out of the predictions."""
+        return getattr(self, "keep", 1.0) < 1
 
 
 @dataclass(kw_only=True)
-class BackboneConfig:
-    """The frozen diffusion model and image tower."""
+class Decoding:
+    """How one target of the method is decoded: what the groups and the method's recipe say together."""
 
-    name: str = opt("scenes", "backbone")
-    weights: str = opt(
-        "package://scenes",
-        "diffusers folder: hub id (with @<revision> to pin one), local folder, or package://<name> for shipped weights",
-        identity=False,
-    )
-    image_tower: str = opt(
-        "package://scenes/image_tower", "open_clip folder, or '<model>:<pretrained tag>'", identity=False
-    )
-    tiny_vae: str = opt("", "guidance.decoder=tiny: diffusers AutoencoderTiny, hub id or local folder", identity=False)
-    image_size: int = opt(64, "side of the square images it makes, pixels")
-    tower_size: int = opt(64, "side of the square images the image tower sees, pixels")
-    tower_mean: list[float] = opt(
-        [0.485, 0.456, 0.406], "mean subtracted before the image tower, per RGB channel in [0, 1]"
-    )
-    tower_std: list[float] = opt(
-        [0.229, 0.224, 0.225], "standard deviation divided by before the image tower, per RGB channel"
-    )
-    tower_filter: str = opt("bilinear", "how images are resized for the image tower", choices=("bilinear", "bicubic"))
-    tower_antialias: bool = opt(True, "low-pass before shrinking for the image tower; library defaults differ")
-    dtype: str = opt("float32", "arithmetic of sampling", choices=("float32", "bfloat16", "float16"))
+    target: TargetConfig
+    mapper: MapperConfig
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    roi: str = "all"
 
 
-@dataclass(kw_only=True)
-class GuidanceConfig:
-    """Feature guidance: how strongly and how long decoded features steer the sampler."""
-
-    kappa: float = opt(300000.0, "guidance scale, >= 0; 0 switches guidance off")
-    eta: float = opt(0.2, "guided share of the sampled steps, the first int(n * eta), in [0, 1]")
-    layer_weights: list[float] = opt([1.5, 1.2, 1.0, 1.0, 1.0, 1.0], "weight of each layer after norm weighting")
-    through_unet: bool = opt(True, "let the gradient flow through the UNet")
-    normalise: bool = opt(
-        False,
-        "scale-free kappa: the guidance term has kappa times the size of the predicted noise",
-    )
-    schedule: str = opt(
-        "constant",
-        "kappa over the sampled steps: constant; falling linearly to 0 or rising linearly from 0, over all of them",
-        choices=("constant", "falling", "rising"),
-    )
-    decoder: str = opt(
-        "full",
-        "what shows the image whose features are compared: the VAE; the VAE at half the resolution; the small"
-        " autoencoder of backbone.tiny_vae",
-        choices=("full", "half", "tiny"),
-    )
-
-
-@dataclass(kw_only=True)
-class TrainerConfig:
-    """Devices and batches: Lightning's business, never part of a run's identity."""
-
-    accelerator: str = opt("auto", "Lightning accelerator", identity=False, choices=("auto", "cpu", "gpu", "mps"))
-    devices: int = opt(1, "devices per node", identity=False)
-    num_nodes: int = opt(1, "nodes", identity=False)
-    strategy: str = opt(
-        "auto", "Lightning strategy; 'ddp' for several devices", identity=False, choices=("auto", "ddp", "ddp_spawn")
-    )
-    batch_size: int = opt(
-        80,
-        "extract: images at once. reconstruct: samples after which a device writes them; multiples of 40 are fastest",
-        identity=False,
-    )
-    memory_gb: float = opt(
-        0.0,
-        "reconstruct: memory to keep within, GB; decides how many samples go through the networks at once and whether"
-        " activations are computed again instead of kept. 0: what is free",
-        identity=False,
-    )
-    compile: bool = opt(False, "reconstruct: torch.compile the UNet; not with method.sag_scale", identity=False)
-    previews: str = opt(
-        "", "reconstruct: folder for images of the first batch after every step; empty: none", identity=False
-    )
-    num_workers: int = opt(0, "loader processes", identity=False)
-    checkpoint_minutes: float = opt(
-        2.0, "mapper=two_stage: least time between checkpoints of training, taken at ends of epochs", identity=False
-    )
-    progress: bool = opt(True, "show a progress bar with rate and time left", identity=False)
-
-
-@dataclass(kw_only=True)
-class LoggerConfig:
-    """Where metrics are shown; off unless asked for."""
-
-    name: str = opt("none", "logger", identity=False, choices=("none", "csv", "wandb"))
-    project: str = opt("nd", "W&B project", identity=False)
-    mode: str = opt("offline", "W&B mode", identity=False, choices=("offline", "online", "disabled"))
-
-
-@dataclass(kw_only=True)
-class PathsConfig:
-    """Where files are written."""
-
-    root: str = opt(".", "folder the others lie in", identity=False)
-    data: str = opt("${paths.root}/data", "prepared data", identity=False)
-    cache: str = opt("${paths.root}/cache", "target stores", identity=False)
-    runs: str = opt("${paths.root}/runs", "run folders", identity=False)
-    results: str = opt("${paths.root}/results", "tables and reports", identity=False)
-
-
-@dataclass(kw_only=True)
-class DebugConfig:
-    """Shrunk runs for tests and first tries."""
-
-    name: str = opt("off", "debug preset", identity=False, choices=("off", "fast"))
-    limit_images: int = opt(0, "reconstruct only this many test images; 0 means all")
+def _default(kind: str, name: str) -> Callable[[], Any]:
+    """Return what makes the default settings of a component."""
+    return lambda: component(kind, name).settings()
 
 
 @dataclass(kw_only=True)
 class Config:
     """Everything a verb needs."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=_default("source", "scenes"))
     subject: SubjectConfig = field(default_factory=SubjectConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
-    target: TargetConfig = field(default_factory=TargetConfig)
-    mapper: MapperConfig = field(default_factory=MapperConfig)
+    method: MethodConfig = field(default_factory=_default("generator", "guided_diffusion"))
+    target: TargetConfig = field(default_factory=_default("target", "z"))
+    mapper: MapperConfig = field(default_factory=_default("mapper", "ridge"))
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -216,20 +208,53 @@ class Config:
     )
     table: str = opt("", "table spec of experiments/ that run, table and report work on", identity=False)
     check: bool = opt(False, "table: compare with the spec's expected values and fail when they differ", identity=False)
-    overrides: list[str] = opt([], "what was given on the command line; filled in, never set", identity=False)
+    decodings: dict[str, Decoding] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+
+    def decoding(self, name: str) -> Decoding:
+        """Return how a target is decoded; one that was not composed has the groups as they are and default settings."""
+        if name in self.decodings and name != self.target.name:
+            return self.decodings[name]
+        own = self.target if self.target.name == name else component("target", name).settings()
+        return Decoding(
+            target=own, mapper=self.mapper, network=self.network, training=self.training, roi=self.subject.roi
+        )
+
+    def with_target(self, name: str) -> Config:
+        """Return the configuration of ``extract``, ``train`` and ``predict`` for one target of the method."""
+        if name == ALL:
+            target = TargetConfig(name=ALL, dtype=self.target.dtype, precision=self.target.precision)
+            return replace(self, target=target, overrides=self._overrides_for(ALL))
+        one = self.decoding(name)
+        return replace(
+            self,
+            target=one.target,
+            mapper=one.mapper,
+            network=one.network,
+            training=one.training,
+            subject=replace(self.subject, roi=one.roi),
+            overrides=self._overrides_for(name),
+        )
+
+    def _overrides_for(self, name: str) -> list[str]:
+        return [*(text for text in self.overrides if not text.startswith("target=")), f"target={name}"]
+
+    @property
+    def mappers(self) -> list[MapperConfig]:
+        """The mappers of the method's targets."""
+        return [self.decoding(name).mapper for name in self.method.targets]
 
     @property
     def sampled_steps(self) -> int:
         """Steps of the schedule that are run, the last int(steps * strength)."""
-        return share_of(self.method.steps, self.method.strength)
+        return self.method.sampled_steps
 
     @property
     def guided_steps(self) -> int:
         """Sampled steps that are guided, the first int(n * eta); 0 where nothing is guided."""
-        on = self.method.generator == "guided_diffusion" and self.guidance.kappa > 0
-        return share_of(self.sampled_steps, self.guidance.eta) if on else 0
+        return self.method.guided_steps(self.guidance)
 
     @property
     def transductive(self) -> bool:
         """Whether statistics of test images take part, in scaling voxels or predictions; every result is marked."""
-        return self.data.transductive or self.mapper.rescale == "test"
+        return self.data.transductive or any(mapper.rescale == "test" for mapper in self.mappers)

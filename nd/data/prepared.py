@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from nd.config import Config
+from nd.config.components import component
 from nd.data.clusters import clusters_path, read_clusters
-from nd.data.splits import BY_CLUSTER, BY_SUBJECT, SESSIONS_OF, Split, cluster_split, get_split, narrowed, subject_split
+from nd.data.splits import BY_CLUSTER, SESSIONS_OF, Split, cluster_split, get_split, narrowed, subject_split
 from nd.data.stimuli import Stimuli, check_allowed, write_stimuli
 from nd.data.subject import Subject, mean_betas
 from nd.data.subject_file import ALL_VOXELS, SubjectTable, write_subject
@@ -81,7 +82,7 @@ def split_of(cfg: Config, name: str = "") -> Split:
     """
     if _is_limited(cfg, name):
         return _early_split(cfg, _whole_subject(cfg, name))
-    if cfg.data.source not in BY_SUBJECT:
+    if not component("source", cfg.data.source).by_subject:
         return _shared_split(cfg)
     return _whole_split(cfg, _whole_subject(cfg, name))
 
@@ -104,7 +105,7 @@ def _whole_subject(cfg: Config, name: str, roi: str = ALL_VOXELS) -> Subject:
 
 def _whole_split(cfg: Config, subject: Subject) -> Split:
     """The split over all sessions that it uses."""
-    if cfg.data.source not in BY_SUBJECT:
+    if not component("source", cfg.data.source).by_subject:
         return _shared_split(cfg)
     if cfg.data.source != "own":
         from nd.data.nsd.facts import check_split

@@ -25,22 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.config import DataConfig
+from nd.config.components import component
 from nd.data import digits69
 from nd.errors import UserError, unknown
 from nd.files import sha256_json
 
 N_FOLDS = 10
-NSD_SPLITS = ("nsd982", "nsd1000", "nsd_partial")
 BY_CLUSTER = "scenes-clusters"
-SPLITS_OF = {
-    "scenes": ("scenes", BY_CLUSTER),
-    "digits69": ("digits69-cv10", "digits69-given"),
-    "nsd": NSD_SPLITS,
-    "mindeye2": NSD_SPLITS,
-    "own": ("own",),
-}
 SESSIONS_OF = {"nsd982": 37}  # splits that use the first sessions alone
-BY_SUBJECT = ("nsd", "mindeye2", "own")  # sources whose images differ by subject, so that a split needs the subject
 # What the validation images of every data set but digits69 are drawn with. It names the data set that had it first:
 # another word would move the pinned split of Scenes, and data in two forms must be cut alike.
 VALIDATION_PURPOSE = "scenes-val"
@@ -153,8 +145,9 @@ def narrowed(split: Split, image_id: NDArray[np.integer]) -> Split:
 
 
 def _check_name(data: DataConfig) -> None:
-    if data.split not in SPLITS_OF.get(data.source, ()):
-        raise unknown(f"split of data={data.name}", data.split, SPLITS_OF.get(data.source, ()))
+    splits = component("source", data.source).splits
+    if data.split not in splits:
+        raise unknown(f"split of data={data.name}", data.split, splits)
 
 
 def _named(name: str, folds: Sequence[Fold]) -> Split:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nd.config import Config, DataConfig
+from nd.config.components import component
 from nd.data import digits69
 from nd.data.mindeye2.betas import open_betas
 from nd.data.npy import open_npy
@@ -17,7 +18,6 @@ from nd.data.nsd.facts import PEOPLE, TRIALS_PER_SESSION, person
 from nd.data.nsd.volumes import read_mask
 from nd.data.own_pictures import open_pictures
 from nd.data.prepared import Stimuli, open_subject, stimuli_path
-from nd.data.splits import BY_SUBJECT
 from nd.doctor.tree import Tree
 from nd.errors import UserError
 
@@ -46,7 +46,9 @@ def extent(cfg: Config, raw: Tree | None) -> Extent:
         subject = open_subject(cfg)
     except UserError:
         return replace(found, images=images or found.images)
-    seen = len(np.unique(subject.image_id[~subject.held_out])) if source in BY_SUBJECT else found.fitted
+    seen = (
+        len(np.unique(subject.image_id[~subject.held_out])) if component("source", source).by_subject else found.fitted
+    )
     return Extent(images or found.images, seen, len(subject.image_id), subject.n_voxels)
 
 

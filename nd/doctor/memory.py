@@ -77,12 +77,14 @@ def memory_estimate(cfg: Config, data: Extent) -> Memory:
 
 def _mapper_bytes(cfg: Config, data: Extent) -> float:
     """What fitting the largest target holds; coefficients that are too large go through a file."""
-    fitting = {"ridge": _ridge_bytes, "fastl2lir": _fastl2lir_bytes}.get(cfg.mapper.name)
-    largest = max(target_numbers(cfg).values(), default=0)
-    n_images = data.fitted or data.voxels
-    if fitting is None or not largest or not data.voxels:
-        return 0.0
-    return 4.0 * RESPONSE_COPIES * n_images * data.voxels + fitting(cfg, n_images, data.voxels, largest)
+    n_images, most = data.fitted or data.voxels, 0.0
+    for name, numbers in target_numbers(cfg).items():
+        own = cfg.with_target(name)
+        fitting = {"ridge": _ridge_bytes, "fastl2lir": _fastl2lir_bytes}.get(own.mapper.name)
+        if fitting is not None and numbers and data.voxels:
+            copies = 4.0 * RESPONSE_COPIES * n_images * data.voxels
+            most = max(most, copies + fitting(own, n_images, data.voxels, numbers))
+    return most
 
 
 def _ridge_bytes(cfg: Config, n_images: int, n_voxels: int, size: int) -> float:
@@ -105,8 +107,8 @@ def _fastl2lir_bytes(cfg: Config, n_images: int, n_voxels: int, size: int) -> fl
 
 def store_bytes(cfg: Config, data: Extent) -> dict[str, float]:
     """Size of the store of every target of the method: images times numbers times bytes of one."""
-    element = 2 if cfg.target.dtype == "float16" else 4
-    return {name: float(data.images * numbers * element) for name, numbers in target_numbers(cfg).items()}
+    element = {name: 2 if cfg.decoding(name).target.dtype == "float16" else 4 for name in cfg.method.targets}
+    return {name: float(data.images * numbers * element[name]) for name, numbers in target_numbers(cfg).items()}
 
 
 def target_numbers(cfg: Config) -> dict[str, int]:
@@ -123,11 +125,11 @@ def target_shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
     side, channels = cfg.backbone.image_size // 2 ** (len(vae["block_out_channels"]) - 1), vae["latent_channels"]
     return {
         "z": (channels, side, side),
-        "c": (cfg.target.tokens or text["max_position_embeddings"], text["hidden_size"]),
+        "c": (cfg.decoding("c").target.tokens or text["max_position_embeddings"], text["hidden_size"]),
         "g": _tower_shape(cfg),
         "pixels": (cfg.data.image_size, cfg.data.image_size, 3),
         "z40": (channels, 5 * side // 8, 5 * side // 8),
-        "vdvae": (IMAGENET64.n_numbers(cfg.target.vdvae_layers),),
+        "vdvae": (IMAGENET64.n_numbers(cfg.decoding("vdvae").target.vdvae_layers),),
         **FIXED_SHAPES,
     }
 
@@ -145,4 +147,4 @@ def _tower_shape(cfg: Config) -> tuple[int, int, int]:
     if file and file.is_file():
         vision |= json.loads(file.read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
     tokens = (cfg.backbone.tower_size // vision["patch_size"]) ** 2 + 1
-    return len(cfg.target.layers), tokens, vision["width"]
+    return len(cfg.decoding("g").target.layers), tokens, vision["width"]

@@ -27,7 +27,7 @@ from nd.doctor.terms import fetching, terms
 from nd.doctor.training import largest_training, voxel_counts
 from nd.doctor.weights import local_folder, weight_needs
 from nd.prepare import pieces_of
-from nd.runs.identity import TRAINED_MAPPERS, reads_predictions
+from nd.runs.identity import mapper_of, reads_predictions
 from nd.runs.manifest import versions
 
 SAFE_SHARE = 0.7  # of a device's memory, the rest left to weights and everything else
@@ -151,8 +151,8 @@ def _memory(cfg: Config, data: DataNeeds, size: Extent) -> Iterator[str]:
     if estimate.preparing and f"{cfg.subject.name}.h5" in data.prepared.absent:
         yield f"{byte_text(estimate.preparing):>9}  preparing: the betas of one session, while they are scaled"
     if estimate.mapping:
-        yield f"{byte_text(estimate.mapping):>9}  mapping: the largest {cfg.mapper.name} mapper, while it is fitted"
-    if cfg.mapper.name in TRAINED_MAPPERS and reads_predictions(cfg) and size.voxels:
+        yield f"{byte_text(estimate.mapping):>9}  mapping: the largest mapper in closed form, while it is fitted"
+    if any(mapper_of(cfg.decoding(n)).trained for n in cfg.method.targets) and reads_predictions(cfg) and size.voxels:
         yield from _training(cfg, voxel_counts(cfg, size, data.raw))
     if local_folder(cfg.backbone.weights) is None:
         yield f"{'4.3 GB':>9}  weights of the backbone, on disk and in memory"

@@ -18,6 +18,7 @@ from nd.mappers.network.parts import Part, parts_of
 from nd.mappers.network.size import Estimate, largest_levers, training_bytes
 from nd.mappers.training.needs import n_processes
 from nd.mappers.training.teacher import patch_tokens
+from nd.runs.identity import mapper_of, trained_together
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,17 @@ def training_needs(cfg: Config, n_voxels: Mapping[str, int]) -> Iterator[Trainin
 
     n_voxels: of ``cfg.subject.name`` and of every other subject of the data set. UserError: a target without a head.
     """
-    shapes, training = target_shapes(cfg), cfg.training
-    names = [name for name in cfg.method.targets if name in shapes]
-    network = trained_heads(cfg.network, training)
-    n_samples = math.ceil(training.batch_size / n_processes(cfg.trainer))
-    how = {"variant": cfg.mapper.variant, "ema": training.ema > 0, "precision": training.precision}
-    for targets in [tuple(names)] if network.share == "all" else [(name,) for name in names]:
+    shapes = target_shapes(cfg)
+    trained = [name for name in cfg.method.targets if name in shapes and mapper_of(cfg.decoding(name)).trained]
+    for targets in dict.fromkeys(tuple(trained_together(cfg.with_target(name))) for name in trained):
+        own = cfg.with_target(targets[0])
+        training = own.training
+        how = {"variant": own.mapper.variant, "ema": training.ema > 0, "precision": training.precision}
         parts = tuple(part for name in targets for part in parts_of(name, shapes[name]))
-        width = _aux_width(cfg, shapes) if any(part.is_map for part in parts) else 0
-        for stage, seen in stages(cfg, n_voxels).items():
+        width = _aux_width(own, shapes) if any(part.is_map for part in parts) else 0
+        n_samples = math.ceil(training.batch_size / n_processes(cfg.trainer))
+        for stage, seen in stages(own, n_voxels).items():
+            network = trained_heads(own.network, training)
             yield TrainingNeed(targets, stage, network, parts, seen, n_samples, {**how, "aux_width": width})
 
 

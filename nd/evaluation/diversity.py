@@ -6,13 +6,12 @@ Nothing is decoded here: finished predict runs and target stores are read; what 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nd.config import Config
 from nd.errors import UserError
 from nd.files import open_h5
 from nd.metrics.diversity import Diversity, diversity
@@ -22,7 +21,6 @@ from nd.tables.specs import Entry
 
 log = logging.getLogger(__name__)
 MOST_NUMBERS = 100_000  # of a target per image: 1,000 images, decoded and true, are 800 MB
-WithTarget = Callable[[Config, str], Config]
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,8 @@ class Decoded:
     diversity: Diversity
 
 
-def diversities_of(entries: Sequence[Entry], with_target: WithTarget) -> list[Decoded]:
-    """Return the diversity of what was decoded for the rows with role ``method``, rows that share it together.
-
-    with_target: gives a row's configuration for one target.
-    """
+def diversities_of(entries: Sequence[Entry]) -> list[Decoded]:
+    """Return the diversity of what was decoded for the rows with role ``method``, rows that share it together."""
     from nd.targets.store import store_path  # loads torch, which a table without a panel does not need
 
     rows: dict[tuple[Path, str], list[Entry]] = {}
@@ -51,9 +46,7 @@ def diversities_of(entries: Sequence[Entry], with_target: WithTarget) -> list[De
     for (folder, target), sharing in rows.items():
         first = sharing[0]
         try:
-            got = decoded_diversity(
-                folder / "predictions.h5", store_path(with_target(first.cfg, target), target), target
-            )
+            got = decoded_diversity(folder / "predictions.h5", store_path(first.cfg, target), target)
         except UserError as error:
             log.warning("the diversity of %s of %s is left out: %s", target, first.label, error)
             continue

@@ -5,7 +5,7 @@ B images, R repeats, H W image, N training images, P numbers per image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,23 @@ from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config
-from nd.generate.base import to_uint8
+from nd.generate.base import Pictures, to_uint8
 from nd.generate.noise import keyed_generator
 from nd.generate.training import TrainingImages
 from nd.targets.store import TargetStore, store_path
+
+Single = Callable[[Sequence[int], Mapping[str, Tensor]], NDArray[np.uint8]]  # to (B, R, H, W, 3) uint8
+
+
+class Alone:
+    """A generator that makes the images of one run."""
+
+    def __init__(self, single: Single) -> None:
+        self.single = single
+
+    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Pictures]:
+        """Return the images of that run."""
+        return [Pictures(self.single(image_ids, features))]
 
 
 class MeanImage:
@@ -122,7 +135,7 @@ def build_mean(cfg: Config, device: torch.device) -> MeanImage:
 
 def build_random(cfg: Config, device: torch.device) -> RandomImage:
     """Prepare the random-image floor."""
-    return RandomImage(TrainingImages(cfg), cfg.seed, cfg.method.repeats)
+    return RandomImage(TrainingImages(cfg), cfg.seed, cfg.method.n_repeats)
 
 
 def build_nearest(cfg: Config, device: torch.device) -> NearestImage:

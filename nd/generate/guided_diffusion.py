@@ -58,16 +58,11 @@ class GuidedDiffusion:
         return failed
 
 
-def wanted_targets(cfg: Config) -> list[str]:
-    """Return z and c, and g where something is guided."""
-    return ["z", "c", "g"] if cfg.guided_steps else ["z", "c"]
-
-
 def build(cfgs: Sequence[Config], device: torch.device) -> GuidedDiffusion:
     """Load the backbone on a device and prepare the sampler for configurations that differ in kappa and eta alone."""
     cfg = cfgs[0]
     backbone = load_backbone(cfg.backbone, device)
     sampler = GuidedSampler(backbone, cfg, [point_of(one) for one in cfgs])
     sampler.use(plan_for(sampler, cfg.trainer.memory_gb))
-    previews = Previews(Path(cfg.trainer.previews), backbone, cfg.method.repeats) if cfg.trainer.previews else None
-    return GuidedDiffusion(sampler, cfg.seed, cfg.method.repeats, previews)
+    previews = Previews(Path(cfg.trainer.previews), backbone, cfg.method.n_repeats) if cfg.trainer.previews else None
+    return GuidedDiffusion(sampler, cfg.seed, cfg.method.n_repeats, previews)

@@ -18,6 +18,7 @@ from nd.backbone.loading import Backbone
 from nd.backbone.tower import BlockFeatures
 from nd.config import Config
 from nd.errors import UserError
+from nd.generate.components import guiding_layers
 from nd.generate.decoders import picture_decoder
 from nd.generate.denoiser import Denoiser
 from nd.generate.guidance import FeatureGuidance, guided_noise, kappa_at, layer_weights
@@ -74,7 +75,7 @@ class GuidedSampler:
         self.plan = plan or Plan.for_speed()
         self.tower: Callable[[Tensor], Sequence[Tensor]] | None = None
         if any(point.n_guided for point in self.points):
-            blocks = BlockFeatures(backbone.tower, list(cfg.target.layers))
+            blocks = BlockFeatures(backbone.tower, guiding_layers(cfg))
             self.feature_shape = blocks.shape
             self.tower = lambda pictures: blocks(backbone.tower_input(pictures))
             self.decode = picture_decoder(backbone, cfg.guidance.decoder)
@@ -202,7 +203,7 @@ def arrange(backbone: Backbone) -> None:
 
 def check(cfg: Config) -> None:
     """Raise UserError for guidance that is out of range, or layers without a weight."""
-    guidance, layers = cfg.guidance, list(cfg.target.layers)
+    guidance, layers = cfg.guidance, guiding_layers(cfg)
     if not 0 <= guidance.eta <= 1:
         raise UserError(f"guidance.eta={guidance.eta} is the guided share of the steps and lies in [0, 1].")
     if not guidance.kappa >= 0:

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from nd.config import MapperConfig
+from nd.config.components import component
 from nd.errors import UserError
 from nd.files import atomic_path, read_json, sha256_file, write_json
 from nd.mappers.arrays import read_arrays, write_arrays
@@ -96,7 +97,8 @@ def load(path: Path, wanted: Origin, train_command: str) -> Mapper:
         arrays = read_arrays(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged ({error}). Remove its run folder and run: {train_command}") from None
-    return restore_mapper(MapperConfig(**content["mapper"]), arrays, content["details"])
+    settings = component("mapper", content["mapper"]["name"]).settings(**content["mapper"])
+    return restore_mapper(settings, arrays, content["details"])
 
 
 def check_origin(path: Path, found: Origin, wanted: Origin, train_command: str) -> None:

@@ -24,16 +24,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nd.config import MapperConfig
 from nd.errors import UserError
 from nd.mappers.base import Columns, FoldData, Group, Mapper
+from nd.mappers.components import LinearSettings
 from nd.mappers.registry import build_mapper
 
 BLOCK_NUMBERS = 1 << 24  # numbers of one block of predictions: 64 MiB in single precision
 
 
 def choose_columns(
-    config: MapperConfig, data: FoldData, device: torch.device | None = None, scratch: Path | None = None
+    config: LinearSettings, data: FoldData, device: torch.device | None = None, scratch: Path | None = None
 ) -> NDArray[np.bool_]:
     """The columns (P,) that are kept under `config.keep`.
 
@@ -67,7 +67,7 @@ def held_out_folds(n_images: int, n_folds: int) -> list[slice]:
 
 
 def held_out_correlation(
-    config: MapperConfig, data: FoldData, held: slice, device: torch.device | None, scratch: Path | None
+    config: LinearSettings, data: FoldData, held: slice, device: torch.device | None, scratch: Path | None
 ) -> NDArray[np.float64]:
     """Pearson correlation (P,) of the rows left out with what the mapper, fitted on the others, predicts for them."""
     rest = np.r_[0 : held.start, held.stop : len(data.train_ids)]

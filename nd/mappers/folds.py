@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from nd.mappers.arrays import scratch_folder
 from nd.mappers.base import FoldData, Group
 from nd.mappers.checkpoint import Origin, check_origin, checkpoint_path, is_saved, load, read_details, save, saved_path
 from nd.mappers.column_choice import choose_columns
+from nd.mappers.components import LinearSettings
 from nd.mappers.registry import build_mapper
 from nd.mappers.shuffled import control_of
 from nd.mappers.target_statistics import TargetStatistics, statistics_path
@@ -48,7 +49,7 @@ def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprin
 def fold_data(cfg: Config, subject: Subject, fold: Fold, store: Path) -> FoldData:
     """Responses (mean over each image's repeats) and targets of a fold's training and validation images, no others."""
     targets = control_of(cfg, TargetStore(store, allowed_ids=fold.seen), fold.seen)
-    groups = tuple(Group(*part) for part in column_groups(targets.target, targets.shape, cfg.target.layers))
+    groups = tuple(Group(*part) for part in column_groups(cfg.target, targets.shape))
     train, val = mean_betas(subject, fold.train), mean_betas(subject, fold.val)
     return FoldData(train, val, fold.train, fold.val, targets, groups)
 
@@ -62,11 +63,11 @@ def fit_fold(
         features, own = TargetStore(store), split.folds[fold]
         data, mapper = fold_data(cfg, subject, own, store), build_mapper(cfg.mapper, device)
         with scratch_folder(folder) as scratch:
-            if cfg.mapper.keep < 1:
-                mapper.keep_columns(choose_columns(cfg.mapper, data, device, scratch))
+            if cfg.mapper.keeps_some:
+                mapper.keep_columns(choose_columns(cast(LinearSettings, cfg.mapper), data, device, scratch))
             mapper.fit(data, scratch)
             if cfg.mapper.rescale == "test":
-                fitted = own.seen if cfg.mapper.refit else own.train
+                fitted = own.seen if getattr(cfg.mapper, "refit", True) else own.train
                 TargetStatistics.fit(data.targets, fitted).save(statistics_path(path))
             save(path, mapper, cfg.mapper, origin_of(cfg, subject, split, fold, features.fingerprint), features.shape)
     details: dict[str, Any] = read_details(path)["details"]

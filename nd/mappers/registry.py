@@ -1,37 +1,35 @@
-"""All mappers by name."""
+"""Mappers by name, as their declarations (``nd.mappers.components``) build them."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from nd.config import MapperConfig
-from nd.errors import unknown
-from nd.mappers.base import Mapper
-from nd.mappers.fastl2lir import FastL2LiR
-from nd.mappers.linear import Linear
-from nd.mappers.ridge import Ridge
+from nd.config.components import component
+from nd.errors import UserError
 
-MAPPERS: dict[str, type[Linear]] = {"ridge": Ridge, "fastl2lir": FastL2LiR}
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from nd.mappers.base import Mapper
+    from nd.mappers.linear import Linear
 
 
 def build_mapper(config: MapperConfig, device: torch.device | None = None) -> Linear:
-    """An unfitted linear mapper; an unknown name is a `UserError`."""
-    return _kind(config.name)(config, device)
+    """Return an unfitted mapper.
+
+    Raises:
+        UserError: there is none of that name, or it is trained step by step.
+    """
+    build = component("mapper", config.name).build
+    if build is None:
+        raise UserError(f"mapper {config.name!r} is trained step by step (`nd train`), not fitted in closed form.")
+    mapper: Linear = build(config, device)
+    return mapper
 
 
 def restore_mapper(config: MapperConfig, state: dict[str, NDArray[Any]], details: dict[str, Any]) -> Mapper:
-    """A fitted mapper from a checkpoint's arrays and details."""
-    if config.name == "two_stage":
-        from nd.mappers.two_stage import TwoStage  # imports the network, which linear mappers do without
-
-        return TwoStage.restore(config, state, details)
-    return _kind(config.name).restore(config, state, details)
-
-
-def _kind(name: str) -> type[Linear]:
-    if name not in MAPPERS:
-        raise unknown("mapper", name, MAPPERS)
-    return MAPPERS[name]
+    """Return a fitted mapper from a checkpoint's arrays and details."""
+    mapper: Mapper = component("mapper", config.name).restore(config, state, details)
+    return mapper

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nd.config import MapperConfig
 from nd.data.scaling import Scaler
 from nd.data.subject_file import ALL_VOXELS
 from nd.errors import UserError
 from nd.mappers.base import FoldData, Group
+from nd.mappers.components import RidgeSettings
 from nd.mappers.ridge import Ridge
 from nd.metrics.correlation import pearson
 from nd.metrics.noise_ceiling import pattern_ceiling, repeat_ceiling
@@ -77,7 +77,7 @@ class Encoder:
         if len(features) != len(voxels):
             raise UserError(f"brain correlation: {len(features)} rows of features for {len(voxels)} of voxels.")
         scaler, ids = Scaler.fit(voxels), np.arange(len(features), dtype=np.int32)
-        config = MapperConfig(alphas=list(alphas or ALPHAS), alpha_per="column", folds=folds, refit=True)
+        config = RidgeSettings(alphas=list(alphas or ALPHAS), alpha_per="column", folds=folds, refit=True)
         ridge, group = Ridge(config), Group("voxels", 0, voxels.shape[1])
         responses = _Responses(scaler.transform(voxels))
         ridge.fit(FoldData(features, features[:0], ids, ids[:0], responses, (group,)))  # no validation images

@@ -10,13 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nd.config import Config
-from nd.config.target_group import ALL
-from nd.data.splits import BY_SUBJECT
+from nd.config.schema import ALL, Config
 from nd.errors import UserError
 from nd.files import sha256_json
 from nd.runs.folder import RunFolder
-from nd.runs.identity import VERBS, flat, reads_predictions, reads_targets
+from nd.runs.identity import VERBS, extracted_identity, prepared_identity, reads_predictions, reads_targets
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +52,9 @@ class Step:
         """Equal for steps that do the same thing."""
         if self.folder is not None:
             return f"{self.verb} {self.folder.run_id}"
-        groups: tuple[str, ...] = ("data.",) if self.verb == "prepare" else ("data.", "backbone.", "target.")
-        if self.verb == "prepare" and self.cfg.data.source in BY_SUBJECT:
-            groups = ("data.", "subject.name")
-        if self.verb == "extract" and self.cfg.target.name == ALL:
-            groups = (*groups, "method.targets")
-        kept = {name: value for name, value in flat(self.cfg).items() if name.startswith(groups)}
-        return f"{self.verb} {sha256_json(kept)}"
+        cfg = self.cfg
+        reads = prepared_identity(cfg) if self.verb == "prepare" else extracted_identity(cfg, extracted(cfg))
+        return f"{self.verb} {sha256_json(reads)}"
 
 
 def extracted(cfg: Config) -> list[str]:
@@ -68,12 +62,12 @@ def extracted(cfg: Config) -> list[str]:
     return list(cfg.method.targets) if cfg.target.name == ALL else [cfg.target.name]
 
 
-def steps_of(cfg: Config, with_target: Callable[[Config, str], Config]) -> list[Step]:
-    """Return the steps of one row in order; ``with_target`` gives the configuration for one target."""
-    per_target = [with_target(cfg, name) for name in cfg.method.targets] if reads_targets(cfg) else []
+def steps_of(cfg: Config) -> list[Step]:
+    """Return the steps of one row in order."""
+    per_target = [cfg.with_target(name) for name in cfg.method.targets] if reads_targets(cfg) else []
     steps = [Step("prepare", cfg)]
     if per_target:
-        steps.append(Step("extract", per_target[0] if len(per_target) == 1 else with_target(cfg, ALL)))
+        steps.append(Step("extract", per_target[0] if len(per_target) == 1 else cfg.with_target(ALL)))
     if reads_predictions(cfg):
         steps += [*(Step("train", one) for one in per_target), Step("predict", cfg)]
     return [*steps, Step("reconstruct", cfg), Step("evaluate", cfg)]
@@ -81,9 +75,13 @@ def steps_of(cfg: Config, with_target: Callable[[Config, str], Config]) -> list[
 
 def pretrain_of(cfg: Config) -> Config:
     """The configuration of the stage that a network trained in two goes through before, in a run folder of its own."""
+    earlier = {
+        name: replace(one, training=replace(one.training, stage="pretrain")) for name, one in cfg.decodings.items()
+    }
     return replace(
         cfg,
         training=replace(cfg.training, stage="pretrain"),
+        decodings=earlier,
         subject=replace(cfg.subject, sessions=0),
         overrides=[*cfg.overrides, "training.stage=pretrain", "subject.sessions=0"],
     )

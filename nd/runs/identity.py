@@ -1,10 +1,11 @@
 """What makes two runs the same run: the part of a configuration that decides a verb's output, hashed into ``run_id``.
 
-An identity holds the values that differ from the dataclass defaults, so a new field with a default keeps every old id;
-``SCHEMA_VERSION`` is hashed with them and is raised when a field changes its meaning. Fields that a verb's output does
-not depend on are left out, so runs are shared: guided and unguided sampling read the same predictions, every method
-reads the same mappers. Where weights and data lie is not identity; their contents are compared when a finished run is
-used again (``nd.runs.inputs``).
+Every field of the components that a step uses counts, unless its declaration says that results do not depend on it
+(``identity=False``) or the component says that it has no effect in this configuration (``idle``). An identity holds the
+values that differ from the declared defaults, so a new field with a default keeps every old id; ``SCHEMA_VERSION`` is
+hashed with them and is raised when a field changes its meaning. A step leaves out what it does not read, so runs are
+shared: guided and unguided sampling read the same predictions, every method reads the same mappers. Where weights and
+data lie is not identity; their contents are compared when a finished run is used again (``nd.runs.inputs``).
 
 Choices that are not obvious:
 
@@ -12,8 +13,7 @@ Choices that are not obvious:
   data sets whose test images differ by subject (NSD) then need no second rule, and a table row is one subject's.
 - The seed counts only where something is drawn: sampling noise, random images, the shuffled control, training step by
   step. Closed-form mappers draw nothing.
-- A pretrain stage is the same whatever sessions the subject it leaves out has; what only the other stage reads, or
-  belongs to other mappers, does not count.
+- A pretrain stage is the same whatever sessions the subject it leaves out has.
 - Of reconstructions made elsewhere (``nd evaluate images=...``) the content counts, not where they lie, nor any field
   that says how images are made.
 - Guidance that guides no step (kappa 0, or eta below one step) is one thing, "off", whatever its other fields say.
@@ -22,60 +22,35 @@ Choices that are not obvious:
 from __future__ import annotations
 
 import re
-from dataclasses import fields, is_dataclass
+from collections.abc import Collection
+from dataclasses import fields
 from typing import Any
 
-from nd.config import SCHEMA_VERSION, Config
+from nd.config.components import Generator, Mapper, component
+from nd.config.fields import declared
+from nd.config.schema import SCHEMA_VERSION, Config, Decoding
 from nd.errors import unknown
 from nd.files import sha256_json
 
 VERBS = ("train", "predict", "reconstruct", "evaluate")  # the verbs that write run folders
-TRANSFORMING = ("guided_diffusion", "pixels", "vae", "nearest_image")  # generators that read decoded targets
-DRAWING = ("guided_diffusion", "random_image")  # generators that draw random numbers, one set per repeat
-TRAINED_MAPPERS = ("two_stage",)  # mappers trained step by step, which draw random numbers
-
-TARGET_FIELDS: dict[str, tuple[str, ...]] = {
-    "z": ("target.picture", "target.posterior"),
-    "c": ("target.max_captions", "target.tokens"),
-    "g": ("target.layers",),
-    "clip_text": ("target.max_captions",),
-    "vdvae": ("target.vdvae_layers", "target.posterior"),
-    "z40": ("target.posterior",),
-    **dict.fromkeys(("pixels", "clip_vision", "clip_image", "edge", "colour"), ()),
-}
-# Not the backbone's dtype: targets are extracted in target.precision, whatever the sampler's arithmetic is.
-BACKBONE_FIELDS: dict[str, tuple[str, ...]] = {
-    "z": ("backbone.name", "backbone.image_size"),
-    "c": ("backbone.name",),
-    "g": (
-        "backbone.name",
-        *(f"backbone.tower_{field}" for field in ("size", "mean", "std", "filter", "antialias")),
-    ),
-    "z40": ("backbone.name",),
-    **dict.fromkeys(("pixels", "clip_vision", "clip_text", "clip_image", "vdvae", "edge", "colour"), ()),
-}
-METHOD_FIELDS = ("method.name", "method.generator")
-DIFFUSION_FIELDS = (
-    *(f"method.{name}" for name in ("variant", "steps", "strength", "cfg_scale", "sag_scale")),
-    "backbone.*",
-)
+Identity = dict[str, Any]
 
 
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the identity fields of a configuration as ``{"group.field": value}``."""
-    values: dict[str, Any] = {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            values |= flat(value, f"{prefix}{item.name}.")
-        elif item.metadata.get("identity", True):
-            values[prefix + item.name] = list(value) if isinstance(value, (list, tuple)) else value
-    return values
+def generator_of(cfg: Config) -> Generator:
+    """Return what the chosen generator declares."""
+    found: Generator = component("generator", cfg.method.generator)
+    return found
+
+
+def mapper_of(one: Decoding | Config) -> Mapper:
+    """Return what the mapper of a decoding, or of a configuration for one target, declares."""
+    found: Mapper = component("mapper", one.mapper.name)
+    return found
 
 
 def reads_targets(cfg: Config) -> bool:
     """Say whether the generator turns targets into images (the other generators are floors that read none)."""
-    return cfg.method.generator in TRANSFORMING
+    return generator_of(cfg).reads_targets
 
 
 def reads_predictions(cfg: Config) -> bool:
@@ -83,99 +58,121 @@ def reads_predictions(cfg: Config) -> bool:
     return reads_targets(cfg) and cfg.features == "predicted"
 
 
-def _target_fields(names: list[str]) -> list[str]:
-    listed = [name for target in names for name in TARGET_FIELDS.get(target, ("target.*",))]
-    return (
-        listed
-        + [name for target in names for name in BACKBONE_FIELDS.get(target, ("backbone.*",))]
-        + ["target.dtype", "target.precision"]
-    )
-
-
 def trained_together(cfg: Config) -> list[str]:
-    """Return the targets whose mapper one training makes: one, or with ``network.share=all`` all of the method."""
-    if cfg.mapper.name in TRAINED_MAPPERS and cfg.network.share == "all":
-        return list(cfg.method.targets)
-    return [cfg.target.name]
+    """Return the targets whose mapper one training makes: one, or with ``network.share=all`` all of the method that
+    have the same mapper, network and training."""
+    if not (mapper_of(cfg).trained and cfg.network.share == "all"):
+        return [cfg.target.name]
+    own = (cfg.mapper, cfg.network, cfg.training, cfg.subject.roi)
+    every = {name: cfg.decoding(name) for name in cfg.method.targets}
+    return [name for name, one in every.items() if (one.mapper, one.network, one.training, one.roi) == own]
 
 
-def _mapper_fields(cfg: Config) -> list[str]:
-    """What a mapper's fit depends on, beside data, subject and target."""
-    if cfg.mapper.name not in TRAINED_MAPPERS:
-        return ["mapper.*"]
-    only_later = ("epochs", "pretrain", "finetune_lr", "align")
-    idle = {"pretrain": only_later, "finetune": () if cfg.training.pretrain else ("pretrain_epochs", *only_later[2:])}
-    unread = idle.get(cfg.training.stage, ())
-    training = [field.name for field in fields(cfg.training) if field.name not in unread]
-    return ["mapper.name", "mapper.variant", "network.*", *(f"training.{name}" for name in training), "seed"]
+def counted(
+    group: Any, prefix: str, *, verb: str = "", idle: Collection[str] = (), parts: Collection[str] | None = None
+) -> Identity:
+    """Return the fields of one group that count and differ from their default, by dotted name.
+
+    Args:
+        group: dataclass of the group.
+        prefix: its name.
+        verb: the verb that reads it; fields that only a later one reads (``since``) are left out.
+        idle: dotted names of fields without effect.
+        parts: of the backbone: the parts that are read; fields of other parts are left out. None: all.
+    """
+    default = type(group)()
+    found: Identity = {}
+    for one in fields(group):
+        facts, key = declared(one), f"{prefix}.{one.name}"
+        early = facts.since and VERBS.index(facts.since) > VERBS.index(verb or VERBS[-1])
+        elsewhere = bool(facts.of) and parts is not None and not set(facts.of) & set(parts)
+        if facts.identity and not (early or elsewhere or key in idle):
+            value = getattr(group, one.name)
+            if value != getattr(default, one.name):
+                found[key] = list(value) if isinstance(value, (list, tuple)) else value
+    return found
 
 
-def _train_fields(cfg: Config) -> list[str]:
-    targets, trained = trained_together(cfg), cfg.mapper.name in TRAINED_MAPPERS
-    named = ["method.targets"] if trained and cfg.network.share == "all" else ["target.name"]
-    pretrain = trained and cfg.training.stage == "pretrain"
-    subject = ["subject.name", "subject.roi"] if pretrain else ["subject.*"]
-    control = ["control", "seed"] if cfg.control == "shuffled_labels" else []
-    return ["data.*", *subject, *_mapper_fields(cfg), *named, *_target_fields(targets), *control]
+def _data(cfg: Config) -> Identity:
+    return counted(cfg.data, "data")
 
 
-def _predict_fields(cfg: Config) -> list[str]:
-    seed = ["seed"] if cfg.control != "none" else []
-    targets = _target_fields(cfg.method.targets)
-    fitted = [*_mapper_fields(cfg), "mapper.rescale"]
-    return ["data.*", "subject.*", *fitted, "method.targets", *targets, "part", "control", *seed]
+def _target(cfg: Config, name: str) -> Identity:
+    """What one target's features depend on."""
+    found = {"target.name": name, **counted(cfg.decoding(name).target, "target")}
+    parts = component("target", name).parts
+    return found | (counted(cfg.backbone, "backbone", parts=parts) if parts else {})
 
 
-def _reconstruct_fields(cfg: Config) -> list[str]:
-    counted = ["data.*", "subject.name", "part", "debug.limit_images", *METHOD_FIELDS]
+def decoding_identity(cfg: Config, name: str, verb: str) -> Identity:
+    """Return what the mapper of one target, or its predictions, depends on, beside data and subject."""
+    own = cfg.with_target(name)
+    kind = mapper_of(own)
+    idle = {key for one in kind.idle(own) for key in one.fields}
+    found = {**_target(cfg, name), "mapper.name": own.mapper.name, "subject.roi": own.subject.roi}
+    found |= counted(own.mapper, "mapper", verb=verb, idle=idle)
+    for group in kind.config_groups:
+        found |= counted(getattr(own, group), group, idle=idle)
+    if kind.trained:
+        found["seed"] = cfg.seed
+        found |= {"trained with": sorted(trained_together(own))} if cfg.network.share == "all" else {}
+    return found
+
+
+def _train(cfg: Config) -> Identity:
+    pretrain = mapper_of(cfg).trained and cfg.training.stage == "pretrain"
+    sessions = {} if pretrain else {"subject.sessions": cfg.subject.sessions}
+    together = {name: decoding_identity(cfg, name, "train") for name in sorted(trained_together(cfg))}
+    control = {"control": cfg.control, "seed": cfg.seed} if cfg.control == "shuffled_labels" else {}
+    return {**_data(cfg), "subject.name": cfg.subject.name, **sessions, "targets": together, **control}
+
+
+def _predict(cfg: Config) -> Identity:
+    seed = {"control": cfg.control, "seed": cfg.seed} if cfg.control != "none" else {}
+    every = {name: decoding_identity(cfg, name, "predict") for name in sorted(cfg.method.targets)}
+    subject = {"subject.name": cfg.subject.name, "subject.sessions": cfg.subject.sessions}
+    return {**_data(cfg), **subject, "part": cfg.part, "targets": every, **seed}
+
+
+def _reconstruct(cfg: Config) -> Identity:
+    kind = generator_of(cfg)
+    idle = {key for one in kind.idle(cfg) for key in one.fields}
+    found = {**_data(cfg), "subject.name": cfg.subject.name, "part": cfg.part, "method.name": cfg.method.name}
+    found |= {"method.generator": kind.name, "debug.limit_images": cfg.debug.limit_images}
+    found |= counted(cfg.method, "method", idle=idle)
     if reads_predictions(cfg):
-        counted += _predict_fields(cfg)
+        found |= _predict(cfg)
     elif reads_targets(cfg):
-        counted += ["features", "method.targets", *_target_fields(cfg.method.targets)]
-    if cfg.method.generator in DRAWING:
-        counted += ["seed", "method.repeats"]
-    if cfg.method.generator == "vae":
-        counted += ["backbone.dtype"]
-    if cfg.method.generator == "guided_diffusion":
-        counted += DIFFUSION_FIELDS
-        counted += ["guidance.*"] if cfg.guided_steps else []
-    return counted
+        found |= {"features": cfg.features, "targets": {n: _target(cfg, n) for n in sorted(cfg.method.targets)}}
+    if parts := kind.parts(cfg):
+        found |= counted(cfg.backbone, "backbone", parts=parts)
+    found |= {"seed": cfg.seed} if kind.draws else {}
+    for group in kind.all_config_groups:
+        read = group in kind.config_groups(cfg)
+        found |= counted(getattr(cfg, group), group, idle=idle) if read else {group: "off"}
+    return found
 
 
-def _evaluate_fields(cfg: Config) -> list[str]:
+def _evaluate(cfg: Config) -> Identity:
+    protocol = {"protocol.name": cfg.protocol.name, **counted(cfg.protocol, "protocol")}
     if cfg.images_hash:  # images made elsewhere: nothing is known of how
-        return ["images_hash", "data.*", "subject.name", "part", "protocol.*"]
-    return [*_reconstruct_fields(cfg), "protocol.*"]
+        own = {"images_hash": cfg.images_hash, "subject.name": cfg.subject.name, "part": cfg.part}
+        return {**own, **_data(cfg), **protocol}
+    return {**_reconstruct(cfg), **protocol}
 
 
-FIELDS = {
-    "train": _train_fields,
-    "predict": _predict_fields,
-    "reconstruct": _reconstruct_fields,
-    "evaluate": _evaluate_fields,
-}
+PARTS = {"train": _train, "predict": _predict, "reconstruct": _reconstruct, "evaluate": _evaluate}
 
 
-def _counts(name: str, counted: list[str]) -> bool:
-    return name in counted or f"{name.split('.')[0]}.*" in counted
+def identity_of(verb: str, cfg: Config) -> Identity:
+    """Return what decides a verb's output: its values by dotted name, those of each target below ``targets``.
 
-
-def _comparable(values: dict[str, Any]) -> dict[str, Any]:
-    # Predictions are stored by target name, so the order in which a method lists its targets changes nothing.
-    return values | {"method.targets": sorted(values["method.targets"])}
-
-
-def identity_of(verb: str, cfg: Config) -> dict[str, Any]:
-    """Return what decides a verb's output: its non-default values by dotted name, the verb and the schema version."""
-    if verb not in FIELDS:
+    Raises:
+        UserError: a verb that writes no run folder.
+    """
+    if verb not in PARTS:
         raise unknown("verb with run folders", verb, VERBS)
-    counted, defaults = FIELDS[verb](cfg), _comparable(flat(Config()))
-    values = {name: value for name, value in _comparable(flat(cfg)).items() if _counts(name, counted)}
-    identity = {name: value for name, value in values.items() if value != defaults[name]}
-    made_here = verb == "reconstruct" or (verb == "evaluate" and not cfg.images_hash)
-    if made_here and cfg.method.generator == "guided_diffusion" and not cfg.guided_steps:
-        identity["guidance"] = "off"
-    return identity | {"verb": verb, "schema": SCHEMA_VERSION}
+    return {**PARTS[verb](cfg), "verb": verb, "schema": SCHEMA_VERSION}
 
 
 def run_id(verb: str, cfg: Config) -> str:
@@ -183,13 +180,24 @@ def run_id(verb: str, cfg: Config) -> str:
     return sha256_json(identity_of(verb, cfg))
 
 
+def prepared_identity(cfg: Config) -> Identity:
+    """Return what ``prepare`` depends on, as far as it is not found in the files: equal for steps that do the same."""
+    own = {"subject.name": cfg.subject.name} if component("source", cfg.data.source).by_subject else {}
+    return {**_data(cfg), **own}
+
+
+def extracted_identity(cfg: Config, names: Collection[str]) -> Identity:
+    """Return what the features of some targets depend on beside the stimuli."""
+    return {**_data(cfg), "targets": {name: _target(cfg, name) for name in sorted(names)}}
+
+
 def _recipe(cfg: Config) -> list[str]:
-    words = [cfg.method.name]
-    if cfg.method.generator == "guided_diffusion":
-        words.append("guided" if cfg.guided_steps else "unguided")
-    if reads_targets(cfg) and cfg.features == "oracle":
-        words.append("oracle")
-    return words
+    oracle = reads_targets(cfg) and cfg.features == "oracle"
+    return [cfg.method.name, *generator_of(cfg).words(cfg), *(["oracle"] if oracle else [])]
+
+
+def _mappers(cfg: Config) -> str:
+    return "_".join(dict.fromkeys(mapper.name for mapper in cfg.mappers)) or cfg.mapper.name
 
 
 def run_name(verb: str, cfg: Config) -> str:
@@ -200,9 +208,9 @@ def run_name(verb: str, cfg: Config) -> str:
         return _safe(words)
     if verb == "train":
         words += ["_".join(sorted(trained_together(cfg))), cfg.mapper.name]
-        words += ["pretrain"] if cfg.mapper.name in TRAINED_MAPPERS and cfg.training.stage == "pretrain" else []
+        words += ["pretrain"] if mapper_of(cfg).trained and cfg.training.stage == "pretrain" else []
     elif verb == "predict":
-        words += ["_".join(sorted(cfg.method.targets)), cfg.mapper.name]
+        words += ["_".join(sorted(cfg.method.targets)), _mappers(cfg)]
     else:
         words += _recipe(cfg)
     if verb == "predict" or (verb != "train" and reads_predictions(cfg)):

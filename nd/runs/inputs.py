@@ -6,25 +6,21 @@ at the same place. Each manifest therefore records its inputs, and a finished ru
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nd.config import Config
+from nd.config.components import component
+from nd.config.fields import declared
+from nd.config.schema import Config
 from nd.data.clusters import CLUSTERS
 from nd.data.pieces import recorded_hash
 from nd.data.splits import BY_CLUSTER
 from nd.files import sha256_file, sha256_json
-from nd.runs.identity import TRAINED_MAPPERS, trained_together
+from nd.runs.identity import generator_of, mapper_of, trained_together
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt", ".bin", ".pt")
 DIFFUSION_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
-TARGET_PARTS: dict[str, tuple[str, ...]] = {
-    "z": ("vae",),
-    "z40": ("vae",),
-    "c": ("text_encoder", "tokenizer"),
-    "g": ("image_tower",),
-}
-OWN_WEIGHTS = {"clip_vision": "clip", "clip_text": "clip", "clip_image": "clip", "vdvae": "vdvae"}  # field of target
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 
 
@@ -39,12 +35,15 @@ def weights_folder(weights: str) -> Path | None:
 def _parts(verb: str, cfg: Config) -> tuple[str, ...]:
     """Return the parts of the backbone that a verb's output depends on, as folders of its weights."""
     if verb == "train":
-        return tuple(part for target in trained_together(cfg) for part in TARGET_PARTS.get(target, ()))
-    if verb == "reconstruct" and cfg.method.generator == "vae":
-        return ("vae",)
-    if verb == "reconstruct" and cfg.method.generator == "guided_diffusion":
-        return (*DIFFUSION_PARTS, *(("image_tower", "tiny_vae") if cfg.guided_steps else ()))
-    return ()
+        return tuple(part for name in trained_together(cfg) for part in component("target", name).parts)
+    return generator_of(cfg).parts(cfg) if verb == "reconstruct" else ()
+
+
+def _own_weights(verb: str, cfg: Config) -> list[Path]:
+    """Return the weights that targets name in fields of their own (``weights=True``)."""
+    targets = [cfg.decoding(name).target for name in trained_together(cfg)] if verb == "train" else []
+    given = [str(getattr(one, item.name)) for one in targets for item in fields(one) if declared(item).weights]
+    return [Path(text).expanduser() for text in sorted(set(given)) if text]
 
 
 def _weight_files(verb: str, cfg: Config) -> list[Path]:
@@ -53,8 +52,7 @@ def _weight_files(verb: str, cfg: Config) -> list[Path]:
     single = {"image_tower": cfg.backbone.image_tower, "tiny_vae": cfg.backbone.tiny_vae}
     folders |= {part: folder for part, given in single.items() if given and (folder := weights_folder(given))}
     wanted = [folders[part] for part in _parts(verb, cfg) if part in folders]
-    own = {OWN_WEIGHTS[target] for target in trained_together(cfg) if verb == "train" and target in OWN_WEIGHTS}
-    given = [Path(getattr(cfg.target, name)).expanduser() for name in sorted(own)]
+    given = _own_weights(verb, cfg)
     wanted += [path for path in given if path.is_dir()]
     inside = (path for folder in wanted for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES)
     return sorted({*inside, *(path for path in given if path.is_file())})
@@ -62,7 +60,7 @@ def _weight_files(verb: str, cfg: Config) -> list[Path]:
 
 def _trained_on(cfg: Config) -> list[str]:
     """Return the files of the subjects whose voxels a training reads."""
-    if cfg.mapper.name in TRAINED_MAPPERS and cfg.training.stage == "pretrain":
+    if mapper_of(cfg).trained and cfg.training.stage == "pretrain":
         return [f"{name}.h5" for name in cfg.data.subjects if name != cfg.subject.name]
     return [f"{cfg.subject.name}.h5"]
 

@@ -84,7 +84,7 @@ def begin(
         "identity": identity_of(verb, cfg),
         "config": asdict(cfg),
         "overrides": list(cfg.overrides),
-        "seeds": {"seed": cfg.seed, "world_seed": cfg.data.world_seed},
+        "seeds": {"seed": cfg.seed, "world_seed": getattr(cfg.data, "world_seed", None)},
         "oracle": cfg.features == "oracle",
         "simulated": cfg.data.simulated,
         "transductive": cfg.transductive,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from nd.errors import UserError
 from nd.files import read_json
 from nd.runs.chain import pretrain_of, steps_of
 from nd.runs.folder import RunFolder
-from nd.runs.identity import TRAINED_MAPPERS
+from nd.runs.identity import mapper_of
 from nd.tables.table import Table, TableRow
 
 log = logging.getLogger(__name__)
 
-WithTarget = Callable[[Config, str], Config]
 Series = list[tuple[int, float]]  # number of epochs trained, value
 TOTAL = "total"
 
@@ -59,14 +57,15 @@ class Learning:
     stages: list[Stage]
 
 
-def learning_of(table: Table, with_target: WithTarget) -> list[Learning]:
+def learning_of(table: Table) -> list[Learning]:
     """Return what is known of every trained network of a table; one whose curves are gone is left out, with a warning.
 
-    with_target: gives a row's configuration for one target, as for ``steps_of``. UserError: a file that is no curve.
+    Raises:
+        UserError: a file that is no curve.
     """
     found: dict[tuple[Path, str], tuple[list[str], list[Stage]]] = {}
     for row in table.rows:
-        for cfg in trained_configs(row.entry.cfg, with_target):
+        for cfg in trained_configs(row.entry.cfg):
             key = RunFolder.open(cfg, "train").path, cfg.target.name
             if key not in found:
                 found[key] = [], stages_of(cfg)
@@ -74,10 +73,9 @@ def learning_of(table: Table, with_target: WithTarget) -> list[Learning]:
     return [Learning(tuple(rows), target, stages) for (_, target), (rows, stages) in found.items() if stages]
 
 
-def trained_configs(cfg: Config, with_target: WithTarget) -> list[Config]:
+def trained_configs(cfg: Config) -> list[Config]:
     """Return the configurations of a row's train steps, none where its mappers are not trained."""
-    trained = cfg.mapper.name in TRAINED_MAPPERS
-    return [step.cfg for step in steps_of(cfg, with_target) if step.verb == "train"] if trained else []
+    return [step.cfg for step in steps_of(cfg) if step.verb == "train" and mapper_of(step.cfg).trained]
 
 
 def row_name(table: Table, row: TableRow) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from nd.config import Config
+from nd.config.overrides import quoted
 from nd.errors import UserError, unknown
 from nd.tables.mapping import build, build_all
 from nd.tables.published import Published, find_published
@@ -208,7 +209,16 @@ def subjects_of(spec: TableSpec, cfg: Config) -> list[str]:
 def expand(spec: TableSpec, cfg: Config, derive: Callable[..., Config]) -> list[Entry]:
     """Return every row for every subject; ``derive`` composes the user's configuration with further overrides."""
     return [
-        Entry(row, subject, derive(cfg, f"experiment={spec.experiment}", f"subject={subject}", *row.overrides))
+        Entry(
+            row,
+            subject,
+            derive(cfg, f"experiment={spec.experiment}", f"subject.name={quoted(subject)}", *row.overrides),
+        )
         for subject in subjects_of(spec, cfg)
         for row in spec.rows
     ]
+
+
+def rows_of(cfg: Config, compose: Callable[..., Config]) -> list[Config]:
+    """Return the configurations of a table's rows, as ``compose`` makes them; none where no table is named."""
+    return [entry.cfg for entry in expand(load_spec(cfg.table), cfg, compose)] if cfg.table else []

@@ -19,9 +19,11 @@ from torch import Tensor
 from nd.backbone.clip import Clip
 from nd.backbone.clip_pictures import MEAN, STD
 from nd.backbone.loading import DTYPES, Backbone
-from nd.config.target_group import TargetConfig
 from nd.targets.base import Items, Needs, library
 from nd.targets.caption_mean import caption_mean
+from nd.targets.components import ClipImageTarget, ClipTextTarget, ClipVisionTarget
+
+ClipTarget = ClipVisionTarget | ClipImageTarget | ClipTextTarget
 
 
 class VisionPass:
@@ -136,13 +138,13 @@ class ClipText:
         return tokens_UTD / ends_UD.norm(dim=-1)[:, None, None]
 
 
-def clip_of(config: TargetConfig, backbone: Backbone) -> Clip:
+def clip_of(config: ClipTarget, backbone: Backbone) -> Clip:
     """The CLIP model of `target.clip`, one for all targets of a backbone."""
     key = ("clip", config.clip, config.precision)
     return backbone.shared(key, lambda: Clip(config.clip, backbone.device, DTYPES[config.precision]))
 
 
-def vision_pass(config: TargetConfig, backbone: Backbone) -> VisionPass:
+def vision_pass(config: ClipTarget, backbone: Backbone) -> VisionPass:
     """The pass through its image transformer, one for all targets of a backbone."""
     key = ("clip vision pass", config.clip, config.precision)
     return backbone.shared(key, lambda: VisionPass(clip_of(config, backbone)))

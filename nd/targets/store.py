@@ -43,15 +43,14 @@ def store_path(cfg: Config, target_name: str = "") -> Path:
 
 def wanted_fingerprint(cfg: Config, target_name: str) -> str:
     """The fingerprint of a target under the present settings, weights and stimuli; loads no model."""
-    extractor = build_extractor(target_name, cfg, extraction_backbone(cfg))
-    return store_fingerprint(
-        details_of(extractor, Stimuli(stimuli_path(cfg)).hash, cfg.target.dtype, cfg.target.precision)
-    )
+    own = cfg.decoding(target_name).target
+    extractor = build_extractor(target_name, cfg, extraction_backbone(cfg, own.precision))
+    return store_fingerprint(details_of(extractor, Stimuli(stimuli_path(cfg)).hash, own.dtype, own.precision))
 
 
-def extraction_backbone(cfg: Config, device: Any = "cpu") -> Backbone:
-    """The backbone as features are extracted with it: in `target.precision`, whatever the sampler's arithmetic is."""
-    return Backbone(cfg.backbone, device, dtype=cfg.target.precision)
+def extraction_backbone(cfg: Config, precision: str, device: Any = "cpu") -> Backbone:
+    """Return the backbone as features are extracted with it: in `target.precision`, whatever the sampler's is."""
+    return Backbone(cfg.backbone, device, dtype=precision)
 
 
 def details_of(extractor: Extractor, stimuli_hash: str, dtype: str, precision: str) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from nd.backbone.vdvae.loading import vdvae_hash, vdvae_of
 from nd.backbone.vdvae.model import PIXEL_MEAN, PIXEL_STD, Vdvae
 from nd.backbone.vdvae.pictures import to_pixels
 from nd.backbone.vdvae.shape import IMAGENET64, VdvaeShape
-from nd.config import TargetConfig
 from nd.targets.base import Items, Needs, library
+from nd.targets.components import VdvaeTarget
 from nd.targets.noise import keyed_normal
 
 # Of the samples' noise. Larger than any seed one would think of, so that the noise is never that of a sampler's start,
@@ -42,7 +42,7 @@ class VdvaeLatents:
     name = "vdvae"
     needs: Needs = "images"
 
-    def __init__(self, backbone: Backbone, target: TargetConfig, network: VdvaeShape = IMAGENET64) -> None:
+    def __init__(self, backbone: Backbone, target: VdvaeTarget, network: VdvaeShape = IMAGENET64) -> None:
         """backbone: gives the device and keeps the network; target: its vdvae, vdvae_layers, posterior, precision."""
         self.backbone, self.target, self.network = backbone, target, network
 

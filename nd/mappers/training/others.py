@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from nd.config import Config
+from nd.data.components import NSD_SPLITS
 from nd.data.prepared import open_subject, split_of
-from nd.data.splits import NSD_SPLITS, Fold
+from nd.data.splits import Fold
 from nd.data.subject import Subject
 from nd.errors import UserError
 

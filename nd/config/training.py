@@ -1,56 +1,10 @@
-"""The mapper groups: what decodes voxels, the network of the trained one, and how it is trained."""
+"""The groups of mapper=two_stage: its network, and how it is trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from nd.config.fields import opt
-from nd.config.target_group import TARGETS
-
-
-@dataclass(kw_only=True)
-class MapperConfig:
-    """Voxels to one target."""
-
-    name: str = opt("ridge", "mapper", choices=("ridge", "fastl2lir", "two_stage"))
-    variant: str = opt(
-        "nd",
-        "nd: nothing is fitted on test images; released: arithmetic of published code may be chosen, quirks included",
-        choices=("nd", "released"),
-    )
-    # ---- ridge
-    alphas: list[float] = opt(
-        [1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5],
-        "ridge: penalties tried on held-out images; they add to the un-normalised Gram matrix",
-    )
-    alpha_per: str = opt(
-        "group",
-        "ridge: one penalty for each group of columns (a layer of g, or the whole target), or one for every column",
-        choices=("group", "column"),
-    )
-    intercept: bool = opt(True, "ridge: centre the targets; false leaves their mean to be predicted from the voxels")
-    refit: bool = opt(True, "after alpha is chosen, fit again on training and validation images together")
-    folds: int = opt(0, "choose alpha over this many folds of the images fitted on; 0: on the validation images")
-    voxel_power: float = opt(
-        0.0,
-        "ridge: weigh each voxel by the share of its variance that the target explains, to this power; 0: all alike",
-    )
-    # ---- fastl2lir
-    n_feat: int = opt(500, "fastl2lir: voxels chosen for each target column, those that correlate most with it")
-    penalty: float = opt(0.15, "fastl2lir: penalty of the coefficients, the bias included")
-    # ---- both
-    rescale: str = opt(
-        "none",
-        "spread of the predictions: as fitted; restored to that of the training targets; or (variant=released)"
-        " standardised over the test images and given mean and spread of the training targets",
-        choices=("none", "train", "test"),
-    )
-    keep: float = opt(
-        1.0,
-        "share of each group's columns that is kept, those best predicted over keep_folds folds; the others are"
-        " predicted as 0 and marked",
-    )
-    keep_folds: int = opt(5, "folds over which columns are judged where keep is below 1")
 
 
 @dataclass(kw_only=True)
@@ -149,9 +103,7 @@ class TrainingConfig:
     latent_weight: float = opt(1.0, "latent parts: weight of the absolute error")
     aux_weight: float = opt(0.1, "latent parts: weight of the soft contrastive loss")
     aux_temperature: float = opt(0.075, "latent parts: temperature of the soft contrastive loss")
-    aux_target: str = opt(
-        "", "latent parts: target whose patch tokens teach the auxiliary head; empty: none", choices=("", *TARGETS)
-    )
+    aux_target: str = opt("", "latent parts: target whose patch tokens teach the auxiliary head; empty: none")
 
 
 def trained_heads(network: NetworkConfig, training: TrainingConfig) -> NetworkConfig:

@@ -1,0 +1,56 @@
+"""Scenes as a data source: its fields of the group ``data``, its splits, and its rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nd.config.components import Source
+from nd.config.fields import opt
+from nd.config.rules import at_least
+from nd.config.schema import DataConfig
+from nd.data.splits import BY_CLUSTER
+
+if TYPE_CHECKING:
+    from nd.config.schema import Config
+
+
+@dataclass(kw_only=True)
+class ScenesData(DataConfig):
+    """scenes: drawn images and simulated brains, made here."""
+
+    source: str = opt("scenes", "where the data come from", identity=False)
+    n_train: int = opt(1000, "scenes: training images, validation included")
+    n_test: int = opt(200, "scenes: test images; own: test images where test_ids names none")
+    n_repeats: int = opt(3, "scenes: presentations of every image")
+    n_voxels: int = opt(1500, "scenes: approximate voxels per subject")
+    world_seed: int = opt(7, "scenes: seed of the images and of the simulated brains")
+
+
+def _pieces(cfg: Config) -> Any:
+    from nd.scenes.world import pieces_of
+
+    return pieces_of(cfg.data)
+
+
+def _rules(cfg: Config) -> Iterator[str]:
+    data = cfg.data
+    assert isinstance(data, ScenesData)
+    yield from at_least(1, data=data, names=("n_train", "n_test", "n_repeats", "n_voxels"), key="data")
+    if 0 < data.n_train <= data.n_val:
+        yield f"data.n_val: {data.n_val} validation images leave nothing of {data.n_train} training images; give fewer."
+    if cfg.layout != "prepared" and data.split == BY_CLUSTER:
+        yield f"layout: {cfg.layout} has no split {data.split}; use data.split=scenes."
+
+
+COMPONENTS = (
+    Source(
+        name="scenes",
+        settings=ScenesData,
+        splits=("scenes", BY_CLUSTER),
+        protocols=("scenes",),
+        pieces=_pieces,
+        rules=_rules,
+    ),
+)
