@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_config import data_settings
 
-from nd.config import BackboneConfig, Config, DataConfig
+from nd.config import BackboneConfig, Config
 from nd.data.prepared import data_folder
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +49,7 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A configuration whose Scenes folder is prepared: 2 subjects, 60 + 12 images, 2 repeats. Read only."""
     from nd.scenes.world import write_world
 
-    data = DataConfig(subjects=["subj01", "subj02"], n_train=60, n_val=10, n_test=12, n_repeats=2, n_voxels=150)
+    data = data_settings(subjects=["subj01", "subj02"], n_train=60, n_val=10, n_test=12, n_repeats=2, n_voxels=150)
     cfg = Config(data=data)
     cfg.paths.data = str(tmp_path_factory.mktemp("world"))
     data_folder(cfg).mkdir()

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers_config import data_settings
 from numpy.typing import NDArray
 from scipy.io import loadmat, savemat
 
-from nd.config import DataConfig
 from nd.data.digits69 import KEYS, LABELS, pieces_of, read_digits69, write_digits69
 from nd.data.prepared import Stimuli, Subject
 from nd.errors import UserError
@@ -44,7 +44,7 @@ def test_voxels_keep_their_trials(made_up_file: Path) -> None:
 
 
 def test_prepared_files(made_up_file: Path, tmp_path: Path) -> None:
-    data = DataConfig(name="digits69", source="digits69", subjects=["subj01"], image_size=28, file=str(made_up_file))
+    data = data_settings(name="digits69", source="digits69", subjects=["subj01"], image_size=28, file=str(made_up_file))
     write_digits69(data, tmp_path)
     subject, stimuli = Subject(tmp_path / "subj01.h5"), Stimuli(tmp_path / "stimuli.h5")
     np.testing.assert_array_equal(subject.image_id, np.arange(100))
@@ -122,4 +122,4 @@ def test_other_labels(tmp_path: Path) -> None:
 
 def test_settings_that_digits69_does_not_have() -> None:
     with pytest.raises(UserError, match=r"one subject and images of 28 pixels; got .*image_size=64"):
-        pieces_of(DataConfig(name="digits69", source="digits69", subjects=["subj01"]))
+        pieces_of(data_settings(name="digits69", source="digits69", subjects=["subj01"]))

@@ -14,9 +14,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from helpers_config import data_settings
 from numpy.typing import NDArray
 
-from nd.config import Config, DataConfig
+from nd.config import Config
 from nd.data.mindeye2 import trials as trials_module
 from nd.data.mindeye2.prepare import pieces_of
 from nd.data.mindeye2.trials import read_trials
@@ -111,7 +112,7 @@ def root(tmp_path: Path, small_nsd: None) -> Path:
 @pytest.fixture
 def cfg(root: Path) -> Config:
     cfg = Config(
-        data=DataConfig(
+        data=data_settings(
             name="mindeye2", source="mindeye2", subjects=["subj01"], split="nsd1000", n_val=1, simulated=False,
             image_size=SIDE, root=str(root),
         )
@@ -556,7 +557,7 @@ def test_scenes_in_the_files_of_the_release(small_world: Config, tmp_path: Path)
     people = [Subject(subject_path(small_world, name)) for name in ("subj01", "subj02")]
     pictures = Stimuli(stimuli_path(small_world))
     write_mindeye2(tmp_path / "tree", people, pictures, test_ids)
-    cfg = Config(data=DataConfig(name="again", source="mindeye2", split="nsd1000", n_val=10))
+    cfg = Config(data=data_settings(name="again", source="mindeye2", split="nsd1000", n_val=10))
     cfg.data.subjects, cfg.data.root, cfg.paths.data = ["subj01", "subj02"], str(tmp_path / "tree"), str(tmp_path)
     cfg.subject.name, cfg.trainer.progress = "subj02", False
     prepare(cfg)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers_config import data_settings
 from numpy.typing import NDArray
 from scipy.io import savemat
 
-from nd.config import DataConfig
 from nd.data.nsd.design import presentation, read_coco_ids, read_trials
 from nd.data.nsd.facts import PEOPLE, SHARED_COCO_HASH, check_split, number
 from nd.data.nsd.tree import DESIGN, SIMULATED_MARK, STIM_INFO
@@ -138,7 +138,7 @@ def test_splits_of_all_subjects(design: tuple[Path, Any], tmp_path: Path, split:
         return
     subject = Subject(path, sessions=SESSIONS_OF.get(split, 0))
     check_split(split, subject)
-    data = DataConfig(name="nsd", source="nsd", split=split, n_val=300)
+    data = data_settings(name="nsd", source="nsd", split=split, n_val=300)
     (fold,) = subject_split(data, subject.image_id, subject.held_out).folds
     parts = [fold.train, fold.val, fold.test]
     together = np.concatenate(parts)
@@ -162,7 +162,7 @@ def test_nsd982_is_the_same_for_its_four_subjects(design: tuple[Path, Any], tmp_
 
 def test_the_hash_of_a_split_follows_its_images(design: tuple[Path, Any], tmp_path: Path) -> None:
     subject = Subject(prepared(tmp_path, design[0], "subj01"))
-    data = DataConfig(name="nsd", source="nsd", split="nsd1000", n_val=300)
+    data = data_settings(name="nsd", source="nsd", split="nsd1000", n_val=300)
     first = subject_split(data, subject.image_id, subject.held_out).hash
     assert first == subject_split(data, subject.image_id[::-1], subject.held_out[::-1]).hash, "order must not matter"
     other = subject.image_id + 1

@@ -17,11 +17,12 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
+from helpers_config import data_settings
 from scipy.io import loadmat, savemat
 
 import nd.data.nsd.prepare as prepare_module
 import nd.scenes.world as world
-from nd.config import Config, DataConfig, PathsConfig
+from nd.config import Config, PathsConfig
 from nd.data.nsd import tree
 from nd.data.pieces import make_pieces
 from nd.data.prepared import Stimuli, Subject, open_subject, split_of, stimuli_path, subject_path
@@ -31,7 +32,7 @@ from nd.prepare import prepare
 from nd.scenes.as_nsd import ROI_IN_NSD, write_nsd
 
 BETAS = "betas_fithrf_GLMdenoise_RR"
-SCENES = DataConfig(subjects=["subj01"], n_train=24, n_val=5, n_test=6, n_repeats=4, n_voxels=120)
+SCENES = data_settings(subjects=["subj01"], n_train=24, n_val=5, n_test=6, n_repeats=4, n_voxels=120)
 N_SESSIONS = 4
 PRECISION = 1e-3  # of z-scored voxels: int16 holds percent signal change in steps of 1/300
 
@@ -69,7 +70,7 @@ def nsd(root: Path | str, folder: Path, **more: Any) -> Config:
         "name": "nsd", "source": "nsd", "split": "nsd1000", "subjects": ["subj01"], "n_val": 5, "image_size": 64,
         "root": str(root), **more,
     }  # fmt: skip
-    return Config(data=DataConfig(**settings), paths=PathsConfig(data=str(folder)))
+    return Config(data=data_settings(**settings), paths=PathsConfig(data=str(folder)))
 
 
 def final_files(folder: Path) -> set[str]:

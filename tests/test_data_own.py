@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers_config import data_settings
 from numpy.typing import NDArray
 from PIL import Image
 
-from nd.config import Config, DataConfig, PathsConfig, SubjectConfig
+from nd.config import Config, PathsConfig, SubjectConfig
 from nd.config.application import compose
 from nd.data.own import pieces_of
 from nd.data.pieces import hidden
@@ -62,7 +63,7 @@ class Lab:
 
     def cfg(self, subject: str = "subj01", **more: Any) -> Config:
         data = {"name": "mylab", "source": "own", "split": "own", "simulated": False, "subjects": [subject]}
-        cfg = Config(data=DataConfig(**(data | self.given | more)), subject=SubjectConfig(name=subject))
+        cfg = Config(data=data_settings(**(data | self.given | more)), subject=SubjectConfig(name=subject))
         cfg.paths = PathsConfig(data=str(self.root / "data"))
         cfg.trainer.progress = False
         return cfg

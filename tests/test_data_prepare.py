@@ -12,8 +12,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from helpers_config import data_settings
 
-from nd.config import Config, DataConfig, PathsConfig
+from nd.config import Config, PathsConfig
 from nd.data import pieces as pieces_module
 from nd.data.pieces import Piece, make_pieces, recorded_hash
 from nd.data.prepared import Subject, data_folder, stimuli_path, subject_path
@@ -24,11 +25,11 @@ from nd.prepare import main, prepare
 
 def tiny(root: Path, **more: Any) -> Config:
     settings = {"n_train": 20, "n_val": 5, "n_test": 5, "n_voxels": 40, "n_repeats": 2, **more}
-    return Config(data=DataConfig(**settings), paths=PathsConfig(data=str(root)))
+    return Config(data=data_settings(**settings), paths=PathsConfig(data=str(root)))
 
 
 def digits(root: Path, file: Path | str) -> Config:
-    data = DataConfig(
+    data = data_settings(
         name="digits69",
         source="digits69",
         split="digits69-cv10",

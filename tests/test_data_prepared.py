@@ -8,8 +8,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from helpers_config import data_settings
 
-from nd.config import Config, DataConfig
+from nd.config import Config
 from nd.data import rows as rows_module
 from nd.data.prepared import Stimuli, Subject, mean_betas, subject_path, write_stimuli, write_subject
 from nd.errors import LeakError, UserError
@@ -226,7 +227,7 @@ def test_stimuli_that_make_no_sense_are_refused(tmp_path: Path, name: str, value
 
 
 def test_a_subject_of_another_data_set_is_refused() -> None:
-    cfg = Config(data=DataConfig())
+    cfg = Config(data=data_settings())
     cfg.subject.name = "subj09"
     with pytest.raises(UserError, match=r"unknown subject of data=scenes 'subj09'.*Did you mean 'subj0"):
         subject_path(cfg)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_config import data_settings
 
 from nd.config import DataConfig
 from nd.data.clusters import read_clusters, write_clusters
@@ -15,10 +16,10 @@ from nd.errors import UserError
 from nd.scenes.clusters import clusters_of
 from nd.scenes.scene import sample_scene
 
-SCENES = DataConfig()
-CV10 = DataConfig(name="digits69", source="digits69", split="digits69-cv10", n_val=10)
-GIVEN = DataConfig(name="digits69", source="digits69", split="digits69-given", n_val=10)
-CLUSTERED = DataConfig(name="scenes_clusters", split="scenes-clusters")
+SCENES = data_settings()
+CV10 = data_settings(name="digits69", source="digits69", split="digits69-cv10", n_val=10)
+GIVEN = data_settings(name="digits69", source="digits69", split="digits69-given", n_val=10)
+CLUSTERED = data_settings(name="scenes_clusters", split="scenes-clusters")
 ALL = pytest.mark.parametrize("data", [SCENES, CV10, GIVEN], ids=lambda d: d.split)
 
 
@@ -53,17 +54,17 @@ def test_hash_is_pinned(data: DataConfig, expected: str) -> None:
 
 @ALL
 def test_hash_follows_the_images(data: DataConfig) -> None:
-    fewer = DataConfig(name=data.name, source=data.source, split=data.split, n_val=data.n_val - 1)
+    fewer = data_settings(name=data.name, source=data.source, split=data.split, n_val=data.n_val - 1)
     assert get_split(data).hash == get_split(data).hash != get_split(fewer).hash
 
 
 def test_world_seed_and_subjects_do_not_move_the_split() -> None:
-    other = DataConfig(world_seed=99, subjects=["subj04"], n_voxels=50, n_repeats=1)
+    other = data_settings(world_seed=99, subjects=["subj04"], n_voxels=50, n_repeats=1)
     assert get_split(other).hash == get_split(SCENES).hash
 
 
 def test_scenes_test_images_follow_the_training_images() -> None:
-    split = get_split(DataConfig(n_train=48, n_val=12, n_test=6))
+    split = get_split(data_settings(n_train=48, n_val=12, n_test=6))
     np.testing.assert_array_equal(split.test_ids, np.arange(48, 54))
 
 
@@ -84,14 +85,14 @@ def test_given_split_is_that_of_the_file() -> None:
 @pytest.mark.parametrize("n_val", [0, -1, 1000, 5000])
 def test_n_val_that_leaves_nothing(n_val: int) -> None:
     with pytest.raises(UserError, match=rf"data.n_val={n_val} does not fit split 'scenes'.*from 1 to 999"):
-        get_split(DataConfig(n_val=n_val))
+        get_split(data_settings(n_val=n_val))
 
 
 def test_split_of_another_data_set() -> None:
     with pytest.raises(
         UserError, match=r"unknown split of data=digits69 'scenes'.*Allowed: digits69-cv10, digits69-given"
     ):
-        get_split(DataConfig(name="digits69", source="digits69", split="scenes"))
+        get_split(data_settings(name="digits69", source="digits69", split="scenes"))
 
 
 def clusters(data: DataConfig) -> list[str]:
@@ -124,17 +125,17 @@ def test_hash_of_the_cluster_split_is_pinned() -> None:
 
 
 def test_too_few_clusters_or_images() -> None:
-    few = DataConfig(split="scenes-clusters", n_test=3, n_val=1)
+    few = data_settings(split="scenes-clusters", n_test=3, n_val=1)
     with pytest.raises(
         UserError, match=r"all but one of the 2 clusters have 2 images; data.n_test=3 must be from 1 to"
     ):
         cluster_split(few, ["a", "a", "b", "b"])
     with pytest.raises(UserError, match=r"data.n_test=0 must be from 1 to"):
-        cluster_split(DataConfig(split="scenes-clusters", n_test=0), ["a", "b"])
+        cluster_split(data_settings(split="scenes-clusters", n_test=0), ["a", "b"])
     with pytest.raises(UserError, match=r"data.n_val=2 does not fit split 'scenes-clusters'.*from 1 to 1"):
-        cluster_split(DataConfig(split="scenes-clusters", n_test=1, n_val=2), ["a", "a", "b", "b"])
+        cluster_split(data_settings(split="scenes-clusters", n_test=1, n_val=2), ["a", "a", "b", "b"])
     with pytest.raises(UserError, match=r"unknown split of data=digits69 'scenes-clusters'"):
-        cluster_split(DataConfig(name="digits69", source="digits69", split="scenes-clusters"), ["a", "b"])
+        cluster_split(data_settings(name="digits69", source="digits69", split="scenes-clusters"), ["a", "b"])
 
 
 def test_clusters_are_read_as_they_were_written(tmp_path: Path) -> None:

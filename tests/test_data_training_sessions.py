@@ -11,12 +11,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from helpers_config import data_settings
 from helpers_datamodule import Targets
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import nd.scenes.world as world
-from nd.config import Config, DataConfig, PathsConfig
+from nd.config import Config, PathsConfig
 from nd.config.application import compose, derive
 from nd.data.datamodule import VoxelDataModule
 from nd.data.prepared import Subject, data_folder, mean_betas, open_subject, split_of, subject_path, write_subject
@@ -29,7 +30,7 @@ from nd.prepare import prepare
 from nd.train import train
 
 N_SESSIONS = 4
-SCENES = DataConfig(subjects=["subj01", "subj02"], n_train=24, n_val=5, n_test=6, n_repeats=4, n_voxels=120)
+SCENES = data_settings(subjects=["subj01", "subj02"], n_train=24, n_val=5, n_test=6, n_repeats=4, n_voxels=120)
 LIMITS = pytest.mark.parametrize("sessions", range(1, N_SESSIONS + 1))
 
 
@@ -163,7 +164,7 @@ def written(folder: Path, source: str, trials: list[tuple[int, int]], held_out: 
     """A subject with trials (session, image), the first voxel of each its number."""
     splits = {"own": "own", "nsd": "nsd_partial", "digits69": "digits69-cv10"}
     data = {"name": "some", "source": source, "split": splits[source], "subjects": ["subj01"], "n_val": 2, **more}
-    cfg = Config(data=DataConfig(**data), paths=PathsConfig(data=str(folder)))
+    cfg = Config(data=data_settings(**data), paths=PathsConfig(data=str(folder)))
     data_folder(cfg).mkdir(exist_ok=True)
     session, image_id = np.array(trials).T
     voxels = np.arange(len(trials) * 3, dtype=np.float32).reshape(-1, 3)

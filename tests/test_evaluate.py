@@ -9,9 +9,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from helpers_config import method_settings
 from numpy.typing import NDArray
 
-from nd.config import Config, MethodConfig, PathsConfig, ProtocolConfig
+from nd.config import Config, PathsConfig, ProtocolConfig
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
 from nd.evaluate import evaluate
@@ -30,7 +31,7 @@ def cfg(small_world: Config, tmp_path: Path) -> Config:
     paths = PathsConfig(
         root=str(tmp_path), data=small_world.paths.data, cache=str(tmp_path / "cache"), runs=str(tmp_path / "runs")
     )
-    method = MethodConfig(name="random_image", generator="random_image", targets=[], repeats=2)
+    method = method_settings(name="random_image", generator="random_image", targets=[], repeats=2)
     return replace(small_world, paths=paths, method=method, protocol=ProtocolConfig(network="none", n_boot=200))
 
 

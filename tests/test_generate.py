@@ -12,11 +12,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 from helpers_backbone import tiny_backbone
+from helpers_config import method_settings
 from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
-from nd.config import Config, GuidanceConfig, MethodConfig
-from nd.config.steps import share_of
+from nd.config import Config, GuidanceConfig
+from nd.config.fields import share_of
 from nd.errors import UserError
 from nd.generate.guidance import FeatureGuidance, feature_loss, guided_noise, layer_weights, unit_vectors
 from nd.generate.noise import noise_for
@@ -41,7 +42,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 def settings(backbone: Backbone, **changes: object) -> Config:
     """Six sampled steps, the first three guided; kappa of a size that changes images visibly."""
-    method = MethodConfig(steps=8, strength=0.75, cfg_scale=3.0, repeats=2)
+    method = method_settings(steps=8, strength=0.75, cfg_scale=3.0, repeats=2)
     guidance = GuidanceConfig(kappa=0.5, eta=0.5, normalise=True)
     method = replace(method, **{k: v for k, v in changes.items() if hasattr(method, k)})
     guidance = replace(guidance, **{k: v for k, v in changes.items() if hasattr(guidance, k)})

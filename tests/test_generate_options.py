@@ -10,11 +10,12 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from helpers_backbone import tiny_backbone
+from helpers_config import method_settings
 from PIL import Image
 from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
-from nd.config import Config, GuidanceConfig, MethodConfig
+from nd.config import Config, GuidanceConfig
 from nd.config.application import compose
 from nd.errors import UserError
 from nd.generate.attention import SelfAttention, degraded
@@ -36,7 +37,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 def settings(backbone: Backbone, **guidance: object) -> Config:
     return Config(
-        method=MethodConfig(steps=6, strength=0.75, cfg_scale=3.0, repeats=2),
+        method=method_settings(steps=6, strength=0.75, cfg_scale=3.0, repeats=2),
         guidance=replace(GuidanceConfig(kappa=0.5, eta=0.5, normalise=True), **guidance),  # type: ignore[arg-type]
         backbone=backbone.config,
     )

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from helpers_backbone import tiny_backbone
+from helpers_config import method_settings
 from helpers_released import (
     Numbers,
     attended,
@@ -30,8 +31,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
-from nd.config import Config, GuidanceConfig, MethodConfig
-from nd.config.steps import share_of
+from nd.config import Config, GuidanceConfig
+from nd.config.fields import share_of
 from nd.generate.guidance import guided_noise, shown_latents
 from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.noise import shared_noise
@@ -70,7 +71,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def settings(backbone: Backbone, numbers: Numbers) -> Config:
-    method = MethodConfig(
+    method = method_settings(
         variant="released", steps=numbers.steps, strength=numbers.strength, cfg_scale=numbers.cfg,
         sag_scale=numbers.sag, repeats=2,
     )  # fmt: skip

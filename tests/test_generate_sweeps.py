@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from helpers_backbone import tiny_backbone
+from helpers_config import method_settings
 from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
-from nd.config import Config, GuidanceConfig, MethodConfig
+from nd.config import Config, GuidanceConfig
 from nd.config.application import compose
 from nd.errors import UserError
 from nd.generate import memory
@@ -38,7 +39,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 @pytest.fixture(scope="module")
 def cfg(backbone: Backbone) -> Config:
     return Config(
-        method=MethodConfig(steps=8, strength=0.75, cfg_scale=3.0, repeats=2),
+        method=method_settings(steps=8, strength=0.75, cfg_scale=3.0, repeats=2),
         guidance=GuidanceConfig(kappa=0.5, eta=0.5, normalise=True, schedule="falling"),
         backbone=backbone.config,
     )

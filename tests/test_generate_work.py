@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 from helpers_backbone import tiny_backbone
+from helpers_config import data_settings, method_settings
+from nd.generate.registry import GENERATORS, generator_entry
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing import ProcessRaisedException
 
-from nd.config import Config, DataConfig, GuidanceConfig, MethodConfig, PathsConfig, TrainerConfig
+from nd.config import Config, GuidanceConfig, MethodConfig, PathsConfig, TrainerConfig
 from nd.data.prepared import stimuli_path, write_stimuli
 from nd.data.splits import get_split
 from nd.errors import UserError
@@ -29,7 +31,6 @@ from nd.generate.base import to_uint8
 from nd.generate.features import PredictedFeatures
 from nd.generate.module import Work, run_work
 from nd.generate.parts import Parts, partition
-from nd.generate.registry import GENERATORS, generator_entry
 from nd.generate.training import TrainingImages, part_ids
 from nd.lightning import user_error_of
 
@@ -97,8 +98,8 @@ def test_pictures_are_rounded_not_truncated() -> None:
 def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("job")
     return Config(
-        data=DataConfig(n_train=12, n_val=4, n_test=5, image_size=SIZE),
-        method=MethodConfig(steps=4, strength=0.75, cfg_scale=3.0, repeats=2),
+        data=data_settings(n_train=12, n_val=4, n_test=5, image_size=SIZE),
+        method=method_settings(steps=4, strength=0.75, cfg_scale=3.0, repeats=2),
         guidance=GuidanceConfig(kappa=0.5, eta=0.4, normalise=True),
         backbone=tiny_backbone(folder / "backbone"),
         paths=PathsConfig(data=str(folder / "data")),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from nd.config.mapper_rules import mapper_contradictions, mapper_idle
 
 from nd.config import Config
 from nd.config.application import compose
-from nd.config.mapper_rules import mapper_contradictions, mapper_idle
 from nd.config.rules import without_effect
 from nd.errors import UserError
 

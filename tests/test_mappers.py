@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_config import mapper_settings
 from numpy.typing import NDArray
 from sklearn import linear_model
 
-from nd.config import MapperConfig
 from nd.errors import UserError
 from nd.mappers import blocks
 from nd.mappers.base import FoldData, Group
@@ -59,7 +59,7 @@ def z_score(train: Any, rows: Any) -> Any:
 def test_equals_sklearn(n: int, n_voxels: int, n_columns: int, alpha: float) -> None:
     voxels, targets = linear_brain(n + 12, n_voxels, n_columns)
     new = voxels[n:] + np.float32(0.1)
-    mapper = Ridge(MapperConfig(alphas=[alpha], refit=False))
+    mapper = Ridge(mapper_settings(alphas=[alpha], refit=False))
     mapper.fit(fold(voxels, targets, n))
     oracle = linear_model.Ridge(alpha=alpha, solver="svd").fit(
         z_score(voxels[:n], voxels[:n]), targets[:n].astype(float)
@@ -69,7 +69,7 @@ def test_equals_sklearn(n: int, n_voxels: int, n_columns: int, alpha: float) -> 
 
 
 def test_weights_are_stored_whole_or_as_factors_whichever_is_smaller() -> None:
-    few, many = (Ridge(MapperConfig(alphas=[1.0])) for _ in range(2))
+    few, many = (Ridge(mapper_settings(alphas=[1.0])) for _ in range(2))
     few.fit(fold(*linear_brain(60, 50, 3), 45))
     many.fit(fold(*linear_brain(20, 80, 400), 15))
     assert few.state()["weights"].shape == (50, 3)
@@ -79,7 +79,7 @@ def test_weights_are_stored_whole_or_as_factors_whichever_is_smaller() -> None:
 
 def test_refit_uses_training_and_validation_images() -> None:
     voxels, targets = linear_brain(60, 30, 5)
-    mapper = Ridge(MapperConfig(alphas=[50.0], refit=True))
+    mapper = Ridge(mapper_settings(alphas=[50.0], refit=True))
     mapper.fit(fold(voxels, targets, 45))
     scaled = z_score(voxels, voxels)
     oracle = linear_model.Ridge(alpha=50.0).fit(scaled, targets.astype(float))
@@ -91,7 +91,7 @@ def test_penalty_is_the_best_on_validation_images_for_every_group() -> None:
     targets[:, 3:] = np.random.default_rng(1).normal(size=(120, 3))  # nothing to decode: the largest penalty wins
     alphas = [1.0, 30.0, 1e3, 1e5]
     groups = (Group("signal", 0, 3), Group("noise", 3, 6))
-    mapper = Ridge(MapperConfig(alphas=alphas, refit=False))
+    mapper = Ridge(mapper_settings(alphas=alphas, refit=False))
     mapper.fit(fold(voxels, targets, 90, groups))
     found = {g["name"]: g["alpha"] for g in mapper.details()["groups"]}
     for group in groups:
@@ -107,7 +107,7 @@ def test_penalty_is_the_best_on_validation_images_for_every_group() -> None:
 def test_folds_choose_the_penalty_over_all_images_fitted_on() -> None:
     voxels, targets = linear_brain(60, 80, 5, noise=6.0)
     alphas = [1.0, 30.0, 300.0, 3e3, 3e4]
-    mapper = Ridge(MapperConfig(alphas=alphas, folds=4))
+    mapper = Ridge(mapper_settings(alphas=alphas, folds=4))
     mapper.fit(fold(voxels, targets, 45))
     errors = np.zeros(len(alphas))
     total = 0.0
@@ -125,7 +125,7 @@ def test_folds_choose_the_penalty_over_all_images_fitted_on() -> None:
 
 def test_folds_of_a_mapper_that_is_judged_on_validation_images_do_not_see_them() -> None:
     voxels, targets = linear_brain(60, 40, 5, noise=6.0)
-    one, other = (Ridge(MapperConfig(folds=5, refit=False, voxel_power=1.0)) for _ in range(2))
+    one, other = (Ridge(mapper_settings(folds=5, refit=False, voxel_power=1.0)) for _ in range(2))
     one.fit(fold(voxels, targets, 45))
     voxels[45:], targets[45:] = voxels[45:] * 3 + 1, -targets[45:]
     other.fit(fold(voxels, targets, 45))
@@ -135,13 +135,13 @@ def test_folds_of_a_mapper_that_is_judged_on_validation_images_do_not_see_them()
 
 def test_more_folds_than_images() -> None:
     with pytest.raises(UserError, match=r"mapper.folds=61 folds cannot be cut from 60 images"):
-        Ridge(MapperConfig(folds=61)).fit(fold(*linear_brain(60, 40, 5), 45))
+        Ridge(mapper_settings(folds=61)).fit(fold(*linear_brain(60, 40, 5), 45))
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0])
 def test_voxel_weights_equal_ridge_on_weighted_voxels(power: float) -> None:
     voxels, targets = linear_brain(60, 90, 25, noise=3.0)
-    mapper = Ridge(MapperConfig(alphas=[40.0], refit=False, voxel_power=power))
+    mapper = Ridge(mapper_settings(alphas=[40.0], refit=False, voxel_power=power))
     mapper.fit(fold(voxels, targets, 45))
     scaled = z_score(voxels[:45], voxels)
     left = np.linalg.svd((targets[:45] - targets[:45].mean(0)).astype(float), full_matrices=False)[0][:, :10]
@@ -157,7 +157,7 @@ def test_voxel_weights_find_the_voxels_that_respond() -> None:
     everything = np.concatenate([voxels, silent], axis=1)
     scores = {}
     for power in (0.0, 1.0):
-        mapper = Ridge(MapperConfig(refit=False, voxel_power=power))
+        mapper = Ridge(mapper_settings(refit=False, voxel_power=power))
         mapper.fit(fold(everything, targets, 120))
         scores[power] = mapper.details()["scores"]["unexplained"]
     assert scores[1.0] < 0.8 * scores[0.0]
@@ -165,7 +165,7 @@ def test_voxel_weights_find_the_voxels_that_respond() -> None:
 
 def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     voxels, targets = linear_brain(50, 30, 11)
-    whole, blocked = (Ridge(MapperConfig(rescale="train")) for _ in range(2))
+    whole, blocked = (Ridge(mapper_settings(rescale="train")) for _ in range(2))
     whole.fit(fold(voxels, targets, 40))
     monkeypatch.setattr(blocks, "BLOCK_NUMBERS", 40 * 3)
     blocked.fit(fold(voxels, targets, 40))
@@ -175,7 +175,7 @@ def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_known_brain_is_recovered_and_shuffled_images_are_at_chance() -> None:
     voxels, targets = linear_brain(400, 100, 10, noise=0.5)
-    mapper = Ridge(MapperConfig())
+    mapper = Ridge(mapper_settings())
     mapper.fit(fold(voxels, targets, 300))
     assert mapper.details()["scores"]["correlation"] > 0.95
     assert mapper.details()["scores"]["identification"] > 0.97
@@ -188,7 +188,7 @@ def test_known_brain_is_recovered_and_shuffled_images_are_at_chance() -> None:
 def test_constant_voxels_and_constant_targets_do_no_harm() -> None:
     voxels, targets = linear_brain(60, 30, 6)
     voxels[:, 4], targets[:, 2] = 7.0, 1.5
-    mapper = Ridge(MapperConfig(rescale="train"))
+    mapper = Ridge(mapper_settings(rescale="train"))
     mapper.fit(fold(voxels, targets, 45))
     predicted = mapper.predict(voxels)
     assert np.isfinite(predicted).all()
@@ -197,19 +197,19 @@ def test_constant_voxels_and_constant_targets_do_no_harm() -> None:
 
 
 def test_wide_list_of_penalties_is_asked_for_at_the_edge(caplog: pytest.LogCaptureFixture) -> None:
-    Ridge(MapperConfig(alphas=[1e6, 1e7])).fit(fold(*linear_brain(60, 30, 6), 45))
+    Ridge(mapper_settings(alphas=[1e6, 1e7])).fit(fold(*linear_brain(60, 30, 6), 45))
     assert "end of the list" in caplog.text
 
 
 @pytest.mark.parametrize("alphas", [[], [0.0], [1.0, -1.0]])
 def test_penalties_must_be_positive(alphas: list[float]) -> None:
     with pytest.raises(UserError, match=r"mapper\.alphas=.*positive numbers"):
-        Ridge(MapperConfig(alphas=alphas))
+        Ridge(mapper_settings(alphas=alphas))
 
 
 def test_unknown_mapper() -> None:
     with pytest.raises(UserError, match=r"unknown mapper 'rigde'. Did you mean 'ridge'"):
-        build_mapper(MapperConfig(name="rigde"))
+        build_mapper(mapper_settings(name="rigde"))
 
 
 # ---- spread of the predictions -------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_spread_ratio_equals_explicit_leave_one_out(n_voxels: int) -> None:
 
 def test_rescale_restores_the_spread_of_new_predictions() -> None:
     voxels, targets = linear_brain(600, 50, 20, noise=30.0)
-    plain, rescaled = (Ridge(MapperConfig(rescale=rule)) for rule in ("none", "train"))
+    plain, rescaled = (Ridge(mapper_settings(rescale=rule)) for rule in ("none", "train"))
     for mapper in (plain, rescaled):
         mapper.fit(fold(voxels[:400], targets[:400], 300))
     spread = targets[400:].std(0)
@@ -281,10 +281,10 @@ ORIGIN = Origin(
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, Ridge]:
-    mapper = Ridge(MapperConfig())
+    mapper = Ridge(mapper_settings())
     mapper.fit(fold(*linear_brain(60, 30, 5), 45))
     path = checkpoint_path(tmp_path, 0)
-    save(path, mapper, MapperConfig(), ORIGIN, (5,))
+    save(path, mapper, mapper_settings(), ORIGIN, (5,))
     return path, mapper
 
 

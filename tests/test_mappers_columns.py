@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from helpers_config import mapper_settings
 from helpers_linear import Table, noisy_brain, one_fold, package_predict, z_scored
 from numpy.typing import NDArray
 from sklearn import linear_model
@@ -67,7 +68,9 @@ def best_of(scores: Any, keep: float, groups: tuple[Group, ...] = GROUPS) -> NDA
 @pytest.mark.parametrize("kind", ["ridge", "fastl2lir"])
 def test_keeps_the_columns_that_an_explicit_loop_keeps(kind: str, variant: str) -> None:
     voxels, targets = hard_brain()
-    config = MapperConfig(name=kind, variant=variant, alphas=[40.0], n_feat=12, penalty=40.0, keep=0.25, keep_folds=4)
+    config = mapper_settings(
+        name=kind, variant=variant, alphas=[40.0], n_feat=12, penalty=40.0, keep=0.25, keep_folds=4
+    )
     found = choose_columns(config, one_fold(voxels, targets, 57, GROUPS))
     scores = loop_of_fits(kind, voxels[:57], targets[:57], 4, dict.fromkeys(range(4), 40.0), variant == "released")
     np.testing.assert_array_equal(found, best_of(scores, 0.25))
@@ -79,9 +82,9 @@ def test_a_column_predicted_backwards_is_kept_by_released_code_alone() -> None:
     voxels, targets = noisy_brain(70, 40, 20, noise=0.5)
     targets[:, 2:] = np.random.default_rng(9).normal(size=(70, 18))
     targets[25:50, 0] *= -1  # well decoded within each fold, but for a sign that the other fold has not
-    config = MapperConfig(alphas=[40.0], keep=0.25, keep_folds=2)
+    config = mapper_settings(alphas=[40.0], keep=0.25, keep_folds=2)
     data = one_fold(voxels, targets, 50, (Group("all", 0, 20),))
-    masks = {v: choose_columns(MapperConfig(**{**vars(config), "variant": v}), data) for v in ("nd", "released")}
+    masks = {v: choose_columns(mapper_settings(**{**vars(config), "variant": v}), data) for v in ("nd", "released")}
     assert masks["released"][:2].tolist() == [True, True]
     assert masks["nd"][:2].tolist() == [False, True]
 
@@ -91,7 +94,7 @@ def test_penalty_is_chosen_within_each_fit(folds: int) -> None:
     """On the validation images, or over folds of the images fitted on; never on those left out."""
     voxels, targets = hard_brain()
     alphas = [1.0, 30.0, 300.0, 3e3, 3e4]
-    config = MapperConfig(alphas=alphas, folds=folds, keep=0.25, keep_folds=4)
+    config = mapper_settings(alphas=alphas, folds=folds, keep=0.25, keep_folds=4)
     penalties = {}
     for k, (rest, _) in enumerate(KFold(4).split(voxels[:57])):
         ranks = np.arange(len(rest))
@@ -109,7 +112,7 @@ def test_penalty_is_chosen_within_each_fit(folds: int) -> None:
     np.testing.assert_array_equal(found, best_of(scores, 0.25, group))
 
 
-@pytest.mark.parametrize("config", [MapperConfig(name="fastl2lir", n_feat=12), MapperConfig(folds=3)])
+@pytest.mark.parametrize("config", [mapper_settings(name="fastl2lir", n_feat=12), mapper_settings(folds=3)])
 def test_validation_images_do_not_choose_columns(config: MapperConfig) -> None:
     config.keep = 0.25
     voxels, targets = hard_brain()
@@ -126,7 +129,7 @@ def test_scratch_is_left_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "correlation",
         lambda *given: made.append(list((tmp_path / "room" / "columns").iterdir())) or correlation(*given),
     )
-    config, data = MapperConfig(name="fastl2lir", n_feat=12, keep=0.25), one_fold(*hard_brain(), 57, GROUPS)
+    config, data = mapper_settings(name="fastl2lir", n_feat=12, keep=0.25), one_fold(*hard_brain(), 57, GROUPS)
     inside = choose_columns(config, data, scratch=tmp_path / "room")
     assert made
     assert all(made)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_config import mapper_settings
 from helpers_linear import noisy_brain, one_fold, z_scored
 from numpy.typing import NDArray
 
-from nd.config import MapperConfig
 from nd.mappers.arrays import Scratch
 from nd.mappers.choice import choose_for_columns
 from nd.mappers.crossvalidation import CrossValidation, Held, Images, cross_validation
@@ -39,7 +39,7 @@ def loop(voxels: Any, targets: Any, alpha: float) -> NDArray[np.float64]:
 
 
 def made(voxels: Any, targets: Any, alphas: Any) -> CrossValidation:
-    config = MapperConfig(alphas=[float(alpha) for alpha in alphas], folds=FOLDS)
+    config = mapper_settings(alphas=[float(alpha) for alpha in alphas], folds=FOLDS)
     images = Images(np.arange(len(voxels), dtype=np.int32), voxels.copy())
     return cross_validation(config, one_fold(voxels, targets, len(voxels)), images, torch.device("cpu"), Scratch())
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_config import mapper_settings
 from helpers_linear import noisy_brain, one_fold, package_fit, package_predict
 
 from nd.config import MapperConfig
@@ -23,7 +24,7 @@ PENALTY = 0.15
 
 
 def config(n_feat: int, **others: Any) -> MapperConfig:
-    return MapperConfig(name="fastl2lir", n_feat=n_feat, penalty=PENALTY, **others)
+    return mapper_settings(name="fastl2lir", n_feat=n_feat, penalty=PENALTY, **others)
 
 
 def whole(solution: Solution, n_voxels: int) -> Any:
@@ -292,7 +293,7 @@ def test_fewer_voxels_than_wanted_are_all_used(caplog: pytest.LogCaptureFixture)
 )
 def test_settings_that_mean_nothing(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_mapper(MapperConfig(name="fastl2lir", **change))
+        build_mapper(mapper_settings(name="fastl2lir", **change))
 
 
 @pytest.mark.parametrize("n_feat", [10, 40])

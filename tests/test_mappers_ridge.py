@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_config import mapper_settings
 from helpers_linear import Table, noisy_brain, one_fold, z_scored
 from himalaya.backend import set_backend
 from himalaya.kernel_ridge import KernelRidgeCV
@@ -54,7 +55,7 @@ def fitted(config: MapperConfig, data: Any, scratch: Path | None = None) -> Ridg
 @pytest.mark.parametrize(("n", "n_voxels"), [(40, 90), (90, 40), (60, 60)])
 def test_equals_sklearn(n: int, n_voxels: int, alpha: float, intercept: bool) -> None:
     voxels, targets = brain_of_unequal_columns(n + 12, n_voxels)
-    mapper = fitted(MapperConfig(alphas=[alpha], refit=False, intercept=intercept), one_fold(voxels, targets, n))
+    mapper = fitted(mapper_settings(alphas=[alpha], refit=False, intercept=intercept), one_fold(voxels, targets, n))
     scaled, y = z_scored(voxels[:n], voxels), targets[:n].astype(float)
     oracle = linear_model.Ridge(alpha=alpha, solver="svd", fit_intercept=intercept).fit(scaled[:n], y)
     expected = oracle.predict(scaled)
@@ -65,7 +66,7 @@ def test_equals_sklearn(n: int, n_voxels: int, alpha: float, intercept: bool) ->
 def test_without_intercept_the_mean_is_lost() -> None:
     voxels, targets = brain_of_unequal_columns(60, 90)
     with_mean, without = (
-        fitted(MapperConfig(alphas=[30.0], intercept=i), one_fold(voxels, targets, 45)) for i in (1, 0)
+        fitted(mapper_settings(alphas=[30.0], intercept=i), one_fold(voxels, targets, 45)) for i in (1, 0)
     )
     np.testing.assert_allclose(without.predict(voxels) + targets.mean(0), with_mean.predict(voxels), atol=1e-4)
 
@@ -101,7 +102,7 @@ def test_global_choice_over_folds_equals_a_loop(
     monkeypatch.setattr(CrossValidation, "by_products", lambda *_: by_products)
     voxels, targets = brain_of_unequal_columns(n, n_voxels)
     groups = (Group("few", 0, 4), Group("others", 4, 9))
-    config = MapperConfig(alphas=ALPHAS, folds=4, intercept=intercept)
+    config = mapper_settings(alphas=ALPHAS, folds=4, intercept=intercept)
     mapper = fitted(config, one_fold(voxels, targets, n - 12, groups))
     held_out = [held_out_by_sklearn(voxels, targets, 4, alpha, intercept) for alpha in ALPHAS]
     errors, total = errors_of(held_out), (held_out[0][1] ** 2).sum(0)
@@ -130,7 +131,7 @@ def identified(predicted: Any, true: Any) -> NDArray[np.bool_]:
 @pytest.mark.parametrize(("n", "n_voxels"), SHAPES)
 def test_choice_for_each_column_equals_a_loop(n: int, n_voxels: int, intercept: bool) -> None:
     voxels, targets = brain_of_unequal_columns(n, n_voxels)
-    config = MapperConfig(alphas=ALPHAS, alpha_per="column", folds=4, intercept=intercept)
+    config = mapper_settings(alphas=ALPHAS, alpha_per="column", folds=4, intercept=intercept)
     mapper = fitted(config, one_fold(voxels, targets, n - 12))
     held_out = [held_out_by_sklearn(voxels, targets, 4, alpha, intercept) for alpha in ALPHAS]
     best = errors_of(held_out).argmin(0)
@@ -149,7 +150,7 @@ def test_choice_for_each_column_equals_a_loop(n: int, n_voxels: int, intercept: 
 
 def test_choice_for_each_column_on_validation_images() -> None:
     voxels, targets = brain_of_unequal_columns(90, 120)
-    mapper = fitted(MapperConfig(alphas=ALPHAS, alpha_per="column"), one_fold(voxels, targets, 70))
+    mapper = fitted(mapper_settings(alphas=ALPHAS, alpha_per="column"), one_fold(voxels, targets, 70))
     scaled = z_scored(voxels[:70], voxels)
     fits = [linear_model.Ridge(alpha=alpha).fit(scaled[:70], targets[:70]).predict(scaled[70:]) for alpha in ALPHAS]
     best = ((np.array(fits) - targets[70:]) ** 2).sum(1).argmin(0)
@@ -173,7 +174,7 @@ def test_equals_himalaya(kind: type[Any], n: int, n_voxels: int) -> None:
     set_backend("numpy")
     splits = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(4)]
     oracle = kind(alphas=np.array(ALPHAS), cv=splits).fit(voxels, targets)
-    config = MapperConfig(alphas=ALPHAS, alpha_per="column", folds=4, intercept=False)
+    config = mapper_settings(alphas=ALPHAS, alpha_per="column", folds=4, intercept=False)
     mapper = fitted(config, one_fold(voxels.astype(np.float32), targets.astype(np.float32), n - 12))
     assert len(set(oracle.best_alphas_)) > 1
     np.testing.assert_allclose(mapper.state()["alpha"], oracle.best_alphas_)
@@ -183,7 +184,7 @@ def test_equals_himalaya(kind: type[Any], n: int, n_voxels: int) -> None:
 
 def test_edge_of_the_list_is_told_where_most_columns_lie_there(caplog: pytest.LogCaptureFixture) -> None:
     voxels, targets = brain_of_unequal_columns(60, 90)
-    config = MapperConfig(alpha_per="column", folds=4, alphas=[1e5, 1e6])
+    config = mapper_settings(alpha_per="column", folds=4, alphas=[1e5, 1e6])
     fitted(config, one_fold(voxels, targets[:, :4], 45))
     assert "lies at the end of the list for {'all (100000)': '100% of the columns'}" in caplog.text
     caplog.clear()
@@ -193,12 +194,12 @@ def test_edge_of_the_list_is_told_where_most_columns_lie_there(caplog: pytest.Lo
 
 def test_spread_is_restored_for_each_column_under_its_own_penalty() -> None:
     voxels, targets = brain_of_unequal_columns(60, 90)
-    config = MapperConfig(alphas=ALPHAS, alpha_per="column", folds=4, rescale="train")
+    config = mapper_settings(alphas=ALPHAS, alpha_per="column", folds=4, rescale="train")
     mapper = fitted(config, one_fold(voxels, targets, 45))
     alphas = mapper.state()["alpha"]
     for k in (0, 8):
         alone = fitted(
-            MapperConfig(alphas=[float(alphas[k])], folds=4, rescale="train"), one_fold(voxels, targets[:, [k]], 45)
+            mapper_settings(alphas=[float(alphas[k])], folds=4, rescale="train"), one_fold(voxels, targets[:, [k]], 45)
         )
         np.testing.assert_allclose(mapper.predict(voxels)[:, k], alone.predict(voxels)[:, 0], rtol=1e-4, atol=1e-3)
     assert alphas[0] != alphas[8]
@@ -335,7 +336,7 @@ def test_merged_scores_hold_the_columns_of_both() -> None:
 def test_flat_columns_correlate_with_nothing() -> None:
     voxels, targets = brain_of_unequal_columns(60, 30)
     targets[:, 3] = 2.5
-    mapper = fitted(MapperConfig(alpha_per="column"), one_fold(voxels, targets, 45))
+    mapper = fitted(mapper_settings(alpha_per="column"), one_fold(voxels, targets, 45))
     assert mapper.state()["validation_correlation"][3] == 0
     assert mapper.state()["validation_correlation"][0] > 0.5
     np.testing.assert_allclose(mapper.predict(voxels)[:, 3], 2.5, atol=1e-5)
@@ -349,7 +350,7 @@ def test_columns_left_out_are_predicted_as_zero_and_change_nothing_else(per: str
     voxels, targets = brain_of_unequal_columns(60, 90)
     kept = np.array([0, 1, 1, 0, 0, 0, 1, 0, 1], bool)
     groups = (Group("a", 0, 3), Group("none kept", 3, 6), Group("c", 6, 9))
-    config = MapperConfig(alphas=ALPHAS, alpha_per=per, folds=4)
+    config = mapper_settings(alphas=ALPHAS, alpha_per=per, folds=4)
     mapper = Ridge(config)
     mapper.keep_columns(kept)
     mapper.fit(one_fold(voxels, targets, 45, groups))
@@ -368,7 +369,7 @@ def test_columns_left_out_are_predicted_as_zero_and_change_nothing_else(per: str
 
 
 def test_all_columns_are_kept_by_default() -> None:
-    assert fitted(MapperConfig(), one_fold(*noisy_brain(40, 20, 5), 30)).kept is None
+    assert fitted(mapper_settings(), one_fold(*noisy_brain(40, 20, 5), 30)).kept is None
 
 
 # ---- streaming -----------------------------------------------------------------------------------------------------
@@ -397,9 +398,9 @@ class Watched(Table):
 
 
 @pytest.mark.parametrize("config", [
-    MapperConfig(alphas=ALPHAS, folds=4),
-    MapperConfig(alphas=ALPHAS, folds=4, alpha_per="column", rescale="train"),
-    MapperConfig(alphas=ALPHAS, voxel_power=1.0),
+    mapper_settings(alphas=ALPHAS, folds=4),
+    mapper_settings(alphas=ALPHAS, folds=4, alpha_per="column", rescale="train"),
+    mapper_settings(alphas=ALPHAS, voxel_power=1.0),
 ])  # fmt: skip
 def test_targets_come_in_blocks_and_large_arrays_go_to_files(
     config: MapperConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -424,7 +425,7 @@ def test_checkpoint_is_read_where_it_is_used(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     voxels, targets = brain_of_unequal_columns(60, 90, 300)
-    config = MapperConfig(alphas=ALPHAS, alpha_per="column", folds=4)
+    config = mapper_settings(alphas=ALPHAS, alpha_per="column", folds=4)
     mapper = fitted(config, one_fold(voxels, targets, 45))
     path = saved(tmp_path, mapper, config)
     found, mapped = load_file(path), load(path, ORIGIN, "nd train").state()
@@ -470,8 +471,8 @@ def test_files_of_the_library_are_read(tmp_path: Path) -> None:
 
 
 def test_longer_checkpoint_than_its_header_says_is_damaged(tmp_path: Path) -> None:
-    mapper = fitted(MapperConfig(), one_fold(*noisy_brain(40, 90, 9), 30))
-    path = saved(tmp_path, mapper, MapperConfig())
+    mapper = fitted(mapper_settings(), one_fold(*noisy_brain(40, 90, 9), 30))
+    path = saved(tmp_path, mapper, mapper_settings())
     with open(path, "ab") as handle:
         handle.write(b"more")
     with pytest.raises(UserError, match="is damaged"):
@@ -488,7 +489,7 @@ def test_scratch_of_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         r"cannot make .*1\.array of .* GB: No space left on device\. Free some space or choose another paths\.runs"
     )
     with pytest.raises(UserError, match=message):
-        fitted(MapperConfig(), one_fold(*noisy_brain(40, 20, 5), 30), tmp_path / "scratch")
+        fitted(mapper_settings(), one_fold(*noisy_brain(40, 20, 5), 30), tmp_path / "scratch")
 
 
 def test_scratch_goes_whatever_happens(tmp_path: Path) -> None:

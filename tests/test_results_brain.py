@@ -10,9 +10,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers_config import method_settings
 from numpy.typing import NDArray
 
-from nd.config import Config, MethodConfig, PathsConfig, ProtocolConfig
+from nd.config import Config, PathsConfig, ProtocolConfig
 from nd.config.rules import contradictions
 from nd.data.prepared import Stimuli, mean_betas, open_subject, split_of, stimuli_path
 from nd.evaluate import evaluate
@@ -35,7 +36,7 @@ def cfg(small_world: Config, tmp_path: Path) -> Config:
     paths = PathsConfig(
         root=str(tmp_path), data=small_world.paths.data, cache=str(tmp_path / "cache"), runs=str(tmp_path / "runs")
     )
-    method = MethodConfig(name="random_image", generator="random_image", targets=[], repeats=2)
+    method = method_settings(name="random_image", generator="random_image", targets=[], repeats=2)
     protocol = ProtocolConfig(n_boot=100, network_size=64, random_weights=True, brain=["high"])
     return replace(small_world, paths=paths, method=method, protocol=protocol)
 

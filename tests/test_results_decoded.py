@@ -8,8 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from helpers_config import method_settings, target_settings
 
-from nd.config import Config, MethodConfig, PathsConfig, ProtocolConfig, TargetConfig
+from nd.config import Config, PathsConfig, ProtocolConfig
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.evaluate import evaluate
 from nd.evaluation import decoded
@@ -26,8 +27,8 @@ def cfg(small_world: Config, tmp_path: Path) -> Config:
     paths = PathsConfig(
         root=str(tmp_path), data=small_world.paths.data, cache=str(tmp_path / "cache"), runs=str(tmp_path / "runs")
     )
-    method = MethodConfig(name="ridge_pixels", generator="pixels", targets=["pixels"])
-    target = TargetConfig(name="pixels")
+    method = method_settings(name="ridge_pixels", generator="pixels", targets=["pixels"])
+    target = target_settings(name="pixels")
     protocol = ProtocolConfig(network="none", n_boot=50)
     return replace(small_world, paths=paths, method=method, target=target, protocol=protocol)
 

@@ -17,9 +17,10 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers_config import data_settings
 from scipy.io import loadmat
 
-from nd.config import Config, DataConfig, PathsConfig
+from nd.config import Config, PathsConfig
 from nd.data.prepared import data_folder, write_subject
 from nd.data.stimuli import Stimuli
 from nd.data.subject import Subject
@@ -74,7 +75,7 @@ def columns_of(path: Path) -> dict[str, np.ndarray]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Two subjects of two sessions; subj02 as NSD, with both forms of betas, and both as MindEye2."""
     root = tmp_path_factory.mktemp("trees")
-    data = DataConfig(subjects=["subj02", "subj05"], n_train=N_TRAIN, n_test=N_TEST, n_repeats=3, n_voxels=90)
+    data = data_settings(subjects=["subj02", "subj05"], n_train=N_TRAIN, n_test=N_TEST, n_repeats=3, n_voxels=90)
     (root / "source").mkdir()
     for piece in pieces_of(data):
         piece.write(root / "source" / piece.name)
@@ -546,7 +547,7 @@ def test_other_arguments_that_are_refused(made: Made, tmp_path: Path) -> None:
 
 def tiny(root: Path, layout: str, **more: Any) -> Config:
     settings = {"n_train": 20, "n_val": 5, "n_test": 5, "n_voxels": 40, "n_repeats": 2, **more}
-    return Config(data=DataConfig(**settings), paths=PathsConfig(data=str(root)), layout=layout)
+    return Config(data=data_settings(**settings), paths=PathsConfig(data=str(root)), layout=layout)
 
 
 def names(root: Path) -> set[str]:

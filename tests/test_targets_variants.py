@@ -11,13 +11,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from helpers_backbone import IMAGE_SIZE
+from helpers_config import data_settings
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from torchvision.transforms.v2 import functional as tv
 
 from nd.backbone.loading import Backbone, load_backbone
-from nd.config import BackboneConfig, Config, DataConfig
+from nd.config import BackboneConfig, Config
 from nd.data.digits69 import read_digits69
 from nd.errors import UserError
 from nd.scenes.world import World
@@ -342,7 +343,7 @@ def test_digits_white_on_black_pass(digits69_file: Path) -> None:
 
 
 def test_scenes_pass() -> None:
-    images = World(DataConfig(n_train=150, n_val=10, n_test=10)).images
+    images = World(data_settings(n_train=150, n_val=10, n_test=10)).images
     assert saturated_share(images).max() < SATURATED / 2
     check_pictures(images, np.arange(len(images)))
 

@@ -12,13 +12,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers_config import mapper_settings
 from helpers_training import EVERYTHING, N_TEST, N_TRAIN, SHAPES, SMALL, finetuned, linear_target, stage_of, truth_of
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import nd.mappers.training.others as others
 import nd.mappers.two_stage as two_stage
-from nd.config import Config, MapperConfig
+from nd.config import Config
 from nd.config.application import compose, derive
 from nd.data.prepared import open_subject, split_of, subject_path
 from nd.data.splits import Fold, Split
@@ -99,7 +100,7 @@ def test_prediction_is_of_scaled_voxels_in_units_of_the_target(given: list[str],
 def test_restored_mapper_predicts_the_same(trained: Config) -> None:
     first = mapper_of(trained)
     details = json.loads(json.dumps(first.details()))
-    second = TwoStage.restore(MapperConfig(name="two_stage"), first.state(), details)
+    second = TwoStage.restore(mapper_settings(name="two_stage"), first.state(), details)
     voxels = mean_betas(open_subject(trained), TEST_IDS)
     np.testing.assert_array_equal(first.predict(voxels, TEST_IDS), second.predict(voxels, TEST_IDS))
     loaded = load(saved_path(folder_of(trained), origin_of(trained)), origin_of(trained), "nd train")

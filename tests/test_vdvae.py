@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_config import target_settings
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
@@ -26,7 +27,7 @@ from nd.backbone.vdvae.loading import FILE, URL, load_vdvae, vdvae_of
 from nd.backbone.vdvae.model import Vdvae, normal_from, uniform_from
 from nd.backbone.vdvae.pictures import to_pixels
 from nd.backbone.vdvae.shape import IMAGENET64, BlockShape, VdvaeShape
-from nd.config import BackboneConfig, Config, TargetConfig
+from nd.config import BackboneConfig, Config
 from nd.errors import UserError
 from nd.generate.noise import noise_for
 from nd.targets import vdvae as target_module
@@ -598,7 +599,7 @@ def weights(model: Vdvae, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def extractor_of(weights: Path, **settings: Any) -> VdvaeLatents:
-    target = TargetConfig(vdvae=str(weights), **{"vdvae_layers": 5, **settings})
+    target = target_settings(vdvae=str(weights), **{"vdvae_layers": 5, **settings})
     return VdvaeLatents(Backbone(BackboneConfig()), target, TINY)
 
 
@@ -680,7 +681,7 @@ def test_target_by_name(weights: Path) -> None:
 
 def test_target_mistakes(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"target.vdvae is not set\. Needed for target vdvae"):
-        VdvaeLatents(Backbone(BackboneConfig()), TargetConfig()).fingerprint()
+        VdvaeLatents(Backbone(BackboneConfig()), target_settings()).fingerprint()
     for n_layers in (0, 8):
         with pytest.raises(UserError, match=rf"target.vdvae_layers={n_layers}: the model has 7 layers; .* in 1..7"):
             _ = extractor_of(weights, vdvae_layers=n_layers).shape

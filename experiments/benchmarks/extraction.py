@@ -46,10 +46,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nd.backbone.loading import Backbone
 from nd.backbone.tower import preprocess
-from nd.config import BackboneConfig, Config, DataConfig
+from nd.config import BackboneConfig, Config, Decoding, TargetConfig
+from nd.config.components import component
 from nd.data.prepared import Stimuli, stimuli_path, write_stimuli
 from nd.extract import extract
 from nd.files import write_json
+from nd.scenes.components import ScenesData
 from nd.scenes.world import World
 from nd.targets.base import Items
 from nd.targets.guards import check_pictures
@@ -110,18 +112,25 @@ def parsed(given: list[str] | None) -> argparse.Namespace:
     return asked
 
 
+def with_precision(name: str, precision: str, cfg: Config) -> Decoding:
+    """How a target is decoded, which only matters for the arithmetic it is extracted in."""
+    return Decoding(target=component("target", name).settings(precision=precision), mapper=cfg.mapper)
+
+
 def configured(asked: argparse.Namespace, folder: Path) -> Config:
     """Scenes images, their models or Stable Diffusion's, and folders for everything that is written."""
     shipped, part = asked.weights == "shipped", max(1, asked.images // 10)
     half = [0.5, 0.5, 0.5]
     cfg = Config(
-        data=DataConfig(
+        data=ScenesData(
             image_size=64 if shipped else NSD_SIDE, n_train=asked.images - part, n_test=part, n_val=max(1, part // 2)
         ),
         backbone=BackboneConfig(tower_mean=half, tower_std=half) if shipped else full_size(folder / "models"),
     )
     cfg.paths.data, cfg.paths.cache = str(folder / "data"), str(folder / "cache")
-    cfg.method.targets, cfg.target.name, cfg.target.precision = TARGETS, "all", asked.precision
+    cfg.method.targets = {name: {} for name in TARGETS}
+    cfg.target = TargetConfig(name="all", precision=asked.precision)
+    cfg.decodings = {name: with_precision(name, asked.precision, cfg) for name in TARGETS}
     cfg.trainer.batch_size, cfg.trainer.progress = asked.batch_size, False
     cfg.trainer.accelerator = "gpu" if asked.device == "cuda" else "cpu"
     stimuli_path(cfg).parent.mkdir(parents=True)

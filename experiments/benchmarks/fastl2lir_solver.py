@@ -33,9 +33,9 @@ from data_feed import watched
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from nd.config import MapperConfig
 from nd.files import write_json
 from nd.mappers.base import FoldData, Group
+from nd.mappers.components import FastL2LiRSettings
 from nd.mappers.fastl2lir import FastL2LiR
 from nd.mappers.gram import gram
 from nd.mappers.normal_equations import Solution, select_and_solve
@@ -170,7 +170,7 @@ def added_memory(sizes: argparse.Namespace, n_columns: int) -> dict[str, Any]:
     train, val = (rng.standard_normal((n, 2000), dtype=np.float32) for n in (900, 100))
     ids = np.arange(1000, dtype=np.int32)
     data = FoldData(train, val, ids[:900], ids[900:], Noise(n_columns), (Group("all", 0, n_columns),))
-    mapper = FastL2LiR(MapperConfig(name="fastl2lir", n_feat=100, penalty=PENALTY), torch.device(sizes.device))
+    mapper = FastL2LiR(FastL2LiRSettings(n_feat=100, penalty=PENALTY), torch.device(sizes.device))
     with tempfile.TemporaryDirectory(dir=sizes.folder) as folder, watched() as risen:
         seconds, _ = seconds_of(lambda: mapper.fit(data, Path(folder)))
         coefficients = sum(mapper.state()[name].nbytes for name in ("voxels", "coefficients"))

@@ -42,16 +42,16 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.model_selection import GridSearchCV
 
-from nd.config import MapperConfig
 from nd.files import write_json
 from nd.mappers.arrays import Scratch, scratch_folder
 from nd.mappers.base import FoldData, Group
 from nd.mappers.checkpoint import Origin, checkpoint_path, load, save
+from nd.mappers.components import RidgeSettings
 from nd.mappers.crossvalidation import Images, cross_validation
 from nd.mappers.ridge import Ridge
 from nd.targets.store import TargetStore
 
-ALPHAS = MapperConfig().alphas
+ALPHAS = RidgeSettings().alphas
 OURS, OURS_GLOBAL = "nd, a penalty per column", "nd, one penalty"
 THEIRS, SKLEARN = "himalaya KernelRidgeCV, numpy", "scikit-learn GridSearchCV(Ridge)"
 N_LATENT = 400
@@ -201,8 +201,8 @@ def timed(found: dict[str, Any], name: str, fit: Callable[[], Any]) -> Took:
 
 def nd_fit(made: World, per_column: bool) -> Ridge:
     """This package: without intercept as himalaya, with one as scikit-learn has by default."""
-    config = MapperConfig(folds=int(made.fold.max()) + 1, alpha_per="column" if per_column else "group")
-    mapper = Ridge(MapperConfig(**{**vars(config), "intercept": not per_column}))
+    config = RidgeSettings(folds=int(made.fold.max()) + 1, alpha_per="column" if per_column else "group")
+    mapper = Ridge(RidgeSettings(**{**vars(config), "intercept": not per_column}))
     mapper.fit(made.data())
     return mapper
 
@@ -231,7 +231,7 @@ def rates(made: World, sizes: argparse.Namespace) -> tuple[Took, Took]:
 
     They take turns, block by block.
     """
-    config = MapperConfig(folds=sizes.folds, alpha_per="column", intercept=False)
+    config = RidgeSettings(folds=sizes.folds, alpha_per="column", intercept=False)
     data = made.data()
     images = Images(np.arange(sizes.images, dtype=np.int32), made.voxels.copy())
     held_out = cross_validation(config, data, images, torch.device("cpu"), Scratch())
@@ -283,7 +283,7 @@ def show(figures: dict[str, Took], agreed: dict[str, Any]) -> None:
 def memory(sizes: argparse.Namespace) -> dict[str, Any]:
     """Time, and memory of the process itself, of a fit at the size of NSD, of saving, loading and predicting."""
     n_images, n_voxels, n_columns = sizes.nsd
-    config = MapperConfig(folds=sizes.nsd_folds)
+    config = RidgeSettings(folds=sizes.nsd_folds)
     with tempfile.TemporaryDirectory(dir=sizes.folder) as folder:
         path = write_store(Path(folder), "noise", (n_columns,), n_images)
         forget(path)
@@ -300,7 +300,7 @@ def memory(sizes: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def steps(config: MapperConfig, data: FoldData, folder: Path, new_voxels: NDArray[np.float32]) -> dict[str, Any]:
+def steps(config: RidgeSettings, data: FoldData, folder: Path, new_voxels: NDArray[np.float32]) -> dict[str, Any]:
     """Seconds of each step, and the most that RssAnon rose in it."""
     origin = Origin(subject="s", roi="r", n_voxels=new_voxels.shape[1], mask_hash="", split_hash="", fold=0,
                     target="noise", target_fingerprint="")  # fmt: skip

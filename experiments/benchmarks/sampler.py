@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config
 from nd.config.application import compose
-from nd.config.steps import share_of
+from nd.config.fields import share_of
 from nd.files import write_json
 from nd.generate.plan import Plan
 from nd.generate.sampler import GuidedSampler

@@ -84,26 +84,27 @@ def assemble(overrides: list[str]) -> Composed:
     chosen = tuple(text for text in overrides if text.partition("=")[0] in groups)
     given = [_field_of(text) for text in overrides if text not in chosen]
     loaded, choices, problems = _load(chosen, tuple(folders[1:]))
+    if problems:
+        return Composed(Config(overrides=list(overrides)), list(problems), {})
     job = copy.deepcopy(loaded)
     _apply(job, given)
     values, unresolved = _resolved(job)
     _keep_texts(values, choices, folders)
     origin = lambda key: _origin(key, choices, folders)  # noqa: E731
     config, checked = build(values, origin)
-    foreign = dict.fromkeys(checked.foreign)
+    foreign = [key for key in checked.foreign if key.partition(".")[0] not in PARTS_OF_DECODING]
     for name in list(config.method.targets):
         own = _decode(name, config, chosen, given, folders, checked)
         if own is None:
             del config.method.targets[name]
         else:
             config.decodings[name] = own
-            used = {"target": own.target, "mapper": own.mapper}
-            foreign = {key: None for key in foreign if not _has(used, key)}
     if config.target.name in config.decodings:
         config = config.with_target(config.target.name)
     config.overrides = [text for text in overrides if not text.startswith("hydra.")]
-    mine = _said(foreign, config, [key for key, _ in given], checked.problems, choices, folders)
-    return Composed(config, [*problems, *unresolved, *checked.problems], mine)
+    foreign += [key for key, _ in given if not _has_a_home(key, config)]
+    mine = _said(dict.fromkeys(foreign), config, [key for key, _ in given], checked.problems, choices, folders)
+    return Composed(config, [*unresolved, *checked.problems], mine)
 
 
 def _field_of(text: str) -> tuple[str, Any]:
@@ -133,9 +134,15 @@ def _name_targets(job: DictConfig) -> None:
         job.method.targets = {str(name): {} for name in targets}
 
 
-def _has(used: Mapping[str, Any], key: str) -> bool:
+def _has_a_home(key: str, config: Config) -> bool:
+    """Whether a field of target or mapper is one of those that some target of this configuration has."""
     group, _, name = key.partition(".")
-    return group in used and hasattr(used[group], name)
+    if group not in ("target", "mapper"):
+        return True
+    used = [getattr(one, group) for one in config.decodings.values()]
+    if config.target.name not in config.decodings:
+        used.append(getattr(config, group))
+    return any(hasattr(one, name) for one in used)
 
 
 def _said(

@@ -220,7 +220,7 @@ def _typed(value: Any, raw: str, known: Known | None) -> str:
     if isinstance(value, list) and known.many:
         return "[" + ",".join(_typed(_parsed(one), one, known) for one in split(raw.strip()[1:-1])) + "]"
     if isinstance(value, str):
-        return quoted(value)
+        return raw.strip()
     return raw if isinstance(value, (list, dict)) else quoted(raw.strip())
 
 

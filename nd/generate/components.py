@@ -60,7 +60,7 @@ def plain(name: str, text: str) -> type[MethodConfig]:
             f"{name.title().replace('_', '')}Settings",
             (MethodConfig,),
             {
-                "__doc__": f"{name}: {text}",
+                "__doc__": f"{name}: {text}.",
                 "__annotations__": {"generator": "str"},
                 "__module__": __name__,
                 "generator": opt(name, "what turns targets into images"),

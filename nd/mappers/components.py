@@ -109,8 +109,6 @@ def rescaled(mapper: MapperConfig) -> Iterator[str]:
             "mapper.rescale: test standardises predictions over the test images, as published code does. Ask for it"
             " with mapper.variant=released, which marks every result, or choose none or train."
         )
-    if mapper.rescale == "train" and mapper.name != "ridge":
-        yield f"mapper.rescale: train is ridge's; {mapper.name} has none or (variant=released) test."
 
 
 def _ridge_rules(cfg: Config) -> Iterator[str]:
@@ -160,7 +158,8 @@ def _others(cfg: Config, verb: str) -> Iterator[str]:
     if wants_others and not others:
         yield (
             f"training.pretrain: data {cfg.data.name} has no subject beside {cfg.subject.name} (data.subjects), so"
-            " there is nobody to pretrain on. Give training.pretrain=false, or training.pretrained=<folder>."
+            " there is nobody to pretrain on. Give training.pretrain=false, training.pretrained=<folder>, or"
+            " mapper=ridge, which needs no training."
         )
     wanted = cfg.target.name
     if cfg.network.share == "all" and verb == "train" and wanted not in (*cfg.method.targets, ALL):
@@ -231,7 +230,17 @@ def _untrained_idle(cfg: Config) -> Iterator[Idle]:
             yield Idle(fields, f"it belongs to mapper=two_stage, not {cfg.mapper.name}")
 
 
+def _rescale_idle(cfg: Config) -> Iterator[Idle]:
+    if cfg.mapper.rescale == "train":
+        yield Idle(("mapper.rescale",), f"train is ridge's; {cfg.mapper.name} has none or (variant=released) test")
+
+
+def _fastl2lir_idle(cfg: Config) -> Iterator[Idle]:
+    yield from (*_untrained_idle(cfg), *_rescale_idle(cfg))
+
+
 def _two_stage_idle(cfg: Config) -> Iterator[Idle]:
+    yield from _rescale_idle(cfg)
     network, training = cfg.network, cfg.training
     if training.stage == "finetune" and not training.pretrain:
         yield Idle(
@@ -296,7 +305,7 @@ COMPONENTS = (
         name="fastl2lir",
         settings=FastL2LiRSettings,
         rules=_fastl2lir_rules,
-        idle=_untrained_idle,
+        idle=_fastl2lir_idle,
         build=_fastl2lir,
         restore=_restored_fastl2lir,
     ),
