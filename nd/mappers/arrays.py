@@ -1,4 +1,4 @@
-"""Named arrays in files: written piece by piece, read as memory maps, and room for those too large for memory.
+"""Arrays too large for memory: files read as memory maps, room on the disk, and whether memory suffices.
 
 A file is in the safetensors format (https://huggingface.co/docs/safetensors: 8 bytes with the length of a JSON header,
 the header, and the arrays' bytes), which any of its libraries reads. Those libraries write from memory and read into
@@ -34,6 +34,7 @@ TYPES = {
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "|b1",
 }  # fmt: skip
 NAMES = {np.dtype(kind): name for name, kind in TYPES.items()}
+MEMINFO = Path("/proc/meminfo")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -129,3 +130,21 @@ def _write(handle: BinaryIO, array: NDArray[Any]) -> None:
 def _view(whole: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> NDArray[Any]:
     start, stop = data_offsets
     return np.frombuffer(whole[start:stop], TYPES[dtype]).reshape(shape)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if not MEMINFO.exists():
+        return None
+    lines = MEMINFO.read_text(encoding="utf-8").splitlines()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def check_memory(wanted: float, device: torch.device, advice: str) -> None:
+    """`UserError` where `wanted` bytes are more than the device has left; `advice` says what takes them and to do."""
+    free = free_bytes(device)
+    if free is not None and wanted > free:
+        raise UserError(f"about {wanted / 1e9:.1f} GB are needed on {device}, {free / 1e9:.1f} GB are free: {advice}.")

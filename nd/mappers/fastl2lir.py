@@ -23,13 +23,11 @@ from torch import Tensor
 from nd.config import MapperConfig
 from nd.data.scaling import Scaler
 from nd.errors import UserError
-from nd.mappers.arrays import Scratch
+from nd.mappers.arrays import Scratch, check_memory
 from nd.mappers.base import FoldData
-from nd.mappers.kept_columns import spread_out
-from nd.mappers.linear import Linear
-from nd.mappers.memory import check_memory
+from nd.mappers.linear import Linear, spread_out
 from nd.mappers.normal_equations import Solution, columns_together, equation_bytes, normal_equations
-from nd.mappers.target_statistics import column_statistics, standardised
+from nd.mappers.statistics import column_statistics, standardised
 from nd.mappers.validation import ValidationScores
 
 log = logging.getLogger(__name__)

@@ -1,5 +1,7 @@
 """Fitting and using the mappers of a split, one per fold, with the test images of each fold out of reach.
 
+Controls: targets, or voxels, change places among the images, so that there is nothing to learn or to predict from.
+
 Shapes: N images, V voxels, P numbers of a flattened target.
 """
 
@@ -21,10 +23,9 @@ from nd.errors import UserError
 from nd.mappers.arrays import scratch_folder
 from nd.mappers.base import FoldData, Group
 from nd.mappers.checkpoint import Origin, check_origin, checkpoint_path, is_saved, load, read_details, save, saved_path
-from nd.mappers.column_choice import choose_columns
 from nd.mappers.registry import build_mapper
-from nd.mappers.shuffled import control_of
-from nd.mappers.target_statistics import TargetStatistics, statistics_path
+from nd.mappers.selected_columns import select_columns
+from nd.mappers.statistics import TargetStatistics, statistics_path
 from nd.targets.registry import column_groups
 from nd.targets.store import TargetStore
 
@@ -63,7 +64,7 @@ def fit_fold(
         data, mapper = fold_data(cfg, subject, own, store), build_mapper(cfg.mapper, device)
         with scratch_folder(folder) as scratch:
             if cfg.mapper.keep < 1:
-                mapper.keep_columns(choose_columns(cfg.mapper, data, device, scratch))
+                mapper.keep_columns(select_columns(cfg.mapper, data, device, scratch))
             mapper.fit(data, scratch)
             if cfg.mapper.rescale == "test":
                 fitted = own.seen if cfg.mapper.refit else own.train
@@ -132,3 +133,36 @@ def derangement(seed: int, fold: int, n_images: int) -> NDArray[np.intp]:
     shuffled = np.empty(n_images, np.intp)
     shuffled[order] = np.roll(order, 1)
     return shuffled
+
+
+def control_of(cfg: Config, store: TargetStore, ids: NDArray[Any]) -> Readable:
+    """The store, or under ``control=shuffled_labels`` one whose features of ``ids`` have changed places."""
+    return ShuffledTargets(store, ids, cfg.seed) if cfg.control == "shuffled_labels" else store
+
+
+class ShuffledTargets:
+    """A store's features with those of some images exchanged among them, by a function of the seed.
+
+    Attributes: as of ``TargetStore``.
+    """
+
+    def __init__(self, store: TargetStore, ids: NDArray[Any], seed: int) -> None:
+        """ids: images whose features change places along one random cycle, so that none keeps its own."""
+        self.store, self.size, self.shape = store, store.size, store.shape
+        self.fingerprint, self.target = store.fingerprint, store.target
+        order = np.random.default_rng([seed, len(ids)]).permutation(np.unique(ids))
+        self._other = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+
+    def rows(self, ids: NDArray[Any]) -> NDArray[np.float32]:
+        """(n, *shape) float32."""
+        return self.store.rows(self._exchanged(ids))
+
+    def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
+        """(n, stop - start) float32."""
+        return self.store.columns(self._exchanged(ids), start, stop)
+
+    def _exchanged(self, ids: NDArray[Any]) -> NDArray[np.int64]:
+        return np.array([self._other.get(int(i), int(i)) for i in np.asarray(ids).reshape(-1)], np.int64)
+
+
+Readable = TargetStore | ShuffledTargets

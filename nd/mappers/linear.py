@@ -1,10 +1,11 @@
-"""What the mappers that are fitted in closed form have in common: arrays and details, scaling, columns left out.
+"""What the mappers that are fitted in closed form have in common: state, scaling, and columns that are left out.
 
-Shapes: V voxels, P target columns, Q of them kept.
+Shapes: N images, V voxels, P target columns, Q selected ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -15,8 +16,7 @@ from numpy.typing import NDArray
 
 from nd.config import MapperConfig
 from nd.data.scaling import Scaler
-from nd.mappers.base import FoldData
-from nd.mappers.kept_columns import KeptColumns, kept_groups, spread_out
+from nd.mappers.base import Columns, FoldData, Group
 
 
 class Linear:
@@ -78,7 +78,7 @@ class Linear:
         """The fold with the kept columns alone."""
         if self._kept is None:
             return data
-        targets, groups = KeptColumns(data.targets, self._kept), kept_groups(data.groups, self._kept)
+        targets, groups = SelectedColumns(data.targets, self._kept), selected_groups(data.groups, self._kept)
         return replace(data, targets=targets, groups=groups)
 
     def _widened(self, of_columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -87,3 +87,32 @@ class Linear:
             return of_columns
         spread = {name: spread_out(values, self._kept) for name, values in of_columns.items()}
         return spread | {"kept": self._kept.astype(np.uint8)}
+
+
+class SelectedColumns:
+    """`Columns` of the kept ones: column q is the q-th that is kept."""
+
+    def __init__(self, targets: Columns, kept_P: NDArray[np.bool_]) -> None:
+        """targets: all columns."""
+        self.targets, self.places = targets, np.flatnonzero(kept_P)
+        self.size = len(self.places)
+
+    def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
+        """(n, stop - start) float32, rows in the order of `ids`; the columns between kept ones are read, too."""
+        places = self.places[start:stop]
+        first = int(places[0])
+        return self.targets.columns(ids, first, int(places[-1]) + 1)[:, places - first]
+
+
+def selected_groups(groups: Sequence[Group], kept_P: NDArray[np.bool_]) -> tuple[Group, ...]:
+    """The groups among the kept columns; those without any are left out."""
+    before = np.concatenate([[0], np.cumsum(kept_P)])
+    found = [Group(group.name, int(before[group.start]), int(before[group.stop])) for group in groups]
+    return tuple(group for group in found if group.stop > group.start)
+
+
+def spread_out(values_Q: NDArray[Any], kept_P: NDArray[np.bool_]) -> NDArray[Any]:
+    """Values of all columns (..., P), 0 for those that are not kept, from those of the kept ones (..., Q)."""
+    whole = np.zeros((*values_Q.shape[:-1], len(kept_P)), values_Q.dtype)
+    whole[..., kept_P] = values_Q
+    return whole

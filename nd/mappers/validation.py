@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nd.mappers.base import Columns
+from nd.mappers.statistics import TargetScale
+
 TINY = 1e-30
+NUMBERS_AT_ONCE = 1 << 22  # of a block of columns
 ROWS_AT_ONCE = 1024  # rows of a matrix between images that are worked on at a time
 
 
@@ -141,6 +145,18 @@ class ValidationScores:
 
     def _by_penalty(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("squared_error", "correlations", "row_sum", "row_square")}
+
+
+def target_scores(predicted_NP: Tensor, ids: Tensor, truth: Columns, scale: TargetScale) -> dict[str, float]:
+    """Scores of one subject's predictions of one target, relative to the training mean as for the linear mappers."""
+    scores, order = ValidationScores(), ids.numpy()
+    step = max(1, NUMBERS_AT_ONCE // max(1, len(order)))
+    for start in range(0, truth.size, step):
+        columns = slice(start, min(start + step, truth.size))
+        mean_K = torch.from_numpy(scale.mean[columns])
+        true_NK = torch.from_numpy(truth.columns(order, columns.start, columns.stop)) - mean_K
+        scores.add((predicted_NP[:, columns] - mean_K)[None], true_NK)
+    return scores.summary()
 
 
 def _wins(r_AMM: Tensor) -> Tensor:

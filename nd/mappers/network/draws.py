@@ -1,4 +1,4 @@
-"""Random numbers of a training step, the same whatever the number of processes and whatever ran before.
+"""Random numbers that depend on neither processes nor order: of a training step, and of an image.
 
 A step draws for the samples of all processes, from a generator that (seed, epoch, step, what for) choose, and each
 process takes the rows of its own samples. Training on two processes, or resumed, then draws what one process would.
@@ -6,10 +6,12 @@ process takes the rows of its own samples. Training on two processes, or resumed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 from zlib import crc32
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 MASK_63 = (1 << 63) - 1
@@ -70,3 +72,23 @@ class Dropout(nn.Module):
             return x
         kept = draws.uniform(self.name, x.shape[1:]) >= self.share
         return x * kept / (1 - self.share)
+
+
+class ImageNoise:
+    """Normal numbers (B, *shape) float32 for some images; every name is a stream of its own."""
+
+    def __init__(self, seed: int, image_ids: NDArray[Any] | Tensor, device: torch.device | str = "cpu") -> None:
+        """image_ids: (B,)."""
+        self.seed, self.image_ids, self.device = seed, [int(i) for i in image_ids.tolist()], device
+
+    def __call__(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Drawn on the CPU, so that every device samples from the same noise."""
+        rows = [
+            torch.randn(tuple(shape), generator=torch.Generator().manual_seed(key_of(self.seed, image, name)))
+            for image in self.image_ids
+        ]
+        return torch.stack(rows).to(self.device)
+
+    def of(self, prefix: str) -> Callable[[str, Sequence[int]], Tensor]:
+        """The same noise with a word before every name, so that parts have streams of their own."""
+        return lambda name, shape: self(f"{prefix} {name}", shape)

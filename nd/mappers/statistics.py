@@ -1,11 +1,11 @@
-"""Mean and spread of a target's columns over the images fitted on, and predictions that are given them.
+"""Statistics of the images fitted on: mean and spread of target columns, and what targets explain of each voxel.
 
-Shapes: N images, P columns of the target, K columns of a block.
+Shapes: N images, V voxels, P target columns, K columns of a block, or components.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from nd.data.scaling import Scaler
 from nd.errors import UserError
 from nd.files import atomic_path
-from nd.mappers.base import Columns
+from nd.mappers.base import Columns, FoldData, column_blocks
 
 BLOCK_NUMBERS = 1 << 22  # numbers of one block of columns: 32 MiB in float64
+# Columns that vary by less than this share of the target's mean spread are constants with rounding, such as the first
+# token of c; predicted to the full they would be noise blown up.
+NEARLY_CONSTANT = 1e-3
+# Few enough that their share in a voxel of pure noise, N_COMPONENTS / N, stays small; enough for the target's gist.
+N_COMPONENTS = 10
+TINY = 1e-12
+MIN_WEIGHT = 1e-6  # a voxel's scale is divided by it and must stay finite
 
 
 @dataclass(frozen=True)
@@ -114,3 +122,64 @@ def _blocks(n_images: int, n_columns: int) -> Iterator[slice]:
     step = max(1, BLOCK_NUMBERS // max(1, n_images))
     for start in range(0, n_columns, step):
         yield slice(start, min(start + step, n_columns))
+
+
+@dataclass(frozen=True)
+class TargetScale:
+    """``(target - mean) / scale`` per column: mean (P,) and scale (P,) > 0, float32."""
+
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, targets: Columns, ids: NDArray[Any]) -> TargetScale:
+        """Statistics of the training images ``ids`` alone, gathered block by block."""
+        mean, spread = np.empty(targets.size, np.float32), np.empty(targets.size, np.float32)
+        step = max(1, BLOCK_NUMBERS // len(ids))
+        for start in range(0, targets.size, step):
+            values_NK = targets.columns(ids, start, min(start + step, targets.size))
+            mean[start : start + step] = values_NK.mean(0, dtype=np.float64)
+            spread[start : start + step] = values_NK.std(0, dtype=np.float64)
+        constant = spread <= NEARLY_CONSTANT * spread.mean(dtype=np.float64)
+        return cls(mean, np.where(constant, 1.0, spread).astype(np.float32))
+
+    @classmethod
+    def plain(cls, size: int) -> TargetScale:
+        """Leaves targets as they are: published code trains on raw features."""
+        return cls(np.zeros(size, np.float32), np.ones(size, np.float32))
+
+
+def voxel_scaler(data: FoldData, voxels_NV: NDArray[np.float32], ids: NDArray[np.int32], power: float) -> Scaler:
+    """Z-scores voxels and, unless `power` is 0, multiplies them by their weights, all found on the given images.
+
+    Args:
+        voxels_NV: responses as measured, a row for each of `ids`, whose targets `data` gives.
+    """
+    scaler = Scaler.fit(voxels_NV)
+    if power == 0:
+        return scaler
+    columns = column_blocks(0, data.targets.size, len(ids))
+    components_NK = leading_components(data.targets.columns(ids, block.start, block.stop) for block in columns)
+    weights_V = voxel_weights(scaler.transform(voxels_NV), components_NK, power)
+    return Scaler(mean=scaler.mean, scale=scaler.scale / weights_V)
+
+
+def leading_components(blocks_NP: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """The target's leading principal components over the training images, orthonormal (N, K); blocks of columns."""
+    gram_NN: NDArray[np.float64] | float = 0.0
+    for block in blocks_NP:
+        centred = block.astype(np.float64) - block.mean(0, dtype=np.float64)
+        gram_NN = gram_NN + centred @ centred.T
+    variances, vectors_NN = np.linalg.eigh(np.asarray(gram_NN))
+    keep = variances > TINY * max(variances[-1], TINY)
+    return vectors_NN[:, keep][:, ::-1][:, :N_COMPONENTS]
+
+
+def voxel_weights(
+    scaled_NV: NDArray[np.float32], components_NK: NDArray[np.float64], power: float
+) -> NDArray[np.float32]:
+    """Weights (V,) float32 of z-scored voxels, of mean square 1, so that penalties keep their meaning."""
+    explained_V = np.square(components_NK.T @ scaled_NV).sum(0) / len(scaled_NV)
+    weights_V = np.maximum(explained_V, TINY) ** power
+    weights_V /= np.sqrt(np.square(weights_V).mean())
+    return np.maximum(weights_V, MIN_WEIGHT).astype(np.float32)

@@ -32,7 +32,7 @@ from nd.mappers.registry import build_mapper
 BLOCK_NUMBERS = 1 << 24  # numbers of one block of predictions: 64 MiB in single precision
 
 
-def choose_columns(
+def select_columns(
     config: MapperConfig, data: FoldData, device: torch.device | None = None, scratch: Path | None = None
 ) -> NDArray[np.bool_]:
     """The columns (P,) that are kept under `config.keep`.
