@@ -52,11 +52,11 @@ class GroupSelection:
     errors: Tensor
 
     def unexplained(self) -> Tensor:
-        """Share of the truths' size that one penalty for the whole group leaves, (A,)."""
+        """Return the share of the truths' size that one penalty for the whole group leaves, (A,)."""
         return self.errors / torch.as_tensor(self.scores.total_square).clamp(min=1e-30)
 
     def details(self, alphas: Sequence[float], per_column: bool) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return penalties and scores as plain JSON values."""
         counts = torch.bincount(self.best, minlength=len(alphas)).tolist()
         chosen = {"columns_per_alpha": counts} if per_column else {"alpha": alphas[int(self.best[0])]}
         return {
@@ -71,9 +71,15 @@ class GroupSelection:
 def select_alphas(
     held_out: CrossValidation, groups: Sequence[Group], alphas: list[float], per_column: bool
 ) -> AlphaSelection:
-    """One penalty for each group of columns, or one for each column.
+    """Return one penalty for each group of columns, or one for each column.
 
-    alphas: rising, as the trials of `held_out` have them.
+    Warns where the best one lies at an end of the list.
+
+    Args:
+        held_out: trials under all of `alphas`.
+        groups: cover all columns, in order.
+        alphas: penalties, rising.
+        per_column: whether every column has its own.
     """
     pick = select_for_columns if per_column else select_for_group
     found = [pick(held_out, group) for group in groups]
@@ -91,7 +97,7 @@ def select_alphas(
 
 
 def select_for_group(held_out: CrossValidation, group: Group) -> GroupSelection:
-    """The penalty with the smallest squared error over a group's columns; its predictions alone are made and scored."""
+    """Return the penalty with the smallest squared error over a group's columns; only its predictions are made."""
     only = held_out.n_penalties == 1
     errors = torch.zeros(1) if only else held_out.squared_error(group)
     best, scores = int(errors.argmin()), ValidationScores()
@@ -102,7 +108,7 @@ def select_for_group(held_out: CrossValidation, group: Group) -> GroupSelection:
 
 
 def select_for_columns(held_out: CrossValidation, group: Group) -> GroupSelection:
-    """For each column of a group the penalty with the smallest squared error."""
+    """Return for each column of a group the penalty with the smallest squared error."""
     errors, best, scores = [], [], ValidationScores()
     for held in held_out.blocks(group):
         errors_AK = held.squared_error()

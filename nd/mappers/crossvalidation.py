@@ -39,19 +39,24 @@ class Images:
     voxels: NDArray[np.float32]
 
     def at(self, rows: NDArray[np.intp]) -> Images:
-        """Those at some places."""
+        """Return those at some places."""
         return Images(self.ids[rows], self.voxels[rows])
 
     def first(self, n_images: int) -> Images:
-        """The first of them, in the same memory."""
+        """Return the first of them, in the same memory."""
         return Images(self.ids[:n_images], self.voxels[:n_images])
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A fit on some images, and what it predicts others from."""
+    """A fit on some images, and what it predicts others from.
 
-    fitted: Tensor  # places among the images of all trials, int64
+    Attributes:
+        fitted, held: int64 places, among the images of all trials, of those fitted on and of those held out.
+        hat: of these.
+    """
+
+    fitted: Tensor
     held: Tensor
     hat: HatMatrix
 
@@ -64,7 +69,7 @@ class Held:
     truths: list[Tensor]
 
     def squared_error(self) -> Tensor:
-        """Summed over images, (A, K) float64."""
+        """Return squared errors summed over images, (A, K) float64."""
         pairs = zip(self.predictions, self.truths, strict=True)
         return torch.stack([_squared_error(p, t) for p, t in pairs]).sum(0)
 
@@ -86,7 +91,7 @@ class CrossValidation:
     def __init__(
         self, targets: Columns, ids: NDArray[np.int32], trials: list[Trial], intercept: bool, device: torch.device
     ) -> None:
-        """ids: (N,) images of all trials, whose places the trials hold."""
+        """Read the columns of `targets` for the images `ids` (N,) of all trials, whose places the trials hold."""
         self.targets, self.ids, self.trials, self.intercept, self.device = targets, ids, trials, intercept, device
 
     @property
@@ -95,7 +100,7 @@ class CrossValidation:
         return len(self.trials[0].hat.left)
 
     def blocks(self, group: Group, at: int | None = None) -> Iterator[Held]:
-        """What is held out of a group's columns, under all penalties or the one at place `at`."""
+        """Yield what is held out of a group's columns, under all penalties or the one at place `at`."""
         trials = self.trials if at is None else [Trial(t.fitted, t.held, t.hat.at(at)) for t in self.trials]
         n_kept = sum(trial.hat.left[..., 0].numel() + len(trial.fitted) for trial in trials)
         for block_NK in self._read(group):
@@ -103,13 +108,13 @@ class CrossValidation:
                 yield self._held(trials, part_NK)
 
     def squared_error(self, group: Group) -> Tensor:
-        """Squared error (A,) float64 of every penalty, summed over held-out images and columns of a group."""
+        """Return the squared error (A,) float64 of every penalty, summed over held-out images and a group's columns."""
         if self.by_products(group):
             return self._error_by_products(group)
         return torch.stack([held.squared_error().sum(1) for held in self.blocks(group)]).sum(0)
 
     def by_products(self, group: Group) -> bool:
-        """Whether inner products of the group's targets give its errors in fewer multiplications than predictions.
+        """Return whether inner products of a group's targets give its errors in fewer multiplications than predictions.
 
         A float64 product counts twice; of the inner products one triangle is multiplied out.
         """
@@ -192,9 +197,17 @@ def _squared_error(predicted_AnK: Tensor, true_nK: Tensor) -> Tensor:
 def cross_validation(
     config: MapperConfig, data: FoldData, images: Images, device: torch.device, room: Scratch
 ) -> CrossValidation:
-    """One trial on the validation images, or one for each of `folds` folds of all images.
+    """Return one trial on the validation images, or one for each of `config.folds` folds of all images.
 
-    images: those to be fitted on; without folds, the training images and then the validation images.
+    Args:
+        config: the mapper group.
+        data: the fold, where targets are read.
+        images: those to be fitted on; without folds, the training images and then the validation images.
+        device: where the matrix products run.
+        room: for arrays too large for memory.
+
+    Raises:
+        UserError: there are fewer images than folds.
     """
     if config.folds:
         places = _folds(config.folds, images.ids)

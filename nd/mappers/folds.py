@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprint: str) -> Origin:
-    """What the mapper of one fold is fitted on; `cfg.target.name` is its target, `fingerprint` that of its features."""
+    """Return what the mapper of one fold is fitted on; `cfg.target.name` is its target, `fingerprint` its features'."""
     return Origin(
         subject=subject.name,
         roi=cfg.subject.roi,
@@ -47,7 +47,7 @@ def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprin
 
 
 def fold_data(cfg: Config, subject: Subject, fold: Fold, store: Path) -> FoldData:
-    """Responses (mean over each image's repeats) and targets of a fold's training and validation images, no others."""
+    """Return responses (means over repeats) and targets of a fold's training and validation images, no others."""
     targets = control_of(cfg, TargetStore(store, allowed_ids=fold.seen), fold.seen)
     groups = tuple(Group(*part) for part in column_groups(targets.target, targets.shape, cfg.target.layers))
     train, val = mean_betas(subject, fold.train), mean_betas(subject, fold.val)
@@ -57,7 +57,17 @@ def fold_data(cfg: Config, subject: Subject, fold: Fold, store: Path) -> FoldDat
 def fit_fold(
     cfg: Config, subject: Subject, split: Split, fold: int, store: Path, folder: Path, device: torch.device
 ) -> dict[str, Any]:
-    """Fit and save one fold's mapper unless that is done; returns its details (penalties and validation scores)."""
+    """Fit and save one fold's mapper unless that is done.
+
+    Args:
+        fold: its number.
+        store: the features of `cfg.target`.
+        folder: of the train run.
+        device: where the matrix products run.
+
+    Returns:
+        Its details: penalties and validation scores.
+    """
     path = checkpoint_path(folder, fold)
     if not is_saved(path):
         features, own = TargetStore(store), split.folds[fold]
@@ -77,7 +87,11 @@ def fit_fold(
 
 
 def check_folds(folder: Path, wanted: list[Origin], train_command: str) -> None:
-    """Compare the checkpoints of a train run folder with what they are wanted for; the first difference is an error."""
+    """Compare the checkpoints of a train run folder with what they are wanted for.
+
+    Raises:
+        UserError: one was fitted on something else.
+    """
     for origin in wanted:
         path = saved_path(folder, origin)
         if path.with_suffix(".json").exists():
@@ -93,13 +107,20 @@ def predict_fold(
     own_scaling: bool = False,
     rescale: bool = False,
 ) -> NDArray[np.float32]:
-    """Predictions (N, *shape of the target) float32 of responses as measured, by the mapper of one fold.
+    """Return predictions (N, *shape of the target) float32 by the mapper of one fold.
 
     Args:
+        folder: of the train run.
+        origin: what the mapper must have been fitted on.
+        voxels_NV: (N, V) float32 responses as measured.
+        train_command: what makes the mapper, for messages.
         image_ids: (N,) of the images, for mappers that draw random numbers.
         own_scaling: z-score the responses by their own statistics instead of the training images' (transductive).
         rescale: standardise each column over these images, then give it mean and spread of the training images
             (`mapper.rescale=test`, transductive). Columns that are not kept stay 0.
+
+    Raises:
+        UserError: the mapper was fitted on something else, is damaged, or predicts values that are not finite.
     """
     path = saved_path(folder, origin)
     mapper = load(path, origin, train_command)
@@ -116,16 +137,19 @@ def predict_fold(
 
 
 def kept_columns(folder: Path, origin: Origin, train_command: str) -> NDArray[np.bool_]:
-    """Which columns (P,) of the flattened target the mapper of one fold predicts; it gives the others as 0."""
+    """Return the mask (P,) of the target columns that the mapper of one fold predicts; it gives the others as 0."""
     path = saved_path(folder, origin)
     kept = load(path, origin, train_command).kept
     return np.ones(math.prod(read_details(path)["shape"]), bool) if kept is None else kept
 
 
 def derangement(seed: int, fold: int, n_images: int) -> NDArray[np.intp]:
-    """A random order (N,) that leaves no image at its place, a function of seed and fold: the shuffled control.
+    """Return a random order (N,) that leaves no image at its place, a function of seed and fold: the shuffled control.
 
     It is one random cycle through all images.
+
+    Raises:
+        UserError: there are fewer than 2 images.
     """
     if n_images < 2:
         raise UserError(f"control=shuffled_voxels needs at least 2 images in fold {fold}, which has {n_images}.")
@@ -136,29 +160,26 @@ def derangement(seed: int, fold: int, n_images: int) -> NDArray[np.intp]:
 
 
 def control_of(cfg: Config, store: TargetStore, ids: NDArray[Any]) -> Readable:
-    """The store, or under ``control=shuffled_labels`` one whose features of ``ids`` have changed places."""
+    """Return the store, or under `control=shuffled_labels` one whose features of `ids` have changed places."""
     return ShuffledTargets(store, ids, cfg.seed) if cfg.control == "shuffled_labels" else store
 
 
 class ShuffledTargets:
-    """A store's features with those of some images exchanged among them, by a function of the seed.
-
-    Attributes: as of ``TargetStore``.
-    """
+    """A store's features with those of some images exchanged among them; attributes as of `TargetStore`."""
 
     def __init__(self, store: TargetStore, ids: NDArray[Any], seed: int) -> None:
-        """ids: images whose features change places along one random cycle, so that none keeps its own."""
+        """Exchange the features of `ids` along one random cycle, a function of the seed: none keeps its own."""
         self.store, self.size, self.shape = store, store.size, store.shape
         self.fingerprint, self.target = store.fingerprint, store.target
         order = np.random.default_rng([seed, len(ids)]).permutation(np.unique(ids))
         self._other = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
 
     def rows(self, ids: NDArray[Any]) -> NDArray[np.float32]:
-        """(n, *shape) float32."""
+        """Return (n, *shape) float32."""
         return self.store.rows(self._exchanged(ids))
 
     def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
-        """(n, stop - start) float32."""
+        """Return (n, stop - start) float32."""
         return self.store.columns(self._exchanged(ids), start, stop)
 
     def _exchanged(self, ids: NDArray[Any]) -> NDArray[np.int64]:

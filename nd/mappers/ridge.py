@@ -36,13 +36,13 @@ class Ridge(Linear):
     name = "ridge"
 
     def __init__(self, config: MapperConfig, device: torch.device | None = None) -> None:
-        """config: the mapper group; device: where the matrix products run, by default the CPU."""
+        """As of `Linear`. `UserError`: `config.alphas` is empty, or not positive."""
         if not config.alphas or min(config.alphas) <= 0:
             raise UserError(f"mapper.alphas={config.alphas}: one or more positive numbers are needed.")
         super().__init__(config, device)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """What `predict` needs, and what is known of each column.
+        """Return what `predict` needs, and what is known of each column.
 
         `voxel_mean`, `voxel_scale` (V,); `target_mean` (P,), 0 without an intercept; `weights` (V, Q) or, where
         smaller, their factors `directions` (V, R) and `coefficients` (R, Q); float32. `validation_correlation` (P,)
@@ -52,9 +52,12 @@ class Ridge(Linear):
         return self._arrays
 
     def fit(self, data: FoldData, scratch: Path | None = None) -> None:
-        """Choose penalties on images held out from fitting, then fit (on both parts when `refit` is set).
+        """Choose penalties on held-out images, then fit (on training and validation images when `refit` is set).
 
-        scratch: folder for coefficients and other arrays too large for memory; by default all stay there.
+        Args: as of `Linear.fit`.
+
+        Raises:
+            UserError: there are fewer images than `folds`, or no room on the disk.
         """
         data = self._narrowed(data)
         room, images = Scratch(scratch), _images(data, with_validation=self.config.refit or not self.config.folds)
@@ -71,7 +74,7 @@ class Ridge(Linear):
         self._details = {**choice.details, "n_images": len(images.ids), "n_components": len(svd.values)}
 
     def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
-        """Predicted targets (N, P) float32 of responses as measured; `image_ids` make no difference."""
+        """Return predicted targets (N, P) float32 of responses (N, V) as measured; `image_ids` make no difference."""
         arrays = self._arrays
         inner = self.scaler.transform(voxels_NV)
         if "directions" in arrays:
@@ -119,7 +122,7 @@ class Solver:
     """Coefficients of the components, of targets whose columns have each their penalty."""
 
     def __init__(self, config: MapperConfig, svd: SVD, alphas: list[float]) -> None:
-        """alphas: all penalties that a column may have."""
+        """Prepare every penalty that a column may have: `alphas`, rising."""
         self.svd = svd
         alphas_A1 = torch.tensor(alphas, dtype=torch.float64, device=svd.values.device)[:, None]
         self.gains_RA = svd.gain(alphas_A1).float().T.contiguous()
@@ -127,7 +130,7 @@ class Solver:
         self.left_out_AN = left_out_share(svd, alphas_A1, config.intercept) if rescaled else None
 
     def solve(self, targets_NK: Tensor, best_K: Tensor) -> Tensor:
-        """Coefficients (R, K) of centred targets, under the penalty at each column's place."""
+        """Return coefficients (R, K) of centred targets (N, K), under the penalty at each column's place `best_K`."""
         solved_RK = self.svd.components(targets_NK).mul_(self.gains_RA.index_select(1, best_K))
         if self.left_out_AN is not None:
             solved_RK *= spread_ratio(self.svd, self.left_out_AN[best_K].T, targets_NK, solved_RK)

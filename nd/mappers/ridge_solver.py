@@ -33,18 +33,17 @@ class Gram:
     """
 
     def __init__(self, n_rows: int, device: torch.device) -> None:
-        """Nothing added yet."""
         self._lower = torch.zeros(n_rows, n_rows, dtype=torch.float64, device=device)
 
     def add(self, block_NK: Tensor) -> None:
-        """Count some columns; they may be of any precision."""
-        for part_NK in in_parts(block_NK):
+        """Count columns (N, K) of any precision; each part of them is in float64 only while it is used."""
+        for part_NK in map(Tensor.double, block_NK.split(_columns(len(block_NK)), dim=1)):
             for start in range(0, len(self._lower), TILE):
                 stop = min(start + TILE, len(self._lower))
                 self._lower[start:stop, :stop].addmm_(part_NK[start:stop], part_NK[:stop].T)
 
     def total(self) -> Tensor:
-        """The sum; the triangle is mirrored in place, so nothing may be added afterwards."""
+        """Return the sum; the triangle is mirrored in place, so nothing may be added afterwards."""
         for start in range(0, len(self._lower), TILE):
             stop = min(start + TILE, len(self._lower))
             self._lower[:start, start:stop] = self._lower[start:stop, :start].T
@@ -54,24 +53,19 @@ class Gram:
 
 
 def gram(x_NK: Tensor) -> Tensor:
-    """`x x'` (N, N) float64."""
+    """Return `x x'` (N, N) float64 of (N, K)."""
     made = Gram(len(x_NK), x_NK.device)
     made.add(x_NK)
     return made.total()
 
 
 def products(x_NK: Tensor, y_MK: Tensor) -> Tensor:
-    """`x y'` (N, M) float64."""
+    """Return `x y'` (N, M) float64 of (N, K) and (M, K)."""
     total_NM = torch.zeros(len(x_NK), len(y_MK), dtype=torch.float64, device=x_NK.device)
     step = _columns(x_NK.shape[0] + y_MK.shape[0])
     for x, y in zip(x_NK.split(step, dim=1), y_MK.split(step, dim=1), strict=True):
         total_NM.addmm_(x.double(), y.double().T)
     return total_NM
-
-
-def in_parts(x_NK: Tensor) -> list[Tensor] | map[Tensor]:
-    """Groups of columns, each in double precision only while it is used."""
-    return map(Tensor.double, x_NK.split(_columns(len(x_NK)), dim=1))
 
 
 def _columns(n_rows: int) -> int:
@@ -80,36 +74,46 @@ def _columns(n_rows: int) -> int:
 
 @dataclass(frozen=True)
 class SVD:
-    """Thin singular value decomposition of training voxels; factors float32, values float64.
+    """Thin singular value decomposition X = U diag(s) V' of training voxels, through which ridge regression is cheap.
 
-    Predictions made in this basis keep single precision at any penalty, which plain dual coefficients do not: those
-    grow like 1 / alpha and cancel when multiplied by the voxels.
+    The ridge solution of any target Y under any penalty is V diag(s / (s^2 + alpha)) U' Y: a further penalty or target
+    costs matrix products only (Hastie, Tibshirani & Friedman, The Elements of Statistical Learning, 2nd ed., equation
+    3.47). Predictions made in this basis keep single precision at any penalty, which plain dual coefficients do not:
+    those grow like 1 / alpha and cancel when multiplied by the voxels.
+
+    Attributes:
+        left: (N, R) float32, U.
+        values: (R,) float64, s.
+        right: (V, R) float32, V.
     """
 
-    left: Tensor  # U, (N, R)
-    values: Tensor  # s, (R,)
-    right: Tensor  # V, (V, R)
+    left: Tensor
+    values: Tensor
+    right: Tensor
 
     def gain(self, alpha: float | Tensor) -> Tensor:
-        """s / (s^2 + alpha): what turns components of the targets into components of the weights. (..., R) float64."""
+        """Return s / (s^2 + alpha), which turns components of targets into those of weights; (..., R) float64."""
         squared_R = self.values.square()
         return self.values / (squared_R + alpha)
 
     def components(self, targets_NP: Tensor) -> Tensor:
-        """Centred targets in the basis of the training images, (R, P)."""
+        """Return centred targets (N, P) in the basis of the training images, (R, P)."""
         return self.left.T @ targets_NP
 
     def leverage(self, alpha: float | Tensor, intercept: bool = True) -> Tensor:
-        """Diagonal of the hat matrix, (N,) float64; (A, N) where alpha is (A, 1). An intercept is not penalised."""
+        """Return the diagonal of the training images' hat matrix, (N,) float64; (A, N) where alpha is (A, 1).
+
+        intercept: whether the model has one; it is not penalised.
+        """
         shrink = self.values * self.gain(alpha)
         rows = [shrink @ left_nR.double().square().T for left_nR in self.left.split(ROWS_AT_ONCE)]
         return torch.cat(rows, dim=-1) + (1 / len(self.left) if intercept else 0)
 
 
 def decompose(voxels_NV: Tensor) -> SVD:
-    """Decompose z-scored training voxels (N, V) through the smaller of the two Gram matrices, in float64.
+    """Return the SVD of z-scored training voxels (N, V), through the smaller of the two Gram matrices, in float64.
 
-    Beside the voxels and the factors it takes three times the smaller Gram matrix.
+    Beside the voxels and the factors it takes three times the memory of that Gram matrix.
     """
     wide = voxels_NV.shape[0] <= voxels_NV.shape[1]
     squared, vectors = _eigen(gram(voxels_NV if wide else voxels_NV.T))
@@ -132,26 +136,39 @@ def _eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class HatMatrix:
-    """H, whole or, where that takes less arithmetic, as two factors."""
+    """What turns targets of the images fitted on into predictions of others, under every penalty.
 
-    left: Tensor  # (A, n, R) float32; H itself where `right` is None (R = N)
-    right: Tensor | None = None  # (R, N) float32
+    Ridge predictions are linear in the targets: with X the voxels fitted on and Z those of held-out images, both scaled
+    by the statistics of X, they are H Y with H = Z X' (X X' + alpha I)^-1 = Z (X' X + alpha I)^-1 X'. H depends on no
+    target. It is made once, in float64, and then multiplied with however many target columns there are, in float32: no
+    column costs more than the held-out images' share of it.
+
+    Attributes:
+        left: (A, n, R) float32; H itself (R = N) or, where that takes less arithmetic, the first of two factors.
+        right: (R, N) float32, the second factor; None where `left` is H.
+    """
+
+    left: Tensor
+    right: Tensor | None = None
 
     def predict(self, centred_NK: Tensor) -> Tensor:
-        """Predictions (A, n, K) from targets without their mean."""
+        """Return predictions (A, n, K) from targets (N, K) without their mean."""
         inner_RK = centred_NK if self.right is None else self.right @ centred_NK
         return (self.left.flatten(0, 1) @ inner_RK).unflatten(0, self.left.shape[:2])
 
     def at(self, a: int) -> HatMatrix:
-        """Under one penalty alone."""
+        """Return H under the penalty at place `a` alone."""
         return HatMatrix(self.left[a : a + 1], self.right)
 
     def squared_error(self, fitted_NN: Tensor, cross_nN: Tensor, held: Tensor) -> Tensor:
-        """Squared errors (A,) float64, summed over images and columns, from inner products of targets alone.
+        """Return squared errors (A,) float64, summed over images and columns, from inner products of targets alone.
 
         |H Y - T|^2 = tr(H YY' H') - 2 tr(H YT') + tr(TT'): with YY' at hand, columns cost nothing any more.
 
-        fitted_NN: YY', of centred targets Y; cross_nN: TY', T the truths; held: tr(TT'); float64.
+        Args:
+            fitted_NN: YY' of centred targets Y, float64.
+            cross_nN: TY', T the truths, float64.
+            held: () tr(TT'), float64.
         """
         if self.right is not None:
             right = self.right.double()
@@ -163,12 +180,12 @@ class HatMatrix:
         return torch.stack(errors)
 
     def work_per_column(self) -> int:
-        """Multiplications of one column's predictions."""
+        """Return how many multiplications one column's predictions take."""
         n_penalties, n_held, n_shared = self.left.shape
         return n_shared * (n_penalties * n_held + (0 if self.right is None else self.right.shape[1]))
 
     def work_by_products(self) -> int:
-        """Multiplications of `squared_error`, whatever the number of columns."""
+        """Return how many multiplications `squared_error` takes, whatever the number of columns."""
         n_penalties, n_held, n_shared = self.left.shape
         n_fitted = n_shared if self.right is None else self.right.shape[1]
         shared = 0 if self.right is None else n_shared * n_fitted * (n_shared + n_fitted)
@@ -176,9 +193,14 @@ class HatMatrix:
 
 
 def hat_matrix(voxels_NV: Tensor, held_nV: Tensor, alphas: Sequence[float], room: Scratch) -> HatMatrix:
-    """H of some scaled voxels, through whichever Gram matrix is smaller.
+    """Return H of scaled voxels, through whichever Gram matrix is smaller.
 
-    A penalty that float64 cannot tell from 0 beside the voxels' squares counts as the smallest that it can tell.
+    Args:
+        voxels_NV: (N, V) float32, of the images fitted on.
+        held_nV: (n, V) float32, scaled alike.
+        alphas: penalties; one that float64 cannot tell from 0 beside the voxels' squares counts as the smallest that it
+            can tell.
+        room: for `HatMatrix.left`.
     """
     (n_fitted, n_voxels), n_held = voxels_NV.shape, len(held_nV)
     dual = n_fitted <= n_voxels
@@ -196,17 +218,26 @@ def hat_matrix(voxels_NV: Tensor, held_nV: Tensor, alphas: Sequence[float], room
 
 
 def left_out_share(svd: SVD, alphas_A1: Tensor, intercept: bool = True) -> Tensor:
-    """1 - h, (A, N) float32: the share of an image's residual without it that is left with it."""
+    """Return 1 - h, (A, N) float32: the share of an image's residual without it that is left with it.
+
+    Args:
+        alphas_A1: (A, 1) float64 penalties.
+        intercept: as for `SVD.leverage`.
+    """
     return (1 - svd.leverage(alphas_A1, intercept)).clamp(min=LEAST_SHARE).float()
 
 
 def spread_ratio(svd: SVD, left_out_NK: Tensor, targets_NK: Tensor, solved_RK: Tensor) -> Tensor:
-    """What predictions must be multiplied by to vary as much as the training targets do, per column (K,).
+    """Return what predictions must be multiplied by to vary as much as the training targets do, (K,) per column.
+
+    Fitted values would look too spread out, and test predictions must not be looked at (re-standardising those, as
+    published codes do, needs the whole test set). Leave-one-out predictions of the training images serve instead; the
+    hat matrix gives them in closed form: y_i - (y_i - fit_i) / (1 - h_i).
 
     Args:
         left_out_NK: 1 - h of each image under the column's penalty; (N, 1) where all columns have the same.
-        targets_NK: centred.
-        solved_RK: unscaled coefficients of the components. Columns that do not vary keep ratio 1.
+        targets_NK: (N, K), centred.
+        solved_RK: (R, K) coefficients of the components, unscaled. Columns that do not vary keep ratio 1.
     """
     fitted_NK = svd.left @ (svd.values.float()[:, None] * solved_RK)
     held_out_NK = targets_NK - (targets_NK - fitted_NK) / left_out_NK
