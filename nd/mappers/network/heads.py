@@ -24,10 +24,13 @@ MOST_GROUPS = 32  # groups of the decoder's norms where the channels allow it, t
 
 @dataclass(frozen=True)
 class TargetSlice:
-    """Columns ``start`` to ``stop`` of a flattened target.
+    """Columns of a flattened target that one head predicts.
 
-    Attributes: ``name`` is unique among all targets ("c", "g_0"); ``shape`` (T, D) of tokens, or (C, H, W) of a latent
-    map.
+    Attributes:
+        name: unique among all targets, such as "c" or "g_0".
+        target: whose columns they are.
+        start, stop: first column, and the one after the last.
+        shape: (T, D) of tokens, or (C, H, W) of a latent map.
     """
 
     name: str
@@ -38,7 +41,7 @@ class TargetSlice:
 
     @property
     def is_map(self) -> bool:
-        """Whether it is a latent map and not tokens."""
+        """Whether it is a latent map and not tokens, by its shape."""
         return len(self.shape) == 3
 
     @property
@@ -80,10 +83,11 @@ def slices_of(target: str, shape: tuple[int, ...]) -> list[TargetSlice]:
 
 @dataclass
 class HeadOutput:
-    """Of one head.
+    """What a head makes of the shared space.
 
-    Attributes: ``predicted`` (B, *shape of the part), in the units of the standardised target; ``projected``
-    (B, T, D) of the contrastive head, or for a map (B, S, D_aux) of the auxiliary one; None where there is none.
+    Attributes:
+        predicted: (B, *shape of the slice), in the units of the standardised target.
+        projected: (B, T, D) of the contrastive head, or for a map (B, S, D_aux) of the auxiliary one; None without one.
     """
 
     predicted: Tensor
@@ -91,20 +95,23 @@ class HeadOutput:
 
 
 class Head(nn.Module):
-    """The shared space to one part; ``prior`` is its diffusion prior or None."""
+    """The shared space to one target slice; `prior` is its diffusion prior or None."""
 
     prior: DiffusionPrior | None
 
     def forward(self, hidden_BH: Tensor, draws: Draws | None) -> HeadOutput:
-        """Predict the part."""
+        """Return the prediction from the shared space (B, H)."""
         raise NotImplementedError
 
 
-def build_head(config: NetworkConfig, part: TargetSlice, variant: str = "nd", aux_width: int = 0) -> Head:
-    """The head of a part, of tokens or of a latent map; the same in both variants.
+def build_head(config: NetworkConfig, part: TargetSlice, aux_width: int = 0) -> Head:
+    """Return the head of a target slice, of tokens or of a latent map.
 
-    aux_width: numbers of a token that a latent map's auxiliary head makes; 0: it has none. Tokens ignore it.
-    Raises UserError for a map that ``config.decoder_channels`` cannot decode to.
+    Args:
+        aux_width: numbers of a token that a latent map's auxiliary head makes; 0: it has none. Tokens ignore it.
+
+    Raises:
+        UserError: a map that `config.decoder_channels` cannot decode to.
     """
     return LatentHead(config, part, aux_width) if part.is_map else TokenHead(config, part)
 
@@ -124,13 +131,13 @@ class TokenHead(Head):
         self.prior = DiffusionPrior(config, n_tokens, width, part.name) if config.prior else None
 
     def forward(self, hidden_BH: Tensor, draws: Draws | None) -> HeadOutput:
-        """``predicted`` (B, T, D), and ``projected`` (B, T, D) where there is a contrastive head."""
+        """Return `predicted` (B, T, D), and `projected` (B, T, D) where there is a contrastive head."""
         tokens_BTD = self.tokens(hidden_BH).unflatten(1, self.shape)
         return HeadOutput(tokens_BTD, self.projector(tokens_BTD) if self.projector is not None else None)
 
 
 def projector(width: int) -> nn.Sequential:
-    """Three times LayerNorm, GELU, Linear on each token by itself."""
+    """Return three times LayerNorm, GELU, Linear on each token by itself."""
     layers = [layer for _ in range(3) for layer in (nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width))]
     return nn.Sequential(*layers)
 
@@ -143,7 +150,7 @@ class LatentHead(Head):
     """
 
     def __init__(self, config: NetworkConfig, part: TargetSlice, aux_width: int = 0) -> None:
-        """aux_width: numbers of a token of the auxiliary head; 0: no such head."""
+        """As of `build_head`."""
         super().__init__()
         self.shape = (config.latent_channels, *coarse_sides(part, config.decoder_channels))
         self.coarse = nn.Linear(config.hidden, math.prod(self.shape), bias=False)
@@ -153,7 +160,7 @@ class LatentHead(Head):
         self.prior = None
 
     def forward(self, hidden_BH: Tensor, draws: Draws | None) -> HeadOutput:
-        """``predicted`` (B, C, H', W'), and ``projected`` (B, S, D_aux) where there is an auxiliary head."""
+        """Return `predicted` (B, C, H', W'), and `projected` (B, S, D_aux) where there is an auxiliary head."""
         coarse_BChw = self.norm(self.coarse(hidden_BH).unflatten(1, self.shape))
         projected = None if self.maps_projector is None else self.maps_projector(coarse_BChw).flatten(2).mT
         return HeadOutput(self._decoded(coarse_BChw), projected)
@@ -167,9 +174,10 @@ class LatentHead(Head):
 
 
 def coarse_sides(part: TargetSlice, channels: Sequence[int]) -> tuple[int, int]:
-    """Sides of the map from which ``len(channels) - 1`` doublings lead to that of the part.
+    """Return the sides of the map from which ``len(channels) - 1`` doublings lead to that of the slice.
 
-    Raises UserError where there is none, and says how many channels there could be.
+    Raises:
+        UserError: there is none; it says how many channels there could be.
     """
     _, height, width = part.shape
     factor = 2 ** (len(channels) - 1)
@@ -185,7 +193,7 @@ def coarse_sides(part: TargetSlice, channels: Sequence[int]) -> tuple[int, int]:
 
 
 def decoder(n_in: int, n_out: int, channels: Sequence[int]) -> nn.Module:
-    """The decoder of a VAE: attention over the coarse map, then a block and a doubling for each of ``channels``."""
+    """Return a VAE's decoder: attention over the coarse map, then a block and a doubling for each of `channels`."""
     from diffusers.models.autoencoders.vae import Decoder
 
     common = math.gcd(*channels)
@@ -200,7 +208,7 @@ def decoder(n_in: int, n_out: int, channels: Sequence[int]) -> nn.Module:
 
 
 def maps_projector(n_in: int, width: int) -> nn.Sequential:
-    """Three 1x1 convolutions with norm and ReLU between them, on each place by itself but for the norms' statistics."""
+    """Return three 1x1 convolutions with norm and ReLU between: each place by itself but for the norms' statistics."""
     return nn.Sequential(
         nn.Conv2d(n_in, width, 1, bias=False),
         nn.GroupNorm(1, width),

@@ -29,9 +29,9 @@ Noise = Callable[[str, Sequence[int]], Tensor]  # (name of the stream, shape of 
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluation at ``time``; the next sample is ``signal * x0 + noise * predicted noise + fresh * new noise``.
+    """One evaluation at `time`; the next sample is ``signal * x0 + noise * predicted noise + fresh * new noise``.
 
-    ``alpha_bar`` is that of ``time``, by which the predicted noise follows from x0.
+    `alpha_bar` is that of `time`, by which the predicted noise follows from x0.
     """
 
     time: int
@@ -42,7 +42,7 @@ class Step:
 
 
 def cosine_alpha_bar(n_timesteps: int) -> list[float]:
-    """``alpha_bar`` of every timestep under the cosine schedule."""
+    """Return `alpha_bar` of every timestep under the cosine schedule."""
     levels = [math.cos((t / n_timesteps + OFFSET) / (1 + OFFSET) * math.pi / 2) ** 2 for t in range(n_timesteps + 1)]
     alpha_bar, product = [], 1.0
     for before, after in pairwise(levels):
@@ -52,7 +52,7 @@ def cosine_alpha_bar(n_timesteps: int) -> list[float]:
 
 
 def released_steps(alpha_bar: Sequence[float], n_levels: int) -> list[Step]:
-    """DDIM with eta 1 as published, ``n_levels - 1`` evaluations; of 100 timesteps and 20 levels at 94, 89, ..., 4.
+    """Return the steps of DDIM with eta 1 as published, ``n_levels - 1`` of them; 94, 89, ..., 4 of 100 and 20 levels.
 
     Two quirks: sampling starts from pure noise below the noisiest timestep, and the levels stepped between are those
     of the timesteps before (``time - 1``) while the predicted noise is that of ``time``
@@ -73,7 +73,7 @@ def released_steps(alpha_bar: Sequence[float], n_levels: int) -> list[Step]:
 
 
 def ddim_steps(alpha_bar: Sequence[float], n_levels: int) -> list[Step]:
-    """DDIM with eta 0 from the noisiest timestep to none, ``n_levels - 1`` evaluations evenly spaced.
+    """Return the steps of DDIM with eta 0 from the noisiest timestep to none, ``n_levels - 1`` evenly spaced.
 
     Song et al. 2021 ("Denoising diffusion implicit models"), equation 12 with sigma = 0.
     """
@@ -95,7 +95,11 @@ class DiffusionPrior(nn.Module):
     alpha_bar: Tensor
 
     def __init__(self, config: NetworkConfig, n_tokens: int, width: int, name: str) -> None:
-        """name: of the part; prefix of its random streams."""
+        """Make the prior of `n_tokens` tokens of `width` numbers; `name` is the prefix of its random streams.
+
+        Raises:
+            UserError: `config.prior_sampling` is unknown.
+        """
         super().__init__()
         if config.prior_sampling not in (*STEPS, "mean"):
             raise unknown("network.prior_sampling", config.prior_sampling, (*STEPS, "mean"))
@@ -105,7 +109,13 @@ class DiffusionPrior(nn.Module):
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
     def error(self, condition_BTD: Tensor, target_BTD: Tensor, draws: Draws) -> Tensor:
-        """(B,) mean squared error of the predicted target at a random noise level, conditions dropped at random."""
+        """Return (B,) the mean squared error of the predicted target at a random noise level.
+
+        Args:
+            condition_BTD: (B, T, D) decoded tokens, of which whole samples are dropped at random.
+            target_BTD: (B, T, D) standardised tokens of the target.
+            draws: of the step.
+        """
         time_B = draws.integers(f"{self.name}/prior time", len(self.alpha_bar))
         noise_BTD = draws.normal(f"{self.name}/prior noise", target_BTD.shape[1:])
         alpha_B11 = self.alpha_bar[time_B, None, None]
@@ -123,7 +133,7 @@ class DiffusionPrior(nn.Module):
 
     @torch.no_grad()
     def sample(self, condition_BTD: Tensor, noise: Noise) -> Tensor:
-        """(B, T, D) float32 target tokens, by ``config.prior_sampling``.
+        """Return (B, T, D) float32 target tokens, by `config.prior_sampling`.
 
         "released" and "ddim" visit ``config.prior_steps`` noise levels, starting from the stream "start" of ``noise``;
         the former adds noise from the streams "step 0", "step 1", ... "mean" evaluates the network once and draws

@@ -47,7 +47,12 @@ class PriorNetwork(nn.Module):
         self.to_out = nn.Linear(width, width, bias=False)
 
     def forward(self, condition_BTD: Tensor, noisy_BTD: Tensor, time_B: Tensor) -> Tensor:
-        """(B, T, D) estimate of the clean target; ``time_B`` int64 timesteps."""
+        """Return (B, T, D), an estimate of the clean target.
+
+        Args:
+            condition_BTD, noisy_BTD: (B, T, D).
+            time_B: (B,) int64 timesteps.
+        """
         time_B1D = self.time(time_B)[:, None].to(noisy_BTD.dtype)
         x_BND = torch.cat([condition_BTD.to(noisy_BTD.dtype), time_B1D, noisy_BTD + self.positions], dim=1)
         bias_HNK = self.relative_bias()
@@ -67,7 +72,7 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(width, config.prior_growth)
 
     def forward(self, x_BND: Tensor, bias_HNK: Tensor, rotary: Rotary, first: int = 0) -> Tensor:
-        """(B, N - first, D), the tokens from ``first`` on."""
+        """Return (B, N - first, D), the tokens from `first` on."""
         x_BQD = x_BND[:, first:] + self.attention(x_BND, bias_HNK, rotary, first)
         return x_BQD + self.feed_forward(x_BQD)
 
@@ -82,7 +87,7 @@ class FeedForward(nn.Module):
         self.narrow = nn.Linear(growth * width, width, bias=False)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D); the residual is not added."""
+        """Return (B, N, D); the residual is not added."""
         value, gate = self.widen(self.norm(x_BND)).chunk(2, dim=-1)
         return self.narrow(value * functional.silu(gate))
 
@@ -95,7 +100,7 @@ class StableNorm(nn.LayerNorm):
     """
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D)."""
+        """Return (B, N, D)."""
         largest = x_BND.amax(dim=-1, keepdim=True).detach()
         return super().forward(x_BND / torch.where(largest == 0, 1, largest))
 
@@ -118,7 +123,12 @@ class Attention(nn.Module):
         self.norm_out = nn.LayerNorm(width, bias=False)
 
     def forward(self, x_BND: Tensor, bias_HNK: Tensor, rotary: Rotary, first: int = 0) -> Tensor:
-        """(B, N - first, D) of the tokens from ``first`` on, which look at all tokens. The residual is not added."""
+        """Return (B, N - first, D), of the tokens from `first` on, which look at all; the residual is not added.
+
+        Args:
+            x_BND: (B, N, D) tokens.
+            bias_HNK: (H, N, K) of `RelativeBias`.
+        """
         normed_BND = self.norm_in(x_BND)
         queries_BHQW = self.to_queries(normed_BND[:, first:]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key_BNW, value_BNW = self.to_key_value(normed_BND).chunk(2, dim=-1)
@@ -130,12 +140,12 @@ class Attention(nn.Module):
 
 
 def prepend(null_W: Tensor, x_BNW: Tensor) -> Tensor:
-    """(B, N + 1, W): the null vector before the tokens' own, in their precision."""
+    """Return (B, N + 1, W): the null vector (W,) before the tokens' own (B, N, W), in their precision."""
     return torch.cat([null_W.to(x_BNW.dtype).expand(len(x_BNW), 1, -1), x_BNW], dim=1)
 
 
 def attend(queries_BHQW: Tensor, key_BKW: Tensor, value_BKW: Tensor, bias_HQK: Tensor) -> Tensor:
-    """(B, H, Q, W) values weighted by softmax(16 cos(query, key) + bias), in the precision of the values.
+    """Return (B, H, Q, W): values weighted by softmax(16 cos(query, key) + bias), in the precision of the values.
 
     The heads share keys and values, so their queries are those of a single head, one after the other: nothing is
     copied for each head. Heads are filled with zeros, which change no product, up to a width that fused kernels take.
@@ -149,7 +159,7 @@ def attend(queries_BHQW: Tensor, key_BKW: Tensor, value_BKW: Tensor, bias_HQK: T
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors along the last axis at length 1, float32 or wider: sums of squares in half precision are too coarse."""
+    """Return vectors along the last axis at length 1, float32 or wider: half precision is too coarse for squares."""
     return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
@@ -160,7 +170,7 @@ class Rotary(nn.Module):
     sin: Tensor
 
     def __init__(self, n_tokens: int, head_width: int) -> None:
-        """n_tokens: N; of ``head_width`` numbers at most the first 32 are turned, an even number."""
+        """Prepare `n_tokens` places; of `head_width` numbers at most the first 32 are turned, an even number."""
         super().__init__()
         self.n_turned = min(ROTATED, head_width) // 2 * 2
         speeds = SLOWEST ** -(torch.arange(0, self.n_turned, 2, dtype=torch.float64) / max(self.n_turned, 1))
@@ -169,7 +179,7 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
     def forward(self, x_NW: Tensor, first: int = 0) -> Tensor:
-        """(..., N - first, W) of the tokens from ``first`` on, float32 or wider."""
+        """Return (..., N - first, W) of the tokens from `first` on, float32 or wider."""
         cos, sin = self.cos[first:], self.sin[first:]
         even, odd = x_NW[..., 0 : self.n_turned : 2], x_NW[..., 1 : self.n_turned : 2]
         turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
@@ -192,12 +202,16 @@ class RelativeBias(nn.Module):
         self.table = nn.Embedding(N_BUCKETS, heads)
 
     def forward(self) -> Tensor:
-        """(H, N, K)."""
+        """Return (H, N, K)."""
         return self.table(self.buckets).permute(2, 0, 1)
 
 
 def bucket_of(distance: Tensor) -> Tensor:
-    """Bucket from 0 to 31 of int64 distances of at least 0: their own up to 15, then logarithmic up to 128."""
+    """Return the buckets, 0 to 31, of int64 distances of at least 0: their own up to 15, then logarithmic up to 128.
+
+    >>> bucket_of(torch.tensor([0, 15, 16, 128, 500])).tolist()
+    [0, 15, 16, 31, 31]
+    """
     exact = N_BUCKETS // 2
     share = torch.log(distance.clamp(min=1) / exact) / math.log(FARTHEST / exact)
     far = exact + (share * (N_BUCKETS - exact)).long()
@@ -216,12 +230,15 @@ class TimeEmbedding(nn.Module):
         )  # fmt: skip
 
     def forward(self, time_B: Tensor) -> Tensor:
-        """(B, D) of (B,) timesteps."""
+        """Return (B, D) of timesteps (B,)."""
         return self.layers(sines(time_B, self.width))
 
 
 def sines(time_B: Tensor, width: int) -> Tensor:
-    """(B, D) float32: sines, then cosines of timesteps at D / 2 geometric frequencies; an odd D leaves out the last."""
+    """Return (B, D) float32: sines, then cosines of timesteps (B,) at D / 2 geometric frequencies; D = `width`.
+
+    An odd D leaves out the last cosine.
+    """
     half = (width + 1) // 2
     ranks = torch.arange(half, dtype=torch.float32, device=time_B.device) / max(half - 1, 1)
     angles = time_B[:, None].float() * torch.exp(-math.log(SLOWEST) * ranks)

@@ -18,8 +18,9 @@ from nd.mappers.network.draws import Draws, Dropout
 class Trunk(nn.Module):
     """Voxels of several subjects to the shared space (B, H).
 
-    Attributes: ``subject_layers`` one layer (``SubjectLayer``) for each subject by ``key_of`` its name, whose outputs
-    are alike for all of them; ``body`` what follows, the same for every subject.
+    Attributes:
+        subject_layers: a `SubjectLayer` for each subject by `key_of` its name; their outputs mean the same.
+        body: what follows, the same for every subject.
     """
 
     def __init__(self, layers: nn.ModuleDict, body: nn.Module) -> None:
@@ -27,9 +28,14 @@ class Trunk(nn.Module):
         self.subject_layers, self.body = layers, body
 
     def forward(self, voxels: Mapping[str, Tensor], draws: Draws | None) -> Tensor:
-        """(B, H), subjects in the order of ``voxels``, of which each must have a layer; some may have no samples.
+        """Return (B, H), subjects in the order of `voxels`; some may have no samples.
 
-        Raises UserError for a subject without a layer, and for a number of voxels that its layer was not made for.
+        Args:
+            voxels: (B_s, V_s) float32 by subject.
+            draws: of a training step; without them nothing is dropped.
+
+        Raises:
+            UserError: a subject has no layer, or one that was made for another number of voxels.
         """
         hidden = [layer_of(self.subject_layers, name, x.shape[-1])(x) for name, x in voxels.items()]
         return self.body(torch.cat(hidden), draws)
@@ -38,10 +44,16 @@ class Trunk(nn.Module):
 def build_trunk(
     config: NetworkConfig, n_voxels: Mapping[str, int], name: str, *, for_map: bool, variant: str = "nd"
 ) -> Trunk:
-    """The trunk of a configuration; ``name`` tells its random streams from those of other trunks.
+    """Return the trunk of a configuration.
 
-    for_map: whether it feeds a latent map. Published code has no mixer there, so that is a UserError under
-    ``variant="released"``.
+    Args:
+        n_voxels: by name of the subject.
+        name: tells its random streams from those of other trunks.
+        for_map: whether it feeds a latent map.
+        variant: as in `MapperConfig`.
+
+    Raises:
+        UserError: a mixer before a latent map under ``variant="released"``; published code has none there.
     """
     released = variant == "released"
     if config.trunk == "mixer":
@@ -62,38 +74,43 @@ class SubjectLayer(nn.Linear):
     """(B_s, V_s) voxels to (B_s, H); linear unless it ends in a norm of its own, as published for z."""
 
     def __init__(self, n_voxels: int, hidden: int, *, normed: bool = False) -> None:
-        """normed: without bias, followed by a LayerNorm that belongs to the subject (NeuralDiffuser's z)."""
+        """Make the layer; `normed`: without bias, followed by a LayerNorm of the subject's own (NeuralDiffuser's z)."""
         super().__init__(n_voxels, hidden, bias=not normed)
         self.norm = nn.LayerNorm(hidden) if normed else None
 
     def forward(self, voxels_BV: Tensor) -> Tensor:
-        """(B_s, H) of (B_s, V_s); B_s may be 0."""
+        """Return (B_s, H) of (B_s, V_s); B_s may be 0."""
         hidden_BH = super().forward(voxels_BV)
         return hidden_BH if self.norm is None else self.norm(hidden_BH)
 
 
 def key_of(subject: str) -> str:
-    """The subject's key in a ModuleDict: its name, unless torch would not take that; different for every name."""
+    """Return the subject's key in a ModuleDict: its name, unless torch would not take that; different for every name.
+
+    >>> key_of("subj01"), key_of("a.b"), name_of(key_of("a.b"))
+    ('subj01', 'a%2Eb', 'a.b')
+    """
     key = subject.replace("%", "%25").replace(".", "%2E")
     return f"%{key}" if hasattr(nn.ModuleDict(), key) else key  # "train" would hide a method
 
 
 def name_of(key: str) -> str:
-    """The subject whose key this is."""
+    """Return the subject whose key this is."""
     plain = key[1:] if hasattr(nn.ModuleDict(), key[1:]) else key
     return plain.replace("%2E", ".").replace("%25", "%")
 
 
 def subject_layers(n_voxels: Mapping[str, int], hidden: int, *, normed: bool = False) -> nn.ModuleDict:
-    """A layer for each subject of ``n_voxels``, by ``key_of`` its name."""
+    """Return a layer for each subject of `n_voxels`, by `key_of` its name; `normed` as of `SubjectLayer`."""
     layers = {key_of(name): SubjectLayer(n, hidden, normed=normed) for name, n in n_voxels.items()}
     return nn.ModuleDict(layers)
 
 
 def layer_of(layers: nn.ModuleDict, subject: str, n_voxels: int) -> SubjectLayer:
-    """The layer of a subject whose samples have ``n_voxels``.
+    """Return the layer of a subject whose samples have `n_voxels`.
 
-    Raises UserError for a subject without a layer, and for a number of voxels that its layer was not made for.
+    Raises:
+        UserError: the subject has no layer, or one that was made for another number of voxels.
     """
     if key_of(subject) not in layers:
         names = sorted(name_of(key) for key in layers)
@@ -131,7 +148,7 @@ class Residual(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(hidden, share, f"{name}/block {k}") for k in range(n_blocks))
 
     def forward(self, x_BH: Tensor, draws: Draws | None) -> Tensor:
-        """(B, H)."""
+        """Return (B, H)."""
         x_BH = self.drop(x_BH, draws)
         for block in self.blocks:
             x_BH = x_BH + block(x_BH, draws)
@@ -150,7 +167,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, x_BH: Tensor, draws: Draws | None) -> Tensor:
-        """(B, H)."""
+        """Return (B, H)."""
         return self.outer(self.drop(nn.functional.gelu(self.inner(self.norm(x_BH))), draws))
 
 
@@ -170,7 +187,7 @@ class PublishedResidual(nn.Module):
         self.drops = nn.ModuleList(Dropout(share, f"{name}/block {k}") for k in range(n_blocks))
 
     def forward(self, x_BH: Tensor, draws: Draws | None) -> Tensor:
-        """(B, H)."""
+        """Return (B, H)."""
         x_BH = self.drop(nn.functional.silu(x_BH), draws)
         for linear, norm, drop in zip(self.linears, self.norms, self.drops, strict=True):
             x_BH = x_BH + drop(nn.functional.silu(norm(linear(x_BH))), draws)
@@ -187,7 +204,7 @@ class MixerPart(nn.Module):
         self.drop = Dropout(share, name)
 
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
-        """Same shape as x."""
+        """Return the same shape as x."""
         return self.outer(self.drop(nn.functional.gelu(self.inner(self.norm(x))), draws))
 
 
@@ -212,7 +229,7 @@ class Mixer(nn.Module):
         self.second = nn.ModuleList(MixerPart(1, share, f"{name}/mixer {k}/sequence") for k in blocks)
 
     def forward(self, x_BH: Tensor, draws: Draws | None) -> Tensor:
-        """(B, H)."""
+        """Return (B, H)."""
         x_B1H = residual_B1H = x_BH.unsqueeze(1)
         residual_BH1 = x_B1H.mT
         for first, second in zip(self.first, self.second, strict=True):
