@@ -13,10 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nd.data.batch import Batch, SubjectBatch
 from nd.data.epoch import Pool, Step, TrainPlan
-from nd.mappers.losses import mixco_nce, soft_clip, soft_contrastive, squared_error
-from nd.mappers.mixco import draw_mix, mix_labels, mix_targets, mixed_voxels
 from nd.mappers.network.draws import Draws
-from nd.mappers.training.gathering import gather, gather_subject
+from nd.mappers.training.losses import mixco_nce, soft_clip, soft_contrastive, squared_error
+from nd.mappers.training.mixco import draw_mix, gather, gather_subject, mix_labels, mix_targets, mixed_voxels
 
 N_SAMPLES = {"a": 13, "b": 4, "c": 2}  # so few that in some steps a process, or both, have none of a subject
 N_VOXELS = {"a": 5, "b": 4, "c": 3}

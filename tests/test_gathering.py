@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.multiprocessing import spawn
 
 from nd.data.batch import Batch, SubjectBatch
-from nd.mappers.training import gathering
-from nd.mappers.training.gathering import gather, gather_subject
+from nd.mappers.training import mixco
+from nd.mappers.training.mixco import gather, gather_subject
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def sent(monkeypatch: pytest.MonkeyPatch, rank: int, rows: list[Tensor]) -> None
             place.zero_()
             place[: len(own)] = own
 
-    monkeypatch.setattr(gathering, "processes", lambda: (rank, len(rows)))
-    monkeypatch.setattr(gathering.dist, "all_gather", all_gather)
+    monkeypatch.setattr(mixco, "processes", lambda: (rank, len(rows)))
+    monkeypatch.setattr(mixco.dist, "all_gather", all_gather)
 
 
 def test_only_own_rows_carry_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,5 +105,5 @@ def test_rows_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_subject_that_nobody_has_in_a_step_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "processes", lambda: (0, 2))
+    monkeypatch.setattr(mixco, "processes", lambda: (0, 2))
     assert gather_subject(torch.zeros(0, 4), (0, 0)).shape == (0, 4)

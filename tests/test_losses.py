@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nd.mappers import losses
-from nd.mappers.losses import (
+from nd.mappers.training import losses
+from nd.mappers.training.losses import (
     absolute_error,
     cosine_loss,
     mixco_nce,

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from sklearn import linear_model
 
 from nd.errors import UserError
-from nd.mappers import blocks
+from nd.mappers import base
 from nd.mappers.base import FoldData, Group
 from nd.mappers.checkpoint import Origin, checkpoint_path, is_saved, load, save
 from nd.mappers.registry import build_mapper
 from nd.mappers.ridge import Ridge
-from nd.mappers.spectrum import decompose
-from nd.mappers.spread import left_out_share, spread_ratio
+from nd.mappers.ridge_solver import decompose, left_out_share, spread_ratio
 from nd.mappers.validation import ValidationScores
 from nd.targets.registry import column_groups
 
@@ -167,7 +166,7 @@ def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     voxels, targets = linear_brain(50, 30, 11)
     whole, blocked = (Ridge(mapper_settings(rescale="train")) for _ in range(2))
     whole.fit(fold(voxels, targets, 40))
-    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", 40 * 3)
+    monkeypatch.setattr(base, "BLOCK_NUMBERS", 40 * 3)
     blocked.fit(fold(voxels, targets, 40))
     np.testing.assert_allclose(blocked.predict(voxels), whole.predict(voxels), rtol=1e-4, atol=1e-5)
     assert blocked.details()["scores"] == pytest.approx(whole.details()["scores"], abs=1e-5)
@@ -224,10 +223,10 @@ def test_spread_ratio_equals_explicit_leave_one_out(n_voxels: int) -> None:
         rest = np.delete(np.arange(40), i)
         left_out.append(linear_model.Ridge(alpha=30.0).fit(x[rest], targets[rest]).predict(x[i : i + 1])[0])
     expected = targets.std(0) / np.std(left_out, 0)
-    spectrum, centred = decompose(torch.from_numpy(x)), torch.from_numpy(targets - targets.mean(0))
-    solved = spectrum.components(centred) * spectrum.gain(30.0).float()[:, None]
-    left_out = left_out_share(spectrum, torch.tensor([[30.0]])).T
-    np.testing.assert_allclose(spread_ratio(spectrum, left_out, centred, solved).numpy(), expected, rtol=1e-3)
+    svd, centred = decompose(torch.from_numpy(x)), torch.from_numpy(targets - targets.mean(0))
+    solved = svd.components(centred) * svd.gain(30.0).float()[:, None]
+    left_out = left_out_share(svd, torch.tensor([[30.0]])).T
+    np.testing.assert_allclose(spread_ratio(svd, left_out, centred, solved).numpy(), expected, rtol=1e-3)
 
 
 def test_rescale_restores_the_spread_of_new_predictions() -> None:

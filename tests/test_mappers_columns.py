@@ -20,10 +20,10 @@ from nd.data.prepared import mean_betas, open_subject, split_of
 from nd.errors import UserError
 from nd.extract import extract
 from nd.generate.features import PredictedFeatures
-from nd.mappers import column_choice, target_statistics
+from nd.mappers import selected_columns
 from nd.mappers.base import FoldData, Group
-from nd.mappers.column_choice import Moments, best_columns, choose_columns, correlation, held_out_folds
-from nd.mappers.target_statistics import TargetStatistics, column_statistics, statistics_path
+from nd.mappers.selected_columns import Moments, best_columns, correlation, held_out_folds, select_columns
+from nd.mappers.statistics import TargetStatistics, column_statistics, statistics_path
 from nd.predict import predict
 from nd.prepare import prepare
 from nd.runs.folder import RunFolder
@@ -71,7 +71,7 @@ def test_keeps_the_columns_that_an_explicit_loop_keeps(kind: str, variant: str) 
     config = mapper_settings(
         name=kind, variant=variant, alphas=[40.0], n_feat=12, penalty=40.0, keep=0.25, keep_folds=4
     )
-    found = choose_columns(config, one_fold(voxels, targets, 57, GROUPS))
+    found = select_columns(config, one_fold(voxels, targets, 57, GROUPS))
     scores = loop_of_fits(kind, voxels[:57], targets[:57], 4, dict.fromkeys(range(4), 40.0), variant == "released")
     np.testing.assert_array_equal(found, best_of(scores, 0.25))
     assert found[:8].sum() == 2
@@ -84,7 +84,7 @@ def test_a_column_predicted_backwards_is_kept_by_released_code_alone() -> None:
     targets[25:50, 0] *= -1  # well decoded within each fold, but for a sign that the other fold has not
     config = mapper_settings(alphas=[40.0], keep=0.25, keep_folds=2)
     data = one_fold(voxels, targets, 50, (Group("all", 0, 20),))
-    masks = {v: choose_columns(mapper_settings(**{**vars(config), "variant": v}), data) for v in ("nd", "released")}
+    masks = {v: select_columns(mapper_settings(**{**vars(config), "variant": v}), data) for v in ("nd", "released")}
     assert masks["released"][:2].tolist() == [True, True]
     assert masks["nd"][:2].tolist() == [False, True]
 
@@ -108,7 +108,7 @@ def test_penalty_is_chosen_within_each_fit(folds: int) -> None:
         penalties[k] = alphas[int(errors.argmin())]
     scores = loop_of_fits("ridge", voxels[:57], targets[:57], 4, penalties, absolute=False)
     group = (Group("all", 0, 20),)
-    found = choose_columns(config, one_fold(voxels, targets, 57, group))
+    found = select_columns(config, one_fold(voxels, targets, 57, group))
     np.testing.assert_array_equal(found, best_of(scores, 0.25, group))
 
 
@@ -116,26 +116,26 @@ def test_penalty_is_chosen_within_each_fit(folds: int) -> None:
 def test_validation_images_do_not_choose_columns(config: MapperConfig) -> None:
     config.keep = 0.25
     voxels, targets = hard_brain()
-    before = choose_columns(config, one_fold(voxels, targets, 57, GROUPS))
+    before = select_columns(config, one_fold(voxels, targets, 57, GROUPS))
     voxels[57:], targets[57:] = voxels[57:] * 3 + 1, -targets[57:]
-    np.testing.assert_array_equal(choose_columns(config, one_fold(voxels, targets, 57, GROUPS)), before)
+    np.testing.assert_array_equal(select_columns(config, one_fold(voxels, targets, 57, GROUPS)), before)
 
 
 def test_scratch_is_left_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr("nd.mappers.arrays.LARGE_BYTES", 100)
     monkeypatch.setattr(
-        column_choice,
+        selected_columns,
         "correlation",
         lambda *given: made.append(list((tmp_path / "room" / "columns").iterdir())) or correlation(*given),
     )
     config, data = mapper_settings(name="fastl2lir", n_feat=12, keep=0.25), one_fold(*hard_brain(), 57, GROUPS)
-    inside = choose_columns(config, data, scratch=tmp_path / "room")
+    inside = select_columns(config, data, scratch=tmp_path / "room")
     assert made
     assert all(made)
     assert not any((tmp_path / "room").iterdir())
     monkeypatch.undo()
-    np.testing.assert_array_equal(inside, choose_columns(config, data))
+    np.testing.assert_array_equal(inside, select_columns(config, data))
 
 
 def test_folds_are_those_of_sklearn_unshuffled() -> None:
@@ -165,7 +165,7 @@ def test_correlation_of_groups_of_images_and_columns_is_that_of_all(monkeypatch:
     true = (rng.normal(size=(23, 11)) + 100).astype(np.float32)
     predicted = (0.5 * true + rng.normal(size=(23, 11))).astype(np.float32)
     predicted[:, 3], true[:, 7] = 0.1, 1 / 3
-    monkeypatch.setattr(column_choice, "BLOCK_NUMBERS", 5 * 11)
+    monkeypatch.setattr(selected_columns, "BLOCK_NUMBERS", 5 * 11)
     numbers = np.arange(23, dtype=np.float32)[:, None]
     found = correlation(Given(predicted), numbers, np.arange(23, dtype=np.int32), Table(true))  # type: ignore[arg-type]
     for j in range(11):
@@ -200,7 +200,7 @@ def training_statistics(seed: int = 0, size: int = 30) -> tuple[TargetStatistics
 
 @pytest.mark.parametrize("block", [7, 1 << 22])
 def test_predictions_get_mean_and_spread_of_the_training_targets(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target_statistics, "BLOCK_NUMBERS", block)
+    monkeypatch.setattr("nd.mappers.statistics.BLOCK_NUMBERS", block)
     statistics, targets = training_statistics()
     predicted = (0.01 * np.random.default_rng(1).normal(size=(25, 30)) + targets.mean(0)).astype(np.float32)
     given = statistics.given_to(predicted)
@@ -296,7 +296,7 @@ def test_columns_kept_are_recorded_and_the_others_are_zero(mapper: list[str], wo
     store = TargetStore(store_path(cfg, "pixels"), allowed_ids=fold.seen)
     voxels = [mean_betas(open_subject(cfg), ids) for ids in (fold.train, fold.val)]
     data = FoldData(*voxels, fold.train, fold.val, store, (Group("pixels", 0, size),))
-    np.testing.assert_array_equal(choose_columns(cfg.mapper, data), kept[0])
+    np.testing.assert_array_equal(select_columns(cfg.mapper, data), kept[0])
 
 
 @pytest.mark.parametrize("mapper", MAPPERS)

@@ -11,8 +11,8 @@ from helpers_config import mapper_settings
 from helpers_linear import noisy_brain, one_fold, z_scored
 from numpy.typing import NDArray
 
+from nd.mappers.alpha_selection import select_for_columns
 from nd.mappers.arrays import Scratch
-from nd.mappers.choice import choose_for_columns
 from nd.mappers.crossvalidation import CrossValidation, Held, Images, cross_validation
 
 FOLDS = 4
@@ -53,9 +53,9 @@ def test_errors_and_choices_of_columns_equal_a_loop(n: int, n_voxels: int, grid:
     expected = np.array([loop(voxels, targets, alpha) for alpha in GRIDS[grid]])
     (held,) = held_out.blocks(data.groups[0])
     np.testing.assert_allclose(held.squared_error().numpy(), expected, rtol=1e-5)
-    chosen = choose_for_columns(held_out, data.groups[0])
+    chosen = select_for_columns(held_out, data.groups[0])
     np.testing.assert_allclose(chosen.errors.numpy(), expected.sum(1), rtol=1e-5)
-    least = expected.min(0)  # far outside the spectrum penalties are alike to more digits than single precision has
+    least = expected.min(0)  # far outside the svd penalties are alike to more digits than single precision has
     np.testing.assert_allclose(np.take_along_axis(expected, chosen.best.numpy()[None], 0)[0], least, rtol=2e-6)
     if grid in ("narrow", "wide"):
         np.testing.assert_array_equal(chosen.best.numpy(), expected.argmin(0))

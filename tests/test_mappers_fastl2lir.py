@@ -13,7 +13,7 @@ from helpers_linear import noisy_brain, one_fold, package_fit, package_predict
 
 from nd.config import MapperConfig
 from nd.errors import UserError
-from nd.mappers import arrays, cut_equations, memory, normal_equations
+from nd.mappers import arrays, normal_equations
 from nd.mappers.base import Group
 from nd.mappers.checkpoint import Origin, checkpoint_path, load, save
 from nd.mappers.fastl2lir import FastL2LiR
@@ -108,8 +108,8 @@ def test_systems_solved_together_or_one_by_one(monkeypatch: pytest.MonkeyPatch) 
     matrix, right = x.T @ x + np.eye(30), rng.normal(size=(11, 7))
     places = np.stack([np.sort(rng.permutation(30)[:7]) for _ in range(11)])
     expected = [np.linalg.solve(matrix[np.ix_(one, one)], own) for one, own in zip(places, right, strict=True)]
-    monkeypatch.setattr(cut_equations, "TOGETHER", 3 * 49)
-    for solve in (cut_equations.solve_each, cut_equations.solve_batches):
+    monkeypatch.setattr(normal_equations, "TOGETHER", 3 * 49)
+    for solve in (normal_equations.solve_each, normal_equations.solve_batches):
         found = solve(*(torch.from_numpy(values) for values in (matrix, places, right)))
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
         with pytest.raises(UserError, match=r"mapper.penalty is too small"):
@@ -298,7 +298,7 @@ def test_settings_that_mean_nothing(change: dict[str, Any], message: str) -> Non
 
 @pytest.mark.parametrize("n_feat", [10, 40])
 def test_too_little_memory_is_said_before_anything_is_done(n_feat: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10_000_000)
+    monkeypatch.setattr(arrays, "free_bytes", lambda device: 10_000_000)
     with pytest.raises(
         UserError, match=r"about 0\.\d GB are needed on cpu, 0.0 GB are free: .* 40 voxels .*subject.roi"
     ):
@@ -310,7 +310,7 @@ def test_memory_asked_for_covers_what_the_equations_hold() -> None:
     asked = normal_equations.equation_bytes(8859, n_voxels, 500, "cpu")
     held = 8 * n_voxels**2 + 8859 * n_voxels * 12  # products, voxels in both precisions
     assert held < asked < held + 1e9
-    assert memory.free_bytes(torch.device("cpu")) is None or memory.free_bytes(torch.device("cpu")) > 0
+    assert arrays.free_bytes(torch.device("cpu")) is None or arrays.free_bytes(torch.device("cpu")) > 0
 
 
 def test_z_scores_make_scale_and_offset_of_targets_irrelevant() -> None:

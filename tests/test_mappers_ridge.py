@@ -19,14 +19,13 @@ from sklearn import linear_model
 
 from nd.config import MapperConfig
 from nd.errors import UserError
-from nd.mappers import arrays, blocks, gram, smoother, validation
+from nd.mappers import arrays, base, ridge_solver, validation
 from nd.mappers.arrays import Scratch
 from nd.mappers.base import Group
 from nd.mappers.checkpoint import Origin, checkpoint_path, load, save
 from nd.mappers.crossvalidation import CrossValidation
 from nd.mappers.ridge import Ridge
-from nd.mappers.smoother import Smoother
-from nd.mappers.spectrum import decompose
+from nd.mappers.ridge_solver import HatMatrix, decompose, hat_matrix
 from nd.mappers.validation import ValidationScores
 
 ALPHAS = [1.0, 30.0, 300.0, 3e3, 3e4]
@@ -212,7 +211,7 @@ def test_spread_is_restored_for_each_column_under_its_own_penalty() -> None:
 def test_smoother_equals_the_formula(n: int, n_voxels: int) -> None:
     rng = np.random.default_rng(0)
     x, held, y = rng.normal(size=(n, n_voxels)), rng.normal(size=(11, n_voxels)), rng.normal(size=(n, 5))
-    made = smoother.smoother(*(torch.from_numpy(v).float() for v in (x, held)), ALPHAS, Scratch())
+    made = hat_matrix(*(torch.from_numpy(v).float() for v in (x, held)), ALPHAS, Scratch())
     assert (made.right is not None) == (n_voxels == 12)
     expected = [held @ np.linalg.solve(x.T @ x + alpha * np.eye(n_voxels), x.T @ y) for alpha in ALPHAS]
     found = made.predict(torch.from_numpy(y).float())
@@ -226,7 +225,7 @@ def test_smoother_equals_the_formula(n: int, n_voxels: int) -> None:
 def test_penalty_too_small_for_double_precision_counts_as_the_smallest_that_is_not() -> None:
     rng = np.random.default_rng(0)
     x = np.repeat(rng.normal(size=(20, 30)), 2, axis=0)  # singular: every image twice
-    made = smoother.smoother(torch.from_numpy(x).float(), torch.from_numpy(x[::2]).float(), [1e-30], Scratch())
+    made = hat_matrix(torch.from_numpy(x).float(), torch.from_numpy(x[::2]).float(), [1e-30], Scratch())
     y = np.repeat(rng.normal(size=(20, 3)), 2, axis=0)
     np.testing.assert_allclose(made.predict(torch.from_numpy(y).float())[0].numpy(), y[::2], atol=1e-3)
 
@@ -234,7 +233,7 @@ def test_penalty_too_small_for_double_precision_counts_as_the_smallest_that_is_n
 def test_cheaper_way_to_the_errors_is_taken() -> None:
     """Few columns or few held-out images: their predictions. Many columns and folds: inner products."""
     left = torch.empty(10, 200, 800)
-    trials = [type("T", (), {"smoother": Smoother(left)})() for _ in range(5)]
+    trials = [type("T", (), {"hat": HatMatrix(left)})() for _ in range(5)]
     many = CrossValidation(Table(np.empty((0, 9000))), np.arange(1000), trials, True, torch.device("cpu"))  # type: ignore[arg-type]
     assert many.by_products(Group("all", 0, 9000))
     assert not many.by_products(Group("all", 0, 500))
@@ -242,32 +241,32 @@ def test_cheaper_way_to_the_errors_is_taken() -> None:
 
 
 def replace_trials(held_out: CrossValidation, n_held: int) -> CrossValidation:
-    trials: list[Any] = [type("T", (), {"smoother": Smoother(torch.empty(10, n_held, 800))})()]
+    trials: list[Any] = [type("T", (), {"hat": HatMatrix(torch.empty(10, n_held, 800))})()]
     return CrossValidation(held_out.targets, held_out.ids, trials, True, held_out.device)
 
 
 @pytest.mark.parametrize("tile", [3, 512])
 def test_gram_equals_the_product(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gram, "TILE", tile)
-    monkeypatch.setattr(gram, "WIDENED_NUMBERS", 17)
+    monkeypatch.setattr(ridge_solver, "TILE", tile)
+    monkeypatch.setattr(ridge_solver, "WIDENED_NUMBERS", 17)
     x = np.random.default_rng(0).normal(size=(7, 11)).astype(np.float32)
     y = np.random.default_rng(1).normal(size=(5, 11)).astype(np.float32)
     exact = x.astype(float)
-    np.testing.assert_allclose(gram.gram(torch.from_numpy(x)).numpy(), exact @ exact.T, rtol=1e-13)
-    np.testing.assert_allclose(gram.gram(torch.from_numpy(x).T).numpy(), exact.T @ exact, rtol=1e-13)
-    found = gram.products(torch.from_numpy(x), torch.from_numpy(y)).numpy()
+    np.testing.assert_allclose(ridge_solver.gram(torch.from_numpy(x)).numpy(), exact @ exact.T, rtol=1e-13)
+    np.testing.assert_allclose(ridge_solver.gram(torch.from_numpy(x).T).numpy(), exact.T @ exact, rtol=1e-13)
+    found = ridge_solver.products(torch.from_numpy(x), torch.from_numpy(y)).numpy()
     np.testing.assert_allclose(found, exact @ y.astype(float).T, rtol=1e-12)
 
 
 @pytest.mark.parametrize("n_voxels", [20, 70])
 def test_leverage_of_several_penalties(n_voxels: int) -> None:
     x = z_scored(*2 * (noisy_brain(40, n_voxels, 4)[0],))
-    spectrum = decompose(torch.from_numpy(x))
-    found = spectrum.leverage(torch.tensor([[3.0], [50.0]], dtype=torch.float64), intercept=False)
+    svd = decompose(torch.from_numpy(x))
+    found = svd.leverage(torch.tensor([[3.0], [50.0]], dtype=torch.float64), intercept=False)
     for row, alpha in zip(found, (3.0, 50.0), strict=True):
         hat = x @ np.linalg.solve(x.T @ x + alpha * np.eye(n_voxels), x.T)
         np.testing.assert_allclose(row.numpy(), np.diag(hat), rtol=1e-5)
-        np.testing.assert_allclose(spectrum.leverage(alpha).numpy(), np.diag(hat) + 1 / 40, rtol=1e-5)
+        np.testing.assert_allclose(svd.leverage(alpha).numpy(), np.diag(hat) + 1 / 40, rtol=1e-5)
 
 
 # ---- validation scores ---------------------------------------------------------------------------------------------
@@ -409,7 +408,7 @@ def test_targets_come_in_blocks_and_large_arrays_go_to_files(
     data = one_fold(voxels, targets, 45)
     whole = fitted(config, data)
     monkeypatch.setattr(arrays, "LARGE_BYTES", 0)
-    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", 60 * 7)
+    monkeypatch.setattr(base, "BLOCK_NUMBERS", 60 * 7)
     watched = Watched(targets)
     streamed = fitted(config, replace(data, targets=watched), tmp_path / "scratch")
     assert watched.most <= 60 * 7

@@ -11,7 +11,7 @@ import pytest
 
 from nd.config import Config
 from nd.errors import LeakError
-from nd.mappers.shuffled import ShuffledTargets, control_of
+from nd.mappers.folds import ShuffledTargets, control_of
 from nd.targets.store import TargetStore
 
 SEEN = np.array([1, 3, 4, 6, 8])

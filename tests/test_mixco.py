@@ -9,8 +9,8 @@ from scipy.stats import beta as beta_distribution
 from torch import Tensor
 
 from nd.data.batch import Batch, SubjectBatch
-from nd.mappers.mixco import Mix, draw_mix, mix_labels, mix_rows, mix_targets, mixed_voxels
 from nd.mappers.network.draws import Draws
+from nd.mappers.training.mixco import Mix, draw_mix, mix_labels, mix_rows, mix_targets, mixed_voxels
 
 SIZES = (5, 1, 0, 7)
 FIRST = (0, 5, 6, 6)

@@ -16,22 +16,15 @@ from torch.nn import functional
 from nd.config import NetworkConfig
 from nd.errors import UserError
 from nd.mappers.network.draws import Draws, Dropout
-from nd.mappers.network.head import HeadOutput
-from nd.mappers.network.heads import build_head
-from nd.mappers.network.latent_head import LatentHead
-from nd.mappers.network.mixer import Mixer
+from nd.mappers.network.heads import HeadOutput, LatentHead, TargetSlice, TokenHead, build_head, slices_of
 from nd.mappers.network.network import Network
-from nd.mappers.network.parts import Part, parts_of
 from nd.mappers.network.prior import DiffusionPrior
-from nd.mappers.network.residual import PublishedResidual, Residual
-from nd.mappers.network.subject_layer import key_of, name_of
-from nd.mappers.network.token_head import TokenHead
-from nd.mappers.network.trunk import Trunk, build_trunk
+from nd.mappers.network.trunk import Mixer, PublishedResidual, Residual, Trunk, build_trunk, key_of, name_of
 
 M = TypeVar("M", bound=nn.Module)
 H = 12
 N_VOXELS = {"subj01": 9, "subj02": 7, "subj05": 11}
-C, LAYERS, Z = parts_of("c", (3, 8)), parts_of("g", (2, 5, 6)), parts_of("z", (4, 8, 8))
+C, LAYERS, Z = slices_of("c", (3, 8)), slices_of("g", (2, 5, 6)), slices_of("z", (4, 8, 8))
 PARTS = [*C, *LAYERS, *Z]
 
 
@@ -266,7 +259,7 @@ def test_the_residual_trunk_starts_linear() -> None:
 # ---- heads ---------------------------------------------------------------------------------------------------------
 
 
-def head_of(part: Part, aux_width: int = 0, **changes: Any) -> nn.Module:
+def head_of(part: TargetSlice, aux_width: int = 0, **changes: Any) -> nn.Module:
     return randomised(build_head(config(**changes), part, aux_width=aux_width).double())
 
 
@@ -294,7 +287,7 @@ def test_token_head_has_what_is_asked_for(projector: bool, prior: bool) -> None:
 
 def test_latent_head_doubles_a_coarse_map_by_the_published_decoder() -> None:
     """NeuralDiffuser's: 16 x 16 x 64 to 64 x 64 x 4."""
-    head = build_head(config(latent_channels=64, decoder_channels=[64, 128, 256]), parts_of("z", (4, 64, 64))[0])
+    head = build_head(config(latent_channels=64, decoder_channels=[64, 128, 256]), slices_of("z", (4, 64, 64))[0])
     assert isinstance(head, LatentHead)
     published = Decoder(64, 4, ("UpDecoderBlock2D",) * 3, (64, 128, 256), layers_per_block=1)
     published.load_state_dict(head.decoder.state_dict())
@@ -336,16 +329,15 @@ def test_the_decoders_norms_have_groups_that_divide(channels: list[int], groups:
 
 
 def test_a_map_may_be_oblong() -> None:
-    assert build_head(config(), Part("m", "m", 0, 3 * 4 * 6, (3, 4, 6)))(torch.zeros(1, H), None).predicted.shape == (
-        1, 3, 4, 6,
-    )  # fmt: skip
+    head = build_head(config(), TargetSlice("m", "m", 0, 3 * 4 * 6, (3, 4, 6)))
+    assert head(torch.zeros(1, H), None).predicted.shape == (1, 3, 4, 6)
 
 
 @pytest.mark.parametrize(
     ("side", "allowed"), [(10, "Give decoder_channels 1 to 2 numbers"), (7, "Give decoder_channels 1 number")]
 )
 def test_a_map_that_cannot_be_divided_is_an_error_that_says_what_would_do(side: int, allowed: str) -> None:
-    part = parts_of("z", (4, side, side))[0]
+    part = slices_of("z", (4, side, side))[0]
     wanted = rf"decoder_channels=\[8, 8, 8\] enlarges a map 4 times, but z has {side} x {side} places.*{allowed}"
     with pytest.raises(UserError, match=wanted):
         build_head(config(decoder_channels=[8, 8, 8]), part)
@@ -362,7 +354,7 @@ def test_a_map_that_cannot_be_divided_is_an_error_that_says_what_would_do(side: 
 )
 def test_parameters_of_the_published_token_mappers(target: str, hidden: int, ridge: float, backbone: float) -> None:
     """In millions, of HaoyyLi/NeuralDiffuser@9286cad:src/models.py; the backbone is trunk and head, no prior."""
-    parts = [part for part in (*parts_of("c", (77, 768)), *parts_of("g", (6, 50, 768))) if part.name == target]
+    parts = [part for part in (*slices_of("c", (77, 768)), *slices_of("g", (6, 50, 768))) if part.name == target]
     with torch.device("meta"):
         net = Network(config(hidden=hidden, trunk="mixer", blocks=4), parts, {"subj01": 15724}, "released")
     layers, body = net.trunks[net.trunk_of[target]].subject_layers, net.trunks[net.trunk_of[target]].body
@@ -373,7 +365,7 @@ def test_parameters_of_the_published_token_mappers(target: str, hidden: int, rid
 def test_parameters_of_the_published_latent_mapper() -> None:
     sizes = {"latent_channels": 64, "decoder_channels": [64, 128, 256], "hidden": 1024, "blocks": 4}
     with torch.device("meta"):
-        net = Network(config(**sizes), parts_of("z", (4, 64, 64)), {"subj01": 15724}, "released", 512)
+        net = Network(config(**sizes), slices_of("z", (4, 64, 64)), {"subj01": 15724}, "released", 512)
         decoder = Decoder(64, 4, ("UpDecoderBlock2D",) * 3, (64, 128, 256), layers_per_block=1)
     assert count(net.trunks["z"].subject_layers) == 15724 * 1024 + 2 * 1024
     assert count(net.trunks["z"].body) == 4 * (1024**2 + 2 * 1024)

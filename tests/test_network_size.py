@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from nd.config import NetworkConfig
-from nd.mappers.losses import absolute_error, soft_clip, soft_contrastive, squared_error
 from nd.mappers.network.draws import Draws
+from nd.mappers.network.heads import TargetSlice, slices_of
 from nd.mappers.network.network import Network
-from nd.mappers.network.parts import Part, parts_of
 from nd.mappers.network.prior import DiffusionPrior
-from nd.mappers.network.size import Estimate, largest_levers, training_bytes
+from nd.mappers.training.losses import absolute_error, soft_clip, soft_contrastive, squared_error
+from nd.mappers.training.memory import Estimate, largest_levers, training_bytes
 
 N_VOXELS = {"subj01": 300, "subj02": 200}
-PARTS = [*parts_of("c", (12, 48)), *parts_of("g", (2, 9, 32)), *parts_of("z", (4, 16, 16))]
+PARTS = [*slices_of("c", (12, 48)), *slices_of("g", (2, 9, 32)), *slices_of("z", (4, 16, 16))]
 SMALL = NetworkConfig(hidden=64, decoder_channels=[16, 16], latent_channels=16, prior_head_width=16, prior=True)
 
 
@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def counted(config: NetworkConfig, parts: list[Part], batch_size: int, variant: str, mixed: bool = False) -> int:
+def counted(config: NetworkConfig, parts: list[TargetSlice], batch_size: int, variant: str, mixed: bool = False) -> int:
     """Bytes that autograd keeps of a real step with the real losses, weights left out."""
     net = Network(config, parts, N_VOXELS, variant, aux_width=24)
     draws, first = Draws.alone(batch_size), batch_size // 2
@@ -66,7 +66,7 @@ KINDS = {
     "prior": (replace(SMALL, prior_depth=4), PARTS[:1], 16, "nd"),
     "latent": (SMALL, PARTS[-1:], 6, "released"),
     "mixer": (replace(SMALL, trunk="mixer", blocks=4), PARTS[:1], 16, "released"),
-    "trunk": (replace(SMALL, prior=False, projector=False, blocks=16), parts_of("c", (1, 8)), 48, "nd"),
+    "trunk": (replace(SMALL, prior=False, projector=False, blocks=16), slices_of("c", (1, 8)), 48, "nd"),
 }
 
 
@@ -110,7 +110,7 @@ def test_states_are_what_adam_holds() -> None:
 
 def test_a_full_size_network_is_estimated_without_being_made() -> None:
     config = NetworkConfig(hidden=4096, blocks=4, prior=True, prior_depth=6, prior_heads=14, prior_head_width=52)
-    found = training_bytes(config, parts_of("c", (77, 768)), {f"subj0{k}": 15000 for k in range(1, 8)}, 42)
+    found = training_bytes(config, slices_of("c", (77, 768)), {f"subj0{k}": 15000 for k in range(1, 8)}, 42)
     ridge, backbone, prior = 7 * (15000 * 4096 + 4096), 378e6, 55e6
     assert found.parameters == pytest.approx(ridge + backbone + prior, rel=0.01)
     assert isinstance(found, Estimate)
@@ -143,5 +143,5 @@ def test_levers_are_only_those_that_help() -> None:
 def test_levers_of_a_network_that_cannot_be_smaller() -> None:
     """One number in, one out: nothing is offered."""
     tiny = NetworkConfig(hidden=1, blocks=0, share="all", projector=False, prior=False)
-    text = largest_levers(tiny, parts_of("c", (1, 1)), {"subj01": 1}, 1, precision="bf16-mixed")
+    text = largest_levers(tiny, slices_of("c", (1, 1)), {"subj01": 1}, 1, precision="bf16-mixed")
     assert "It would take" not in text

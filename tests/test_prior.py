@@ -14,12 +14,18 @@ from torch import Tensor, nn
 
 from nd.config import NetworkConfig
 from nd.errors import UserError
-from nd.mappers.network.attention import Attention
 from nd.mappers.network.draws import Draws, key_of
-from nd.mappers.network.noise_schedule import cosine_alpha_bar, ddim_steps, released_steps
-from nd.mappers.network.positions import RelativeBias, Rotary, bucket_of, sines
-from nd.mappers.network.prior import DiffusionPrior
-from nd.mappers.network.prior_network import FeedForward, PriorNetwork, StableNorm
+from nd.mappers.network.prior import DiffusionPrior, cosine_alpha_bar, ddim_steps, released_steps
+from nd.mappers.network.prior_network import (
+    Attention,
+    FeedForward,
+    PriorNetwork,
+    RelativeBias,
+    Rotary,
+    StableNorm,
+    bucket_of,
+    sines,
+)
 
 T, D = 3, 12  # tokens, numbers of a token
 SMALL: dict[str, Any] = {"prior_depth": 2, "prior_heads": 3, "prior_head_width": 10, "prior_growth": 2}

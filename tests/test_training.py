@@ -25,13 +25,12 @@ from torch import Tensor
 import nd.mappers.training.fit as fit
 from nd.config.application import compose
 from nd.data.batch import Batch
-from nd.mappers.losses import mixco_nce, soft_clip, soft_contrastive
-from nd.mappers.mixco import draw_mix, mix_labels, mix_targets, mixed_voxels
 from nd.mappers.network.draws import Draws
 from nd.mappers.training.fit import Files, build_trainer
+from nd.mappers.training.losses import mixco_nce, soft_clip, soft_contrastive
+from nd.mappers.training.mixco import draw_mix, mix_labels, mix_targets, mixed_voxels
 from nd.mappers.training.module import MapperTraining, Recipe
-from nd.mappers.training.objective import StepLosses
-from nd.mappers.training.teacher import pooled_tokens
+from nd.mappers.training.objective import StepLosses, pooled_tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

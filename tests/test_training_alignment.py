@@ -15,16 +15,15 @@ from sklearn.linear_model import Ridge
 from nd.config import Config
 from nd.config.application import compose
 from nd.data.subject import mean_betas
-from nd.mappers.network.network import Network
-from nd.mappers.network.parts import Part
+from nd.mappers.network.heads import TargetSlice
+from nd.mappers.network.network import Network, predict_slices
+from nd.mappers.statistics import TargetScale
 from nd.mappers.training import alignment
 from nd.mappers.training.alignment import FOLDS, SHARES, aligned_layer, shared_places
 from nd.mappers.training.fit import Files
-from nd.mappers.training.module import predict_parts
 from nd.mappers.training.pretrained import Pretrained, load_shared
-from nd.mappers.training.scale import TargetScale
-from nd.mappers.training.scores import target_scores
 from nd.mappers.training.stage import Stage, align, anchors_of, others_of, train_stage
+from nd.mappers.validation import target_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,14 +54,18 @@ def test_shared_places_are_kernel_ridge_from_the_targets(monkeypatch: pytest.Mon
     values = {"a": rng.normal(2, 3, (60, 10)), "b": rng.normal(-1, 0.2, (60, 7))}
     tables = {name: Table(table) for name, table in values.items()}
     scales = {name: TargetScale.fit(table, np.arange(40)) for name, table in tables.items()}
-    parts = [Part("a_0", "a", 0, 4, (2, 2)), Part("a_1", "a", 4, 10, (3, 2)), Part("b", "b", 0, 7, (1, 7))]
+    slices = [
+        TargetSlice("a_0", "a", 0, 4, (2, 2)),
+        TargetSlice("a_1", "a", 4, 10, (3, 2)),
+        TargetSlice("b", "b", 0, 7, (1, 7)),
+    ]
     anchor_ids, ids = rng.permutation(40)[:33], np.array([50, 3, 59, 50])
     joined = np.concatenate([(values[n] - scales[n].mean) / scales[n].scale for n in ("a", "b")], 1)
     anchors = joined[anchor_ids] @ rng.normal(size=(17, 5)) + 2 * rng.normal(size=(33, 5)) + 7
     monkeypatch.setattr(alignment, "BLOCK_NUMBERS", 3 * (len(anchor_ids) + len(ids)))  # several blocks
     for table in tables.values():
         table.asked.clear()
-    found = shared_places(torch.from_numpy(anchors).float(), anchor_ids, ids, parts, dict(tables), scales)
+    found = shared_places(torch.from_numpy(anchors).float(), anchor_ids, ids, slices, dict(tables), scales)
 
     x, held = joined[anchor_ids], joined[ids]
     largest = np.linalg.svd(x, compute_uv=False)[0] ** 2
@@ -115,7 +118,7 @@ def unexplained(cfg: Config, start: Pretrained, stage: Stage, network: Network) 
     data.setup()
     voxels = torch.from_numpy(data.scalers[subject.name].transform(mean_betas(subject, fold.val)))
     with torch.no_grad():
-        predicted = predict_parts(network, {subject.name: voxels}, torch.from_numpy(fold.val), 0)["c"].flatten(1)
+        predicted = predict_slices(network, {subject.name: voxels}, torch.from_numpy(fold.val), 0)["c"].flatten(1)
     scale = start.scales["c"]
     whole = predicted * torch.from_numpy(scale.scale) + torch.from_numpy(scale.mean)
     return target_scores(whole, torch.from_numpy(fold.val), truth_of(cfg, "c"), scale)["unexplained"]

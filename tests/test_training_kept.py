@@ -21,8 +21,8 @@ from pytorch_lightning import Callback
 
 import nd.mappers.training.callbacks as callbacks
 from nd.config.application import compose
-from nd.mappers.training.module import predict_parts
-from nd.mappers.training.scores import target_scores
+from nd.mappers.network.network import predict_slices
+from nd.mappers.validation import target_scores
 from nd.runs.folder import RunFolder
 from nd.tables.wandb import training_logger
 from nd.train import train
@@ -95,7 +95,7 @@ def test_curve_holds_the_scores_of_what_is_predicted(given: list[str], tmp_path:
     batch = next(iter(trained.data.val_dataloader()))
     assert len(batch) == N_VAL
     voxels = {name: part.voxels for name, part in batch.subjects.items()}
-    predicted = predict_parts(trained.network, voxels, batch.image_id, cfg.seed)["c"].flatten(1)
+    predicted = predict_slices(trained.network, voxels, batch.image_id, cfg.seed)["c"].flatten(1)
     scale = trained.scales["c"]
     whole = predicted * torch.from_numpy(scale.scale) + torch.from_numpy(scale.mean)
     found = curve_of(tmp_path)[-1]["val"]["c"]

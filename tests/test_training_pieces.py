@@ -10,17 +10,15 @@ import torch
 
 from nd.config import NetworkConfig, TrainingConfig
 from nd.errors import UserError
-from nd.mappers.losses import soft_temperature
-from nd.mappers.network.draws import key_of
+from nd.mappers.network.draws import ImageNoise, key_of
+from nd.mappers.network.heads import TargetSlice
 from nd.mappers.network.network import Network
-from nd.mappers.network.parts import Part
+from nd.mappers.statistics import TargetScale
+from nd.mappers.training.losses import soft_temperature
 from nd.mappers.training.module import decay_groups
-from nd.mappers.training.noise import ImageNoise
-from nd.mappers.training.objective import Phase
-from nd.mappers.training.scale import TargetScale
-from nd.mappers.training.teacher import patch_tokens, pooled_tokens, teacher_tokens
+from nd.mappers.training.objective import Phase, patch_tokens, pooled_tokens, teacher_tokens
 
-PARTS = [Part("c", "c", 0, 12, (3, 4)), Part("z", "z", 0, 32, (2, 4, 4))]
+PARTS = [TargetSlice("c", "c", 0, 12, (3, 4)), TargetSlice("z", "z", 0, 32, (2, 4, 4))]
 NETWORK = NetworkConfig(
     hidden=8, blocks=1, prior=True, prior_depth=1, prior_heads=2, prior_head_width=4, prior_growth=1,
     latent_channels=4, decoder_channels=[4, 4],
@@ -59,7 +57,7 @@ class Table:
 def test_scale_is_that_of_the_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(3, np.linspace(0.1, 50, 7), (40, 7))
     ids = np.arange(0, 30, 2)
-    monkeypatch.setattr("nd.mappers.training.scale.BLOCK_NUMBERS", 2 * len(ids))
+    monkeypatch.setattr("nd.mappers.statistics.BLOCK_NUMBERS", 2 * len(ids))
     table = Table(values)
     scale = TargetScale.fit(table, ids)
     assert table.read == [(0, 2), (2, 4), (4, 6), (6, 7)]

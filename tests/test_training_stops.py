@@ -15,18 +15,18 @@ from helpers_training import (
 )
 from torch import Tensor
 
-import nd.mappers.training.needs as needs
+import nd.mappers.training.memory as memory
 from nd.config import NetworkConfig, TrainerConfig
 from nd.config.application import compose
 from nd.errors import UserError
-from nd.mappers.network.parts import Part
-from nd.mappers.network.size import training_bytes
+from nd.mappers.network.heads import TargetSlice
 from nd.mappers.training.fit import Files
+from nd.mappers.training.memory import training_bytes
 from nd.mappers.training.module import MapperTraining
 from nd.runs.folder import RunFolder
 from nd.train import main, train
 
-PARTS = [Part("c", "c", 0, 12, (3, 4)), Part("z", "z", 0, 32, (2, 4, 4))]
+PARTS = [TargetSlice("c", "c", 0, 12, (3, 4)), TargetSlice("z", "z", 0, 32, (2, 4, 4))]
 NETWORK = NetworkConfig(
     hidden=8, blocks=1, prior=True, prior_depth=1, prior_heads=2, prior_head_width=4, prior_growth=1,
     latent_channels=4, decoder_channels=[4, 4],
@@ -51,7 +51,7 @@ def test_loss_that_is_lost_stops_with_the_last_good_state(
     overrides = [*given, f"paths.runs={tmp_path}", "training.pretrain=false"]
     losses = MapperTraining.standardised
 
-    def lost(self: MapperTraining, part: Part, target: Tensor) -> Tensor:
+    def lost(self: MapperTraining, part: TargetSlice, target: Tensor) -> Tensor:
         is_time = self.trainer.training and self.current_epoch == 2 and self.global_step == 7
         return losses(self, part, target) * (float("nan") if is_time else 1)
 
@@ -127,9 +127,9 @@ def test_no_memory_in_another_process_is_told_by_its_traceback() -> None:
     text = (
         "\n\n-- Process 1 terminated with the following error:\nTraceback\ntorch.OutOfMemoryError: CUDA out of memory."
     )
-    assert needs.is_out_of_memory(ProcessRaisedException(text, 1, 7))
-    assert not needs.is_out_of_memory(ProcessRaisedException("KeyError: 'a'", 1, 7))
-    assert not needs.is_out_of_memory(RuntimeError("shapes do not match"))
+    assert memory.is_out_of_memory(ProcessRaisedException(text, 1, 7))
+    assert not memory.is_out_of_memory(ProcessRaisedException("KeyError: 'a'", 1, 7))
+    assert not memory.is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_other_errors_stay_what_they_are(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_too_little_memory_is_a_warning_before_training(
     given: list[str], free: int | None, warned: bool, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(needs, "free_bytes", lambda device: free)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     finetuned(compose([*given, "training.epochs=1"]), tmp_path, "c")
     assert ("less than training may take. Training takes about" in caplog.text) == warned
 
@@ -158,14 +158,14 @@ def test_processes_share_samples_and_the_machines_memory(
     cfg = compose(["mapper=two_stage", "trainer.accelerator=cpu", "trainer.devices=3"])
     one = training_bytes(NETWORK, PARTS, {"a": 3}, 11).total
     for free, warned in ((3 * one, False), (3 * one - 1, True)):
-        monkeypatch.setattr(needs, "free_bytes", lambda device, free=free: free)
-        with needs.within_memory(NETWORK, PARTS, {"a": 3}, 32, cfg):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        with memory.within_memory(NETWORK, PARTS, {"a": 3}, 32, cfg):
             assert ("activations of 11 samples" in caplog.text) == warned
 
 
 def test_launched_processes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = TrainerConfig(devices=2, num_nodes=3)
-    assert (needs.n_local(trainer), needs.n_processes(trainer)) == (2, 6)
-    assert needs.n_local(TrainerConfig(devices=-1)) >= 1
+    assert (memory.n_local(trainer), memory.n_processes(trainer)) == (2, 6)
+    assert memory.n_local(TrainerConfig(devices=-1)) >= 1
     monkeypatch.setenv("WORLD_SIZE", "16")
-    assert needs.n_processes(trainer) == 16
+    assert memory.n_processes(trainer) == 16

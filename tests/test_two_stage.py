@@ -17,7 +17,7 @@ from helpers_training import EVERYTHING, N_TEST, N_TRAIN, SHAPES, SMALL, finetun
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-import nd.mappers.training.others as others
+import nd.mappers.training.pretrained as pretraining
 import nd.mappers.two_stage as two_stage
 from nd.config import Config
 from nd.config.application import compose, derive
@@ -28,8 +28,7 @@ from nd.errors import LeakError, UserError
 from nd.files import read_json, write_json
 from nd.mappers.checkpoint import Origin, load, read_details, saved_path
 from nd.mappers.training.folds import pretrained_path
-from nd.mappers.training.others import others_of
-from nd.mappers.training.pretrained import load_pretrained, save_pretrained
+from nd.mappers.training.pretrained import load_pretrained, others_of, save_pretrained
 from nd.mappers.training.stage import Stage
 from nd.mappers.two_stage import TwoStage
 from nd.predict import predict
@@ -199,7 +198,7 @@ def test_saved_path_is_the_targets_own_file_where_there_is_one(together: Config,
 def test_mapper_of_one_of_several_targets(together: Config, target: str) -> None:
     """It holds the shared trunk and the target's own heads."""
     mapper = mapper_of(together, target)
-    assert {part.target for part in mapper.network.parts} == {target}
+    assert {part.target for part in mapper.network.slices} == {target}
     assert list(mapper.network.trunks) == ["shared"]
     assert mapper.details()["pretrained_on"] == ["subj02", "subj03"]
     voxels = mean_betas(open_subject(together), TEST_IDS)
@@ -407,7 +406,7 @@ def own_splits(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         return Split("own", (folds[cfg.subject.name],), "")
 
-    monkeypatch.setattr(others, "split_of", split)
+    monkeypatch.setattr(pretraining, "split_of", split)
 
 
 @pytest.mark.usefixtures("own_splits")

@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers_config import target_settings
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nd.backbone.loading import Backbone
 from nd.backbone.tower import preprocess
-from nd.config import BackboneConfig, Config, Decoding, TargetConfig
+from nd.config import BackboneConfig, Config, Decoding
 from nd.config.components import component
 from nd.data.prepared import Stimuli, stimuli_path, write_stimuli
 from nd.extract import extract
@@ -129,7 +130,7 @@ def configured(asked: argparse.Namespace, folder: Path) -> Config:
     )
     cfg.paths.data, cfg.paths.cache = str(folder / "data"), str(folder / "cache")
     cfg.method.targets = {name: {} for name in TARGETS}
-    cfg.target = TargetConfig(name="all", precision=asked.precision)
+    cfg.target = target_settings(name="all", precision=asked.precision)
     cfg.decodings = {name: with_precision(name, asked.precision, cfg) for name in TARGETS}
     cfg.trainer.batch_size, cfg.trainer.progress = asked.batch_size, False
     cfg.trainer.accelerator = "gpu" if asked.device == "cuda" else "cpu"

@@ -37,8 +37,8 @@ from nd.files import write_json
 from nd.mappers.base import FoldData, Group
 from nd.mappers.components import FastL2LiRSettings
 from nd.mappers.fastl2lir import FastL2LiR
-from nd.mappers.gram import gram
 from nd.mappers.normal_equations import Solution, select_and_solve
+from nd.mappers.ridge_solver import gram
 
 PENALTY = 0.15
 SOLVE = np.linalg.solve

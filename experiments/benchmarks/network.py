@@ -46,11 +46,11 @@ from nd.data.splits import Fold
 from nd.data.subject import Subject
 from nd.files import write_json
 from nd.lightning import quiet_lightning
+from nd.mappers.network.heads import TargetSlice, slices_of
 from nd.mappers.network.network import Network
-from nd.mappers.network.parts import Part, parts_of
-from nd.mappers.network.size import Estimate, training_bytes
+from nd.mappers.statistics import TargetScale
+from nd.mappers.training.memory import Estimate, training_bytes
 from nd.mappers.training.module import MapperTraining, Recipe
-from nd.mappers.training.scale import TargetScale
 from nd.targets.store import TargetStore
 
 SHAPES = {"c": (77, 768), "g": (6, 50, 768), "z": (4, 64, 64)}  # Stable Diffusion v1.4 and CLIP ViT-B/32, six layers
@@ -104,13 +104,13 @@ def configured(sizes: argparse.Namespace) -> Config:
     return compose(["mapper=two_stage", *given, *sizes.overrides])
 
 
-def parts_asked(names: Sequence[str]) -> list[Part]:
+def parts_asked(names: Sequence[str]) -> list[TargetSlice]:
     """The parts of some targets, or single ones of them."""
-    parts = [part for target, shape in SHAPES.items() for part in parts_of(target, shape)]
+    parts = [part for target, shape in SHAPES.items() for part in slices_of(target, shape)]
     return [part for part in parts if part.target in names or part.name in names]
 
 
-def data_of(folder: Path, sizes: argparse.Namespace, parts: Sequence[Part]) -> TimedData:
+def data_of(folder: Path, sizes: argparse.Namespace, parts: Sequence[TargetSlice]) -> TimedData:
     """A data module over files of noise: nine tenths of the images are trained on."""
     n_images = sizes.trials // REPEATS
     train, val, test = np.split(np.arange(n_images, dtype=np.int32), [n_images * 9 // 10, n_images * 19 // 20])
@@ -180,7 +180,7 @@ class Watch(pl.Callback):
             self.marks.append((time.perf_counter(), self.data.waits.seconds))
 
 
-def measured(cfg: Config, parts: Sequence[Part], data: TimedData, sizes: argparse.Namespace) -> dict[str, Any]:
+def measured(cfg: Config, parts: Sequence[TargetSlice], data: TimedData, sizes: argparse.Namespace) -> dict[str, Any]:
     """Train some steps and say what they took."""
     on_gpu = sizes.device == "cuda"
     if on_gpu:
@@ -206,7 +206,7 @@ def measured(cfg: Config, parts: Sequence[Part], data: TimedData, sizes: argpars
 def fit(network: Network, cfg: Config, data: VoxelDataModule, watch: Watch, sizes: argparse.Namespace) -> None:
     """Train under Lightning as `nd train` does, without validation, checkpoints and curves."""
     training = cfg.training
-    shapes = {part.target: SHAPES[part.target] for part in network.parts}
+    shapes = {part.target: SHAPES[part.target] for part in network.slices}
     scales = {name: TargetScale.plain(int(np.prod(shape))) for name, shape in shapes.items()}
     module = MapperTraining(network, scales, Recipe(training, cfg.seed, training.epochs, training.lr))
     with quiet_lightning():
@@ -219,7 +219,7 @@ def fit(network: Network, cfg: Config, data: VoxelDataModule, watch: Watch, size
         trainer.fit(module, data)
 
 
-def estimated(cfg: Config, parts: Sequence[Part], sizes: argparse.Namespace) -> Estimate:
+def estimated(cfg: Config, parts: Sequence[TargetSlice], sizes: argparse.Namespace) -> Estimate:
     """What `nd doctor` would say."""
     training, voxels = cfg.training, {SUBJECT: sizes.voxels}
     return training_bytes(

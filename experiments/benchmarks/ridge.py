@@ -235,7 +235,7 @@ def rates(made: World, sizes: argparse.Namespace) -> tuple[Took, Took]:
     data = made.data()
     images = Images(np.arange(sizes.images, dtype=np.int32), made.voxels.copy())
     held_out = cross_validation(config, data, images, torch.device("cpu"), Scratch())
-    left = [trial.smoother.left.flatten(0, 1) for trial in held_out.trials]
+    left = [trial.hat.left.flatten(0, 1) for trial in held_out.trials]
     blocks = held_out.blocks(data.groups[0])
     predictions, plain, width = Took(0, 0), Took(0, 0), 0
     while width < made.size:

@@ -31,7 +31,7 @@ from nd.extract import extract
 from nd.files import read_json, write_json
 from nd.mappers.checkpoint import load, saved_path
 from nd.mappers.folds import origin_of, predict_fold
-from nd.mappers.network.parts import parts_of
+from nd.mappers.network.heads import slices_of
 from nd.mappers.two_stage import TwoStage
 from nd.metrics.statistics import Interval, bootstrap_interval, paired_difference
 from nd.prepare import prepare
@@ -203,7 +203,7 @@ def by_heads(target: str, overrides: list[str]) -> PerImage:
     mapper, test, store, train_ids = trained(cfg)
     shown = mapper.projected(mean_betas(open_subject(cfg), test))
     total = np.zeros((len(test), len(test)))
-    for part in mapper.network.parts:
+    for part in mapper.network.slices:
         mean = store.columns(train_ids, part.start, part.stop).mean(0)
         total += of_length_1(shown[part.name]) @ of_length_1(store.columns(test, part.start, part.stop) - mean).T
     return retrieval_scores(total)
@@ -219,7 +219,7 @@ def retrieved_by_parts(target: str, overrides: list[str]) -> PerImage:
     mean = store.columns(split.folds[0].train, 0, store.size).mean(0)
     shown, true = predicted.reshape(len(test), -1) - mean, store.columns(test, 0, store.size) - mean
     total = np.zeros((len(test), len(test)))
-    for part in parts_of(target, store.shape):
+    for part in slices_of(target, store.shape):
         columns = slice(part.start, part.stop)
         total += unit_rows(shown[:, columns]) @ unit_rows(true[:, columns]).T
     return retrieval_scores(total)

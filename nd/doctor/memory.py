@@ -14,7 +14,7 @@ from nd.doctor.extent import Extent
 from nd.doctor.weights import local_folder
 from nd.generate.plan import AT_ONCE
 from nd.mappers.arrays import LARGE_BYTES
-from nd.mappers.blocks import columns_at_once
+from nd.mappers.base import columns_at_once
 from nd.mappers.normal_equations import equation_bytes
 from nd.runs.identity import reads_targets
 
@@ -34,8 +34,8 @@ DECODER_TENSORS, UNET_TENSORS = 48, 220
 # Preparing NSD holds a session's betas in float32, their training rows once more, and their deviations in float64.
 SESSION_COPIES = 4
 # Fitting in closed form holds the responses as they are read and once more scaled; ridge then decomposes the smaller
-# Gram matrix, of which it holds three in float64 (`nd.mappers.spectrum.decompose`), and beside them a block of targets
-# in four states. At five sizes of 600 to 4,000 images a fit took .9 to 1.3 times what this gives.
+# Gram matrix, of which it holds three in float64 (`nd.mappers.ridge_solver.decompose`), and beside them a block of
+# targets in four states. At five sizes of 600 to 4,000 images a fit took .9 to 1.3 times what this gives.
 RESPONSE_COPIES, GRAM_COPIES, BLOCK_COPIES = 2, 3, 4
 
 # Targets of the same shape whatever the configuration: CLIP ViT-L/14's tokens, the 64 px edge map, the 8 x 8 mosaic.

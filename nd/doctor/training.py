@@ -14,10 +14,9 @@ from nd.doctor.extent import Extent, extent
 from nd.doctor.memory import target_shapes
 from nd.doctor.tree import Tree
 from nd.errors import UserError
-from nd.mappers.network.parts import Part, parts_of
-from nd.mappers.network.size import Estimate, largest_levers, training_bytes
-from nd.mappers.training.needs import n_processes
-from nd.mappers.training.teacher import patch_tokens
+from nd.mappers.network.heads import TargetSlice, slices_of
+from nd.mappers.training.memory import Estimate, largest_levers, n_processes, training_bytes
+from nd.mappers.training.objective import patch_tokens
 from nd.runs.identity import mapper_of, trained_together
 
 
@@ -31,7 +30,7 @@ class TrainingNeed:
     targets: tuple[str, ...]
     stage: str
     network: NetworkConfig
-    parts: tuple[Part, ...]
+    parts: tuple[TargetSlice, ...]
     n_voxels: Mapping[str, int]
     n_samples: int
     how: Mapping[str, Any]
@@ -58,7 +57,7 @@ def training_needs(cfg: Config, n_voxels: Mapping[str, int]) -> Iterator[Trainin
         own = cfg.with_target(targets[0])
         training = own.training
         how = {"variant": own.mapper.variant, "ema": training.ema > 0, "precision": training.precision}
-        parts = tuple(part for name in targets for part in parts_of(name, shapes[name]))
+        parts = tuple(part for name in targets for part in slices_of(name, shapes[name]))
         width = _aux_width(own, shapes) if any(part.is_map for part in parts) else 0
         n_samples = math.ceil(training.batch_size / n_processes(cfg.trainer))
         for stage, seen in stages(own, n_voxels).items():

@@ -1,4 +1,4 @@
-"""Named arrays in files: written piece by piece, read as memory maps, and room for those too large for memory.
+"""Arrays too large for memory: files read as memory maps, room on the disk, and whether memory suffices.
 
 A file is in the safetensors format (https://huggingface.co/docs/safetensors: 8 bytes with the length of a JSON header,
 the header, and the arrays' bytes), which any of its libraries reads. Those libraries write from memory and read into
@@ -34,10 +34,15 @@ TYPES = {
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "|b1",
 }  # fmt: skip
 NAMES = {np.dtype(kind): name for name, kind in TYPES.items()}
+MEMINFO = Path("/proc/meminfo")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write a safetensors file; memory maps among the arrays are never read whole. ``OSError`` as ``open`` has it."""
+    """Write a safetensors file; memory maps among the arrays are never read whole.
+
+    Raises:
+        OSError: the file cannot be opened, or the disk is full.
+    """
     # Widest numbers first, so that each array begins at a multiple of its numbers' size.
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     header: dict[str, Any] = {}
@@ -55,7 +60,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Every array of a safetensors file as a read-only memory map, read from the disk where it is used.
+    """Return every array of a safetensors file as a read-only memory map, read from the disk where it is used.
 
     Raises:
         SafetensorError: the header is not whole, or the file is shorter or longer than it says.
@@ -79,7 +84,11 @@ class Scratch:
     _n_files: int = field(default=0, init=False)
 
     def array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """An array of unknown content. `UserError` where the disk has no room for it."""
+        """Return an array of unknown content.
+
+        Raises:
+            UserError: the disk has no room for it.
+        """
         if self.folder is None or math.prod(shape) * np.dtype(dtype).itemsize <= LARGE_BYTES:
             return np.empty(shape, dtype)
         self._n_files += 1
@@ -88,13 +97,13 @@ class Scratch:
         return np.memmap(path, dtype, "r+", shape=shape)
 
     def tensor(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """A float32 tensor of unknown content; other devices than the CPU have it in their memory."""
+        """Return a float32 tensor of unknown content; other devices than the CPU have it in their memory."""
         return torch.from_numpy(self.array(shape)) if device.type == "cpu" else torch.empty(shape, device=device)
 
 
 @contextmanager
 def scratch_folder(run_folder: Path) -> Iterator[Path]:
-    """A folder for large arrays of a fit, gone at the end; what a killed run left there goes first."""
+    """Give a folder for large arrays of a fit, gone at the end; what a killed run left there goes first."""
     folder = run_folder / "scratch"
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -129,3 +138,29 @@ def _write(handle: BinaryIO, array: NDArray[Any]) -> None:
 def _view(whole: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> NDArray[Any]:
     start, stop = data_offsets
     return np.frombuffer(whole[start:stop], TYPES[dtype]).reshape(shape)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return how many bytes can still be had on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if not MEMINFO.exists():
+        return None
+    lines = MEMINFO.read_text(encoding="utf-8").splitlines()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def check_memory(wanted: float, device: torch.device, advice: str) -> None:
+    """Check that a device has memory left.
+
+    Args:
+        wanted: bytes.
+        advice: what takes them and what to do, for the message.
+
+    Raises:
+        UserError: `wanted` is more than is free.
+    """
+    free = free_bytes(device)
+    if free is not None and wanted > free:
+        raise UserError(f"about {wanted / 1e9:.1f} GB are needed on {device}, {free / 1e9:.1f} GB are free: {advice}.")

@@ -1,10 +1,11 @@
-"""What every mapper offers, and what it is given to learn from.
+"""What every mapper offers, and what it is given to learn from: targets by blocks of columns, images by fold.
 
 Shapes: N images, V voxels, P numbers of a flattened target.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,16 +14,19 @@ from numpy.typing import NDArray
 
 from nd.data.scaling import Scaler
 
+BLOCK_NUMBERS = 1 << 24  # numbers of one block: 64 MiB in float32
+ALIGNED = 16  # rows of 64 bytes or a multiple: matrix products took a third longer with 599 columns than with 600
+
 
 class Columns(Protocol):
     """Targets read by image and by columns, so that no mapper needs all of them in memory."""
 
     @property
     def size(self) -> int:
-        """P."""
+        """P, numbers of the flattened target."""
 
     def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
-        """(n, stop - start) float32, rows in the order of `ids`."""
+        """Return columns `start` to `stop` of images, (n, stop - start) float32, rows in the order of `ids` (n,)."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +71,41 @@ class Mapper(Protocol):
         """Columns (P,) that are predicted, where `keep` left some out; None: all of them."""
 
     def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
-        """Predicted targets (N, P) float32 of responses as measured.
+        """Return predicted targets (N, P) float32.
 
-        image_ids: (N,) of the images, for mappers that draw random numbers; they are a function of the image.
+        Args:
+            voxels_NV: (N, V) float32 responses as measured, not scaled.
+            image_ids: (N,) of the images, for mappers that draw random numbers; they are a function of the image.
         """
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Arrays that `predict` needs; they may be memory maps."""
+        """Return the arrays that `predict` needs; they may be memory maps."""
 
     def details(self) -> dict[str, Any]:
-        """What was chosen and how well the validation images were predicted; plain JSON values.
+        """Return what was chosen and how well the validation images were predicted, as plain JSON values.
 
-        Holds `scores`: mean correlation over target dimensions, two-way identification of the validation images among
-        their predictions, top-1 retrieval among them in both directions, and the unexplained share of the variance.
+        `scores` holds the mean correlation over target dimensions, two-way identification of the validation images
+        among their predictions, top-1 retrieval among them in both directions, and the unexplained share of the
+        variance.
         """
+
+
+def blocks(start: int, stop: int, step: int) -> Iterator[slice]:
+    """Yield slices that cover `start` to `stop` in order, each `step` long but for the last.
+
+    >>> list(blocks(0, 5, 2))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))
+
+
+def column_blocks(start: int, stop: int, n_rows: int) -> Iterator[slice]:
+    """Yield columns `start` to `stop` in blocks of at most `BLOCK_NUMBERS` numbers, of columns with `n_rows` each."""
+    return blocks(start, stop, columns_at_once(n_rows))
+
+
+def columns_at_once(n_rows: int) -> int:
+    """Return how many columns of `n_rows` numbers make a block: at least one, a multiple of `ALIGNED` if it can be."""
+    columns = max(1, BLOCK_NUMBERS // max(1, n_rows))
+    return columns - columns % ALIGNED if columns > ALIGNED else columns

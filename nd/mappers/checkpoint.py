@@ -5,7 +5,6 @@ The JSON file is written last and holds the arrays' hash, so a checkpoint is who
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,30 +43,40 @@ class Origin:
 
 
 def checkpoint_path(folder: Path, fold: int) -> Path:
-    """The arrays' file of one fold in a train run folder."""
+    """Return the arrays' file of one fold in a train run folder."""
     return folder / "checkpoint" / f"fold-{fold:02d}.safetensors"
 
 
 def target_path(folder: Path, fold: int, target: str, n_targets: int) -> Path:
-    """The arrays' file of one target where a training makes those of several; of one alone, as `checkpoint_path`."""
+    """Return the arrays' file of one target of a training of several; of one alone, as `checkpoint_path`."""
     path = checkpoint_path(folder, fold)
     return path if n_targets == 1 else path.with_name(f"{path.stem}-{target}{path.suffix}")
 
 
 def saved_path(folder: Path, origin: Origin) -> Path:
-    """Where the arrays of a fold and target lie: in the target's own file where there is one, else in the fold's."""
+    """Return where a fold's arrays of a target lie: in its own file where there is one, else in the fold's."""
     own = target_path(folder, origin.fold, origin.target, n_targets=2)
     return own if own.with_suffix(".json").exists() else checkpoint_path(folder, origin.fold)
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a whole checkpoint lies at `path` (a killed run may have left arrays without their JSON)."""
+    """Return whether a whole checkpoint lies at `path` (a killed run may have left arrays without their JSON)."""
     details = path.with_suffix(".json")
     return path.exists() and details.exists() and read_json(details)["arrays"] == sha256_file(path)
 
 
 def save(path: Path, mapper: Mapper, config: MapperConfig, origin: Origin, shape: tuple[int, ...]) -> None:
-    """Write a fitted mapper and the shape of its target, arrays first. `UserError` where the disk is full."""
+    """Write a fitted mapper, arrays first.
+
+    Args:
+        path: of the arrays; the JSON file lies beside it.
+        config: the mapper group.
+        origin: what it was fitted on.
+        shape: of the target.
+
+    Raises:
+        UserError: the disk is full.
+    """
     with atomic_path(path) as temporary:
         write_arrays(temporary, mapper.state())
     content = {"format": FORMAT, "mapper": asdict(config), "origin": asdict(origin), "arrays": sha256_file(path)}
@@ -75,7 +84,11 @@ def save(path: Path, mapper: Mapper, config: MapperConfig, origin: Origin, shape
 
 
 def read_details(path: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint. `UserError` where it is missing or of another format."""
+    """Return the JSON part of a checkpoint.
+
+    Raises:
+        UserError: it is missing, or of another format.
+    """
     content = read_json(path.with_suffix(".json"))
     if content.get("format") != FORMAT:
         raise UserError(
@@ -85,7 +98,11 @@ def read_details(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, wanted: Origin, train_command: str) -> Mapper:
-    """Read a mapper for use on the voxels and target that `wanted` describes.
+    """Return a mapper for use on the voxels and target that `wanted` describes.
+
+    Args:
+        path: of the arrays.
+        train_command: what makes the right one, for messages.
 
     Raises:
         UserError: fitted on other voxels, another target or another split (names both and the command that trains the
@@ -102,36 +119,40 @@ def load(path: Path, wanted: Origin, train_command: str) -> Mapper:
 
 
 def check_origin(path: Path, found: Origin, wanted: Origin, train_command: str) -> None:
-    """Compare what a checkpoint was fitted on with what it is wanted for; the first difference is a `UserError`."""
+    """Compare what a checkpoint was fitted on with what it is wanted for.
+
+    Args:
+        path: of the checkpoint; train_command: what makes the right one; both for the message.
+
+    Raises:
+        UserError: they differ; it names the first difference.
+    """
     for differs, message in _differences(found, wanted):
-        if differs(found, wanted):
+        if differs:
             raise UserError(f"{path} {message} Train for these settings: {train_command}")
 
 
-def _differences(found: Origin, wanted: Origin) -> list[tuple[Callable[[Origin, Origin], bool], str]]:
-    """Tests in the order in which their messages help most."""
+def _differences(found: Origin, wanted: Origin) -> list[tuple[bool, str]]:
+    """Whether and how they differ, in the order in which the messages help most."""
     return [
         (
-            lambda a, b: a.n_voxels != b.n_voxels,
+            found.n_voxels != wanted.n_voxels,
             f"was trained on {found.n_voxels} voxels of {found.subject} (subject.roi={found.roi}), but "
             f"{wanted.subject} (subject.roi={wanted.roi}) has {wanted.n_voxels}.",
         ),
         (
-            lambda a, b: a.mask_hash != b.mask_hash,
+            found.mask_hash != wanted.mask_hash,
             f"was trained on other voxels: mask {found.mask_hash} of {found.subject} (subject.roi={found.roi}), not "
             f"{wanted.mask_hash} of {wanted.subject} (subject.roi={wanted.roi}); both have {wanted.n_voxels} voxels.",
         ),
+        (found.target != wanted.target, f"predicts target {found.target!r}, but {wanted.target!r} is wanted."),
         (
-            lambda a, b: a.target != b.target,
-            f"predicts target {found.target!r}, but {wanted.target!r} is wanted.",
-        ),
-        (
-            lambda a, b: a.target_fingerprint != b.target_fingerprint,
+            found.target_fingerprint != wanted.target_fingerprint,
             f"was trained on features {found.target_fingerprint} of target {found.target!r}, but the present backbone, "
             f"stimuli and settings give {wanted.target_fingerprint}.",
         ),
         (
-            lambda a, b: (a.split_hash, a.fold) != (b.split_hash, b.fold),
+            (found.split_hash, found.fold) != (wanted.split_hash, wanted.fold),
             f"was trained on fold {found.fold} of split {found.split_hash}, but fold {wanted.fold} of "
             f"{wanted.split_hash} is wanted: its test images may have been seen.",
         ),

@@ -5,7 +5,7 @@ fitted images. Errors of a group of columns need no predictions where inner prod
 
 Every penalty has its own product: predictions under one are not combined from those under others. 1 / (s + alpha), as a
 function of the squared singular value s, is smooth, so that this could be done to single precision (1e-7) where
-penalties lie far outside the spectrum (20 over 19 decades, 10 to 1e20: 9 would do) or close together (10 a decade: half
+penalties lie far outside the svd (20 over 19 decades, 10 to 1e20: 9 would do) or close together (10 a decade: half
 would do). Of the default 10 all are needed, for simulated voxels whose s spans 3 decades and for a power law of 5.
 
 Shapes: N images of all trials, n held-out images (of one trial, or of all one after another), V voxels, K columns of a
@@ -25,12 +25,10 @@ from torch import Tensor
 from nd.config import MapperConfig
 from nd.errors import UserError
 from nd.mappers.arrays import Scratch
-from nd.mappers.base import Columns, FoldData, Group
-from nd.mappers.blocks import column_blocks, columns_at_once
-from nd.mappers.gram import Gram
-from nd.mappers.smoother import Smoother, smoother
+from nd.mappers.base import Columns, FoldData, Group, column_blocks, columns_at_once
+from nd.mappers.ridge_solver import Gram, HatMatrix, hat_matrix
+from nd.mappers.statistics import voxel_scaler
 from nd.mappers.validation import ValidationScores
-from nd.mappers.voxel_weights import voxel_scaler
 
 
 @dataclass(frozen=True)
@@ -41,21 +39,26 @@ class Images:
     voxels: NDArray[np.float32]
 
     def at(self, rows: NDArray[np.intp]) -> Images:
-        """Those at some places."""
+        """Return those at some places."""
         return Images(self.ids[rows], self.voxels[rows])
 
     def first(self, n_images: int) -> Images:
-        """The first of them, in the same memory."""
+        """Return the first of them, in the same memory."""
         return Images(self.ids[:n_images], self.voxels[:n_images])
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A fit on some images, and what it predicts others from."""
+    """A fit on some images, and what it predicts others from.
 
-    fitted: Tensor  # places among the images of all trials, int64
+    Attributes:
+        fitted, held: int64 places, among the images of all trials, of those fitted on and of those held out.
+        hat: of these.
+    """
+
+    fitted: Tensor
     held: Tensor
-    smoother: Smoother
+    hat: HatMatrix
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Held:
     truths: list[Tensor]
 
     def squared_error(self) -> Tensor:
-        """Summed over images, (A, K) float64."""
+        """Return squared errors summed over images, (A, K) float64."""
         pairs = zip(self.predictions, self.truths, strict=True)
         return torch.stack([_squared_error(p, t) for p, t in pairs]).sum(0)
 
@@ -88,36 +91,36 @@ class CrossValidation:
     def __init__(
         self, targets: Columns, ids: NDArray[np.int32], trials: list[Trial], intercept: bool, device: torch.device
     ) -> None:
-        """ids: (N,) images of all trials, whose places the trials hold."""
+        """Read the columns of `targets` for the images `ids` (N,) of all trials, whose places the trials hold."""
         self.targets, self.ids, self.trials, self.intercept, self.device = targets, ids, trials, intercept, device
 
     @property
     def n_penalties(self) -> int:
         """A."""
-        return len(self.trials[0].smoother.left)
+        return len(self.trials[0].hat.left)
 
     def blocks(self, group: Group, at: int | None = None) -> Iterator[Held]:
-        """What is held out of a group's columns, under all penalties or the one at place `at`."""
-        trials = self.trials if at is None else [Trial(t.fitted, t.held, t.smoother.at(at)) for t in self.trials]
-        n_kept = sum(trial.smoother.left[..., 0].numel() + len(trial.fitted) for trial in trials)
+        """Yield what is held out of a group's columns, under all penalties or the one at place `at`."""
+        trials = self.trials if at is None else [Trial(t.fitted, t.held, t.hat.at(at)) for t in self.trials]
+        n_kept = sum(trial.hat.left[..., 0].numel() + len(trial.fitted) for trial in trials)
         for block_NK in self._read(group):
             for part_NK in block_NK.split(columns_at_once(n_kept), dim=1):
                 yield self._held(trials, part_NK)
 
     def squared_error(self, group: Group) -> Tensor:
-        """Squared error (A,) float64 of every penalty, summed over held-out images and columns of a group."""
+        """Return the squared error (A,) float64 of every penalty, summed over held-out images and a group's columns."""
         if self.by_products(group):
             return self._error_by_products(group)
         return torch.stack([held.squared_error().sum(1) for held in self.blocks(group)]).sum(0)
 
     def by_products(self, group: Group) -> bool:
-        """Whether inner products of the group's targets give its errors in fewer multiplications than predictions.
+        """Return whether inner products of a group's targets give its errors in fewer multiplications than predictions.
 
         A float64 product counts twice; of the inner products one triangle is multiplied out.
         """
         n_columns = group.stop - group.start
-        predicting = n_columns * sum(trial.smoother.work_per_column() for trial in self.trials)
-        multiplying = n_columns * len(self.ids) ** 2 + 2 * sum(t.smoother.work_by_products() for t in self.trials)
+        predicting = n_columns * sum(trial.hat.work_per_column() for trial in self.trials)
+        multiplying = n_columns * len(self.ids) ** 2 + 2 * sum(t.hat.work_by_products() for t in self.trials)
         return multiplying < predicting
 
     # ---- predictions -----------------------------------------------------------------------------------------------
@@ -136,7 +139,7 @@ class CrossValidation:
             centred_NK -= mean_K
             if self.intercept:
                 true_nK -= mean_K
-            predictions.append(trial.smoother.predict(centred_NK))
+            predictions.append(trial.hat.predict(centred_NK))
             truths.append(true_nK)
         return Held(predictions, truths)
 
@@ -177,7 +180,7 @@ class CrossValidation:
             mean_n = cross_nN.mean(1)
         cross_nN = cross_nN - mean_n[:, None]
         fitted_NN = fitted_NN - mean_N - mean_N[:, None] + mean_N.mean()
-        return trial.smoother.squared_error(fitted_NN, cross_nN, held)
+        return trial.hat.squared_error(fitted_NN, cross_nN, held)
 
 
 def _squared_error(predicted_AnK: Tensor, true_nK: Tensor) -> Tensor:
@@ -194,9 +197,17 @@ def _squared_error(predicted_AnK: Tensor, true_nK: Tensor) -> Tensor:
 def cross_validation(
     config: MapperConfig, data: FoldData, images: Images, device: torch.device, room: Scratch
 ) -> CrossValidation:
-    """One trial on the validation images, or one for each of `folds` folds of all images.
+    """Return one trial on the validation images, or one for each of `config.folds` folds of all images.
 
-    images: those to be fitted on; without folds, the training images and then the validation images.
+    Args:
+        config: the mapper group.
+        data: the fold, where targets are read.
+        images: those to be fitted on; without folds, the training images and then the validation images.
+        device: where the matrix products run.
+        room: for arrays too large for memory.
+
+    Raises:
+        UserError: there are fewer images than folds.
     """
     if config.folds:
         places = _folds(config.folds, images.ids)
@@ -228,6 +239,6 @@ def _trial(
     scaled_NV, held_nV = (
         torch.from_numpy(scaler.transform(part.voxels, out=part.voxels)).to(device) for part in (fitted, held)
     )
-    made = smoother(scaled_NV, held_nV, sorted(config.alphas), room)
+    made = hat_matrix(scaled_NV, held_nV, sorted(config.alphas), room)
     fitted_at, held_at = (torch.from_numpy(rows).to(device) for rows in places)
     return Trial(fitted_at, held_at, made)

@@ -11,7 +11,6 @@ Shapes: N images, V voxels, P target columns, Q of them kept, K columns of a blo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,11 @@ from torch import Tensor
 from nd.config import MapperConfig
 from nd.data.scaling import Scaler
 from nd.errors import UserError
-from nd.mappers.arrays import Scratch
-from nd.mappers.base import FoldData
-from nd.mappers.kept_columns import spread_out
-from nd.mappers.linear import Linear
-from nd.mappers.memory import check_memory
+from nd.mappers.arrays import Scratch, check_memory
+from nd.mappers.base import FoldData, blocks
+from nd.mappers.linear import Linear, spread_out
 from nd.mappers.normal_equations import Solution, columns_together, equation_bytes, normal_equations
-from nd.mappers.target_statistics import column_statistics, standardised
+from nd.mappers.statistics import column_statistics, standardised
 from nd.mappers.validation import ValidationScores
 
 log = logging.getLogger(__name__)
@@ -41,7 +38,7 @@ class FastL2LiR(Linear):
     name = "fastl2lir"
 
     def __init__(self, config: MapperConfig, device: torch.device | None = None) -> None:
-        """config: the mapper group; device: where the equations are solved, by default the CPU."""
+        """As of `Linear`. `UserError`: `config.n_feat` is below 1, or `config.penalty` not positive."""
         if config.n_feat < 1:
             raise UserError(f"mapper.n_feat={config.n_feat}: 1 or more voxels are needed for each column.")
         if config.penalty <= 0:
@@ -49,7 +46,7 @@ class FastL2LiR(Linear):
         super().__init__(config, device)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """What `predict` needs, and what is known of each column; float32 but for indices and the mask.
+        """Return what `predict` needs, and what is known of each column; float32 but for indices and the mask.
 
         `voxel_mean`, `voxel_scale` (V,); `target_mean`, `target_std`, `bias` (Q,); the coefficients of z-scored voxels,
         `weights` (Q, V) or, where it takes fewer bytes, `voxels` (Q, F) int32 with `coefficients` (Q, F).
@@ -59,9 +56,9 @@ class FastL2LiR(Linear):
         return self._arrays
 
     def fit(self, data: FoldData, scratch: Path | None = None) -> None:
-        """Fit on the training images, score the validation images, and fit on both parts when `refit` is set.
+        """Fit on the training images, score the validation images, and fit on both when `refit` is set.
 
-        scratch: folder for coefficients that are large; by default they stay in memory.
+        Args: as of `Linear.fit`.
 
         Raises:
             UserError: the equations take more memory than there is, or cannot be solved under this penalty.
@@ -78,10 +75,10 @@ class FastL2LiR(Linear):
         self._arrays |= self._widened(of_columns)
 
     def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
-        """Predicted targets (N, P) float32 of responses as measured; `image_ids` make no difference."""
+        """Return predicted targets (N, P) float32 of responses (N, V) as measured; `image_ids` make no difference."""
         scaled_NV = self._tensor(self.scaler.transform(voxels_NV))
         predicted_NQ = np.empty((len(voxels_NV), len(self._arrays["bias"])), np.float32)
-        for block in _blocks(0, predicted_NQ.shape[1], *voxels_NV.shape):
+        for block in blocks(0, predicted_NQ.shape[1], columns_together(*voxels_NV.shape)):
             predicted_NQ[:, block] = self._predicted(scaled_NV, block).cpu().numpy()
         return predicted_NQ if self._kept is None else spread_out(predicted_NQ, self._kept)
 
@@ -94,7 +91,7 @@ class FastL2LiR(Linear):
         equations = normal_equations(self._tensor(scaler.transform(voxels)), n_feat, self.config.penalty)
         self._arrays = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale}
         self._arrays |= self._room(data.targets.size, n_voxels, scratch)
-        for block in _blocks(0, data.targets.size, n_images, n_voxels):
+        for block in blocks(0, data.targets.size, columns_together(n_images, n_voxels)):
             targets_NK = data.targets.columns(ids, block.start, block.stop)
             mean_K, std_K = column_statistics(targets_NK)
             standard_NK = torch.from_numpy(standardised(targets_NK, mean_K, std_K))
@@ -128,7 +125,7 @@ class FastL2LiR(Linear):
         groups, overall = [], ValidationScores()
         for group in data.groups:
             scores = ValidationScores()
-            for block in _blocks(group.start, group.stop, *data.train_voxels.shape):
+            for block in blocks(group.start, group.stop, columns_together(*data.train_voxels.shape)):
                 mean_K = self._tensor(self._arrays["target_mean"][block])
                 true_NK = self._tensor(data.targets.columns(data.val_ids, block.start, block.stop)) - mean_K
                 scores.add((self._predicted(scaled_NV, block) - mean_K)[None], true_NK)
@@ -156,14 +153,13 @@ class FastL2LiR(Linear):
 
 
 def spread_over_voxels(chosen_KF: Tensor, coefficients_KF: Tensor, n_voxels: int) -> Tensor:
-    """Coefficients of all voxels (K, V), 0 for those that a column does not use."""
+    """Return coefficients of all voxels (K, V), 0 for those that a column does not use.
+
+    Args:
+        chosen_KF: (K, F) int64 voxels of each column.
+        coefficients_KF: (K, F) of these.
+    """
     return coefficients_KF.new_zeros(len(chosen_KF), n_voxels).scatter_(1, chosen_KF, coefficients_KF)
-
-
-def _blocks(start: int, stop: int, n_images: int, n_voxels: int) -> Iterator[slice]:
-    step = columns_together(n_images, n_voxels)
-    for first in range(start, stop, step):
-        yield slice(first, min(first + step, stop))
 
 
 def _advice(n_voxels: int) -> str:

@@ -1,5 +1,7 @@
 """Fitting and using the mappers of a split, one per fold, with the test images of each fold out of reach.
 
+Controls: targets, or voxels, change places among the images, so that there is nothing to learn or to predict from.
+
 Shapes: N images, V voxels, P numbers of a flattened target.
 """
 
@@ -21,11 +23,10 @@ from nd.errors import UserError
 from nd.mappers.arrays import scratch_folder
 from nd.mappers.base import FoldData, Group
 from nd.mappers.checkpoint import Origin, check_origin, checkpoint_path, is_saved, load, read_details, save, saved_path
-from nd.mappers.column_choice import choose_columns
 from nd.mappers.components import LinearSettings
 from nd.mappers.registry import build_mapper
-from nd.mappers.shuffled import control_of
-from nd.mappers.target_statistics import TargetStatistics, statistics_path
+from nd.mappers.selected_columns import select_columns
+from nd.mappers.statistics import TargetStatistics, statistics_path
 from nd.targets.registry import column_groups
 from nd.targets.store import TargetStore
 
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprint: str) -> Origin:
-    """What the mapper of one fold is fitted on; `cfg.target.name` is its target, `fingerprint` that of its features."""
+    """Return what the mapper of one fold is fitted on; `cfg.target.name` is its target, `fingerprint` its features'."""
     return Origin(
         subject=subject.name,
         roi=cfg.subject.roi,
@@ -47,7 +48,7 @@ def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprin
 
 
 def fold_data(cfg: Config, subject: Subject, fold: Fold, store: Path) -> FoldData:
-    """Responses (mean over each image's repeats) and targets of a fold's training and validation images, no others."""
+    """Return responses (means over repeats) and targets of a fold's training and validation images, no others."""
     targets = control_of(cfg, TargetStore(store, allowed_ids=fold.seen), fold.seen)
     groups = tuple(Group(*part) for part in column_groups(cfg.target, targets.shape))
     train, val = mean_betas(subject, fold.train), mean_betas(subject, fold.val)
@@ -57,14 +58,24 @@ def fold_data(cfg: Config, subject: Subject, fold: Fold, store: Path) -> FoldDat
 def fit_fold(
     cfg: Config, subject: Subject, split: Split, fold: int, store: Path, folder: Path, device: torch.device
 ) -> dict[str, Any]:
-    """Fit and save one fold's mapper unless that is done; returns its details (penalties and validation scores)."""
+    """Fit and save one fold's mapper unless that is done.
+
+    Args:
+        fold: its number.
+        store: the features of `cfg.target`.
+        folder: of the train run.
+        device: where the matrix products run.
+
+    Returns:
+        Its details: penalties and validation scores.
+    """
     path = checkpoint_path(folder, fold)
     if not is_saved(path):
         features, own = TargetStore(store), split.folds[fold]
         data, mapper = fold_data(cfg, subject, own, store), build_mapper(cfg.mapper, device)
         with scratch_folder(folder) as scratch:
             if cfg.mapper.keeps_some:
-                mapper.keep_columns(choose_columns(cast(LinearSettings, cfg.mapper), data, device, scratch))
+                mapper.keep_columns(select_columns(cast(LinearSettings, cfg.mapper), data, device, scratch))
             mapper.fit(data, scratch)
             if cfg.mapper.rescale == "test":
                 fitted = own.seen if getattr(cfg.mapper, "refit", True) else own.train
@@ -77,7 +88,11 @@ def fit_fold(
 
 
 def check_folds(folder: Path, wanted: list[Origin], train_command: str) -> None:
-    """Compare the checkpoints of a train run folder with what they are wanted for; the first difference is an error."""
+    """Compare the checkpoints of a train run folder with what they are wanted for.
+
+    Raises:
+        UserError: one was fitted on something else.
+    """
     for origin in wanted:
         path = saved_path(folder, origin)
         if path.with_suffix(".json").exists():
@@ -93,13 +108,20 @@ def predict_fold(
     own_scaling: bool = False,
     rescale: bool = False,
 ) -> NDArray[np.float32]:
-    """Predictions (N, *shape of the target) float32 of responses as measured, by the mapper of one fold.
+    """Return predictions (N, *shape of the target) float32 by the mapper of one fold.
 
     Args:
+        folder: of the train run.
+        origin: what the mapper must have been fitted on.
+        voxels_NV: (N, V) float32 responses as measured.
+        train_command: what makes the mapper, for messages.
         image_ids: (N,) of the images, for mappers that draw random numbers.
         own_scaling: z-score the responses by their own statistics instead of the training images' (transductive).
         rescale: standardise each column over these images, then give it mean and spread of the training images
             (`mapper.rescale=test`, transductive). Columns that are not kept stay 0.
+
+    Raises:
+        UserError: the mapper was fitted on something else, is damaged, or predicts values that are not finite.
     """
     path = saved_path(folder, origin)
     mapper = load(path, origin, train_command)
@@ -116,16 +138,19 @@ def predict_fold(
 
 
 def kept_columns(folder: Path, origin: Origin, train_command: str) -> NDArray[np.bool_]:
-    """Which columns (P,) of the flattened target the mapper of one fold predicts; it gives the others as 0."""
+    """Return the mask (P,) of the target columns that the mapper of one fold predicts; it gives the others as 0."""
     path = saved_path(folder, origin)
     kept = load(path, origin, train_command).kept
     return np.ones(math.prod(read_details(path)["shape"]), bool) if kept is None else kept
 
 
 def derangement(seed: int, fold: int, n_images: int) -> NDArray[np.intp]:
-    """A random order (N,) that leaves no image at its place, a function of seed and fold: the shuffled control.
+    """Return a random order (N,) that leaves no image at its place, a function of seed and fold: the shuffled control.
 
     It is one random cycle through all images.
+
+    Raises:
+        UserError: there are fewer than 2 images.
     """
     if n_images < 2:
         raise UserError(f"control=shuffled_voxels needs at least 2 images in fold {fold}, which has {n_images}.")
@@ -133,3 +158,33 @@ def derangement(seed: int, fold: int, n_images: int) -> NDArray[np.intp]:
     shuffled = np.empty(n_images, np.intp)
     shuffled[order] = np.roll(order, 1)
     return shuffled
+
+
+def control_of(cfg: Config, store: TargetStore, ids: NDArray[Any]) -> Readable:
+    """Return the store, or under `control=shuffled_labels` one whose features of `ids` have changed places."""
+    return ShuffledTargets(store, ids, cfg.seed) if cfg.control == "shuffled_labels" else store
+
+
+class ShuffledTargets:
+    """A store's features with those of some images exchanged among them; attributes as of `TargetStore`."""
+
+    def __init__(self, store: TargetStore, ids: NDArray[Any], seed: int) -> None:
+        """Exchange the features of `ids` along one random cycle, a function of the seed: none keeps its own."""
+        self.store, self.size, self.shape = store, store.size, store.shape
+        self.fingerprint, self.target = store.fingerprint, store.target
+        order = np.random.default_rng([seed, len(ids)]).permutation(np.unique(ids))
+        self._other = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+
+    def rows(self, ids: NDArray[Any]) -> NDArray[np.float32]:
+        """Return (n, *shape) float32."""
+        return self.store.rows(self._exchanged(ids))
+
+    def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
+        """Return (n, stop - start) float32."""
+        return self.store.columns(self._exchanged(ids), start, stop)
+
+    def _exchanged(self, ids: NDArray[Any]) -> NDArray[np.int64]:
+        return np.array([self._other.get(int(i), int(i)) for i in np.asarray(ids).reshape(-1)], np.int64)
+
+
+Readable = TargetStore | ShuffledTargets

@@ -1,10 +1,11 @@
-"""What the mappers that are fitted in closed form have in common: arrays and details, scaling, columns left out.
+"""What the mappers that are fitted in closed form have in common: state, scaling, and columns that are left out.
 
-Shapes: V voxels, P target columns, Q of them kept.
+Shapes: N images, V voxels, P target columns, Q selected ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -15,8 +16,7 @@ from numpy.typing import NDArray
 
 from nd.config import MapperConfig
 from nd.data.scaling import Scaler
-from nd.mappers.base import FoldData
-from nd.mappers.kept_columns import KeptColumns, kept_groups, spread_out
+from nd.mappers.base import Columns, FoldData, Group
 
 
 class Linear:
@@ -25,7 +25,12 @@ class Linear:
     name: str
 
     def __init__(self, config: MapperConfig, device: torch.device | None = None) -> None:
-        """config: the mapper group; device: where the matrix products run, by default the CPU."""
+        """Make an unfitted mapper.
+
+        Args:
+            config: the mapper group.
+            device: where the matrix products run, by default the CPU.
+        """
         self.config = config
         # The equations are solved in float64, which Metal does not have.
         self.device = device if device is not None and device.type == "cuda" else torch.device("cpu")
@@ -35,7 +40,7 @@ class Linear:
 
     @classmethod
     def restore(cls, config: MapperConfig, state: dict[str, NDArray[Any]], details: dict[str, Any]) -> Self:
-        """A fitted mapper from what `state` and `details` gave."""
+        """Return a fitted mapper from what `state` and `details` gave."""
         mapper = cls(config)
         mapper._arrays, mapper._details = state, details
         mapper._kept = np.asarray(state["kept"]).astype(bool) if "kept" in state else None
@@ -44,20 +49,22 @@ class Linear:
     def fit(self, data: FoldData, scratch: Path | None = None) -> None:
         """Learn from one fold.
 
-        scratch: folder for arrays too large for memory, kept until they are saved; by default all stays in memory.
+        Args:
+            data: training and validation images with their targets.
+            scratch: folder for arrays too large for memory, kept until they are saved; by default all stays in memory.
         """
         raise NotImplementedError
 
     def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
-        """Predicted targets (N, P) float32 of responses as measured; `image_ids` make no difference."""
+        """Return predicted targets (N, P) float32 of responses (N, V) as measured; `image_ids` make no difference."""
         raise NotImplementedError
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """What `predict` needs, and what is known of each column; they may be memory maps."""
+        """Return what `predict` needs, and what is known of each column; arrays may be memory maps."""
         return self._arrays
 
     def details(self) -> dict[str, Any]:
-        """What was chosen and how well held-out images were predicted; plain JSON values."""
+        """Return what was chosen and how well held-out images were predicted, as plain JSON values."""
         return self._details
 
     @property
@@ -71,14 +78,14 @@ class Linear:
         return self._kept
 
     def keep_columns(self, kept_P: NDArray[np.bool_]) -> None:
-        """Before `fit`: leave every other column out of all that follows, choices and scores included."""
+        """Leave all columns but those of a mask (P,) out of all that follows; to be called before `fit`."""
         self._kept = np.asarray(kept_P, bool)
 
     def _narrowed(self, data: FoldData) -> FoldData:
         """The fold with the kept columns alone."""
         if self._kept is None:
             return data
-        targets, groups = KeptColumns(data.targets, self._kept), kept_groups(data.groups, self._kept)
+        targets, groups = SelectedColumns(data.targets, self._kept), selected_groups(data.groups, self._kept)
         return replace(data, targets=targets, groups=groups)
 
     def _widened(self, of_columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -87,3 +94,36 @@ class Linear:
             return of_columns
         spread = {name: spread_out(values, self._kept) for name, values in of_columns.items()}
         return spread | {"kept": self._kept.astype(np.uint8)}
+
+
+class SelectedColumns:
+    """A target read as if it had its selected columns alone: column q is the q-th of them (`Columns`)."""
+
+    def __init__(self, targets: Columns, kept_P: NDArray[np.bool_]) -> None:
+        """Read `targets`, of which the mask (P,) marks the selected columns."""
+        self.targets, self.places = targets, np.flatnonzero(kept_P)
+        self.size = len(self.places)
+
+    def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
+        """Return (n, stop - start) float32, rows in the order of `ids`; the columns between them are read, too."""
+        places = self.places[start:stop]
+        first = int(places[0])
+        return self.targets.columns(ids, first, int(places[-1]) + 1)[:, places - first]
+
+
+def selected_groups(groups: Sequence[Group], kept_P: NDArray[np.bool_]) -> tuple[Group, ...]:
+    """Return the groups with their places among the columns of a mask (P,); groups without any are left out."""
+    before = np.concatenate([[0], np.cumsum(kept_P)])
+    found = [Group(group.name, int(before[group.start]), int(before[group.stop])) for group in groups]
+    return tuple(group for group in found if group.stop > group.start)
+
+
+def spread_out(values_Q: NDArray[Any], kept_P: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return values of all columns (..., P) from those of the selected ones (..., Q); 0 for the others.
+
+    >>> spread_out(np.array([5, 7]), np.array([True, False, True]))
+    array([5, 0, 7])
+    """
+    whole = np.zeros((*values_Q.shape[:-1], len(kept_P)), values_Q.dtype)
+    whole[..., kept_P] = values_Q
+    return whole

@@ -8,22 +8,27 @@ where S holds the `n_feat` voxels of largest absolute Pearson correlation with y
 like any other coefficient. As in KamitaniLab/PyFastL2LiR 0.11 (fastl2lir/fastl2lir.py), with the voxels and targets as
 they are given. X'X is made once, in float64; the equations of many columns are cut from it and solved together.
 
-Shapes: N images, V voxels, P target columns, K columns of a block, F chosen voxels of a column.
+Shapes: N images, V voxels, P target columns, K columns of a block, F chosen voxels of a column, M rows of X'X.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from scipy.linalg.lapack import dposv
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from nd.mappers.cut_equations import bytes_beside, factor, solve_cuts
-from nd.mappers.gram import gram
+from nd.errors import UserError
+from nd.mappers.ridge_solver import gram
 
 STILL = 1e-8  # variance below which a voxel correlates with nothing, as in fastl2lir.py
 BLOCK_NUMBERS = 1 << 23  # numbers of one block of targets, or of its products with the voxels: 64 MiB in float64
+TOGETHER = 1 << 27  # numbers of the systems of one batch: 1 GiB in float64
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,22 @@ class Equations(Protocol):
     """What can be solved for block after block of targets."""
 
     def solve(self, targets_NK: Tensor) -> Solution:
-        """Coefficients of some target columns."""
+        """Return the coefficients of target columns (N, K)."""
 
 
 def select_and_solve(voxels_NV: Tensor, targets_NP: Tensor, n_feat: int, penalty: float) -> Solution:
-    """Coefficients of all columns from their `n_feat` best voxels each, or from all where there are no more.
+    """Return coefficients of all columns from their `n_feat` best voxels each, or from all where there are no more.
 
-    Nothing is scaled or centred. The device of the voxels does the work. UserError: as for `normal_equations`.
+    Nothing is scaled or centred. The device of the voxels does the work.
+
+    Args:
+        voxels_NV: (N, V) responses.
+        targets_NP: (N, P).
+        n_feat: voxels of a column.
+        penalty: on the diagonal of X'X, above 0.
+
+    Raises:
+        UserError: as for `normal_equations`.
     """
     equations = normal_equations(voxels_NV, n_feat, penalty)
     step = columns_together(*voxels_NV.shape)
@@ -62,12 +76,12 @@ def select_and_solve(voxels_NV: Tensor, targets_NP: Tensor, n_feat: int, penalty
 
 
 def columns_together(n_images: int, n_voxels: int) -> int:
-    """How many columns make a block that is small in memory, their products with the voxels included."""
+    """Return how many columns make a block that is small in memory, their products with the voxels included."""
     return max(1, BLOCK_NUMBERS // max(n_images, n_voxels + 1))
 
 
 def equation_bytes(n_images: int, n_voxels: int, n_feat: int, device: str) -> float:
-    """What `normal_equations` of z-scored voxels, and solving a block of columns, take on a device."""
+    """Return how many bytes `normal_equations` of z-scored voxels, and solving a block of columns, take on a device."""
     n_border, few = n_voxels + 1, n_feat < n_voxels
     products = n_border**2 if few else 2 * min(n_images, n_border) ** 2  # these with their factors
     voxels = 1.5 * n_images * n_border  # in double precision, and in single, as they were given
@@ -75,9 +89,10 @@ def equation_bytes(n_images: int, n_voxels: int, n_feat: int, device: str) -> fl
 
 
 def normal_equations(voxels_NV: Tensor, n_feat: int, penalty: float) -> Equations:
-    """Prepare the equations of some voxels, float64.
+    """Return the equations of voxels (N, V), prepared in float64; as of `select_and_solve`.
 
-    UserError: the penalty is so small beside the voxels' squares that float64 cannot solve them.
+    Raises:
+        UserError: the penalty is so small beside the voxels' squares that float64 cannot solve them.
     """
     ones_N1 = torch.ones(len(voxels_NV), 1, dtype=torch.float64, device=voxels_NV.device)
     bordered = torch.cat([voxels_NV.double(), ones_N1], dim=1)
@@ -131,3 +146,75 @@ class Sharing:
         else:
             solved = torch.cholesky_solve(self.bordered.T @ targets_NK, self.factor)
         return Solution(None, solved[:-1].T, solved[-1])
+
+
+def solve_cuts(matrix_MM: Tensor, places_KF: Tensor, right_KF: Tensor) -> Tensor:
+    """Return the solutions (K, F) of ``matrix[places][:, places] x = right`` for every row of places, float64.
+
+    On the CPU each core takes system after system: for a few hundred unknowns that is several times as fast as having
+    all cores work on one, or as solving a batch. A GPU solves a batch.
+
+    Args:
+        matrix_MM: (M, M) float64, symmetric.
+        places_KF: (K, F) int64 rows of it that make up each of the K systems.
+        right_KF: (K, F) float64 right-hand sides.
+
+    Raises:
+        UserError: a system is not positive definite in double precision, so its penalty was lost to rounding.
+    """
+    if matrix_MM.device.type != "cpu":
+        return solve_batches(matrix_MM, places_KF, right_KF)
+    return solve_each(matrix_MM, places_KF, right_KF)
+
+
+def solve_each(matrix_MM: Tensor, places_KF: Tensor, right_KF: Tensor) -> Tensor:
+    """Do as `solve_cuts` on the CPU, as many systems at a time as Torch has threads."""
+    flat, size = matrix_MM.numpy().reshape(-1), len(matrix_MM)
+    places, right = places_KF.numpy(), right_KF.numpy()
+    solved = np.empty_like(right)
+
+    def solve(k: int) -> int:
+        cut_FF = np.take(flat, places[k, :, None] * size + places[k], mode="clip")  # "raise" would make a copy
+        _, solved[k], failed = dposv(cut_FF.T, right[k], lower=1, overwrite_a=1)  # its transpose is itself
+        return int(failed)
+
+    n_threads = min(torch.get_num_threads(), len(places))
+    with ThreadpoolController().limit(limits=1, user_api="blas"), ThreadPoolExecutor(n_threads) as pool:
+        _check(any(pool.map(solve, range(len(places)))))
+    return torch.from_numpy(solved)
+
+
+def solve_batches(matrix_MM: Tensor, places_KF: Tensor, right_KF: Tensor) -> Tensor:
+    """Do as `solve_cuts` on any device, in batches."""
+    step = max(1, TOGETHER // places_KF.shape[1] ** 2)
+    solved = []
+    for places, right in zip(places_KF.split(step), right_KF.split(step), strict=True):
+        chosen = (places[:, :, None] * len(matrix_MM) + places[:, None, :]).flatten()
+        cuts_kFF = matrix_MM.flatten().index_select(0, chosen).view(*places.shape, -1)
+        factors, failed = torch.linalg.cholesky_ex(cuts_kFF)
+        _check(bool(failed.any()))
+        half = torch.linalg.solve_triangular(factors, right[:, :, None], upper=False)
+        solved.append(torch.linalg.solve_triangular(factors.mT, half, upper=True)[:, :, 0])
+    return torch.cat(solved)
+
+
+def factor(matrix_MM: Tensor) -> Tensor:
+    """Return the lower Cholesky factor (M, M). `UserError`: as for `solve_cuts`."""
+    lower_MM, failed = torch.linalg.cholesky_ex(matrix_MM)
+    _check(bool(failed))
+    return lower_MM
+
+
+def bytes_beside(n_unknowns: int, device: str) -> int:
+    """Return how many bytes `solve_cuts` takes beside the matrix, the places and the solutions."""
+    numbers = n_unknowns**2
+    # The cut and where its numbers lie, of each thread; or of a batch, with its factors.
+    return 8 * (2 * numbers * torch.get_num_threads() if device == "cpu" else 3 * max(TOGETHER, numbers))
+
+
+def _check(failed: bool) -> None:
+    if failed:
+        raise UserError(
+            "mapper.penalty is too small beside the squares of the voxels: the equations cannot be solved in double"
+            " precision. Give a larger one."
+        )

@@ -21,16 +21,13 @@ from torch import Tensor
 
 from nd.config import MapperConfig
 from nd.errors import UserError
+from nd.mappers.alpha_selection import AlphaSelection, select_alphas
 from nd.mappers.arrays import Scratch
-from nd.mappers.base import Columns, FoldData
-from nd.mappers.blocks import column_blocks
-from nd.mappers.choice import Choice, choose
+from nd.mappers.base import Columns, FoldData, column_blocks
 from nd.mappers.crossvalidation import Images, cross_validation
-from nd.mappers.kept_columns import spread_out
-from nd.mappers.linear import Linear
-from nd.mappers.spectrum import Spectrum, decompose
-from nd.mappers.spread import left_out_share, spread_ratio
-from nd.mappers.voxel_weights import voxel_scaler
+from nd.mappers.linear import Linear, spread_out
+from nd.mappers.ridge_solver import SVD, decompose, left_out_share, spread_ratio
+from nd.mappers.statistics import voxel_scaler
 
 
 class Ridge(Linear):
@@ -39,13 +36,13 @@ class Ridge(Linear):
     name = "ridge"
 
     def __init__(self, config: MapperConfig, device: torch.device | None = None) -> None:
-        """config: the mapper group; device: where the matrix products run, by default the CPU."""
+        """As of `Linear`. `UserError`: `config.alphas` is empty, or not positive."""
         if not config.alphas or min(config.alphas) <= 0:
             raise UserError(f"mapper.alphas={config.alphas}: one or more positive numbers are needed.")
         super().__init__(config, device)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """What `predict` needs, and what is known of each column.
+        """Return what `predict` needs, and what is known of each column.
 
         `voxel_mean`, `voxel_scale` (V,); `target_mean` (P,), 0 without an intercept; `weights` (V, Q) or, where
         smaller, their factors `directions` (V, R) and `coefficients` (R, Q); float32. `validation_correlation` (P,)
@@ -55,9 +52,12 @@ class Ridge(Linear):
         return self._arrays
 
     def fit(self, data: FoldData, scratch: Path | None = None) -> None:
-        """Choose penalties on images held out from fitting, then fit (on both parts when `refit` is set).
+        """Choose penalties on held-out images, then fit (on training and validation images when `refit` is set).
 
-        scratch: folder for coefficients and other arrays too large for memory; by default all stay there.
+        Args: as of `Linear.fit`.
+
+        Raises:
+            UserError: there are fewer images than `folds`, or no room on the disk.
         """
         data = self._narrowed(data)
         room, images = Scratch(scratch), _images(data, with_validation=self.config.refit or not self.config.folds)
@@ -65,16 +65,16 @@ class Ridge(Linear):
         if not self.config.refit:
             images = images.first(len(data.train_ids))
         scaler = voxel_scaler(data, images.voxels, images.ids, self.config.voxel_power)
-        spectrum = decompose(self._tensor(scaler.transform(images.voxels, out=images.voxels)))
-        weights, of_columns = self._solve(data.targets, images.ids, spectrum, choice, room)
+        svd = decompose(self._tensor(scaler.transform(images.voxels, out=images.voxels)))
+        weights, of_columns = self._solve(data.targets, images.ids, svd, choice, room)
         of_columns |= {"validation_correlation": choice.correlation}
         if self.config.alpha_per == "column":
             of_columns["alpha"] = np.asarray(choice.alphas, np.float32)[choice.best]
         self._arrays = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale, **weights, **self._widened(of_columns)}
-        self._details = {**choice.details, "n_images": len(images.ids), "n_components": len(spectrum.values)}
+        self._details = {**choice.details, "n_images": len(images.ids), "n_components": len(svd.values)}
 
     def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
-        """Predicted targets (N, P) float32 of responses as measured; `image_ids` make no difference."""
+        """Return predicted targets (N, P) float32 of responses (N, V) as measured; `image_ids` make no difference."""
         arrays = self._arrays
         inner = self.scaler.transform(voxels_NV)
         if "directions" in arrays:
@@ -89,30 +89,30 @@ class Ridge(Linear):
         predicted_NP += arrays["target_mean"]
         return predicted_NP
 
-    def _choose(self, data: FoldData, images: Images, room: Scratch) -> Choice:
+    def _choose(self, data: FoldData, images: Images, room: Scratch) -> AlphaSelection:
         """The trials go out of memory with this function: the fit needs it."""
         held_out = cross_validation(self.config, data, images, self.device, room)
-        return choose(held_out, data.groups, sorted(self.config.alphas), self.config.alpha_per == "column")
+        return select_alphas(held_out, data.groups, sorted(self.config.alphas), self.config.alpha_per == "column")
 
     def _solve(
-        self, targets: Columns, ids: NDArray[np.int32], spectrum: Spectrum, choice: Choice, room: Scratch
+        self, targets: Columns, ids: NDArray[np.int32], svd: SVD, choice: AlphaSelection, room: Scratch
     ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[Any]]]:
         """Weights, whole or as factors, whichever hold fewer numbers; and the means of the targets."""
-        (n_voxels, n_components), size = spectrum.right.shape, targets.size
+        (n_voxels, n_components), size = svd.right.shape, targets.size
         whole = n_voxels * size <= n_components * (n_voxels + size)
         solved, means = room.array((n_voxels if whole else n_components, size)), np.zeros(size, np.float32)
-        solver = Solver(self.config, spectrum, choice.alphas)
+        solver = Solver(self.config, svd, choice.alphas)
         for block in column_blocks(0, size, len(ids)):
             targets_NK = self._tensor(targets.columns(ids, block.start, block.stop))
             mean_K = targets_NK.double().mean(0).float()
             targets_NK -= mean_K
             solved_RK = solver.solve(targets_NK, torch.from_numpy(choice.best[block]).to(self.device))
-            solved[:, block] = (spectrum.right @ solved_RK if whole else solved_RK).cpu().numpy()
+            solved[:, block] = (svd.right @ solved_RK if whole else solved_RK).cpu().numpy()
             if self.config.intercept:
                 means[block] = mean_K.cpu().numpy()
         if whole:
             return {"weights": solved}, {"target_mean": means}
-        return {"directions": spectrum.right.cpu().numpy(), "coefficients": solved}, {"target_mean": means}
+        return {"directions": svd.right.cpu().numpy(), "coefficients": solved}, {"target_mean": means}
 
     def _tensor(self, values: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
@@ -121,19 +121,19 @@ class Ridge(Linear):
 class Solver:
     """Coefficients of the components, of targets whose columns have each their penalty."""
 
-    def __init__(self, config: MapperConfig, spectrum: Spectrum, alphas: list[float]) -> None:
-        """alphas: all penalties that a column may have."""
-        self.spectrum = spectrum
-        alphas_A1 = torch.tensor(alphas, dtype=torch.float64, device=spectrum.values.device)[:, None]
-        self.gains_RA = spectrum.gain(alphas_A1).float().T.contiguous()
+    def __init__(self, config: MapperConfig, svd: SVD, alphas: list[float]) -> None:
+        """Prepare every penalty that a column may have: `alphas`, rising."""
+        self.svd = svd
+        alphas_A1 = torch.tensor(alphas, dtype=torch.float64, device=svd.values.device)[:, None]
+        self.gains_RA = svd.gain(alphas_A1).float().T.contiguous()
         rescaled = config.rescale == "train"
-        self.left_out_AN = left_out_share(spectrum, alphas_A1, config.intercept) if rescaled else None
+        self.left_out_AN = left_out_share(svd, alphas_A1, config.intercept) if rescaled else None
 
     def solve(self, targets_NK: Tensor, best_K: Tensor) -> Tensor:
-        """Coefficients (R, K) of centred targets, under the penalty at each column's place."""
-        solved_RK = self.spectrum.components(targets_NK).mul_(self.gains_RA.index_select(1, best_K))
+        """Return coefficients (R, K) of centred targets (N, K), under the penalty at each column's place `best_K`."""
+        solved_RK = self.svd.components(targets_NK).mul_(self.gains_RA.index_select(1, best_K))
         if self.left_out_AN is not None:
-            solved_RK *= spread_ratio(self.spectrum, self.left_out_AN[best_K].T, targets_NK, solved_RK)
+            solved_RK *= spread_ratio(self.svd, self.left_out_AN[best_K].T, targets_NK, solved_RK)
         return solved_RK
 
 

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from nd.config import MapperConfig, NetworkConfig
 from nd.data.scaling import Scaler
-from nd.mappers.network.network import Network
-from nd.mappers.network.parts import Part
-from nd.mappers.training.module import predict_parts
-from nd.mappers.training.scale import TargetScale
+from nd.mappers.network.heads import TargetSlice
+from nd.mappers.network.network import Network, predict_slices
+from nd.mappers.statistics import TargetScale
 
 IMAGES_AT_ONCE = 64
 
@@ -50,22 +49,22 @@ class TwoStage:
         details: dict[str, Any],
     ) -> TwoStage:
         """The mapper of one target and subject, out of a network that may know several."""
-        parts = [part for part in network.parts if part.target == target]
+        slices = [part for part in network.slices if part.target == target]
         n_voxels = {subject: len(scaler.mean)}
-        own = Network(network.config, parts, n_voxels, network.variant)
+        own = Network(network.config, slices, n_voxels, network.variant)
         weights = {name: value for name, value in network.state_dict().items() if name in own.state_dict()}
         own.load_state_dict(weights)
         known = {"network": asdict(network.config), "variant": network.variant, "subject": subject, "seed": seed}
-        return cls(own, subject, seed, scaler, scale, {**details, **known, "parts": [asdict(part) for part in parts]})
+        return cls(own, subject, seed, scaler, scale, {**details, **known, "parts": [asdict(part) for part in slices]})
 
     @classmethod
     def restore(cls, config: MapperConfig, state: Mapping[str, NDArray[Any]], details: dict[str, Any]) -> TwoStage:
         """A trained mapper from what `state` and `details` gave."""
-        parts = [Part(**{**part, "shape": tuple(part["shape"])}) for part in details["parts"]]
+        slices = [TargetSlice(**{**part, "shape": tuple(part["shape"])}) for part in details["parts"]]
         scaler = Scaler(mean=np.asarray(state["voxel_mean"]), scale=np.asarray(state["voxel_scale"]))
         scale = TargetScale(np.asarray(state["target_mean"]), np.asarray(state["target_std"]))
         subject, n_voxels = details["subject"], len(scaler.mean)
-        network = Network(NetworkConfig(**details["network"]), parts, {subject: n_voxels}, details["variant"])
+        network = Network(NetworkConfig(**details["network"]), slices, {subject: n_voxels}, details["variant"])
         weights = {name: value for name, value in state.items() if name.startswith("network.")}
         network.load_state_dict({n.removeprefix("network."): torch.tensor(v) for n, v in weights.items()})
         return cls(network, subject, details["seed"], scaler, scale, details)
@@ -111,6 +110,6 @@ class TwoStage:
         return {name: value.flatten(1).numpy() for name, value in found.items() if value is not None}
 
     def _block(self, network: Network, voxels_NV: Tensor, ids: Tensor) -> NDArray[np.float32]:
-        predicted = predict_parts(network, {self.subject: voxels_NV.to(self.device)}, ids, self.seed)
-        columns = torch.cat([predicted[part.name].flatten(1) for part in network.parts], 1).float().cpu().numpy()
+        predicted = predict_slices(network, {self.subject: voxels_NV.to(self.device)}, ids, self.seed)
+        columns = torch.cat([predicted[part.name].flatten(1) for part in network.slices], 1).float().cpu().numpy()
         return np.asarray(columns * self.scale.scale + self.scale.mean, np.float32)

@@ -1,18 +1,22 @@
-"""How well validation images are predicted under each penalty, accumulated over blocks of target columns.
+"""Scores of validation images, under each of several penalties, accumulated over blocks of target columns.
 
 Shapes: A penalties, N validation images, M of them held out together, K columns of a block, P columns counted so far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nd.mappers.base import Columns, blocks
+from nd.mappers.statistics import TargetScale
+
 TINY = 1e-30
+NUMBERS_AT_ONCE = 1 << 22  # of a block of columns
 ROWS_AT_ONCE = 1024  # rows of a matrix between images that are worked on at a time
 
 
@@ -38,8 +42,11 @@ class ValidationScores:
     def add(self, predicted_ANK: Tensor, true_NK: Tensor, together: Sequence[int] | None = None) -> None:
         """Count one block of columns.
 
-        together: how many of the images, in their order, were held out of the same fit; by default all. Images are
-        identified and retrieved among those alone: predictions resemble the truths of the images fitted on.
+        Args:
+            predicted_ANK: (A, N, K) predictions under each penalty.
+            true_NK: (N, K) truths, relative to the same as the predictions.
+            together: how many of the images, in their order, were held out of the same fit; by default all. Images are
+                identified and retrieved among those alone: predictions resemble the truths of the images fitted on.
         """
         self.squared_error += (predicted_ANK - true_NK).square().sum((1, 2)).double()
         self.total_square += true_NK.square().sum().double()
@@ -67,37 +74,38 @@ class ValidationScores:
             self.cross = tuple(torch.zeros(size, dtype=torch.float64, device=true_NK.device) for size in sizes)
         parts = zip(self.cross, predicted_ANK.split(list(together), 1), true_NK.split(list(together)), strict=True)
         for cross_AMM, predicted_AMK, true_MK in parts:
-            for rows in _some_rows(len(true_MK)):
+            for rows in blocks(0, len(true_MK), ROWS_AT_ONCE):
                 cross_AMM[:, rows] += predicted_AMK[:, rows] @ true_MK.T
 
     def unexplained(self) -> Tensor:
-        """Squared error over the squared size of the truths, (A,); what is predicted without voxels has 1."""
+        """Return squared error over the squared size of the truths, (A,); what is predicted without voxels has 1."""
         return torch.as_tensor(self.squared_error / torch.as_tensor(self.total_square).clamp(min=TINY))
 
     def correlation(self) -> Tensor:
-        """Pearson correlation over images, averaged over the columns that vary, (A,)."""
+        """Return the Pearson correlation over images, averaged over the columns that vary, (A,)."""
         return torch.as_tensor(self.correlations) / max(1, self.n_varying)
 
     def column_correlation(self) -> Tensor:
-        """Pearson correlation over images of every column, (A, P) float32 in the order added; 0 if it is flat."""
+        """Return every column's Pearson correlation over images, (A, P) float32 in the order added; 0 if it is flat."""
         return torch.cat(self.by_column, dim=1)
 
     def identification(self) -> Tensor:
-        """Two-way identification (A,): how often a prediction correlates better with its own truth than with another.
+        """Return two-way identification (A,): how often a prediction correlates better with its own truth than another.
 
         Among images held out together; Pearson correlation over columns; ties count as failures; chance is one half.
         """
         return self._ranked()[0]
 
     def retrieval(self) -> Tensor:
-        """Share of images (A,) whose own truth, of those held out together, correlates best with the prediction.
+        """Return the share of images (A,) whose own truth, of those held out together, is nearest to the prediction.
 
+        Nearest is what correlates best with it over columns.
         Ties count as failures; chance is one over the number of images held out together.
         """
         return self._ranked()[1]
 
     def brain_retrieval(self) -> Tensor:
-        """Share of images (A,) whose own prediction correlates best with the truth; as `retrieval`."""
+        """Return the share of images (A,) whose own prediction is nearest to the truth; as `retrieval`."""
         return self._ranked()[2]
 
     def _ranked(self) -> Tensor:
@@ -114,21 +122,21 @@ class ValidationScores:
         return wins / torch.tensor([[max(1, pairs)], [max(1, start)], [max(1, start)]], device=sums.device)
 
     def at(self, a: int) -> ValidationScores:
-        """The sums of one penalty alone."""
+        """Return the sums of the penalty at place `a` alone."""
         picked = {name: value[a : a + 1] for name, value in self._by_penalty().items()}
         picked |= {"cross": tuple(cross[a : a + 1] for cross in self.cross)}
         picked |= {"by_column": [r_AK[a : a + 1] for r_AK in self.by_column]}
         return ValidationScores(**{**self.__dict__, **picked})
 
     def merge(self, other: ValidationScores) -> ValidationScores:
-        """The sums over the columns of both, penalty by penalty."""
+        """Return the sums over the columns of both, penalty by penalty."""
         sums = {name: value + other.__dict__[name] for name, value in self.__dict__.items()}
         if self.cross and other.cross:
             sums["cross"] = tuple(one + another for one, another in zip(self.cross, other.cross, strict=True))
         return ValidationScores(**sums)
 
     def summary(self) -> dict[str, float]:
-        """The scores of a single penalty as plain numbers."""
+        """Return the scores of a single penalty as plain numbers."""
         identification, retrieval, brain_retrieval = self._ranked()
         scores = {
             "correlation": self.correlation(),
@@ -143,6 +151,23 @@ class ValidationScores:
         return {name: getattr(self, name) for name in ("squared_error", "correlations", "row_sum", "row_square")}
 
 
+def target_scores(predicted_NP: Tensor, ids: Tensor, truth: Columns, scale: TargetScale) -> dict[str, float]:
+    """Return the scores of one subject's predictions of one target, relative to the training mean.
+
+    Args:
+        predicted_NP: (N, P) float32, in the target's units.
+        ids: (N,) the images' ids.
+        truth: where their targets are read.
+        scale: its mean is that of the training images.
+    """
+    scores, order = ValidationScores(), ids.numpy()
+    for columns in blocks(0, truth.size, max(1, NUMBERS_AT_ONCE // max(1, len(order)))):
+        mean_K = torch.from_numpy(scale.mean[columns])
+        true_NK = torch.from_numpy(truth.columns(order, columns.start, columns.stop)) - mean_K
+        scores.add((predicted_NP[:, columns] - mean_K)[None], true_NK)
+    return scores.summary()
+
+
 def _wins(r_AMM: Tensor) -> Tensor:
     """From correlations of predictions with truths: how often one is beaten by the own, and how many win all (3, A)."""
     own_AM = r_AMM.diagonal(dim1=1, dim2=2)
@@ -150,8 +175,3 @@ def _wins(r_AMM: Tensor) -> Tensor:
     others = r_AMM.shape[1] - 1
     best = [(beaten == others).sum(1) for beaten in (truths_beaten_AM, predictions_beaten_AM)]
     return torch.stack([truths_beaten_AM.sum(1), *best])
-
-
-def _some_rows(n_rows: int) -> Iterator[slice]:
-    for start in range(0, n_rows, ROWS_AT_ONCE):
-        yield slice(start, min(start + ROWS_AT_ONCE, n_rows))

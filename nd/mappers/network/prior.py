@@ -1,11 +1,16 @@
 """The diffusion prior over tokens: from decoded tokens to the tokens of the target, by denoising.
 
+``alpha_bar`` is the share of signal power left at a timestep, 0 the cleanest.
+
 Shapes: B samples, T tokens, D numbers of a token.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +18,74 @@ from torch import Tensor, nn
 from nd.config import NetworkConfig
 from nd.errors import unknown
 from nd.mappers.network.draws import Draws
-from nd.mappers.network.noise_schedule import Step, cosine_alpha_bar, ddim_steps, released_steps
 from nd.mappers.network.prior_network import PriorNetwork
 
+# Nichol & Dhariwal 2021 ("Improved denoising diffusion probabilistic models"), section 3.2: keeps the first beta from
+# vanishing, and the last from removing everything.
+OFFSET = 0.008
+LARGEST_BETA = 0.999
 Noise = Callable[[str, Sequence[int]], Tensor]  # (name of the stream, shape of a sample) -> (B, *shape), normal
+
+
+@dataclass(frozen=True)
+class Step:
+    """One evaluation at `time`; the next sample is ``signal * x0 + noise * predicted noise + fresh * new noise``.
+
+    `alpha_bar` is that of `time`, by which the predicted noise follows from x0.
+    """
+
+    time: int
+    alpha_bar: float
+    signal: float
+    noise: float
+    fresh: float
+
+
+def cosine_alpha_bar(n_timesteps: int) -> list[float]:
+    """Return `alpha_bar` of every timestep under the cosine schedule."""
+    levels = [math.cos((t / n_timesteps + OFFSET) / (1 + OFFSET) * math.pi / 2) ** 2 for t in range(n_timesteps + 1)]
+    alpha_bar, product = [], 1.0
+    for before, after in pairwise(levels):
+        product *= 1 - min(1 - after / before, LARGEST_BETA)
+        alpha_bar.append(product)
+    return alpha_bar
+
+
+def released_steps(alpha_bar: Sequence[float], n_levels: int) -> list[Step]:
+    """Return the steps of DDIM with eta 1 as published, ``n_levels - 1`` of them; 94, 89, ..., 4 of 100 and 20 levels.
+
+    Two quirks: sampling starts from pure noise below the noisiest timestep, and the levels stepped between are those
+    of the timesteps before (``time - 1``) while the predicted noise is that of ``time``
+    (dalle2-pytorch 1.15.6, ``DiffusionPrior.p_sample_loop_ddim``).
+    """
+    n = len(alpha_bar)
+    # int() of float32 numbers, as published: on the other side of a whole number lies another timestep.
+    spaced = torch.linspace(-1, n, n_levels + 1, dtype=torch.float32, device="cpu")[:-1]
+    times = [int(time) for time in spaced.tolist()][::-1]
+    before = [1.0, *alpha_bar[:-1]]
+    steps = []
+    for time, after in pairwise(times):
+        now, then = before[time], before[after] if after >= 0 else 1.0
+        fresh = math.sqrt((1 - now / then) * (1 - then) / (1 - now)) if after > 0 else 0.0
+        noise = math.sqrt(max(1 - then - fresh**2, 0.0))
+        steps.append(Step(time, alpha_bar[time], math.sqrt(then), noise, fresh))
+    return steps
+
+
+def ddim_steps(alpha_bar: Sequence[float], n_levels: int) -> list[Step]:
+    """Return the steps of DDIM with eta 0 from the noisiest timestep to none, ``n_levels - 1`` evenly spaced.
+
+    Song et al. 2021 ("Denoising diffusion implicit models"), equation 12 with sigma = 0.
+    """
+    last = len(alpha_bar) - 1
+    times = [round(last - k * (last + 1) / (n_levels - 1)) for k in range(n_levels)]
+    steps = []
+    for time, after in pairwise(times):
+        then = alpha_bar[after] if after >= 0 else 1.0
+        steps.append(Step(time, alpha_bar[time], math.sqrt(then), math.sqrt(1 - then), 0.0))
+    return steps
+
+
 STEPS = {"released": released_steps, "ddim": ddim_steps}
 
 
@@ -26,7 +95,11 @@ class DiffusionPrior(nn.Module):
     alpha_bar: Tensor
 
     def __init__(self, config: NetworkConfig, n_tokens: int, width: int, name: str) -> None:
-        """name: of the part; prefix of its random streams."""
+        """Make the prior of `n_tokens` tokens of `width` numbers; `name` is the prefix of its random streams.
+
+        Raises:
+            UserError: `config.prior_sampling` is unknown.
+        """
         super().__init__()
         if config.prior_sampling not in (*STEPS, "mean"):
             raise unknown("network.prior_sampling", config.prior_sampling, (*STEPS, "mean"))
@@ -36,7 +109,13 @@ class DiffusionPrior(nn.Module):
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
     def error(self, condition_BTD: Tensor, target_BTD: Tensor, draws: Draws) -> Tensor:
-        """(B,) mean squared error of the predicted target at a random noise level, conditions dropped at random."""
+        """Return (B,) the mean squared error of the predicted target at a random noise level.
+
+        Args:
+            condition_BTD: (B, T, D) decoded tokens, of which whole samples are dropped at random.
+            target_BTD: (B, T, D) standardised tokens of the target.
+            draws: of the step.
+        """
         time_B = draws.integers(f"{self.name}/prior time", len(self.alpha_bar))
         noise_BTD = draws.normal(f"{self.name}/prior noise", target_BTD.shape[1:])
         alpha_B11 = self.alpha_bar[time_B, None, None]
@@ -54,7 +133,7 @@ class DiffusionPrior(nn.Module):
 
     @torch.no_grad()
     def sample(self, condition_BTD: Tensor, noise: Noise) -> Tensor:
-        """(B, T, D) float32 target tokens, by ``config.prior_sampling``.
+        """Return (B, T, D) float32 target tokens, by `config.prior_sampling`.
 
         "released" and "ddim" visit ``config.prior_steps`` noise levels, starting from the stream "start" of ``noise``;
         the former adds noise from the streams "step 0", "step 1", ... "mean" evaluates the network once and draws

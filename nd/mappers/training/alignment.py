@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nd.mappers.base import Columns
-from nd.mappers.network.parts import Part
-from nd.mappers.spectrum import decompose
-from nd.mappers.training.scale import BLOCK_NUMBERS, TargetScale
+from nd.mappers.network.heads import TargetSlice
+from nd.mappers.ridge_solver import decompose
+from nd.mappers.statistics import BLOCK_NUMBERS, TargetScale
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def shared_places(
     anchors_AH: Tensor,
     anchor_ids: NDArray[Any],
     ids: NDArray[Any],
-    parts: Sequence[Part],
+    slices: Sequence[TargetSlice],
     truths: dict[str, Columns],
     scales: dict[str, TargetScale],
 ) -> Tensor:
@@ -48,7 +48,7 @@ def shared_places(
     """
     both = np.concatenate([anchor_ids, ids])
     gram = torch.zeros(len(both), len(anchor_ids), dtype=torch.float64)
-    for values in _standardised(both, parts, truths, scales):
+    for values in _standardised(both, slices, truths, scales):
         gram += values @ values[: len(anchor_ids)].T
     fitted_AA, wanted_NA = gram[: len(anchor_ids)], gram[len(anchor_ids) :]
     goal_AH = anchors_AH.double()
@@ -58,11 +58,11 @@ def shared_places(
 
 
 def _standardised(
-    ids: NDArray[Any], parts: Sequence[Part], truths: dict[str, Columns], scales: dict[str, TargetScale]
+    ids: NDArray[Any], slices: Sequence[TargetSlice], truths: dict[str, Columns], scales: dict[str, TargetScale]
 ) -> Iterator[Tensor]:
     """(n, K) blocks of standardised columns of all parts, float64."""
     step = max(1, BLOCK_NUMBERS // len(ids))
-    for part in parts:
+    for part in slices:
         scale = scales[part.target]
         for start in range(part.start, part.stop, step):
             stop = min(start + step, part.stop)
@@ -97,17 +97,17 @@ def aligned_layer(
     """
     x, held = torch.from_numpy(voxels_NV), torch.from_numpy(val_voxels_MV)
     mean_V, mean_H = x.mean(0), places_NH.mean(0)
-    spectrum = decompose(x - mean_V)
-    components_RH = spectrum.components(places_NH - mean_H)
-    held_MR = (held - mean_V) @ spectrum.right
-    largest, errors = float(spectrum.values.max() ** 2), {}
+    svd = decompose(x - mean_V)
+    components_RH = svd.components(places_NH - mean_H)
+    held_MR = (held - mean_V) @ svd.right
+    largest, errors = float(svd.values.max() ** 2), {}
     for share in SHARES:
-        gain_R1 = spectrum.gain(share * largest).float()[:, None]
+        gain_R1 = svd.gain(share * largest).float()[:, None]
         predicted_MH = held_MR @ (gain_R1 * components_RH) + mean_H
         errors[share] = float((predicted_MH - val_places_MH).square().sum())
     best = min(errors, key=errors.__getitem__)
-    gain_R1 = spectrum.gain(best * largest).float()[:, None]
-    weight_VH = spectrum.right @ (gain_R1 * components_RH)
+    gain_R1 = svd.gain(best * largest).float()[:, None]
+    weight_VH = svd.right @ (gain_R1 * components_RH)
     total = float((val_places_MH - mean_H).square().sum())
     explained = 1 - errors[best] / max(total, torch.finfo(torch.float32).tiny)
     log.info("aligned the subject layer: %.0f%% of the shared space explained", 100 * explained)

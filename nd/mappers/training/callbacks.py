@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from nd.data.epoch import processes
 from nd.files import write_text
 from nd.mappers.base import Columns
+from nd.mappers.statistics import TargetScale
 from nd.mappers.training.module import MapperTraining
-from nd.mappers.training.scale import TargetScale
-from nd.mappers.training.scores import from_all_processes, score_held
+from nd.mappers.validation import target_scores
 from nd.progress import ProgressBar
 
 Weights = dict[str, Tensor]
+Held = tuple[str, Tensor, dict[str, Tensor]]  # subject, image ids (N,), prediction (N, P) by target
 
 
 class Kept(Callback):
@@ -91,6 +96,33 @@ class Kept(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self.__dict__.update(state_dict)
+
+
+def from_all_processes(held: Sequence[Held]) -> list[Held]:
+    """The predictions of every process, in the order of processes: that of the images."""
+    if processes()[1] == 1:
+        return list(held)
+    everyone: list[list[Held]] = [[] for _ in range(processes()[1])]
+    dist.all_gather_object(everyone, list(held))
+    return [part for one in everyone for part in one]
+
+
+def score_held(
+    held: Sequence[Held], truths: dict[str, Columns], scales: dict[str, TargetScale]
+) -> dict[str, dict[str, float]]:
+    """Scores by target, averaged over subjects."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in truths}
+    for subject in dict.fromkeys(name for name, _, _ in held):
+        mine = [(ids, predicted) for name, ids, predicted in held if name == subject and len(ids)]
+        ids = torch.cat([ids for ids, _ in mine])
+        for target, truth in truths.items():
+            predicted = torch.cat([values[target] for _, values in mine])
+            found[target].append(target_scores(predicted, ids, truth, scales[target]))
+    return {target: _mean(rows) for target, rows in found.items()}
+
+
+def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: round(float(np.mean([row[name] for row in rows])), 6) for name in rows[0]}
 
 
 class Checkpoints(Callback):

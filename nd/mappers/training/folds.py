@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ import torch
 
 from nd.config import Config
 from nd.data.prepared import open_subject, split_of
-from nd.data.splits import Fold
+from nd.data.splits import Split
 from nd.data.subject import Subject, mean_betas
 from nd.errors import UserError
 from nd.lightning import is_rank_zero
-from nd.mappers.checkpoint import Origin, is_saved, read_details, save, target_path
-from nd.mappers.target_statistics import TargetStatistics, statistics_path
+from nd.mappers.checkpoint import is_saved, read_details, save, target_path
+from nd.mappers.folds import origin_of
+from nd.mappers.statistics import TargetStatistics, statistics_path
 from nd.mappers.training.fit import Files
 from nd.mappers.training.pretrained import Pretrained, load_pretrained, save_pretrained
-from nd.mappers.training.scores import target_scores
 from nd.mappers.training.stage import Trained, finetune, pretrain
 from nd.mappers.two_stage import TwoStage
+from nd.mappers.validation import target_scores
 from nd.targets.store import TargetStore, store_path
 
 log = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ def finetune_folds(
             trained = finetune(cfg, subject, own, k, stores, teacher_of(cfg), files, start, logger(k))
             if trained is not None:
                 for name, path in paths.items():
-                    _save(path, cfg, subject, own, (split.hash, k), trained, name, stores[name], start)
+                    _save(path, cfg, subject, split, k, trained, name, stores[name], start)
         for path in paths.values():
             await_file(path.with_suffix(".json"))
         scores.append({name: read_details(path)["details"]["scores"] for name, path in paths.items()})
@@ -114,14 +116,15 @@ def _save(
     path: Path,
     cfg: Config,
     subject: Subject,
-    own: Fold,
-    cut: tuple[str, int],
+    split: Split,
+    k: int,
     trained: Trained,
     target: str,
     store: Path,
     start: tuple[Path, Pretrained] | None,
 ) -> None:
     """Write the mapper of one target with its scores on the validation images, predicted as they will be for others."""
+    own = split.folds[k]
     features = TargetStore(store, allowed_ids=own.seen)
     details = dict(trained.details) | {"n_images": len(own.train), "sessions": cfg.subject.sessions}
     details |= {"pretrained_on": list(start[1].subjects) if start else []}
@@ -130,20 +133,11 @@ def _save(
     predicted = torch.from_numpy(mapper.predict(mean_betas(subject, own.val), own.val))
     details |= {"scores": target_scores(predicted, torch.from_numpy(own.val), features, scale)}
     mapper = TwoStage.of(trained.network, target, subject.name, cfg.seed, scaler, scale, details)
-    origin = Origin(
-        subject=subject.name,
-        roi=cfg.subject.roi,
-        n_voxels=subject.n_voxels,
-        mask_hash=subject.mask_hash,
-        split_hash=cut[0],
-        fold=cut[1],
-        target=target,
-        target_fingerprint=features.fingerprint,
-    )
+    origin = replace(origin_of(cfg, subject, split, k, features.fingerprint), target=target)
     # Always: mapper.rescale=test is asked for when predicting, and is no part of what a network is trained for.
     TargetStatistics.fit(features, own.train).save(statistics_path(path))
     save(path, mapper, cfg.mapper, origin, features.shape)
-    log.info("target %s, fold %d: %s", target, cut[1] + 1, details["scores"])
+    log.info("target %s, fold %d: %s", target, k + 1, details["scores"])
 
 
 def await_file(path: Path) -> None:

@@ -23,14 +23,12 @@ from nd.config import TrainingConfig
 from nd.data.batch import Batch
 from nd.data.epoch import processes
 from nd.errors import UserError
-from nd.mappers.mixco import Mix, draw_mix, mixed_voxels
 from nd.mappers.network.draws import Draws
-from nd.mappers.network.network import Network
-from nd.mappers.network.parts import Part
-from nd.mappers.training.noise import ImageNoise
-from nd.mappers.training.objective import Phase, StepLosses, step_losses
-from nd.mappers.training.scale import TargetScale
-from nd.mappers.training.teacher import teacher_tokens
+from nd.mappers.network.heads import TargetSlice
+from nd.mappers.network.network import Network, predict_slices
+from nd.mappers.statistics import TargetScale
+from nd.mappers.training.mixco import Mix, draw_mix, mixed_voxels
+from nd.mappers.training.objective import Phase, StepLosses, step_losses, teacher_tokens
 
 # The first learning rate is the largest / DIV, the last one the first / FINAL_DIV
 # (HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py:331-361).
@@ -58,7 +56,7 @@ class MapperTraining(pl.LightningModule):
         """scales: mean and spread by target."""
         super().__init__()
         self.network, self.recipe, self.config = network, recipe, recipe.training
-        self.targets = list(dict.fromkeys(part.target for part in network.parts))
+        self.targets = list(dict.fromkeys(part.target for part in network.slices))
         for name, scale in scales.items():
             self.register_buffer(f"mean_{name}", torch.from_numpy(scale.mean), persistent=False)
             self.register_buffer(f"scale_{name}", torch.from_numpy(scale.scale), persistent=False)
@@ -80,18 +78,18 @@ class MapperTraining(pl.LightningModule):
             {name: part.voxels for name, part in batch.subjects.items()} if mix is None else mixed_voxels(batch, mix)
         )
         outputs = self.network(voxels, draws)
-        goals = {part.name: self.standardised(part, batch.target(part.target)) for part in self.network.parts}
-        scales = {part.name: self._of_part(part, "scale") for part in self.network.parts}
+        goals = {part.name: self.standardised(part, batch.target(part.target)) for part in self.network.slices}
+        scales = {part.name: self._of_part(part, "scale") for part in self.network.slices}
         teacher = teacher_tokens(batch.target(self.config.aux_target), self.network) if self._is_taught() else {}
         losses = step_losses(self.network, outputs, goals, scales, batch, draws, self.config, phase, mix, teacher)
         self._note(losses, batch_idx, batch.n_processes)
         return losses.total() * batch.n_processes
 
     def _contrasts(self) -> bool:
-        return any(getattr(self.network.head(part), "projector", None) is not None for part in self.network.parts)
+        return any(getattr(self.network.head(part), "projector", None) is not None for part in self.network.slices)
 
     def _is_taught(self) -> bool:
-        return any(getattr(self.network.head(part), "maps_projector", None) is not None for part in self.network.parts)
+        return any(getattr(self.network.head(part), "maps_projector", None) is not None for part in self.network.slices)
 
     def _mix(self, batch: Batch, draws: Draws) -> Mix:
         sizes = [part.n_rows for part in batch.subjects.values()]
@@ -127,12 +125,12 @@ class MapperTraining(pl.LightningModule):
 
     # ---- targets ---------------------------------------------------------------------------------------------------
 
-    def _of_part(self, part: Part, which: str) -> Tensor:
+    def _of_part(self, part: TargetSlice, which: str) -> Tensor:
         """(1, *shape) mean or scale of a part."""
         values: Tensor = getattr(self, f"{which}_{part.target}")
         return values[part.start : part.stop].view(1, *part.shape)
 
-    def standardised(self, part: Part, target: Tensor) -> Tensor:
+    def standardised(self, part: TargetSlice, target: Tensor) -> Tensor:
         """(B, *shape of the part), of targets (B, *shape of the target) as extracted."""
         columns = target.flatten(1)[:, part.start : part.stop].unflatten(1, part.shape)
         return (columns - self._of_part(part, "mean")) / self._of_part(part, "scale")
@@ -151,7 +149,7 @@ class MapperTraining(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predict validation images; scored when the epoch ends."""
         voxels = {name: part.voxels for name, part in batch.subjects.items()}
-        predicted = predict_parts(self.kept_network, voxels, batch.image_id, self.recipe.seed)
+        predicted = predict_slices(self.kept_network, voxels, batch.image_id, self.recipe.seed)
         whole = {name: self.unscaled(name, predicted).float().cpu() for name in self.targets}
         first = 0
         for name, part in batch.subjects.items():
@@ -161,8 +159,8 @@ class MapperTraining(pl.LightningModule):
 
     def unscaled(self, target: str, predicted: Mapping[str, Tensor]) -> Tensor:
         """(B, P) prediction of a target as extracted, from the standardised ones of its parts."""
-        parts = [part for part in self.network.parts if part.target == target]
-        columns = [predicted[p.name] * self._of_part(p, "scale") + self._of_part(p, "mean") for p in parts]
+        slices = [part for part in self.network.slices if part.target == target]
+        columns = [predicted[p.name] * self._of_part(p, "scale") + self._of_part(p, "mean") for p in slices]
         return torch.cat([values.flatten(1) for values in columns], 1)
 
     # ---- optimiser -------------------------------------------------------------------------------------------------
@@ -200,19 +198,3 @@ def decay_groups(network: Network, config: TrainingConfig) -> Iterator[dict[str,
         groups.setdefault(decay, []).append(weight)
     for decay, weights in groups.items():
         yield {"params": weights, "weight_decay": decay}
-
-
-def predict_parts(network: Network, voxels: Mapping[str, Tensor], image_ids: Tensor, seed: int) -> dict[str, Tensor]:
-    """Standardised predictions (B, *shape) by part: what the trunk says, or what the prior makes of it.
-
-    voxels: (B_s, V_s) scaled, by subject; image_ids: (B,) of all of them, which fix the prior's noise.
-    """
-    outputs = network(voxels)
-    predicted = {part.name: outputs[part.name].predicted for part in network.parts}
-    if network.config.predict == "prior":
-        for part in network.parts:
-            prior = network.head(part).prior
-            if prior is not None:
-                noise = ImageNoise(seed, image_ids, predicted[part.name].device)
-                predicted[part.name] = prior.sample(predicted[part.name], noise.of(part.name))
-    return predicted

@@ -9,22 +9,30 @@ Shapes: B own samples, A samples of all processes, T tokens, D numbers of a toke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 from nd.config import TrainingConfig
 from nd.data.batch import Batch
-from nd.mappers.losses import absolute_error, mixco_nce, soft_clip, soft_contrastive, soft_temperature, squared_error
-from nd.mappers.mixco import Mix, mix_labels, mix_targets
+from nd.errors import UserError
 from nd.mappers.network.draws import Draws
-from nd.mappers.network.heads import HeadOutput
+from nd.mappers.network.heads import HeadOutput, LatentHead, TargetSlice
 from nd.mappers.network.network import Network
-from nd.mappers.network.parts import Part
-from nd.mappers.training.gathering import gather
+from nd.mappers.training.losses import (
+    absolute_error,
+    mixco_nce,
+    soft_clip,
+    soft_contrastive,
+    soft_temperature,
+    squared_error,
+)
+from nd.mappers.training.mixco import Mix, gather, mix_labels, mix_targets
 
 
 @dataclass
@@ -90,7 +98,7 @@ def step_losses(
         teacher: tokens (B, S, D) that teach the auxiliary heads of latent parts, by part.
     """
     losses = StepLosses({}, {})
-    for part in network.parts:
+    for part in network.slices:
         output, goal = outputs[part.name], goals[part.name]
         aim = goal
         if mix is not None and network.variant == "nd":
@@ -111,7 +119,7 @@ def step_losses(
 def _token_losses(
     losses: StepLosses,
     network: Network,
-    part: Part,
+    part: TargetSlice,
     output: HeadOutput,
     aim: Tensor,
     draws: Draws,
@@ -128,7 +136,7 @@ def _token_losses(
 
 def _latent_losses(
     losses: StepLosses,
-    part: Part,
+    part: TargetSlice,
     output: HeadOutput,
     aim: Tensor,
     batch: Batch,
@@ -160,3 +168,34 @@ def _contrast(
         return mixco_nce(all_projected, all_target, config.mixco_temperature, mix_labels(mix, variant))
     first, last = config.soft_temperatures
     return soft_clip(all_projected, all_target, soft_temperature(phase.progress, first, last))
+
+
+def patch_tokens(target: Tensor) -> Tensor:
+    """(B, T, D) patch tokens in a square: the last layer's where there are several, without a leading class token.
+
+    Raises UserError where the tokens make no square.
+    """
+    tokens = target[:, -1] if target.ndim == 4 else target
+    for skip in (0, 1):
+        n = tokens.shape[1] - skip if tokens.ndim == 3 else 0
+        if n > 0 and math.isqrt(n) ** 2 == n:
+            return tokens[:, skip:]
+    raise UserError(
+        f"training.aux_target has features of shape {tuple(target.shape[1:])}, which hold no square of patch tokens."
+        " Choose g or clip_vision, or leave it empty."
+    )
+
+
+def pooled_tokens(target: Tensor, sides: tuple[int, int]) -> Tensor:
+    """(B, S, D) patch tokens averaged over the places of a map with these sides."""
+    tokens = patch_tokens(target)
+    own = math.isqrt(tokens.shape[1])
+    square = tokens.transpose(1, 2).unflatten(2, (own, own))
+    return functional.adaptive_avg_pool2d(square, sides).flatten(2).transpose(1, 2)
+
+
+def teacher_tokens(target: Tensor, network: Network) -> dict[str, Tensor]:
+    """Tokens (B, S, D) for the places of the coarse map of every latent part, by part."""
+    heads = {part.name: network.head(part) for part in network.slices}
+    maps = {name: head for name, head in heads.items() if isinstance(head, LatentHead)}
+    return {name: pooled_tokens(target, (head.shape[1], head.shape[2])) for name, head in maps.items()}

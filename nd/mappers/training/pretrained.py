@@ -1,4 +1,4 @@
-"""What a pretrain stage leaves: a network that has seen some subjects, and a record of whom and what it saw.
+"""Pretraining: whom it sees, what it leaves (a network, and a record of what it saw), and who may go on from it.
 
 Written as ``checkpoint/fold-<k>.safetensors`` with a JSON file beside it, which is written last. Shapes: A anchors, H.
 """
@@ -6,7 +6,7 @@ Written as ``checkpoint/fold-<k>.safetensors`` with a JSON file beside it, which
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nd.config import NetworkConfig
+from nd.config import Config, NetworkConfig
+from nd.data.components import NSD_SPLITS
+from nd.data.prepared import open_subject, split_of
 from nd.data.splits import Fold
+from nd.data.subject import Subject
 from nd.errors import LeakError, UserError
 from nd.files import atomic_path, read_json, sha256_file, write_json
 from nd.mappers.network.network import Network
-from nd.mappers.training.scale import TargetScale
+from nd.mappers.statistics import TargetScale
 
 FORMAT = 1
+Seen = list[tuple[Subject, Fold]]
 
 
 @dataclass(frozen=True)
@@ -174,3 +178,34 @@ def check_pretrained(
     if differing:
         listed = ", ".join(f"{name}={had_network[name]} there, {wanted[name]} here" for name in differing)
         raise UserError(f"{path} has another network: {listed}. Give the same network settings, or pretrain again.")
+
+
+def others_of(cfg: Config, fold: int) -> Seen:
+    """The data set's other subjects with one fold of each, without what the left-out subject's fold holds out.
+
+    Subjects of NSD give all their sessions, of which some have fewer than a named split is about; no image that all
+    subjects share is ever trained on.
+
+    UserError: there are none, or their splits have other folds.
+    """
+    # What is held out does not depend on how many sessions fine-tuning may use.
+    own, found = split_of(replace(cfg, subject=replace(cfg.subject, sessions=0))).folds[fold], []
+    data = replace(cfg.data, split="nsd_partial") if cfg.data.split in NSD_SPLITS else cfg.data
+    for name in cfg.data.subjects:
+        if name == cfg.subject.name:
+            continue
+        other = replace(cfg, data=data, subject=replace(cfg.subject, name=name, sessions=0))
+        subject, folds = open_subject(other), split_of(other).folds
+        if len(folds) <= fold:
+            raise UserError(f"{name} has {len(folds)} folds in split {cfg.data.split}: none answers to fold {fold}.")
+        found.append((subject, _without(folds[fold], own, subject)))
+    if not found:
+        raise UserError(f"data {cfg.data.name} has no subject beside {cfg.subject.name}; give training.pretrain=false.")
+    return found
+
+
+def _without(theirs: Fold, own: Fold, subject: Subject) -> Fold:
+    """Another subject's fold with the held-out images of one's own moved to the test, as far as they were shown."""
+    test = np.intersect1d(np.union1d(theirs.test, own.test), subject.image_id).astype(np.int32)
+    train = np.setdiff1d(theirs.train, np.union1d(own.val, own.test))
+    return Fold(train, np.setdiff1d(theirs.val, own.test), test)

@@ -22,19 +22,18 @@ from nd.data.datamodule import VoxelDataModule
 from nd.data.splits import Fold
 from nd.data.subject import Subject, mean_betas
 from nd.lightning import is_rank_zero
+from nd.mappers.folds import Readable, control_of
+from nd.mappers.network.heads import TargetSlice, slices_of
 from nd.mappers.network.network import Network
-from nd.mappers.network.parts import Part, parts_of
-from nd.mappers.network.subject_layer import layer_of
-from nd.mappers.shuffled import Readable, control_of
+from nd.mappers.network.trunk import layer_of
+from nd.mappers.statistics import TargetScale
 from nd.mappers.training.alignment import MOST_ANCHORS, aligned_layer, shared_places
 from nd.mappers.training.callbacks import Kept
 from nd.mappers.training.fit import Files, read_result, run_training
+from nd.mappers.training.memory import within_memory
 from nd.mappers.training.module import MapperTraining, Recipe
-from nd.mappers.training.needs import within_memory
-from nd.mappers.training.others import Seen, others_of
-from nd.mappers.training.pretrained import Pretrained, check_pretrained, load_shared, shared_weights
-from nd.mappers.training.scale import TargetScale
-from nd.mappers.training.teacher import patch_tokens
+from nd.mappers.training.objective import patch_tokens
+from nd.mappers.training.pretrained import Pretrained, Seen, check_pretrained, load_shared, others_of, shared_weights
 from nd.targets.store import TargetStore
 
 log = logging.getLogger(__name__)
@@ -77,9 +76,9 @@ class Stage:
         return {name: control_of(self.cfg, store, self.seen) for name, store in stores.items()}
 
     @property
-    def parts(self) -> list[Part]:
+    def slices(self) -> list[TargetSlice]:
         """Of all targets."""
-        return [part for name, truth in self.truths.items() for part in parts_of(name, truth.shape)]
+        return [part for name, truth in self.truths.items() for part in slices_of(name, truth.shape)]
 
     @property
     def network_config(self) -> NetworkConfig:
@@ -91,14 +90,14 @@ class Stage:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.cfg.seed)
             return Network(
-                self.network_config, self.parts, self._n_voxels(), self.cfg.mapper.variant, self._aux_width()
+                self.network_config, self.slices, self._n_voxels(), self.cfg.mapper.variant, self._aux_width()
             )
 
     @contextmanager
     def within_memory(self) -> Iterator[None]:
         """Warn where memory may be too little, and say what it takes where it is (UserError)."""
         sizes = (self._n_voxels(), self.batch_size, self.cfg, self._aux_width())
-        with within_memory(self.network_config, self.parts, *sizes):
+        with within_memory(self.network_config, self.slices, *sizes):
             yield
 
     def _n_voxels(self) -> dict[str, int]:
@@ -106,7 +105,7 @@ class Stage:
 
     def _aux_width(self) -> int:
         """Numbers of a token that teaches; 0 where none does, or nothing is taught."""
-        if self.teacher is None or not self.cfg.training.aux_weight or not any(part.is_map for part in self.parts):
+        if self.teacher is None or not self.cfg.training.aux_weight or not any(part.is_map for part in self.slices):
             return 0
         store = TargetStore(self.teacher)
         return int(patch_tokens(torch.zeros(1, *store.shape)).shape[-1])
@@ -259,8 +258,8 @@ def align(stage: Stage, network: Network, start: Pretrained) -> None:
     truths = stage.truths_of(reader_ids)
     both = np.concatenate([fold.train, fold.val])
     for name in network.trunks:
-        parts = [part for part in network.parts if network.trunk_of[part.name] == name]
-        places = shared_places(start.anchors[name], start.anchor_ids, both, parts, dict(truths), start.scales)
+        slices = [part for part in network.slices if network.trunk_of[part.name] == name]
+        places = shared_places(start.anchors[name], start.anchor_ids, both, slices, dict(truths), start.scales)
         n = len(fold.train)
         weight_HV, bias_H = aligned_layer(voxels, places[:n], held, places[n:])
         layer = layer_of(network.trunk(name).subject_layers, subject.name, subject.n_voxels)

@@ -1,4 +1,4 @@
-"""How large a network is and what training it takes, before any of it is made.
+"""What training takes of memory: estimated before any of it is made, warned of, and said where it runs out.
 
 The network is built on torch's meta device and run forward there: tensors have shapes and no values, so that what
 autograd would keep is counted and not modelled.
@@ -8,6 +8,9 @@ Shapes: B samples of a step in one process, M members of a contrastive set, D nu
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,13 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
-from nd.config import NetworkConfig
-from nd.mappers.losses import BLOCK_NUMBERS
+from nd.backbone.loading import pick_device
+from nd.config import Config, NetworkConfig, TrainerConfig
+from nd.errors import UserError
+from nd.mappers.arrays import free_bytes
 from nd.mappers.network.draws import Draws
-from nd.mappers.network.heads import HeadOutput
+from nd.mappers.network.heads import HeadOutput, TargetSlice
 from nd.mappers.network.network import Network
-from nd.mappers.network.parts import Part
 from nd.mappers.network.prior import DiffusionPrior
+from nd.mappers.training.losses import BLOCK_NUMBERS
 
 STATE_BYTES = 16  # of a parameter: weight, gradient and both moments of Adam in float32
 EMA_BYTES = 4
@@ -32,6 +37,9 @@ EMA_BYTES = 4
 MIXED_SHARE, MIXED_WEIGHT_BYTES = 0.65, 2
 SHARES = ("part", "target", "all")
 NOTEWORTHY = 0.02  # share of the memory that a setting must save to be named
+log = logging.getLogger(__name__)
+# What PyTorch, its allocators and NumPy say; also where another process's traceback ends with it.
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED", "Unable to allocate")
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Estimate:
 
 def training_bytes(
     config: NetworkConfig,
-    parts: Sequence[Part],
+    slices: Sequence[TargetSlice],
     n_voxels: Mapping[str, int],
     batch_size: int,
     *,
@@ -71,7 +79,7 @@ def training_bytes(
         precision: as ``TrainingConfig``.
     """
     with torch.device("meta"):
-        network = Network(config, parts, n_voxels, variant, aux_width)
+        network = Network(config, slices, n_voxels, variant, aux_width)
     n_parameters = sum(weights.numel() for weights in network.parameters())
     states = n_parameters * (STATE_BYTES + EMA_BYTES * ema)
     activations = activation_bytes(network, n_voxels, batch_size)
@@ -92,20 +100,20 @@ def activation_bytes(network: Network, n_voxels: Mapping[str, int], batch_size: 
 
 
 def largest_levers(
-    config: NetworkConfig, parts: Sequence[Part], n_voxels: Mapping[str, int], batch_size: int, **how: Any
+    config: NetworkConfig, slices: Sequence[TargetSlice], n_voxels: Mapping[str, int], batch_size: int, **how: Any
 ) -> str:
     """A sentence on what training takes, and one on which settings would lower it, the one that saves most first.
 
     how: keyword arguments of ``training_bytes``.
     """
-    now = training_bytes(config, parts, n_voxels, batch_size, **how)
+    now = training_bytes(config, slices, n_voxels, batch_size, **how)
     text = (
         f"Training takes about {_gb(now.total)}: {_gb(now.states)} for {now.parameters / 1e6:,.0f} million parameters"
         f" with gradients and optimiser, {_gb(now.activations)} for the activations of {batch_size} samples."
     )
     totals = {
-        setting: training_bytes(changed, parts, n_voxels, size, **{**how, **more}).total
-        for setting, changed, size, more in _levers(config, parts, batch_size, how)
+        setting: training_bytes(changed, slices, n_voxels, size, **{**how, **more}).total
+        for setting, changed, size, more in _levers(config, slices, batch_size, how)
     }
     named = sorted((total, setting) for setting, total in totals.items() if total < (1 - NOTEWORTHY) * now.total)
     offers = ", ".join(f"{_gb(total)} with {setting}" for total, setting in named)
@@ -113,17 +121,17 @@ def largest_levers(
 
 
 def _levers(
-    config: NetworkConfig, parts: Sequence[Part], batch_size: int, how: Mapping[str, Any]
+    config: NetworkConfig, slices: Sequence[TargetSlice], batch_size: int, how: Mapping[str, Any]
 ) -> Iterator[tuple[str, NetworkConfig, int, dict[str, Any]]]:
     """Settings that may save memory: what to write, the network, the batch size and what else changes."""
-    alone = len({part.target for part in parts}) == 1  # then share=all would bring the other targets' heads along
+    alone = len({part.target for part in slices}) == 1  # then share=all would bring the other targets' heads along
     for share in SHARES[SHARES.index(config.share) + 1 : -1 if alone else None]:
         yield f"network.share={share}", replace(config, share=share), batch_size, {}
     if (hidden := config.hidden // 2) > 0:
         yield f"network.hidden={hidden}", replace(config, hidden=hidden), batch_size, {}
     if (half := batch_size // 2) > 0:
         yield f"training.batch_size={half}", config, half, {}
-    if config.prior and (depth := config.prior_depth // 2) > 0 and not all(part.is_map for part in parts):
+    if config.prior and (depth := config.prior_depth // 2) > 0 and not all(part.is_map for part in slices):
         yield f"network.prior_depth={depth}", replace(config, prior_depth=depth), batch_size, {}
     if how.get("precision", "32-true") == "32-true":
         yield "training.precision=bf16-mixed", config, batch_size, {"precision": "bf16-mixed"}
@@ -192,3 +200,51 @@ def saved_storages(network: Network) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield sizes
+
+
+@contextmanager
+def within_memory(
+    network: NetworkConfig,
+    slices: Sequence[TargetSlice],
+    n_voxels: Mapping[str, int],
+    batch_size: int,
+    cfg: Config,
+    aux_width: int = 0,
+) -> Iterator[None]:
+    """Warn where less memory is free than training is estimated to take; it may be less in truth.
+
+    Args: as of ``Network``; batch_size: samples of a step over all processes. Running out of memory in the body is a
+    UserError with the estimate, and the settings that lower it.
+    """
+    device, training = pick_device(cfg.trainer.accelerator), cfg.training
+    how: dict[str, Any] = {"variant": cfg.mapper.variant, "aux_width": aux_width}
+    how |= {"ema": training.ema > 0, "precision": training.precision}
+    n_samples = math.ceil(batch_size / n_processes(cfg.trainer))
+    wanted = training_bytes(network, slices, n_voxels, n_samples, **how).total
+    # Processes have a GPU each, but share the memory of the machine.
+    wanted *= 1 if device.type == "cuda" else n_local(cfg.trainer)
+    free = free_bytes(device) if device.type in ("cpu", "cuda") else None
+    advice = lambda: largest_levers(network, slices, n_voxels, n_samples, **how)  # noqa: E731
+    if free is not None and wanted > free:
+        log.warning("%s has %.2f GB free, less than training may take. %s", device, free / 1e9, advice())
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_out_of_memory(error):
+            raise
+        raise UserError(f"there is not enough memory for this training. {advice()}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error, perhaps another process's, says that there is no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def n_local(trainer: TrainerConfig) -> int:
+    """Processes that train on this machine."""
+    return max(1, torch.cuda.device_count()) if trainer.devices == -1 else trainer.devices
+
+
+def n_processes(trainer: TrainerConfig) -> int:
+    """Processes that share a step; a launcher may have started them."""
+    return max(int(os.environ.get("WORLD_SIZE", "1")), n_local(trainer) * trainer.num_nodes)

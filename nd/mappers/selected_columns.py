@@ -1,4 +1,4 @@
-"""Which columns of a target a mapper predicts well enough to be kept, judged on its training images alone.
+"""Selection of the target columns that a mapper predicts well enough, judged on its training images alone.
 
 The training images are cut into `keep_folds` stretches, in the order of their rows. The mapper is fitted on all but one
 of them and predicts that one, in turn; each column's Pearson correlation over the images left out is averaged over the
@@ -25,24 +25,25 @@ import torch
 from numpy.typing import NDArray
 
 from nd.errors import UserError
-from nd.mappers.base import Columns, FoldData, Group, Mapper
+from nd.mappers.base import Columns, FoldData, Group, Mapper, blocks
 from nd.mappers.components import LinearSettings
 from nd.mappers.registry import build_mapper
 
 BLOCK_NUMBERS = 1 << 24  # numbers of one block of predictions: 64 MiB in single precision
 
 
-def choose_columns(
+def select_columns(
     config: LinearSettings, data: FoldData, device: torch.device | None = None, scratch: Path | None = None
 ) -> NDArray[np.bool_]:
-    """The columns (P,) that are kept under `config.keep`.
+    """Return the mask (P,) of the columns that are kept under `config.keep`.
 
     Correlations count with their sign: a column whose predictions run against the truth is decoded as badly as one
     whose predictions are unrelated. variant=released takes their absolute values before averaging, as published.
 
     Args:
         config: the mapper group, of a linear mapper.
-        data: one fold; of its validation images at most the penalty is chosen on.
+        data: one fold; its validation images serve to choose the penalty at most.
+        device: where the matrix products run, by default the CPU.
         scratch: folder for arrays of the fits; each fit leaves it empty.
 
     Raises:
@@ -56,7 +57,14 @@ def choose_columns(
 
 
 def held_out_folds(n_images: int, n_folds: int) -> list[slice]:
-    """Consecutive stretches of rows that differ by one in length at most, the longer ones first."""
+    """Return consecutive stretches of rows that differ by one in length at most, the longer ones first.
+
+    Raises:
+        UserError: a fold would have fewer than 2 images; a correlation takes two.
+
+    >>> held_out_folds(7, 3)
+    [slice(0, 3, None), slice(3, 5, None), slice(5, 7, None)]
+    """
     if 2 * n_folds > n_images:
         raise UserError(
             f"mapper.keep_folds={n_folds} folds of 2 or more images cannot be cut from {n_images} training images; use"
@@ -69,7 +77,10 @@ def held_out_folds(n_images: int, n_folds: int) -> list[slice]:
 def held_out_correlation(
     config: LinearSettings, data: FoldData, held: slice, device: torch.device | None, scratch: Path | None
 ) -> NDArray[np.float64]:
-    """Pearson correlation (P,) of the rows left out with what the mapper, fitted on the others, predicts for them."""
+    """Return the Pearson correlation (P,) of the training rows `held` with what a fit on the others predicts.
+
+    Args: as of `select_columns`; held: rows left out.
+    """
     rest = np.r_[0 : held.start, held.stop : len(data.train_ids)]
     fitted = replace(data, train_voxels=data.train_voxels[rest], train_ids=data.train_ids[rest])
     mapper = build_mapper(replace(config, keep=1.0, refit=False), device)
@@ -84,17 +95,19 @@ def held_out_correlation(
 def correlation(
     mapper: Mapper, voxels_NV: NDArray[np.float32], ids_N: NDArray[np.int32], targets: Columns
 ) -> NDArray[np.float64]:
-    """Pearson correlation (P,) of a mapper's predictions with the truth over some images; 0 where one is constant.
+    """Return the Pearson correlation (P,) of a mapper's predictions with the truth; 0 where one is constant.
 
     Images are predicted in groups, whose correlations are merged, so that predictions of all never exist at once.
+
+    Args:
+        voxels_NV: (N, V) float32 responses as measured.
+        ids_N: (N,) the images' ids.
+        targets: where their truths are read.
     """
-    moments, step = Moments(targets.size), max(2, BLOCK_NUMBERS // targets.size)
-    for start in range(0, len(ids_N), step):
-        rows = slice(start, start + step)
+    moments = Moments(targets.size)
+    for rows in blocks(0, len(ids_N), max(2, BLOCK_NUMBERS // targets.size)):
         predicted_NP = mapper.predict(voxels_NV[rows])
-        width = max(1, BLOCK_NUMBERS // 4 // len(predicted_NP))
-        for first in range(0, targets.size, width):
-            columns = slice(first, min(first + width, targets.size))
+        for columns in blocks(0, targets.size, max(1, BLOCK_NUMBERS // 4 // len(predicted_NP))):
             true_NK = targets.columns(ids_N[rows], columns.start, columns.stop)
             moments.add(columns, predicted_NP[:, columns], true_NK)
         moments.n += len(predicted_NP)
@@ -110,7 +123,12 @@ class Moments:
         self.squares, self.products = np.zeros((2, size)), np.zeros(size)
 
     def add(self, columns: slice, predicted_NK: NDArray[np.float32], true_NK: NDArray[np.float32]) -> None:
-        """Merge rows of some columns (Chan, Golub & LeVeque 1983, pairwise update); counting rows is the caller's."""
+        """Merge rows of some columns (Chan, Golub & LeVeque 1983, pairwise update); counting rows is the caller's.
+
+        Args:
+            columns: which of the P they are.
+            predicted_NK, true_NK: (N, K) float32.
+        """
         both = np.stack([predicted_NK, true_NK]).astype(np.float64)
         mean = both.mean(1)
         both -= mean[:, None]
@@ -121,7 +139,7 @@ class Moments:
         self.mean[:, columns] += shift * n_new / (self.n + n_new)
 
     def correlation(self) -> NDArray[np.float64]:
-        """Pearson correlation (P,), 0 where a column does not vary beyond the rounding of single precision."""
+        """Return the Pearson correlation (P,), 0 where a column does not vary beyond single precision's rounding."""
         rounding = self.n * np.square(np.finfo(np.float32).eps * self.mean)
         varying_P = np.asarray((self.squares > rounding).all(0))
         norms_P = np.sqrt(self.squares.prod(0), where=varying_P, out=np.ones(varying_P.shape))
@@ -129,7 +147,11 @@ class Moments:
 
 
 def best_columns(r_P: NDArray[np.float64], groups: Sequence[Group], keep: float) -> NDArray[np.bool_]:
-    """Columns at or above the (1 - keep) quantile of their group."""
+    """Return the mask (P,) of the columns at or above the (1 - keep) quantile of their group.
+
+    >>> best_columns(np.array([0.1, 0.5, 0.3, 0.9]), [Group("all", 0, 4)], keep=0.5)
+    array([False,  True, False,  True])
+    """
     kept_P = np.zeros(len(r_P), bool)
     for group in groups:
         columns = slice(group.start, group.stop)

@@ -1,11 +1,20 @@
-"""MixCo: some rows of a step get voxels mixed with another row's of the same subject, and labels that say how much.
+"""MixCo, and the rows of all processes that it and the contrastive losses compare.
 
-What is mixed is drawn for all rows of the step at once, so it does not depend on the number of processes. Rows are in
-the step's order: subject after subject, and within a subject by process.
+Some rows of a step get voxels mixed with another row's of the same subject, and labels that say how much. What is mixed
+is drawn for all rows of the step at once, so it does not depend on the number of processes. Rows are in the step's
+order: subject after subject, and within a subject by process.
 
 Source: MindEye's MixCo as HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py uses it.
 
-Shapes: B rows of a step over all processes; of one subject, n rows over all processes, n_own of this one, V voxels.
+Contrastive losses compare all rows of a step. Every process computes such a loss L on all of them, with its own rows
+attached to its graph and the others' as constants. Its gradient is then g_r, the sum over its own rows i of
+dL/dx_i dx_i/dw, and one process with all rows would have dL/dw = g_0 + ... + g_(W-1). DDP averages over W processes, so
+each multiplies its loss by W (``batch.n_processes``): the mean of W g_r is dL/dw. A loss that is a mean over the own
+samples is multiplied by ``batch.share`` for the same reason, and needs no gathering. Where a step is not shared (one
+process, validation, prediction) nothing is sent and rows stay as they are.
+
+Shapes: W processes; B rows of a step over all of them, B_own of one; of one subject n_all rows, n_own of one process, V
+voxels.
 """
 
 from __future__ import annotations
@@ -15,12 +24,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from nd.data.batch import Batch
 from nd.data.epoch import processes
 from nd.mappers.network.draws import Draws, key_of
-from nd.mappers.training.gathering import gather_subject
 
 
 @dataclass(frozen=True)
@@ -108,3 +117,40 @@ def _blend(own: Tensor, other: Tensor, beta: Tensor) -> Tensor:
     """beta own + (1 - beta) other, by row."""
     beta = beta.to(own.dtype).reshape(-1, *[1] * (own.ndim - 1))
     return own * beta + other * (1 - beta)
+
+
+def gather(x: Tensor, batch: Batch) -> Tensor:
+    """(B_all, *shape) rows of all processes in the step's order (``nd.data.batch``), own ones with their gradient.
+
+    Args: x: (B_own, *shape), a row for each sample of ``batch``, of the same shape and dtype in every process. All
+        processes of the step must call it, in the same order.
+    """
+    counts = [part.counts for part in batch.subjects.values()]
+    if batch.n_processes == 1:
+        return x
+    rows = torch.cat(_pieces(x, [sum(own) for own in zip(*counts, strict=True)]))
+    places = torch.cat([batch.rows(rank) for rank in range(batch.n_processes)])
+    return rows[places.argsort()]
+
+
+def gather_subject(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """(n_all, *shape) rows of one subject in all processes, in rank order, own ones with their gradient.
+
+    Args: x: (n_own, *shape); counts: of ``SubjectBatch``. All processes of the step must call it, in the same order.
+    """
+    return x if len(counts) < 2 else torch.cat(_pieces(x, counts))
+
+
+def _pieces(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Every process's rows; ``sizes`` of them are as many as each has."""
+    rank, world_size = processes()
+    assert len(sizes) == world_size, f"a step shared by {len(sizes)} processes was read by one of {world_size}"
+    assert sizes[rank] == len(x), f"{len(x)} rows of process {rank}, which has {sizes[rank]} in this step"
+    longest = max(sizes)
+    if not longest:
+        return [x]
+    padded = x.new_zeros(longest, *x.shape[1:])  # processes can only send equal shapes
+    padded[: len(x)] = x.detach()
+    received = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(received, padded)
+    return [x if r == rank else rows[:size] for r, (rows, size) in enumerate(zip(received, sizes, strict=True))]

@@ -1,4 +1,4 @@
-"""Which penalty every target column gets, by the squared error of held-out images; and how well they are predicted.
+"""Alpha selection: the penalty of every target column, by the squared error of held-out images.
 
 Squared error and not correlation, because predictions are used for their size as well as for their direction: z starts
 the sampler, and guidance minimises a squared error.
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Choice:
+class AlphaSelection:
     """Penalties chosen.
 
     Attributes:
@@ -43,7 +43,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class GroupChoice:
+class GroupSelection:
     """Penalties chosen for one group's columns, with their scores and the errors (A,) of all penalties."""
 
     group: Group
@@ -52,11 +52,11 @@ class GroupChoice:
     errors: Tensor
 
     def unexplained(self) -> Tensor:
-        """Share of the truths' size that one penalty for the whole group leaves, (A,)."""
+        """Return the share of the truths' size that one penalty for the whole group leaves, (A,)."""
         return self.errors / torch.as_tensor(self.scores.total_square).clamp(min=1e-30)
 
     def details(self, alphas: Sequence[float], per_column: bool) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return penalties and scores as plain JSON values."""
         counts = torch.bincount(self.best, minlength=len(alphas)).tolist()
         chosen = {"columns_per_alpha": counts} if per_column else {"alpha": alphas[int(self.best[0])]}
         return {
@@ -68,19 +68,27 @@ class GroupChoice:
         }
 
 
-def choose(held_out: CrossValidation, groups: Sequence[Group], alphas: list[float], per_column: bool) -> Choice:
-    """One penalty for each group of columns, or one for each column.
+def select_alphas(
+    held_out: CrossValidation, groups: Sequence[Group], alphas: list[float], per_column: bool
+) -> AlphaSelection:
+    """Return one penalty for each group of columns, or one for each column.
 
-    alphas: rising, as the trials of `held_out` have them.
+    Warns where the best one lies at an end of the list.
+
+    Args:
+        held_out: trials under all of `alphas`.
+        groups: cover all columns, in order.
+        alphas: penalties, rising.
+        per_column: whether every column has its own.
     """
-    pick = choose_for_columns if per_column else choose_for_group
+    pick = select_for_columns if per_column else select_for_group
     found = [pick(held_out, group) for group in groups]
     scores = found[0].scores
     for other in found[1:]:
         scores = scores.merge(other.scores)
     described = [one.details(alphas, per_column) for one in found]
     _warn_at_edge(alphas, found)
-    return Choice(
+    return AlphaSelection(
         alphas=alphas,
         best=torch.cat([one.best for one in found]).cpu().numpy(),
         correlation=scores.column_correlation()[0].cpu().numpy(),
@@ -88,19 +96,19 @@ def choose(held_out: CrossValidation, groups: Sequence[Group], alphas: list[floa
     )
 
 
-def choose_for_group(held_out: CrossValidation, group: Group) -> GroupChoice:
-    """The penalty with the smallest squared error over a group's columns; its predictions alone are made and scored."""
+def select_for_group(held_out: CrossValidation, group: Group) -> GroupSelection:
+    """Return the penalty with the smallest squared error over a group's columns; only its predictions are made."""
     only = held_out.n_penalties == 1
     errors = torch.zeros(1) if only else held_out.squared_error(group)
     best, scores = int(errors.argmin()), ValidationScores()
     for held in held_out.blocks(group, at=best):
         held.add_to(scores)
     errors = torch.as_tensor(scores.squared_error) if only else errors
-    return GroupChoice(group, torch.full((group.stop - group.start,), best), scores, errors)
+    return GroupSelection(group, torch.full((group.stop - group.start,), best), scores, errors)
 
 
-def choose_for_columns(held_out: CrossValidation, group: Group) -> GroupChoice:
-    """For each column of a group the penalty with the smallest squared error."""
+def select_for_columns(held_out: CrossValidation, group: Group) -> GroupSelection:
+    """Return for each column of a group the penalty with the smallest squared error."""
     errors, best, scores = [], [], ValidationScores()
     for held in held_out.blocks(group):
         errors_AK = held.squared_error()
@@ -108,10 +116,10 @@ def choose_for_columns(held_out: CrossValidation, group: Group) -> GroupChoice:
         held.add_to(scores, best_K)
         errors.append(errors_AK.sum(1))
         best.append(best_K.cpu())
-    return GroupChoice(group, torch.cat(best), scores, torch.stack(errors).sum(0))
+    return GroupSelection(group, torch.cat(best), scores, torch.stack(errors).sum(0))
 
 
-def _warn_at_edge(alphas: list[float], groups: Sequence[GroupChoice]) -> None:
+def _warn_at_edge(alphas: list[float], groups: Sequence[GroupSelection]) -> None:
     """Say so when a wider list of penalties might do better; where nothing can be decoded, none would."""
     last = len(alphas) - 1
     at_end: dict[str, str] = {}

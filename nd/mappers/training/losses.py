@@ -1,7 +1,7 @@
 """Losses of the trained mapper, as pure functions of tensors.
 
 Errors come per sample, for the caller to weigh. Contrastive losses are one number: they compare all rows with each
-other, so processes that share a step must gather the rows first (``nd.mappers.training.gathering``).
+other, so processes that share a step must gather the rows first (``nd.mappers.training.mixco``).
 
 All of them are computed in float32 (float64 where that is given), autocast or not: at the published temperature of .006
 cosine similarities become logits up to 167, which bfloat16 would round to whole numbers.
@@ -45,7 +45,7 @@ def mixco_nce(predicted: Tensor, target: Tensor, temperature: float, labels_BB: 
 
     Args:
         predicted, target: (B, *shape), flattened and brought to length 1 here.
-        labels_BB: (B, B) of ``nd.mappers.mixco.mix_labels``.
+        labels_BB: (B, B) of ``nd.mappers.training.mixco.mix_labels``.
 
     Source: HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py calls MindEye2's, with its own labels and unit vectors.
     """
