@@ -5,7 +5,6 @@ N images, R repeats, H W image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,7 +52,7 @@ def score_arrays(
     stimuli: Any,
     protocol: str = "nd",
     *,
-    labels: Sequence[int] | NDArray[Any] | None = None,
+    labels: NDArray[Any] | None = None,
     accelerator: str = "auto",
     **settings: Any,
 ) -> ArrayScores:
@@ -66,8 +65,8 @@ def score_arrays(
         protocol: a name of conf/protocol: scenes, digits69, nd, brain_diffuser, mindeye1, mindeye2, minddiffuser.
         labels: (N,) whole numbers, for protocols that identify within the images of a class.
         accelerator: where networks run: auto, cpu, gpu or mps.
-        settings: fields of the protocol to be changed (``nd evaluate --help`` lists them): ``n_images=0`` scores another
-            number of images than it is defined on, ``weights=<folder>`` says where its networks lie.
+        settings: fields of the protocol to be changed (``nd evaluate --help`` lists them): ``n_images=0`` scores
+            another number of images than it is defined on, ``weights=<folder>`` says where its networks lie.
 
     Returns:
         Means, intervals and values of every image.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
+from importlib import import_module
 
 from nd.config import Config, application
 from nd.errors import UserError, unknown
@@ -87,16 +87,14 @@ def _run(cfg: Config, progress: Say | None) -> list[FinishedRun]:
 
 
 def _step(cfg: Config, verb: str, progress: Say | None) -> list[FinishedRun]:
-    from nd.run import action_of
-    from nd.runs.folder import RunFolder
     from nd.runs.identity import VERBS as WITH_FOLDER
 
     printed = io.StringIO()
     with redirect_stdout(printed):
-        action_of(verb, quiet=False)(cfg)
-    for line in printed.getvalue().splitlines() if progress else ():
-        progress(line)
-    return [read_run(RunFolder.open(cfg, verb).path)] if verb in WITH_FOLDER else []
+        path = getattr(import_module(f"nd.{verb}"), verb)(cfg)
+    for line in printed.getvalue().splitlines():
+        (progress or _silence)(line)
+    return [read_run(path)] if verb in WITH_FOLDER else []
 
 
 def _silence(line: str) -> None:

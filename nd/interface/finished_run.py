@@ -139,7 +139,7 @@ class FinishedRun:
 
     @property
     def scores(self) -> dict[str, dict[str, Any]]:
-        """By metric: mean over images, ends lo and hi of its 95% interval, n images, value by chance, which is better."""
+        """By metric: mean over n images, ends lo and hi of its 95% interval, value by chance, which way is better."""
         scores: dict[str, dict[str, Any]] = self.summary["metrics"]
         return scores
 

@@ -38,9 +38,6 @@ def guide_pipeline(
 ) -> Iterator[None]:
     """Steer what a pipeline samples inside the ``with`` block towards features of an image tower.
 
-    All samples of a call are guided at once, and an eighth of their gradients' memory is the UNet's: generate fewer at
-    a time where it does not suffice.
-
     Args:
         pipeline: of diffusers, with ``unet``, ``vae`` and a scheduler with ``alphas_cumprod``, whose model predicts
             noise: Stable Diffusion from text or from an image, with adapters, on any device, in any precision.
