@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers
-import numpy as np
 import open_clip
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionImg2ImgPipeline
 from helpers_backbone import tiny_backbone
 from torch import Tensor
 
@@ -39,7 +37,9 @@ def pipeline(backbone: Backbone) -> Any:
 
 
 def opened(kind: Any, backbone: Backbone) -> Any:
-    pipe = kind.from_pretrained(backbone.config.weights, safety_checker=None, feature_extractor=None, **modules(backbone))
+    pipe = kind.from_pretrained(
+        backbone.config.weights, safety_checker=None, feature_extractor=None, **modules(backbone)
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -117,14 +117,16 @@ class PipelineGuide:
     def __call__(self, unet: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
         """Return the UNet's output, guided where the step is. Both halves of a pass over the unconditional and the
         conditional get the same term, which classifier-free guidance hands through."""
-        step, n_steps = self._place(given[1])
+        inputs = dict(zip(("sample", "timestep"), given, strict=False)) | named
+        t = inputs["timestep"]
+        step, n_steps = self._place(t)
         if step >= share_of(n_steps, self.guidance.eta) or self.guidance.kappa == 0:
             return output
         eps, halves = output[0].float(), 2 if self.pipeline.do_classifier_free_guidance else 1
-        first, last = eps.chunk(2) if halves == 2 else (eps, eps)
-        joint = first + self.pipeline.guidance_scale * (last - first) if halves == 2 else eps
-        alpha_bar = float(self.pipeline.scheduler.alphas_cumprod[int(given[1])])
-        gradient = self._gradient(unet, given[0].chunk(halves)[-1], given[1], _last(named, halves), alpha_bar)
+        first, last = eps.chunk(halves)[0], eps.chunk(halves)[-1]
+        joint = first + self.pipeline.guidance_scale * (last - first)  # where there is one half, that half
+        alpha_bar = float(self.pipeline.scheduler.alphas_cumprod[int(t)])
+        gradient = self._gradient(unet, _last(inputs, halves), alpha_bar)
         kappa = kappa_at(self.guidance.kappa, self.guidance.schedule, step, n_steps)
         term = guided_noise(joint, gradient, alpha_bar, kappa, normalise=self.guidance.normalise) - joint
         guided = (eps + term.repeat(halves, 1, 1, 1)).to(output[0].dtype)
@@ -136,14 +138,15 @@ class PipelineGuide:
         n_steps = self.pipeline.num_timesteps
         return int((timesteps == timestep).nonzero()[0, 0]) - (len(timesteps) - n_steps), n_steps
 
-    def _gradient(self, unet: Any, z_SChw: Tensor, t: Any, named: dict[str, Any], alpha_bar: float) -> Tensor:
+    def _gradient(self, unet: Any, inputs: dict[str, Any], alpha_bar: float) -> Tensor:
+        z_SChw = inputs.pop("sample")
         n_repeats, rest = divmod(len(z_SChw), len(self.wanted_BLTD))
         if rest or not n_repeats:
             raise UserError(f"features of {len(self.wanted_BLTD)} images do not divide {len(z_SChw)} samples.")
         wanted_SLTD = spread(self.wanted_BLTD, n_repeats)
         guidance = FeatureGuidance(
             # Not unet(...), which would come back here.
-            denoise=lambda z: unet.forward(z.to(z_SChw.dtype), t, **named)[0].float(),
+            denoise=lambda z: unet.forward(z.to(z_SChw.dtype), **inputs)[0].float(),
             decode=self.decode,
             features=self.features,
             wanted=wanted_SLTD,
@@ -188,4 +191,4 @@ def _last(named: Any, halves: int) -> Any:
     """Of tensors by name, however nested, the rows of the conditional half."""
     if isinstance(named, dict):
         return {name: _last(value, halves) for name, value in named.items()}
-    return named.chunk(halves)[-1] if isinstance(named, Tensor) else named
+    return named.chunk(halves)[-1] if isinstance(named, Tensor) and named.ndim else named
