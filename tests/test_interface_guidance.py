@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 from helpers_backbone import tiny_backbone
 from torch import Tensor
 
@@ -106,6 +115,102 @@ def test_a_pipeline_under_guidance_gives_the_images_of_the_engine(
     with nd.guide_pipeline(pipeline, tower, inputs["g"], layers=LAYERS, layer_weights=WEIGHTS, **guidance):
         found = called(pipeline, inputs, cfg_scale)
     plain = called(pipeline, inputs, cfg_scale)
-    print("dist", (found - expected).abs().max(), (plain - expected).abs().max())
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert (plain - expected).abs().max() > 1e-2
+
+
+def test_repeats_of_an_image_share_its_features(pipeline: Any, tower: Any) -> None:
+    """Two images, two samples each, against each image alone under the same noise."""
+    inputs = drawn(2)
+    four = {name: values.repeat_interleave(2, 0) for name, values in inputs.items()}
+    four["noise"] = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(5))
+    with nd.guide_pipeline(pipeline, tower, inputs["g"], layers=LAYERS, kappa=0.5, eta=1.0):
+        together = called(pipeline, four, 3.0)
+    with nd.guide_pipeline(pipeline, tower, four["g"], layers=LAYERS, kappa=0.5, eta=1.0):
+        torch.testing.assert_close(called(pipeline, four, 3.0), together, atol=1e-6, rtol=0)
+    with nd.guide_pipeline(pipeline, tower, inputs["g"].flip(0), layers=LAYERS, kappa=0.5, eta=1.0):
+        assert (called(pipeline, four, 3.0) - together).abs().max() > 1e-2
+
+
+def test_without_strength_or_steps_a_pipeline_is_as_it_was(pipeline: Any, tower: Any) -> None:
+    inputs = drawn(1)
+    plain = called(pipeline, inputs, 3.0)
+    for off in ({"kappa": 0.0}, {"kappa": 1.0, "eta": 0.0}):
+        with nd.guide_pipeline(pipeline, tower, inputs["g"], layers=LAYERS, **off):
+            assert torch.equal(called(pipeline, inputs, 3.0), plain)
+    with (
+        pytest.raises(RuntimeError, match="of mine"),
+        nd.guide_pipeline(pipeline, tower, inputs["g"], layers=LAYERS, kappa=1.0),
+    ):
+        raise RuntimeError("of mine")
+    assert torch.equal(called(pipeline, inputs, 3.0), plain)
+
+
+@pytest.mark.parametrize("scheduler", [PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_other_schedulers_come_closer_to_the_features(backbone: Backbone, tower: Any, scheduler: Any) -> None:
+    """From text, towards the features of an image of another size."""
+    pipeline = opened(StableDiffusionPipeline, backbone)
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    shown = np.random.default_rng(0).integers(256, size=(1, 40, 40, 3), dtype=np.uint8)
+    wanted = nd.tower_features(tower, shown, LAYERS)
+    options = {"num_inference_steps": 6, "output_type": "pt", "height": 16, "width": 16}
+
+    def distance(kappa: float) -> float:
+        with nd.guide_pipeline(pipeline, tower, wanted, layers=LAYERS, kappa=kappa, eta=1.0):
+            images = pipeline("ab", generator=torch.Generator().manual_seed(0), **options).images
+        return float((nd.tower_features(tower, images, LAYERS) - wanted).square().mean())
+
+    assert distance(0.5) < distance(0.0)
+
+
+def test_features_of_images_are_those_that_the_targets_hold(backbone: Backbone, tower: Any) -> None:
+    images = np.random.default_rng(0).integers(256, size=(2, 16, 16, 3), dtype=np.uint8)
+    found = nd.tower_features(tower, images, LAYERS)
+    how = open_clip.model.get_model_preprocess_cfg(tower)
+    seen = torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - torch.tensor(how["mean"])[:, None, None]
+    seen = seen / torch.tensor(how["std"])[:, None, None]
+    expected: list[Tensor] = []
+    blocks = [tower.visual.transformer.resblocks[layer] for layer in LAYERS]
+    hooks = [block.mlp.c_proj.register_forward_hook(lambda m, i, output: expected.append(output)) for block in blocks]
+    tower.visual(seen)
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(found, torch.stack(expected, 1).detach(), atol=1e-5, rtol=1e-5)
+    floats = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(nd.tower_features(tower, floats, LAYERS), found, atol=1e-5, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_said(pipeline: Any, tower: Any) -> None:
+    g = drawn(2)["g"]
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("kappa=-1", {"kappa": -1.0}),
+        ("Did you mean 'guidance.eta'", {"kappa": 1.0, "etta": 0.5}),
+        ("wanted a number", {"kappa": "much"}),
+        ("Allowed: constant", {"kappa": 1.0, "schedule": "sinking"}),
+        ("2 weights for 3 layers", {"kappa": 1.0, "layer_weights": [1.0, 2.0]}),
+        (r"\(B, 2, 17, 16\) of this tower", {"kappa": 1.0, "layers": [0, 1]}),
+        ("the image tower has 12 blocks", {"kappa": 1.0, "layers": [0, 1, 12]}),
+    ]
+    for message, given in wrong:
+        with (
+            pytest.raises(nd.UserError, match=message),
+            nd.guide_pipeline(pipeline, tower, g, **({"layers": LAYERS} | given)),
+        ):
+            pass
+    with (
+        pytest.raises(nd.UserError, match="features of 2 images do not divide 1 samples"),
+        nd.guide_pipeline(pipeline, tower, g, layers=LAYERS, kappa=1.0),
+    ):
+        called(pipeline, drawn(1), 3.0)
+
+
+def test_models_that_do_not_predict_noise_are_refused(pipeline: Any, tower: Any) -> None:
+    g = drawn(1)["g"]
+    other = DDIMScheduler.from_config(pipeline.scheduler.config, prediction_type="v_prediction")
+    for scheduler, said in (
+        (other, "DDIMScheduler predicts 'v_prediction'"),
+        (FlowMatchEulerDiscreteScheduler(), "FlowMatch"),
+    ):
+        pipeline.scheduler = scheduler
+        with pytest.raises(nd.UserError, match=said), nd.guide_pipeline(pipeline, tower, g, layers=LAYERS, kappa=1.0):
+            pass

@@ -101,10 +101,10 @@ class Ridge(_VoxelRegressor):
     >>> import numpy as np, nd
     >>> rng = np.random.default_rng(0)
     >>> targets = rng.normal(size=(80, 3))
-    >>> voxels = targets @ rng.normal(size=(3, 40)) + 0.1 * rng.normal(size=(80, 40))
-    >>> ridge = nd.Ridge(alphas=[0.1, 10.0, 1000.0]).fit(voxels[:60], targets[:60])
-    >>> ridge.mapper_.details()["groups"][0]["alpha"], ridge.score(voxels[60:], targets[60:]) > 0.99
-    (10.0, True)
+    >>> voxels = targets @ rng.normal(size=(3, 40)) + 2 * rng.normal(size=(80, 40))
+    >>> ridge = nd.Ridge(alphas=[1.0, 30.0, 1000.0]).fit(voxels[:60], targets[:60])
+    >>> ridge.mapper_.details()["groups"][0]["alpha"], round(ridge.score(voxels[60:], targets[60:]), 2)
+    (30.0, 0.87)
     """
 
     def __init__(
