@@ -10,13 +10,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 import nd
 from nd.data.prepared import Stimuli, stimuli_path
-from nd.files import open_h5, read_json
+from nd.files import open_h5, read_json, write_json
 from nd.runs.chain import StepFailed
 
 SHRUNK = ["experiment=scenes", "debug=fast", "table=", "method=ridge_pixels", "protocol.network=none"]
@@ -94,6 +95,12 @@ def test_the_configuration_is_the_one_that_was_run(finished: nd.FinishedRun) -> 
 
 
 def test_runs_that_were_moved_still_know_each_other(finished: nd.FinishedRun, moved: nd.FinishedRun) -> None:
+    source = moved.source("reconstruct").path
+    decoy = shutil.copytree(source, source.with_name(f"a-{source.name}"))  # comes first, and is of another seed
+    manifest = read_json(decoy / "manifest.json")
+    write_json(decoy / "manifest.json", manifest | {"identity": manifest["identity"] | {"seed": 7}})
+    with h5py.File(decoy / "images.h5", "a") as file:
+        file["images"][:] = 0
     np.testing.assert_array_equal(moved.images, finished.images)
     assert moved.source("predict").path.is_relative_to(moved.path.parents[1])
 

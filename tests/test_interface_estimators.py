@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,16 +132,16 @@ with pytest.raises(ValueError, match="at least 2 rows"):
 targets[:, 1] = 3
 fitted = nd.FastL2LiR(10).fit(voxels, targets)
 np.save(sys.argv[1], fitted.predict(voxels))
-print(fitted.score(voxels, targets))
+print(fitted.score(voxels, targets.astype(float)))
 """
 
 
-def test_without_scikit_learn(tmp_path: Any) -> None:
+def test_without_scikit_learn(tmp_path: Path) -> None:
     file = tmp_path / "predicted.npy"
     command = [sys.executable, "-c", WITHOUT, str(file)]
-    said = subprocess.run(command, capture_output=True, text=True, cwd="tests", check=True)
+    said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=True)
     voxels, targets = noisy_brain(60, 30, 4)
     targets[:, 1] = 3
     fitted = nd.FastL2LiR(10).fit(voxels, targets)
     np.testing.assert_array_equal(np.load(file), fitted.predict(voxels))
-    assert float(said.stdout) == pytest.approx(fitted.score(voxels, targets), abs=1e-9)
+    assert float(said.stdout) == pytest.approx(fitted.score(voxels, targets.astype(float)), abs=1e-9)
