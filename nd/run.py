@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 
 from nd.config import Config
@@ -25,20 +25,34 @@ ACTIONS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
 
 def run(cfg: Config) -> int:
     """Run every row and print where its scores lie; returns the exit code."""
-    begun = time.monotonic()
-    entries = entries_of(cfg)
-    chain = Chain({name: action_of(name, quiet=len(entries) > 1) for name in ACTIONS})
+    begun, entries = time.monotonic(), entries_of(cfg)
+    failures = run_rows(entries, print, quiet=len(entries) > 1)
+    print_summary(entries, failures, time.monotonic() - begun)
+    return 1 if failures else 0
+
+
+def run_rows(entries: Sequence[Entry], say: Callable[[str], None], quiet: bool) -> dict[str, str]:
+    """Do what is missing of every row and return what went wrong, by label.
+
+    Args:
+        entries: the rows.
+        say: takes a line for every row that begins and every step that has ended.
+        quiet: leave out what the steps print of their own.
+
+    Raises:
+        UserError: a mistake in the only row, or in what all rows share.
+    """
+    chain = Chain({name: action_of(name, quiet) for name in ACTIONS}, say)
     failures: dict[str, str] = {}
     for entry in entries:
-        print(f"{entry.label}")
+        say(entry.label)
         try:
             chain.run_row(steps_of(entry.cfg))
         except StepFailed as failure:
             if len(entries) == 1 and isinstance(failure.__cause__, UserError):
                 raise failure.__cause__ from None
             failures[entry.label] = str(failure)
-    print_summary(entries, failures, time.monotonic() - begun)
-    return 1 if failures else 0
+    return failures
 
 
 def share(cfgs: Sequence[Config]) -> None:

@@ -1,0 +1,1 @@
+"""What ``import nd`` offers: runs read back, arrays scored, estimators, guidance of pipelines, configurations run."""
