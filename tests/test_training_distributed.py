@@ -39,7 +39,7 @@ PRIOR = ["network.prior=true", "network.predict=prior", "training.ema=0.9", "tra
 
 @pytest.fixture(scope="module")
 def given(linear_world: list[str]) -> list[str]:
-    return [*linear_world, *SMALL, "target=c", "training.lr=1e-3", "training.pretrain_epochs=3", "training.epochs=3"]
+    return [*linear_world, *SMALL, "target=c", "training.precision=64-true", "training.lr=1e-3", "training.pretrain_epochs=3", "training.epochs=3"]
 
 
 def flat(line: Any) -> dict[str, float]:
