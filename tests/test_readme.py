@@ -116,7 +116,9 @@ def test_scenes_read_from_nsds_forms_gives_the_same_scores(folder: Path) -> None
     MindEye2's betas are the voxels bit for bit; NSD's int16 betas move them by less than 1e-3.
     """
     row = ["experiment=scenes", "table=", "method=vae", "debug.limit_images=6"]
-    scores, *forms = (scores_of([*row, f"data={data}"], folder)[0] for data in ("scenes", *(f"scenes_{f}" for f in FORMS)))
+    scores, *forms = (
+        scores_of([*row, f"data={data}"], folder)[0] for data in ("scenes", *(f"scenes_{f}" for f in FORMS))
+    )
     assert forms[1] == pytest.approx(scores, abs=1e-6)
     assert forms[0] == pytest.approx(scores, abs=0.01)
     assert scores["pixcorr"] > 0.05

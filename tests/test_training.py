@@ -33,8 +33,6 @@ from nd.mappers.training.module import MapperTraining, Recipe
 from nd.mappers.training.objective import StepLosses
 from nd.mappers.training.teacher import pooled_tokens
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def given(linear_world: list[str]) -> list[str]:

@@ -26,8 +26,6 @@ from nd.mappers.training.scale import TargetScale
 from nd.mappers.training.scores import target_scores
 from nd.mappers.training.stage import Stage, align, anchors_of, others_of, train_stage
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def few(linear_world: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Pretrained]:

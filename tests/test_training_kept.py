@@ -27,8 +27,6 @@ from nd.runs.folder import RunFolder
 from nd.tables.wandb import training_logger
 from nd.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def given(linear_world: list[str]) -> list[str]:

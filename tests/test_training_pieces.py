@@ -27,9 +27,6 @@ NETWORK = NetworkConfig(
 )  # fmt: skip
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 # ---- phases and scales ---------------------------------------------------------------------------------------------
 
 

@@ -33,9 +33,6 @@ NETWORK = NetworkConfig(
 )  # fmt: skip
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def given(linear_world: list[str]) -> list[str]:
     return [*linear_world, *SMALL, "target=c", "trainer.checkpoint_minutes=0"]

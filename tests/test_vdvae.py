@@ -52,15 +52,6 @@ def randomised(model: Vdvae, seed: int = 0) -> Vdvae:
     return model.requires_grad_(False).eval()
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another over a few numbers take a hundred times longer on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def model() -> Vdvae:
     return randomised(Vdvae(TINY))
