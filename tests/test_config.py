@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, fields, is_dataclass
+from itertools import cycle
 from pathlib import Path
 
 import hydra
@@ -21,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 GROUPS = group_names([CONF])
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group, [CONF])]
+# Every method with one experiment or more, and the other way round.
+PAIRS = list(zip(group_options("method", [CONF]), cycle(group_options("experiment", [CONF])), strict=False))
 
 
 def message(*overrides: str) -> str:
@@ -55,14 +58,13 @@ def test_every_file_of_conf_composes(group: str, option: str) -> None:
         assert getattr(cfg, group).name == option
 
 
-@pytest.mark.parametrize("experiment", group_options("experiment", [CONF]))
-def test_every_experiment_composes_with_every_method_and_small(experiment: str) -> None:
-    for method in group_options("method", [CONF]):
-        small = compose([f"experiment={experiment}", f"method={method}", "debug=fast"])
-        assert small.method.name == method
-        assert (small.method.steps, small.method.repeats, small.protocol.n_boot) == (4, 2, 50)
-        assert small.debug.limit_images == 6
-        assert small.paths.runs == "debug-runs/runs"
+@pytest.mark.parametrize(("method", "experiment"), PAIRS)
+def test_every_method_and_experiment_compose_together_and_small(method: str, experiment: str) -> None:
+    small = compose([f"experiment={experiment}", f"method={method}", "debug=fast"])
+    assert small.method.name == method
+    assert (small.method.steps, small.method.repeats, small.protocol.n_boot) == (4, 2, 50)
+    assert small.debug.limit_images == 6
+    assert small.paths.runs == "debug-runs/runs"
 
 
 def test_every_group_of_conf_is_in_the_schema_and_back() -> None:
@@ -443,9 +445,8 @@ def test_what_has_no_effect_is_a_warning(
 
 
 def test_presets_alone_warn_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    for method in group_options("method", [CONF]):
-        for experiment in ("scenes", "digits69"):
-            check("predict", [f"experiment={experiment}", f"method={method}", "debug=fast"])
+    for method, experiment in zip(group_options("method", [CONF]), cycle(["scenes", "digits69"]), strict=False):
+        check("predict", [f"experiment={experiment}", f"method={method}", "debug=fast"])
     assert capsys.readouterr().err == ""
 
 

@@ -21,7 +21,7 @@ from nd.train import train
 
 # Relative, in float64: sums of a step are split differently, which moves weights by 1e-13 of the largest number of a
 # tensor; a row, a share or a factor that is wrong moves them by 1e-3 and more. Scores are rounded to 6 digits, what one
-# stage hands to the next to float32: a number may fall on the other side of a rounding, which the next stage carries on.
+# stage hands to the next to float32; where a number falls on the other side of a rounding, later stages carry it on.
 TOLERANCE, OF_SCORES, OF_FLOAT32 = 1e-9, 1.1e-6, 1e-6
 TWO = ["trainer.devices=2", "trainer.strategy=ddp_spawn"]
 # All targets at once, a latent map and its teacher among them; dropout is on.
