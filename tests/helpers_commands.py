@@ -13,7 +13,7 @@ from pathlib import Path
 from nd.cli import main
 
 ROOT = Path(__file__).parent.parent
-# One subject and method in the smallest size, images in batches of two.
+# One subject and method in the smallest size, each image in a batch of its own.
 ONE_ROW = ["run", "experiment=scenes", "debug=fast", "table=", "trainer.batch_size=2", "trainer.progress=false"]
 
 

@@ -200,6 +200,7 @@ def test_previews_show_the_first_image_after_every_step(backbone: Backbone, tmp_
     assert names == [f"image-00007-step-{step:03d}.png" for step in range(1, 5)]
     last = np.asarray(Image.open(tmp_path / "shown" / names[-1]))
     quiet = GuidedDiffusion(sampler, 1, 2)([7, 9], inputs(2))[0].images
-    assert np.array_equal(last, np.concatenate(list(quiet[0]), axis=1))
+    # Two samples are decoded there and four here; a value may be rounded to the next grey on one of the two ways.
+    assert np.abs(last.astype(int) - np.concatenate(list(quiet[0]), axis=1)).max() <= 1
     generator([11], inputs(1))
     assert len(list((tmp_path / "shown").iterdir())) == 4  # of the first batch alone
