@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from helpers_training import SHAPES, SMALL, assert_close, curve_of, pretrained, weights_of
+from torch import Tensor
 
 import nd.lightning
 from nd.config.application import compose
@@ -24,8 +25,10 @@ from nd.train import train
 # stage hands to the next to float32; where a number falls on the other side of a rounding, later stages carry it on.
 TOLERANCE, OF_SCORES, OF_FLOAT32 = 1e-9, 1.1e-6, 1e-6
 TWO = ["trainer.devices=2", "trainer.strategy=ddp_spawn"]
-# All targets at once, a latent map and its teacher among them; dropout is on.
-ALL = ["network.share=all", "training.aux_target=g", "training.mixco_share=0.5", "training.validate_every=1"]
+# All targets at once, a latent map and its teacher among them; dropout is on. Norms of two channels: a bias in front of
+# that of a single one has no gradient but rounding.
+ALL = ["network.share=all", "training.aux_target=g", "network.decoder_channels=[34,34]", "training.mixco_share=0.5",
+       "training.validate_every=1"]  # fmt: skip
 # Some steps have larger gradients and some smaller ones; Adam alone would not notice a factor common to all of them.
 CLIPPED = "training.clip_norm=75"
 PRIOR = ["network.prior=true", "network.predict=prior", "training.ema=0.9", "training.accumulate=2"]
@@ -33,15 +36,9 @@ PRIOR = ["network.prior=true", "network.predict=prior", "training.ema=0.9", "tra
 
 @pytest.fixture(scope="module")
 def given(linear_world: list[str]) -> list[str]:
-    return [
-        *linear_world,
-        *SMALL,
-        "target=c",
-        "training.precision=64-true",
-        "training.lr=1e-3",
-        "training.pretrain_epochs=3",
-        "training.epochs=3",
-    ]
+    """In float64, so that the order in which a processor adds is not seen behind Adam's division by small gradients."""
+    few = ["training.pretrain_epochs=3", "training.epochs=3"]
+    return [*linear_world, *SMALL, "target=c", "training.precision=64-true", "training.lr=1e-3", *few]
 
 
 def flat(line: Any) -> dict[str, float]:
@@ -49,6 +46,11 @@ def flat(line: Any) -> dict[str, float]:
     if not isinstance(line, dict):
         return {"": line}
     return {f"{name}.{inner}": v for name, value in line.items() for inner, v in flat(value).items()}
+
+
+def weights_at(path: Path) -> dict[str, Tensor]:
+    """But for the biases of attention's keys, which softmax does not see: their gradient is rounding alone."""
+    return {name: value for name, value in weights_of(path).items() if not name.endswith("to_k.bias")}
 
 
 def test_two_processes_equal_one(given: list[str], tmp_path: Path) -> None:
@@ -63,7 +65,7 @@ def test_two_processes_equal_one(given: list[str], tmp_path: Path) -> None:
         assert wanted["val.c.unexplained."] > 0
     kinds = {name.split("/")[1] for name, value in curves[0][-1]["losses"].items() if value > 0}
     assert kinds == {"contrast", "tokens", "prior", "latent", "aux"}
-    weights = [weights_of(Files(tmp_path / name, 0).result) for name in ("one", "two")]
+    weights = [weights_at(Files(tmp_path / name, 0).result) for name in ("one", "two")]
     assert_close(weights[1], weights[0], TOLERANCE)
     assert_close(two.anchors, one.anchors, OF_FLOAT32)
     moved = max(float(value.abs().max()) for value in one.weights.values())
@@ -135,10 +137,10 @@ def test_torchrun_through_both_stages(given: list[str], tmp_path: Path) -> None:
     for stage, folder in zip((pretrain_of(alone), alone), folders, strict=True):
         single = RunFolder.open(stage, "train").path / "checkpoint"
         losses = [[line["loss"] for line in curve_of(path)] for path in (folder.path, single.parent)]
-        assert losses[0] == pytest.approx(losses[1], rel=TOLERANCE)
+        assert losses[0] == pytest.approx(losses[1], rel=OF_FLOAT32)
         names = sorted(path.name for path in single.iterdir())
         assert names == sorted(path.name for path in (folder.path / "checkpoint").iterdir())
         for name in names:
             if name.endswith(".safetensors"):
-                found, wanted = (weights_of(where / name) for where in (folder.path / "checkpoint", single))
+                found, wanted = (weights_at(where / name) for where in (folder.path / "checkpoint", single))
                 assert_close(found, wanted, OF_FLOAT32)
