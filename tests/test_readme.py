@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers_commands import ROOT, succeed
+from helpers_digits import noise_file
 from PIL import Image
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stand_ins(folder: Path) -> dict[str, list[str]]:
-    """What a README line's own files stand for here: simulated trees in NSD's forms, and made-up data of one's own."""
+    """What a README line's own files stand for here: NSD's forms simulated, made-up digits and own data."""
     rng = np.random.default_rng(0)
     test_images = range(48, 54)  # of Scenes as debug=fast makes it
     for name, ids, side in (("own", range(60), 32), ("made", test_images, 64)):
@@ -72,6 +73,7 @@ def stand_ins(folder: Path) -> dict[str, list[str]]:
         "data.image_ids=image_ids.npy": [f"data.image_ids={folder}/image_ids.npy"],
         "data.images=images/": [f"data.images={folder}/own"],
         "images=images/": [f"images={folder}/made"],
+        "data.file=digit69_28x28.mat": [f"data.file={noise_file(folder / 'digits.mat')}"],
     }
 
 
@@ -82,13 +84,8 @@ def run_small(words: list[str], folder: Path) -> str:
 
 
 @pytest.mark.parametrize("line", VERBS)
-def test_verbs_run_small(
-    line: str, folder: Path, stand_ins: dict[str, list[str]], request: pytest.FixtureRequest
-) -> None:
+def test_verbs_run_small(line: str, folder: Path, stand_ins: dict[str, list[str]]) -> None:
     words = [word for given in shlex.split(line)[1:] for word in stand_ins.get(given, [given])]
-    if "data.file=" in line:  # what only the measured data can show; all else needs no file
-        file = request.getfixturevalue("digits69_file")
-        words = [f"data.file={file}" if word.startswith("data.file=") else word for word in words]
     run_small(words, folder)
     if words[0] == "report":
         name = words[1].removeprefix("experiment=")
