@@ -9,16 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_training import (
-    N_VAL,
-    SMALL,
-    Weights,
-    curve_of,
-    finetuned,
-    identical,
-    linear_target,
-    stage_of,
-)
+from helpers_training import N_VAL, SMALL, Weights, curve_of, finetuned, identical, linear_target, stage_of
 from pytorch_lightning import Callback
 from torch import Tensor
 

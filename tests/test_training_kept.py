@@ -8,15 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_training import (
-    N_VAL,
-    SMALL,
-    Weights,
-    curve_of,
-    finetuned,
-    linear_target,
-    truth_of,
-)
+from helpers_training import N_VAL, SMALL, Weights, curve_of, finetuned, linear_target, truth_of
 from pytorch_lightning import Callback
 
 import nd.mappers.training.callbacks as callbacks

@@ -7,25 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers_training import NETWORK, PARTS
 
-from nd.config import NetworkConfig, TrainingConfig
+from nd.config import TrainingConfig
 from nd.errors import UserError
 from nd.mappers.losses import soft_temperature
 from nd.mappers.network.draws import key_of
 from nd.mappers.network.network import Network
-from nd.mappers.network.parts import Part
 from nd.mappers.training.module import decay_groups
 from nd.mappers.training.noise import ImageNoise
 from nd.mappers.training.objective import Phase
 from nd.mappers.training.scale import TargetScale
 from nd.mappers.training.teacher import patch_tokens, pooled_tokens, teacher_tokens
-
-PARTS = [Part("c", "c", 0, 12, (3, 4)), Part("z", "z", 0, 32, (2, 4, 4))]
-NETWORK = NetworkConfig(
-    hidden=8, blocks=1, prior=True, prior_depth=1, prior_heads=2, prior_head_width=4, prior_growth=1,
-    latent_channels=4, decoder_channels=[4, 4],
-)  # fmt: skip
-
 
 # ---- phases and scales ---------------------------------------------------------------------------------------------
 
