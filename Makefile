@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 TABLE ?= scenes
 ARGS ?=
 EXTRAS ?= dev,eval
+WORKERS ?= 2
 ND := $(BIN)/nd
 
 .DEFAULT_GOAL := help
@@ -39,8 +40,9 @@ lint: $(READY) ## style and spelling
 type: $(READY) ## static types
 	$(BIN)/mypy nd
 
-tests: $(READY) ## the tests alone
-	$(BIN)/python -m pytest
+# Whole files go to whichever worker is free, in the order of tests/conftest.py; what a file's tests share is made once.
+tests: $(READY) ## the tests alone, WORKERS at a time (2)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 format: $(READY) ## rewrite files in the house style
 	$(BIN)/ruff check --fix .

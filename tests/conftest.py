@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests of all parts."""
+"""Fixtures shared by the tests of all parts, and how the tests are run: one thread each, the longest files first."""
 
 from __future__ import annotations
 
@@ -10,10 +10,28 @@ from typing import Any
 import pytest
 from helpers_config import data_settings
 
+# Before anything loads a BLAS. Tests run side by side, so a second thread would only wait; and sums are then split
+# alike in the processes that tests compare.
+os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")})
+
 from nd.config import BackboneConfig, Config
 from nd.data.prepared import data_folder
 
 ROOT = Path(__file__).parent.parent
+LONGEST = ("test_readme.py", "test_two_stage.py", "test_end_to_end.py", "test_training_distributed.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files are dealt out to the workers in this order: what takes longest must not begin last."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def public_file(variable: str, name: str, what: str) -> Path:
+    """A data file that is not part of the repository, at the path the variable gives; skips where there is none."""
+    path = Path(os.environ.get(variable) or ROOT.parent / "shared" / "data" / name)
+    if not path.is_file():
+        pytest.skip(f"needs {name} ({what}): set {variable} to its path")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -26,22 +44,14 @@ def tiny_backbone_config(tmp_path_factory: pytest.TempPathFactory) -> BackboneCo
 
 @pytest.fixture(scope="session")
 def digits69_file() -> Path:
-    """The measured data of digits69; skips with the reason where it is absent."""
-    given = os.environ.get("ND_DIGITS69_FILE")
-    path = Path(given) if given else ROOT.parent / "shared" / "data" / "digit69_28x28.mat"
-    if not path.is_file():
-        pytest.skip("needs digit69_28x28.mat (public, DGMM repository): set ND_DIGITS69_FILE to its path")
-    return path
+    """The measured data of digits69."""
+    return public_file("ND_DIGITS69_FILE", "digit69_28x28.mat", "public, DGMM repository")
 
 
 @pytest.fixture(scope="session")
 def coco_ids_file() -> Path:
-    """COCO ids of the images of four NSD subjects; skips with the reason where the file is absent."""
-    given = os.environ.get("ND_NSD_COCO_IDS")
-    path = Path(given) if given else ROOT.parent / "shared" / "data" / "nsd_coco_ids.zip"
-    if not path.is_file():
-        pytest.skip("needs nsd_coco_ids.zip (COCO ids of NSD's images): set ND_NSD_COCO_IDS to its path")
-    return path
+    """COCO ids of the images of four NSD subjects."""
+    return public_file("ND_NSD_COCO_IDS", "nsd_coco_ids.zip", "COCO ids of NSD's images")
 
 
 @pytest.fixture(scope="session")
@@ -65,15 +75,14 @@ def linear_world(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.
     return write_world(tmp_path_factory.mktemp("linear") / "world", tiny_backbone_config)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Sums are split alike wherever they are computed."""
-    import torch
+@pytest.fixture(scope="module")
+def few_at_once() -> Iterator[None]:
+    """Sampling goes by 8 samples: every part is filled up to so many, and tests have few images."""
+    import nd.generate.plan as plan
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "AT_ONCE", 8)
+        yield
 
 
 @pytest.fixture

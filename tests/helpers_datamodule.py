@@ -127,7 +127,6 @@ def trainer(**options: Any) -> pl.Trainer:
 
 def record(folder: Path, devices: int, num_workers: int) -> None:
     """Train and predict; write what this process was given."""
-    torch.set_num_threads(1)
     data, model = module_of(numbered(folder), num_workers=num_workers), Recorder()
     one = trainer(devices=devices, strategy="ddp" if devices > 1 else "auto")
     one.fit(model, datamodule=data)

@@ -98,7 +98,6 @@ def gathered(rank: int, world_size: int) -> dict[str, Any]:
 
 def run(rank: int, world_size: int, folder: str) -> None:
     """One of several processes; leaves ``rank<r>.pt`` in the folder."""
-    torch.set_num_threads(1)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world_size)
     found = {"trained": trained(rank, world_size), **gathered(rank, world_size)}

@@ -23,7 +23,7 @@ from pytorch_lightning import Callback
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nd.config import BackboneConfig, Config
+from nd.config import BackboneConfig, Config, NetworkConfig
 from nd.config.application import compose
 from nd.data.prepared import (
     data_folder,
@@ -35,6 +35,7 @@ from nd.data.prepared import (
     write_subject,
 )
 from nd.files import allocate
+from nd.mappers.network.heads import TargetSlice
 from nd.mappers.network.network import Network
 from nd.mappers.training.fit import Files
 from nd.mappers.training.folds import teacher_of
@@ -52,6 +53,11 @@ SMALL = [
     "network.decoder_channels=[8,8]", "training.batch_size=32", "training.least_steps=0", "training.epochs=4",
     "training.pretrain_epochs=4", "training.lr=3e-3", "trainer.accelerator=cpu", "trainer.progress=false",
 ]  # fmt: skip
+PARTS = [TargetSlice("c", "c", 0, 12, (3, 4)), TargetSlice("z", "z", 0, 32, (2, 4, 4))]
+NETWORK = NetworkConfig(
+    hidden=8, blocks=1, prior=True, prior_depth=1, prior_heads=2, prior_head_width=4, prior_growth=1,
+    latent_channels=4, decoder_channels=[4, 4],
+)  # fmt: skip
 # Every source of random numbers, and everything that is carried from one step to the next.
 EVERYTHING = [
     "network.prior=true", "network.predict=prior", "training.mixco_share=0.5", "training.ema=0.9",
@@ -207,6 +213,5 @@ def die_in(stage: str, epoch: int, when: str) -> None:
 if __name__ == "__main__":
     from nd.train import main
 
-    torch.set_num_threads(1)
     die_in(sys.argv[1], int(sys.argv[2]), sys.argv[3])
     main(sys.argv[4:])

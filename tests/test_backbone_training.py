@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -59,15 +58,6 @@ CLIP_SIZES = ClipRecipe(
 UNET = UnetRecipe(widths=(8, 16, 16), norm_groups=4, heads=2, how=SHORT)
 IMAGES = draw_many(2, range(12), 32)
 SAID = [captions(sample_scene(2, i)) for i in range(12)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from helpers_commands import ROOT, apart, nd
 
 from nd.config.help import VERBS, verb_help
 from nd.config.known import known_fields
 from nd.config.overrides import group_names
 
-ROOT = Path(__file__).parent.parent
 PROBE = '''
 """A verb for tests."""
 import sys
@@ -39,13 +36,6 @@ main = verb(probe)
 if __name__ == "__main__":
     main()
 '''
-
-
-def run(*words: str, cwd: Path, program: tuple[str, ...] = ("-m", "nd")) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *program, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
-    )
 
 
 def written(folder: Path) -> list[str]:
@@ -82,16 +72,16 @@ def empty(tmp_path: Path) -> Path:
     ],
 )
 def test_a_mistake_is_one_message_with_code_2_and_writes_nothing(words: list[str], wanted: str, empty: Path) -> None:
-    done = run(*words, cwd=empty)
-    assert done.returncode == 2
-    assert wanted in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
+    done = nd(*words, cwd=empty)
+    assert done.code == 2
+    assert wanted in done.err
+    assert done.err.count("\n") == 1
+    assert done.out == ""
     assert written(empty) == []
 
 
 def test_the_module_of_a_verb_is_the_same_command(empty: Path) -> None:
-    done = run("mapper.alhpa=3", cwd=empty, program=("-m", "nd.doctor"))
+    done = apart("mapper.alhpa=3", cwd=empty, program=("-m", "nd.doctor"))
     assert done.returncode == 2
     assert done.stderr.startswith("nd doctor: mapper.alhpa: unknown key.")
 
@@ -107,7 +97,7 @@ def test_the_module_of_a_verb_is_the_same_command(empty: Path) -> None:
     ],
 )
 def test_exit_codes(seed: int, code: int, wanted: str, probe: tuple[str, ...], empty: Path) -> None:
-    done = run(f"+seed={seed}", cwd=empty, program=probe)
+    done = apart(f"+seed={seed}", cwd=empty, program=probe)
     assert done.returncode == code
     assert done.stderr.endswith(wanted)
     assert ("Traceback" in done.stderr) == (seed == 9)
@@ -116,41 +106,41 @@ def test_exit_codes(seed: int, code: int, wanted: str, probe: tuple[str, ...], e
 
 
 def test_a_sweep_runs_every_job_and_tells_of_the_one_that_failed(probe: tuple[str, ...], empty: Path) -> None:
-    done = run("seed=7,1", "-m", "subject=subj01,subj02", cwd=empty, program=probe)
+    done = apart("seed=7,1", "-m", "subject=subj01,subj02", cwd=empty, program=probe)
     jobs = [line.split(" [")[0] for line in done.stdout.splitlines() if line.startswith("ran")]
     assert jobs == ["ran 7 subj01", "ran 7 subj02", "ran 1 subj01", "ran 1 subj02"]
     assert done.returncode == 2
     assert "job 0 (seed=7 subject=subj01): seven is not wanted" in done.stderr
     assert all(path.startswith("runs") for path in written(empty))
-    assert run("seed=1,2", "-m", "paths.root=other", cwd=empty, program=probe).returncode == 0
+    assert apart("seed=1,2", "-m", "paths.root=other", cwd=empty, program=probe).returncode == 0
     assert (empty / "other" / "runs" / "multirun").is_dir()
 
 
 def test_cfg_job_prints_the_configuration_and_runs_nothing(probe: tuple[str, ...], empty: Path) -> None:
-    done = run("guidance.kappa=5", "--cfg", "job", cwd=empty, program=probe)
+    done = apart("guidance.kappa=5", "--cfg", "job", cwd=empty, program=probe)
     assert done.returncode == 0
     assert "kappa: 5" in done.stdout
     assert not any(line.startswith("ran") for line in done.stdout.splitlines())
     assert written(empty) == []
-    assert run("guidance.kapa=5", "--cfg", "job", cwd=empty, program=probe).returncode == 2
+    assert apart("guidance.kapa=5", "--cfg", "job", cwd=empty, program=probe).returncode == 2
 
 
 def test_a_folder_of_ones_own_joins_conf(probe: tuple[str, ...], tmp_path: Path, empty: Path) -> None:
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     mine = tmp_path / "own" / "experiment" / "mine.yaml"
     mine.write_text("# @package _global_\nsubject:\n  name: subj03\nseed: 11\n", encoding="utf-8")
-    done = run("--config-dir", str(tmp_path / "own"), "experiment=mine", cwd=empty, program=probe)
+    done = apart("--config-dir", str(tmp_path / "own"), "experiment=mine", cwd=empty, program=probe)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ran 11 subj03")
     assert (
         "Options of experiment: digits69, mindeye2, nsd, scenes."
-        in run("experiment=mine", cwd=empty, program=probe).stderr
+        in apart("experiment=mine", cwd=empty, program=probe).stderr
     )
 
 
 def test_help_explains_every_verb_group_and_field_and_is_quick(empty: Path) -> None:
     begun = time.monotonic()
-    overview = run("--help", cwd=empty)
+    overview = apart("--help", cwd=empty)
     seconds = time.monotonic() - begun
     assert overview.returncode == 0
     assert all(f"\n  {name} " in overview.stdout for name in VERBS)
@@ -169,23 +159,23 @@ def test_help_and_the_check_import_nothing_heavy(empty: Path) -> None:
         "from nd.config.help import verb_help;"
         f"check('run', ['seed=1']); verb_help('run'); print([name for name in {heavy} if name in sys.modules])"
     )
-    assert run(code, cwd=empty, program=("-c",)).stdout == "[]\n"
+    assert apart(code, cwd=empty, program=("-c",)).stdout == "[]\n"
 
 
 def test_version_and_no_verb(empty: Path) -> None:
     from nd import __version__
 
-    assert run("--version", cwd=empty).stdout == f"nd {__version__}\n"
-    bare = run(cwd=empty)
-    assert bare.returncode == 2
-    assert "usage" in bare.stdout
+    assert nd("--version", cwd=empty).out == f"nd {__version__}\n"
+    bare = nd(cwd=empty)
+    assert bare.code == 2
+    assert "usage" in bare.out
 
 
 def test_doctor_says_what_is_missing_and_writes_nothing(empty: Path) -> None:
-    done = run("doctor", "experiment=digits69", "table=", cwd=empty)
-    assert done.returncode == 1
-    assert "MISSING raw file" in done.stdout
-    assert "missing: prepared data, raw file" in done.stdout.splitlines()[-1]
-    assert "Neural Computation" in done.stdout
-    assert "trainer.memory_gb" in done.stdout
+    done = nd("doctor", "experiment=digits69", "table=", cwd=empty)
+    assert done.code == 1
+    assert "MISSING raw file" in done.out
+    assert "missing: prepared data, raw file" in done.out.splitlines()[-1]
+    assert "Neural Computation" in done.out
+    assert "trainer.memory_gb" in done.out
     assert written(empty) == []

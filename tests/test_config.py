@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, fields
+from itertools import cycle
 from pathlib import Path
 
 import hydra
@@ -26,6 +27,8 @@ CONF = ROOT / "conf"
 GROUPS = group_names([CONF])
 RIDGE = "method=neuraldiffuser_ridge"
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group, [CONF])]
+# Every method with one experiment or more, and the other way round.
+PAIRS = list(zip(group_options("method", [CONF]), cycle(group_options("experiment", [CONF])), strict=False))
 
 
 def check_rows(verb: str, overrides: list[str]) -> None:
@@ -65,15 +68,14 @@ def test_every_file_of_conf_composes(group: str, option: str) -> None:
         assert getattr(cfg, group).name == option
 
 
-@pytest.mark.parametrize("experiment", group_options("experiment", [CONF]))
-def test_every_experiment_composes_with_every_method_and_small(experiment: str) -> None:
-    for method in group_options("method", [CONF]):
-        small = compose([f"experiment={experiment}", f"method={method}", "debug=fast"])
-        assert small.method.name == method
-        assert small.protocol.n_boot == 50
-        assert not small.sampled_steps or (small.method.steps, small.method.repeats) == (4, 2)
-        assert small.debug.limit_images == 6
-        assert small.paths.runs == "debug-runs/runs"
+@pytest.mark.parametrize(("method", "experiment"), PAIRS)
+def test_every_method_and_experiment_compose_together_and_small(method: str, experiment: str) -> None:
+    small = compose([f"experiment={experiment}", f"method={method}", "debug=fast"])
+    assert small.method.name == method
+    assert small.protocol.n_boot == 50
+    assert not small.sampled_steps or (small.method.steps, small.method.repeats) == (4, 2)
+    assert small.debug.limit_images == 6
+    assert small.paths.runs == "debug-runs/runs"
 
 
 def test_every_group_of_conf_is_in_the_schema_and_back() -> None:
@@ -456,9 +458,8 @@ def test_what_has_no_effect_is_a_warning(
 
 
 def test_presets_alone_warn_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    for method in group_options("method", [CONF]):
-        for experiment in ("scenes", "digits69"):
-            check("predict", [f"experiment={experiment}", f"method={method}", "debug=fast"])
+    for method, experiment in zip(group_options("method", [CONF]), cycle(["scenes", "digits69"]), strict=False):
+        check("predict", [f"experiment={experiment}", f"method={method}", "debug=fast"])
     assert capsys.readouterr().err == ""
 
 

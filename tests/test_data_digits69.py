@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from helpers_config import data_settings
+from helpers_digits import made_up
 from numpy.typing import NDArray
 from scipy.io import loadmat, savemat
 
 from nd.data.digits69 import KEYS, LABELS, pieces_of, read_digits69, write_digits69
 from nd.data.prepared import Stimuli, Subject
 from nd.errors import UserError
-
-
-def made_up(n_voxels: int = 4) -> dict[str, Any]:
-    """A file of the right shape: pixel (row r, column c) of image i has value r, stored column by column."""
-    picture = np.repeat(np.arange(28, dtype=np.uint8)[:, None], 28, axis=1)
-    stimuli = np.repeat(picture.flatten(order="F")[None], 100, axis=0)
-    labels = np.where(LABELS == 6, 1, 2).astype(np.uint8)[:, None]
-    voxels = np.random.default_rng(0).normal(size=(100, n_voxels))
-    both = {"fmri": voxels, "stim": stimuli, "label": labels}
-    return {f"{k}Trn": v[:90] for k, v in both.items()} | {f"{k}Test": v[90:] for k, v in both.items()}
 
 
 @pytest.fixture

@@ -251,6 +251,7 @@ def test_shared_images_that_are_not_nsds(tmp_path: Path) -> None:
         read_coco_ids(tmp_path, np.array([1]), np.array([3]))
 
 
+@pytest.mark.nsd
 def test_the_pinned_hash_is_that_of_nsds_shared_images(coco_ids_file: Path, tmp_path: Path) -> None:
     """The first 1,000 COCO ids of subjects 1, 2, 5 and 7 are the shared images: their hash is the pinned one."""
     import io

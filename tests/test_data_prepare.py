@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers_config import data_settings
+from helpers_digits import noise_file
 
 from nd.config import Config, PathsConfig
 from nd.data import pieces as pieces_module
@@ -208,11 +209,12 @@ def test_settings_that_make_no_experiment(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_digits69_is_known_again_without_its_file(digits69_file: Path, tmp_path: Path) -> None:
-    prepare(digits(tmp_path, digits69_file))
+def test_digits69_is_known_again_without_its_file(tmp_path: Path) -> None:
+    file = noise_file(tmp_path / "digits.mat")
+    prepare(digits(tmp_path, file))
     prepare(digits(tmp_path, ""))
     copy = tmp_path / "other.mat"
-    copy.write_bytes(digits69_file.read_bytes() + b" ")
+    copy.write_bytes(file.read_bytes() + b" ")
     with pytest.raises(UserError, match=r"other settings \(file_sha256"):
         prepare(digits(tmp_path, copy))
 

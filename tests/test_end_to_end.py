@@ -1,9 +1,8 @@
-"""The whole chain as a user runs it, in processes of its own: every experiment small, and a run killed on the way."""
+"""The whole chain as a user runs it, killed on the way, and given again when it is done."""
 
 from __future__ import annotations
 
-import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,34 +13,27 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from helpers_commands import ONE_ROW, environment, succeed
+from numpy.typing import NDArray
 
-ROOT = Path(__file__).parent.parent
-ND = [sys.executable, "-m", "nd"]
-ONE_ROW = ["run", "experiment=scenes", "debug=fast", "table=", "trainer.batch_size=2", "trainer.progress=false"]
-
-
-def nd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run one command line to its end, with files written below ``cwd``."""
-    return subprocess.run([*ND, *arguments], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=280)
+pytestmark = pytest.mark.usefixtures("few_at_once")
+# The same in a process of its own.
+FEW_AT_ONCE = "import nd.generate.plan; nd.generate.plan.AT_ONCE = 8; from nd.cli import main; main()"
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
-
-
-def images_of(folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:
-    """Read the one finished reconstruct run below a folder."""
+def images_of(folder: Path) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """Image ids and images of the one finished reconstruct run below a folder."""
     (path,) = folder.rglob("reconstruct/*/images.h5")
     with h5py.File(path) as file:
-        return path, file["image_id"][:], file["images"][:]
+        return file["image_id"][:], file["images"][:]
 
 
-def parts_of(folder: Path) -> dict[str, int]:
-    """Name the finished batches below a folder, with the time each was written."""
-    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("part-*.h5")}
+def parts_of(folder: Path) -> list[Path]:
+    """The finished batches below a folder."""
+    return list(folder.rglob("part-*.h5"))
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 200) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 250) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the run ended before it could be killed"
@@ -52,30 +44,29 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], se
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = nd(*ONE_ROW, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    succeed(*ONE_ROW, cwd=folder)
     return folder
 
 
 def test_a_killed_run_resumes_to_identical_images(uninterrupted: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*ND, *ONE_ROW], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    wait_for(lambda: len(parts_of(tmp_path)) >= 1, process)
+    """What comes before sampling is there already; processes that die there have tests of their own."""
+    folder = tmp_path / "killed"
+    shutil.copytree(uninterrupted, folder, ignore=shutil.ignore_patterns("reconstruct", "evaluate"))
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-c", FEW_AT_ONCE, *ONE_ROW], cwd=folder, env=environment(), **quiet)
+    wait_for(lambda: bool(parts_of(folder)), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = parts_of(tmp_path)
-    assert before
-    assert not list(tmp_path.rglob("reconstruct/*/images.h5"))
+    n_before = len(parts_of(folder))
+    assert n_before
+    assert not list(folder.rglob("reconstruct/*/images.h5"))
 
-    resumed = nd(*ONE_ROW, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    _, ids, images = images_of(tmp_path)
-    _, wanted_ids, wanted = images_of(uninterrupted)
-    assert f"{len(before)} of {len(wanted_ids)} images are there already" in resumed.stdout + resumed.stderr
+    resumed = succeed(*ONE_ROW, cwd=folder)
+    (ids, images), (wanted_ids, wanted) = images_of(folder), images_of(uninterrupted)
+    assert f"{n_before} of {len(wanted_ids)} images are there already" in resumed.out + resumed.err
     np.testing.assert_array_equal(ids, wanted_ids)
     np.testing.assert_array_equal(images, wanted)
-    (scores,) = tmp_path.rglob("evaluate/*/per_image.csv")
+    (scores,) = folder.rglob("evaluate/*/per_image.csv")
     (wanted_scores,) = uninterrupted.rglob("evaluate/*/per_image.csv")
     assert scores.read_bytes() == wanted_scores.read_bytes()
 
@@ -85,51 +76,5 @@ def test_the_same_command_again_does_nothing(uninterrupted: Path) -> None:
         return {p: p.stat().st_mtime_ns for p in uninterrupted.rglob("*") if p.is_file() and p.name != ".lock"}
 
     before = written()
-    again = nd(*ONE_ROW, cwd=uninterrupted)
-    assert again.returncode == 0, again.stderr
+    succeed(*ONE_ROW, cwd=uninterrupted)
     assert written() == before
-
-
-@pytest.mark.parametrize("experiment", [path.stem for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))])
-def test_every_experiment_runs_small(experiment: str, tmp_path: Path, digits69_file: Path | None) -> None:
-    given = [f"experiment={experiment}", "debug=fast", "trainer.progress=false"]
-    if experiment == "digits69":
-        if digits69_file is None:
-            pytest.skip("digit69_28x28.mat is not here; give its path in ND_DIGITS69")
-        given.append(f"data.file={digits69_file}")
-    one_row = experiment in ("nsd", "mindeye2")  # these have no table
-    if one_row:  # no such data here: a simulated subject in their files, the small backbone
-        made = nd("prepare", "data=scenes", f"layout={experiment}", "debug=fast", cwd=tmp_path)
-        assert made.returncode == 0, made.stderr
-        given += [f"data=scenes_{experiment}", "backbone=scenes"]
-    for verb in ("run",) if one_row else ("run", "table", "report"):
-        done = nd(verb, *given, cwd=tmp_path)
-        assert done.returncode == 0, f"nd {verb}: {done.stdout}\n{done.stderr}"
-    if one_row:
-        assert len(list(tmp_path.rglob("evaluate/*/scores.json"))) == 1
-        return
-    written = {path.name for path in tmp_path.rglob("results/*")}
-    assert {f"{experiment}.{suffix}" for suffix in ("md", "csv", "tex", "html", "png")} <= written
-
-
-@pytest.mark.slow
-def test_scenes_read_from_nsds_forms_gives_the_same_scores(tmp_path: Path) -> None:
-    """One subject, as it is prepared and read back from both trees: the same chain, the same scores.
-
-    MindEye2's betas are the voxels bit for bit; NSD's int16 betas move them by less than 1e-3.
-    """
-    row = ["run", "experiment=scenes", "debug=fast", "table=", "method=vae", "trainer.progress=false"]
-    for layout in ("nsd", "mindeye2"):
-        done = nd("prepare", "data=scenes", f"layout={layout}", "debug=fast", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    scores: dict[str, dict[str, float]] = {}
-    for data in ("scenes", "scenes_nsd", "scenes_mindeye2"):
-        done = nd(*row, f"data={data}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        (path,) = tmp_path.rglob(f"evaluate/{data}-subj01-*/scores.json")
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        assert summary["simulated"] is True
-        scores[data] = {name: score["mean"] for name, score in summary["metrics"].items()}
-    assert scores["scenes_mindeye2"] == pytest.approx(scores["scenes"], abs=1e-6)
-    assert scores["scenes_nsd"] == pytest.approx(scores["scenes"], abs=0.01)
-    assert scores["scenes"]["pixcorr"] > 0.05

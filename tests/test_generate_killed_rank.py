@@ -31,7 +31,6 @@ N_TRAIN, N_TEST, SIZE = 8, 12, 16
 SHAPES = {"z": (4, 4, 4), "c": (8, 16), "g": (6, 17, 16)}
 IDS = list(range(N_TRAIN, N_TRAIN + N_TEST))
 FIRST_PARTS = ["part-000008.h5", "part-000010.h5"]  # of two images each: the first of either process
-pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 

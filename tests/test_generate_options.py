@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from helpers_backbone import tiny_backbone
 from helpers_config import method_settings
 from PIL import Image
 from torch import Tensor
+from torch._dynamo.backends.registry import lookup_backend
 
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config, GuidanceConfig
@@ -137,12 +139,20 @@ def test_bfloat16_gives_nearly_the_same_picture(backbone: Backbone) -> None:
     assert (coarse - fine).abs().mean() < 0.02
 
 
-@pytest.mark.slow
-def test_compiled_unet_gives_the_same_picture(backbone: Backbone) -> None:
+def test_compiled_unet_gives_the_same_picture(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The UNet is traced, forwards and backwards, and run as traced; machine code, minutes in making, is PyTorch's."""
+    graphs: list[str] = []
+
+    def traced(module: torch.nn.Module, inputs: list[Tensor]) -> object:
+        graphs.append(type(module).__name__)
+        return lookup_backend("aot_eager")(module, inputs)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=traced))
     given, noise = inputs(1), noise_for(1, [0], 1, SHAPE)
     cfg = settings(backbone, eta=0.3)
     compiled = replace(cfg, trainer=replace(cfg.trainer, compile=True))
     made, plain = (GuidedSampler(backbone, one).sample(*given.values(), noise)[0].pictures for one in (compiled, cfg))
+    assert graphs
     assert (made - plain).abs().max() < 1e-4
     with pytest.raises(UserError, match=r"trainer\.compile: self-attention guidance .* method\.sag_scale=0"):
         compose(["trainer.compile=true", "method.sag_scale=0.5"])
@@ -191,6 +201,7 @@ def test_previews_show_the_first_image_after_every_step(backbone: Backbone, tmp_
     assert names == [f"image-00007-step-{step:03d}.png" for step in range(1, 5)]
     last = np.asarray(Image.open(tmp_path / "shown" / names[-1]))
     quiet = GuidedDiffusion(sampler, 1, 2)([7, 9], inputs(2))[0].images
-    assert np.array_equal(last, np.concatenate(list(quiet[0]), axis=1))
+    # Two samples are decoded there and four here; a value may be rounded to the next grey on one of the two ways.
+    assert np.abs(last.astype(int) - np.concatenate(list(quiet[0]), axis=1)).max() <= 1
     generator([11], inputs(1))
     assert len(list((tmp_path / "shown").iterdir())) == 4  # of the first batch alone

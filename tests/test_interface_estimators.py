@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers_config import mapper_settings
 from helpers_linear import noisy_brain, one_fold, package_predict
 from sklearn.base import clone
 from sklearn.feature_selection import VarianceThreshold
@@ -19,7 +20,6 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 import nd
-from nd.config import MapperConfig
 from nd.mappers.registry import build_mapper
 
 ALPHAS = [1.0, 30.0, 300.0, 3e3]
@@ -36,7 +36,7 @@ def brain() -> tuple[Any, Any, Any, Any]:
 def mapped(brain: tuple[Any, ...], **fields: Any) -> Any:
     """Predictions of a mapper fitted on the first images, the others being its validation images."""
     voxels, targets, new, _ = brain
-    mapper = build_mapper(MapperConfig(refit=False, **fields))
+    mapper = build_mapper(mapper_settings(refit=False, **fields))
     mapper.fit(one_fold(np.concatenate([voxels, new]), np.concatenate([targets, brain[3]]), len(voxels)))
     return mapper.predict(new)
 

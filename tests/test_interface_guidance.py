@@ -18,11 +18,12 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from helpers_backbone import tiny_backbone
+from helpers_config import method_settings, target_settings
 from torch import Tensor
 
 import nd
 from nd.backbone.loading import Backbone, load_backbone
-from nd.config import Config, GuidanceConfig, MethodConfig, TargetConfig
+from nd.config import Config, GuidanceConfig
 from nd.generate.sampler import GuidedSampler
 
 LAYERS = [0, 2, 5]
@@ -62,9 +63,9 @@ def engine(backbone: Backbone, tower: Any, inputs: dict[str, Tensor], cfg_scale:
     """What the project's own sampler makes of the same inputs, (B, 3, H, W)."""
     how = open_clip.model.get_model_preprocess_cfg(tower)
     config = Config(
-        method=MethodConfig(steps=8, strength=0.75, cfg_scale=cfg_scale, repeats=1),
+        method=method_settings(steps=8, strength=0.75, cfg_scale=cfg_scale, repeats=1),
         guidance=GuidanceConfig(layer_weights=WEIGHTS, **guidance),
-        target=TargetConfig(layers=LAYERS),
+        target=target_settings(layers=LAYERS),
         backbone=backbone.config,
     )
     backbone.config.tower_mean, backbone.config.tower_std = list(how["mean"]), list(how["std"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -26,15 +26,6 @@ H = 12
 N_VOXELS = {"subj01": 9, "subj02": 7, "subj05": 11}
 C, LAYERS, Z = slices_of("c", (3, 8)), slices_of("g", (2, 5, 6)), slices_of("z", (4, 8, 8))
 PARTS = [*C, *LAYERS, *Z]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another over a few numbers take a hundred times longer on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(**changes: Any) -> NetworkConfig:

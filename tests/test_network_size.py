@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -19,14 +18,6 @@ from nd.mappers.training.memory import Estimate, largest_levers, training_bytes
 N_VOXELS = {"subj01": 300, "subj02": 200}
 PARTS = [*slices_of("c", (12, 48)), *slices_of("g", (2, 9, 32)), *slices_of("z", (4, 16, 16))]
 SMALL = NetworkConfig(hidden=64, decoder_channels=[16, 16], latent_channels=16, prior_head_width=16, prior=True)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def counted(config: NetworkConfig, parts: list[TargetSlice], batch_size: int, variant: str, mixed: bool = False) -> int:

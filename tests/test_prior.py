@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -30,15 +30,6 @@ from nd.mappers.network.prior_network import (
 T, D = 3, 12  # tokens, numbers of a token
 SMALL: dict[str, Any] = {"prior_depth": 2, "prior_heads": 3, "prior_head_width": 10, "prior_growth": 2}
 RELEASED_TIMES = [94, 89, 84, 79, 74, 69, 64, 59, 54, 49, 44, 39, 34, 29, 24, 19, 14, 9, 4]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another over a few numbers take a hundred times longer on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def prior_of(seed: int = 0, n_tokens: int = T, width: int = D, **fields: Any) -> DiffusionPrior:

@@ -1,18 +1,19 @@
-"""The README's commands work as they stand: every ``nd`` line is run small, every ``make`` target exists."""
+"""The README's commands work as they stand, run small in one process and one folder, and so does every experiment."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_commands import ROOT, succeed
+from helpers_digits import noise_file
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = [
     line.split(" #")[0].strip()
@@ -23,6 +24,11 @@ LINES = [
 VERBS = [line for line in LINES if line.startswith("nd ")]
 TARGETS = [line for line in LINES if line.startswith("make ")]
 SETUP = ("git clone", "cd ", "source ")
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+SHOWN = [name for name in EXPERIMENTS if any(line.startswith(f"nd run experiment={name}") for line in VERBS)]
+FORMS = ("nsd", "mindeye2")  # of files that Scenes can be written in
+pytestmark = pytest.mark.usefixtures("few_at_once")
+SMALL = ["debug=fast", "debug.limit_images=3", "trainer.progress=false"]
 
 
 def test_every_line_is_tested() -> None:
@@ -40,21 +46,23 @@ def test_make_targets_exist(line: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("readme")
+    """Where everything is written, so that a command finds what earlier ones have done; and the simulated trees."""
+    folder = tmp_path_factory.mktemp("readme")
+    for layout in FORMS:
+        run_small(["prepare", "data=scenes", f"layout={layout}"], folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def stand_ins(folder: Path) -> dict[str, list[str]]:
-    """What a README line's own files stand for here: simulated trees in NSD's forms, and made-up data of one's own."""
-    for layout in ("nsd", "mindeye2"):
-        run_small(["prepare", "data=scenes", f"layout={layout}"], folder)
+    """What a README line's own files stand for here: NSD's forms simulated, made-up digits and own data."""
     rng = np.random.default_rng(0)
-    (folder / "images").mkdir()
-    for i in range(60):
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
-    (folder / "pictures").mkdir()
-    for i in range(48, 54):  # the test images of Scenes as debug=fast makes it
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / "pictures" / f"{i}.png")
+    test_images = range(48, 54)  # of Scenes as debug=fast makes it
+    for name, ids, side in (("own", range(60), 32), ("made", test_images, 64)):
+        (folder / name).mkdir()
+        for i in ids:
+            pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
     np.save(folder / "voxels.npy", rng.normal(size=(120, 30)).astype(np.float32))
     np.save(folder / "image_ids.npy", np.arange(120) % 60)
     tree = ["data.subjects=[subj01]", "data.simulated=true", "data.image_size=64", "protocol=scenes"]
@@ -63,23 +71,52 @@ def stand_ins(folder: Path) -> dict[str, list[str]]:
         "data.root=mindeye2": [f"data.root={folder}/data/scenes-mindeye2", *tree],
         "data.voxels=voxels.npy": [f"data.voxels={folder}/voxels.npy"],
         "data.image_ids=image_ids.npy": [f"data.image_ids={folder}/image_ids.npy"],
-        "data.images=images/": [f"data.images={folder}/images"],
-        "images=images/": [f"images={folder}/pictures"],
+        "data.images=images/": [f"data.images={folder}/own"],
+        "images=images/": [f"images={folder}/made"],
+        "data.file=digit69_28x28.mat": [f"data.file={noise_file(folder / 'digits.mat')}"],
     }
 
 
-def run_small(words: list[str], folder: Path) -> None:
-    small = [] if "--help" in words else ["debug=fast", f"paths.root={folder}", "trainer.progress=false"]
-    command = [sys.executable, "-m", "nd", *words, *small]
-    got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert got.returncode == 0, got.stdout + got.stderr
+def run_small(words: list[str], folder: Path) -> str:
+    """Run a command line in its smallest size; returns what it printed."""
+    small = [] if "--help" in words else [*SMALL, f"paths.root={folder}"]
+    return succeed(*words, *small, cwd=folder).out
 
 
 @pytest.mark.parametrize("line", VERBS)
-def test_verbs_run_small(line: str, folder: Path, digits69_file: Path | None, stand_ins: dict[str, list[str]]) -> None:
+def test_verbs_run_small(line: str, folder: Path, stand_ins: dict[str, list[str]]) -> None:
     words = [word for given in shlex.split(line)[1:] for word in stand_ins.get(given, [given])]
-    if "data.file=" in line:
-        if digits69_file is None:
-            pytest.skip("digit69_28x28.mat is not here; give its path in ND_DIGITS69")
-        words = [f"data.file={digits69_file}" if word.startswith("data.file=") else word for word in words]
     run_small(words, folder)
+    if words[0] == "report":
+        name = words[1].removeprefix("experiment=")
+        written = {path.name for path in (folder / "results").iterdir()}
+        assert {f"{name}.{suffix}" for suffix in ("md", "csv", "tex", "html", "png")} <= written
+
+
+def scores_of(words: list[str], folder: Path) -> tuple[dict[str, float], bool]:
+    """Run one row; returns its mean scores and whether they are of simulated data."""
+    path = Path(run_small(["run", *words], folder).split()[-1])
+    summary = json.loads((folder / path / "scores.json").read_text(encoding="utf-8"))
+    return {name: score["mean"] for name, score in summary["metrics"].items()}, summary["simulated"]
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in SHOWN])
+def test_experiments_without_data_here_run_on_simulated_files(experiment: str, folder: Path) -> None:
+    row = [f"experiment={experiment}", f"data=scenes_{experiment}", "backbone=scenes"]  # the small backbone
+    scores, simulated = scores_of(row, folder)
+    assert scores
+    assert simulated
+
+
+def test_scenes_read_from_nsds_forms_gives_the_same_scores(folder: Path) -> None:
+    """One subject, as it is prepared and read back from both trees: the same chain, the same scores.
+
+    MindEye2's betas are the voxels bit for bit; NSD's int16 betas move them by less than 1e-3.
+    """
+    row = ["experiment=scenes", "table=", "method=vae", "debug.limit_images=6"]
+    scores, *forms = (
+        scores_of([*row, f"data={data}"], folder)[0] for data in ("scenes", *(f"scenes_{f}" for f in FORMS))
+    )
+    assert forms[1] == pytest.approx(scores, abs=1e-6)
+    assert forms[0] == pytest.approx(scores, abs=0.01)
+    assert scores["pixcorr"] > 0.05

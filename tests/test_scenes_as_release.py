@@ -16,7 +16,6 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
-from conftest import ROOT
 from helpers_config import data_settings
 from scipy.io import loadmat
 
@@ -337,12 +336,10 @@ def test_given_coco_ids_follow_the_image_list(made: Made, tmp_path: Path) -> Non
     assert not (tmp_path / "other").exists()
 
 
-def test_real_coco_ids(made: Made, tmp_path: Path) -> None:
-    path = ROOT.parent / "shared" / "data" / "nsd_coco_ids.zip"
-    if not path.is_file():
-        pytest.skip("needs nsd_coco_ids.zip: lists of the COCO ids of NSD's images")
-    nsd_of(made, tmp_path / "nsd", coco_ids=path)
-    with zipfile.ZipFile(path) as archive:
+@pytest.mark.nsd
+def test_real_coco_ids(made: Made, coco_ids_file: Path, tmp_path: Path) -> None:
+    nsd_of(made, tmp_path / "nsd", coco_ids=coco_ids_file)
+    with zipfile.ZipFile(coco_ids_file) as archive:
         real = np.load(io.BytesIO(archive.read("cocoID/cocoId_correct_sub2.npy")))
     assert coco_of_list(tmp_path / "nsd", 2) == real[:160].tolist()
 

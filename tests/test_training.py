@@ -9,16 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_training import (
-    N_VAL,
-    SMALL,
-    Weights,
-    curve_of,
-    finetuned,
-    identical,
-    linear_target,
-    stage_of,
-)
+from helpers_training import N_VAL, SMALL, Weights, curve_of, finetuned, identical, linear_target, stage_of
 from pytorch_lightning import Callback
 from torch import Tensor
 
@@ -31,8 +22,6 @@ from nd.mappers.training.losses import mixco_nce, soft_clip, soft_contrastive
 from nd.mappers.training.mixco import draw_mix, mix_labels, mix_targets, mixed_voxels
 from nd.mappers.training.module import MapperTraining, Recipe
 from nd.mappers.training.objective import StepLosses, pooled_tokens
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

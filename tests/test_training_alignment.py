@@ -25,8 +25,6 @@ from nd.mappers.training.pretrained import Pretrained, load_shared
 from nd.mappers.training.stage import Stage, align, anchors_of, others_of, train_stage
 from nd.mappers.validation import target_scores
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def few(linear_world: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Pretrained]:

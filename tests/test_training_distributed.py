@@ -20,13 +20,10 @@ from nd.runs.chain import pretrain_of
 from nd.runs.folder import RunFolder
 from nd.train import train
 
-# Relative, in float32, where sums of a step are split differently. Of weights: to the largest number of a tensor, since
-# Adam divides each gradient by its size, so that the rounding of the smallest ones is carried along.
-TOLERANCE, WEIGHTS_TOLERANCE = 1e-5, 2e-5
-LOOSE_TOLERANCE = (
-    1e-4  # convolutions between norms, whose gradients are the smallest; the second stage, after the first
-)
-pytestmark = pytest.mark.usefixtures("one_thread")
+# Relative, in float64: sums of a step are split differently, which moves weights by 1e-13 of the largest number of a
+# tensor; a row, a share or a factor that is wrong moves them by 1e-3 and more. Scores are rounded to 6 digits, what one
+# stage hands to the next to float32; where a number falls on the other side of a rounding, later stages carry it on.
+TOLERANCE, OF_SCORES, OF_FLOAT32 = 1e-9, 1.1e-6, 1e-6
 TWO = ["trainer.devices=2", "trainer.strategy=ddp_spawn"]
 # All targets at once, a latent map and its teacher among them; dropout is on. Norms of two channels: a bias in front of
 # that of a single one has no gradient but rounding.
@@ -39,7 +36,9 @@ PRIOR = ["network.prior=true", "network.predict=prior", "training.ema=0.9", "tra
 
 @pytest.fixture(scope="module")
 def given(linear_world: list[str]) -> list[str]:
-    return [*linear_world, *SMALL, "target=c", "training.lr=1e-3", "training.pretrain_epochs=3", "training.epochs=3"]
+    """In float64, so that the order in which a processor adds is not seen behind Adam's division by small gradients."""
+    few = ["training.pretrain_epochs=3", "training.epochs=3"]
+    return [*linear_world, *SMALL, "target=c", "training.precision=64-true", "training.lr=1e-3", *few]
 
 
 def flat(line: Any) -> dict[str, float]:
@@ -49,14 +48,9 @@ def flat(line: Any) -> dict[str, float]:
     return {f"{name}.{inner}": v for name, value in line.items() for inner, v in flat(value).items()}
 
 
-def parted(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(weights of the latent map's decoder, all others).
-
-    Left out are the biases of attention's keys, which softmax does not see: their gradient is rounding alone.
-    """
-    counted = {name: value for name, value in weights.items() if not name.endswith("to_k.bias")}
-    decoder = {name: value for name, value in counted.items() if ".decoder." in name}
-    return decoder, {name: value for name, value in counted.items() if name not in decoder}
+def weights_at(path: Path) -> dict[str, Tensor]:
+    """But for the biases of attention's keys, which softmax does not see: their gradient is rounding alone."""
+    return {name: value for name, value in weights_of(path).items() if not name.endswith("to_k.bias")}
 
 
 def test_two_processes_equal_one(given: list[str], tmp_path: Path) -> None:
@@ -67,15 +61,13 @@ def test_two_processes_equal_one(given: list[str], tmp_path: Path) -> None:
     assert len(curves[0]) == len(curves[1]) >= 3
     for single, shared in zip(*curves, strict=True):
         wanted = flat(single)
-        assert flat(shared) == pytest.approx(wanted, rel=TOLERANCE, abs=5e-6), single["epoch"]  # scores have 6 digits
+        assert flat(shared) == pytest.approx(wanted, rel=TOLERANCE, abs=OF_SCORES), single["epoch"]
         assert wanted["val.c.unexplained."] > 0
     kinds = {name.split("/")[1] for name, value in curves[0][-1]["losses"].items() if value > 0}
     assert kinds == {"contrast", "tokens", "prior", "latent", "aux"}
-    files = [Files(tmp_path / name, 0).result for name in ("one", "two")]
-    decoders, others = zip(*(parted(weights_of(file)) for file in files), strict=True)
-    assert_close(others[1], others[0], WEIGHTS_TOLERANCE)
-    assert_close(decoders[1], decoders[0], LOOSE_TOLERANCE)
-    assert_close(two.anchors, one.anchors, WEIGHTS_TOLERANCE)
+    weights = [weights_at(Files(tmp_path / name, 0).result) for name in ("one", "two")]
+    assert_close(weights[1], weights[0], TOLERANCE)
+    assert_close(two.anchors, one.anchors, OF_FLOAT32)
     moved = max(float(value.abs().max()) for value in one.weights.values())
     assert moved > 0.1
 
@@ -145,11 +137,10 @@ def test_torchrun_through_both_stages(given: list[str], tmp_path: Path) -> None:
     for stage, folder in zip((pretrain_of(alone), alone), folders, strict=True):
         single = RunFolder.open(stage, "train").path / "checkpoint"
         losses = [[line["loss"] for line in curve_of(path)] for path in (folder.path, single.parent)]
-        assert losses[0] == pytest.approx(losses[1], rel=2 * TOLERANCE)
+        assert losses[0] == pytest.approx(losses[1], rel=OF_FLOAT32)
         names = sorted(path.name for path in single.iterdir())
         assert names == sorted(path.name for path in (folder.path / "checkpoint").iterdir())
         for name in names:
             if name.endswith(".safetensors"):
-                found, wanted = (weights_of(where / name) for where in (folder.path / "checkpoint", single))
-                for one, other in zip(parted(found), parted(wanted), strict=True):
-                    assert_close(one, other, LOOSE_TOLERANCE)
+                found, wanted = (weights_at(where / name) for where in (folder.path / "checkpoint", single))
+                assert_close(found, wanted, OF_FLOAT32)

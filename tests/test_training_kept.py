@@ -8,15 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_training import (
-    N_VAL,
-    SMALL,
-    Weights,
-    curve_of,
-    finetuned,
-    linear_target,
-    truth_of,
-)
+from helpers_training import N_VAL, SMALL, Weights, curve_of, finetuned, linear_target, truth_of
 from pytorch_lightning import Callback
 
 import nd.mappers.training.callbacks as callbacks
@@ -26,8 +18,6 @@ from nd.mappers.validation import target_scores
 from nd.runs.folder import RunFolder
 from nd.tables.wandb import training_logger
 from nd.train import train
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

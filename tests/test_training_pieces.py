@@ -7,26 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers_training import NETWORK, PARTS
 
-from nd.config import NetworkConfig, TrainingConfig
+from nd.config import TrainingConfig
 from nd.errors import UserError
 from nd.mappers.network.draws import ImageNoise, key_of
-from nd.mappers.network.heads import TargetSlice
 from nd.mappers.network.network import Network
 from nd.mappers.statistics import TargetScale
 from nd.mappers.training.losses import soft_temperature
 from nd.mappers.training.module import decay_groups
 from nd.mappers.training.objective import Phase, patch_tokens, pooled_tokens, teacher_tokens
-
-PARTS = [TargetSlice("c", "c", 0, 12, (3, 4)), TargetSlice("z", "z", 0, 32, (2, 4, 4))]
-NETWORK = NetworkConfig(
-    hidden=8, blocks=1, prior=True, prior_depth=1, prior_heads=2, prior_head_width=4, prior_growth=1,
-    latent_channels=4, decoder_channels=[4, 4],
-)  # fmt: skip
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 # ---- phases and scales ---------------------------------------------------------------------------------------------
 

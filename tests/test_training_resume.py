@@ -28,9 +28,6 @@ HERE = Path(__file__).parent
 KILLS = {"pretrain": ("pretrain", "1", "after"), "finetune": ("finetune", "2", "before")}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def given(linear_world: list[str]) -> list[str]:
     return [*linear_world, *SMALL, "target=c", "trainer.checkpoint_minutes=0"]
@@ -49,7 +46,6 @@ def killed(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[s
         )
         for name in KILLS
     ]
-    torch.set_num_threads(1)
     train(compose(overrides["alone"]))
     for run in runs:
         errors = run.communicate(timeout=200)[1]

@@ -7,16 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_training import (
-    SMALL,
-    curve_of,
-    finetuned,
-    pretrained,
-)
+from helpers_training import NETWORK, PARTS, SMALL, curve_of, finetuned, pretrained
 from torch import Tensor
 
 import nd.mappers.training.memory as memory
-from nd.config import NetworkConfig, TrainerConfig
+from nd.config import TrainerConfig
 from nd.config.application import compose
 from nd.errors import UserError
 from nd.mappers.network.heads import TargetSlice
@@ -25,15 +20,6 @@ from nd.mappers.training.memory import training_bytes
 from nd.mappers.training.module import MapperTraining
 from nd.runs.folder import RunFolder
 from nd.train import main, train
-
-PARTS = [TargetSlice("c", "c", 0, 12, (3, 4)), TargetSlice("z", "z", 0, 32, (2, 4, 4))]
-NETWORK = NetworkConfig(
-    hidden=8, blocks=1, prior=True, prior_depth=1, prior_heads=2, prior_head_width=4, prior_growth=1,
-    latent_channels=4, decoder_channels=[4, 4],
-)  # fmt: skip
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -105,29 +91,28 @@ OUT_OF_MEMORY = [
 ]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=[f"{type(e).__name__}{k}" for k, e in enumerate(OUT_OF_MEMORY)])
 def test_no_memory_says_what_it_takes_and_what_lowers_it(
-    given: list[str], error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> Tensor:
-        raise error
+        raise OUT_OF_MEMORY[0]
 
     monkeypatch.setattr(MapperTraining, "training_step", full)
     wanted = r"not enough memory for this training\. Training takes about .*B: .* parameters .*network\.hidden=8"
     with pytest.raises(UserError, match=wanted) as caught:
         finetuned(compose(given), tmp_path / "a", "c")
-    assert caught.value.__cause__ is error
+    assert caught.value.__cause__ is OUT_OF_MEMORY[0]
     with pytest.raises(UserError, match=wanted):
         pretrained(compose(given), tmp_path / "b", "c")
 
 
-def test_no_memory_in_another_process_is_told_by_its_traceback() -> None:
+def test_no_memory_is_told_by_the_error_or_the_traceback_of_another_process() -> None:
     from torch.multiprocessing import ProcessRaisedException
 
     text = (
         "\n\n-- Process 1 terminated with the following error:\nTraceback\ntorch.OutOfMemoryError: CUDA out of memory."
     )
-    assert memory.is_out_of_memory(ProcessRaisedException(text, 1, 7))
+    assert all(memory.is_out_of_memory(error) for error in [*OUT_OF_MEMORY, ProcessRaisedException(text, 1, 7)])
     assert not memory.is_out_of_memory(ProcessRaisedException("KeyError: 'a'", 1, 7))
     assert not memory.is_out_of_memory(RuntimeError("shapes do not match"))
 

@@ -38,7 +38,6 @@ from nd.runs.identity import run_id
 from nd.targets.store import TargetStore, store_path
 from nd.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TEST_IDS = np.arange(N_TRAIN, N_TRAIN + N_TEST)
 
 

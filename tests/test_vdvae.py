@@ -53,15 +53,6 @@ def randomised(model: Vdvae, seed: int = 0) -> Vdvae:
     return model.requires_grad_(False).eval()
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another over a few numbers take a hundred times longer on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def model() -> Vdvae:
     return randomised(Vdvae(TINY))
@@ -573,12 +564,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def test_the_published_size_round_trip_and_back(disk: Path) -> None:
     torch.manual_seed(0)
     state = Vdvae().state_dict()
-    for name in ("x.th", "x.safetensors"):
-        for prefix in ("", "module."):
-            WRITERS[name]({prefix + key: value for key, value in state.items()}, disk / name)
-            loaded = load_vdvae(disk / name)
-            assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
-            assert len(loaded.state_dict()) == 2482
+    for name, prefix in (("x.th", "module."), ("x.safetensors", "")):
+        WRITERS[name]({prefix + key: value for key, value in state.items()}, disk / name)
+        loaded = load_vdvae(disk / name)
+        assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+        assert len(loaded.state_dict()) == 2482
     pixels = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(1)).float()
     with torch.inference_mode():
         described, latents = loaded(pixels)

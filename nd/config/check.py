@@ -14,9 +14,9 @@ from typing import Any
 
 from nd.config.components import CHOSEN_BY, KINDS, found, not_a_component
 from nd.config.fields import declared
-from nd.config.known import BASES, FILLED_IN, group_type, known_fields
+from nd.config.known import BASES, FILLED_IN, PARTS_OF_DECODING, group_type, known_fields
 from nd.config.overrides import unknown_key
-from nd.config.schema import ALL, Config
+from nd.config.schema import ALL, Config, Decoding
 from nd.errors import did_you_mean
 
 WANTED = {
@@ -42,6 +42,11 @@ class Checked:
     problems: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
 
+    @property
+    def all(self) -> list[str]:
+        """Everything wrong, fields of another choice included."""
+        return [*self.problems, *(f"{key}: it is no field of the choice made." for key in self.foreign)]
+
 
 def build(values: dict[str, Any], origin: Origin = lambda key: "") -> tuple[Config, Checked]:
     """Turn composed values into a typed ``Config``; fields with a problem keep their default.
@@ -63,6 +68,16 @@ def build(values: dict[str, Any], origin: Origin = lambda key: "") -> tuple[Conf
         else:
             _take(name, values[name], hints[name], one, typed, checked.problems)
     return Config(**typed), checked
+
+
+def restored(values: dict[str, Any]) -> tuple[Config, Checked]:
+    """Return the configuration that a run folder recorded, with how each target was decoded, and what is wrong."""
+    config, checked = build({name: value for name, value in values.items() if name not in FILLED_IN})
+    for name, one in (values.get("decodings") or {}).items():
+        parts = {part: build_group(part, one.get(part, {}), checked) for part in PARTS_OF_DECODING}
+        config.decodings[name] = Decoding(**parts, roi=str(one.get("roi", config.subject.roi)))
+    config.overrides = list(values.get("overrides") or [])
+    return config, checked
 
 
 def build_group(group: str, values: Any, checked: Checked, origin: Origin = lambda key: "") -> Any:

@@ -87,7 +87,7 @@ class TrainingConfig:
     subject_decay: float = opt(0.3, "decay of the subject layers")
     clip_norm: float = opt(1.0, "largest norm of a gradient; 0: as it is")
     ema: float = opt(0.0, "decay of the running mean of the weights that is validated and kept; 0: the weights")
-    precision: str = opt("32-true", "Lightning precision", choices=("32-true", "bf16-mixed", "16-mixed"))
+    precision: str = opt("32-true", "Lightning precision", choices=("32-true", "64-true", "bf16-mixed", "16-mixed"))
     keep: str = opt("best", "weights kept: of the best validation, or the last", choices=("best", "last"))
     validate_every: int = opt(2, "epochs between validations")
     patience: int = opt(0, "validations without progress after which training stops; 0: never")

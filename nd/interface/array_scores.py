@@ -96,10 +96,11 @@ def score_arrays(
 def _protocol(name: str, settings: dict[str, Any]) -> ProtocolConfig:
     """A named protocol with some settings changed; without brain correlation, which takes a subject's voxels."""
     reading = read([f"protocol={name}"], search_folders())
-    named, problems = assemble(reading.single())
-    config, found = build({"protocol": asdict(named.protocol) | settings | {"brain": []}})
-    if reading.problems or problems or found:
-        raise UserError(report([*reading.problems, *problems, *found]))
+    named = assemble(reading.single())
+    config, checked = build({"protocol": asdict(named.config.protocol) | settings | {"brain": []}})
+    problems = [*reading.problems, *named.problems, *checked.all]
+    if problems:
+        raise UserError(report(problems))
     return config.protocol
 
 

@@ -78,9 +78,9 @@ class _VoxelRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         groups = (Group("all", 0, targets_NP.shape[1]),)
         data = FoldData(voxels, voxels[STAND_IN], ids, ids[STAND_IN], _Table(targets_NP), groups)
         values = {name: _plain(value) for name, value in self._settings().items()}
-        config, problems = build({"mapper": values | {"refit": False}})
-        if problems:
-            raise UserError(report(problems))
+        config, checked = build({"mapper": values | {"refit": False}})
+        if checked.all:
+            raise UserError(report(checked.all))
         self.mapper_ = build_mapper(config.mapper, torch.device(self.device))
         self.mapper_.fit(data)
         return self

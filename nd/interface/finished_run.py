@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from nd.config import Config
-from nd.config.check import build
+from nd.config.check import restored
 from nd.errors import UserError
 from nd.files import open_h5, read_json
 from nd.runs.folder import RunFolder, found
@@ -79,12 +79,11 @@ class FinishedRun:
         path = self.path / "config.yaml"
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
-            config, problems = build({name: value for name, value in values.items() if name != "overrides"})
+            config, checked = restored(values)
         except (OSError, yaml.YAMLError, AttributeError) as error:
             raise UserError(f"{path} cannot be read ({error}). Remove its folder and run its verb again.") from None
-        if problems:
-            raise UserError(f"{path} was written by another version of nd: " + " ".join(problems))
-        config.overrides = values["overrides"]
+        if checked.all:
+            raise UserError(f"{path} was written by another version of nd: " + " ".join(checked.all))
         return config
 
     def source(self, verb: str) -> FinishedRun:

@@ -63,9 +63,9 @@ def guide_pipeline(
     """
     defaults = {"eta": 0.2, "layer_weights": [1.0] * len(layers), "normalise": True}
     values = defaults | settings | {"kappa": kappa}
-    config, problems = build({"guidance": values, "target": {"layers": list(layers)}})
-    if problems:
-        raise UserError(report(problems))
+    config, checked = build({"guidance": values, "target": {"name": "g", "layers": list(layers)}})
+    if checked.all:
+        raise UserError(report(checked.all))
     check(config)
     guide = PipelineGuide(pipeline, tower, torch.as_tensor(np.asarray(features, np.float32)), config)
     handle = pipeline.unet.register_forward_hook(guide, with_kwargs=True)

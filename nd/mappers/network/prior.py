@@ -19,6 +19,7 @@ from nd.config import NetworkConfig
 from nd.errors import unknown
 from nd.mappers.network.draws import Draws
 from nd.mappers.network.prior_network import PriorNetwork
+from nd.mappers.training.losses import wide
 
 # Nichol & Dhariwal 2021 ("Improved denoising diffusion probabilistic models"), section 3.2: keeps the first beta from
 # vanishing, and the last from removing everything.
@@ -119,12 +120,12 @@ class DiffusionPrior(nn.Module):
         time_B = draws.integers(f"{self.name}/prior time", len(self.alpha_bar))
         noise_BTD = draws.normal(f"{self.name}/prior noise", target_BTD.shape[1:])
         alpha_B11 = self.alpha_bar[time_B, None, None]
-        target_BTD = target_BTD.float()
+        target_BTD = wide(target_BTD)
         noisy_BTD = alpha_B11.sqrt() * target_BTD + (1 - alpha_B11).sqrt() * noise_BTD
         condition_BTD = self._dropped(condition_BTD, self.network.null_condition, draws, "condition")
         noisy_BTD = self._dropped(noisy_BTD, self.network.null_target, draws, "target")
         predicted_BTD = self.network(condition_BTD, noisy_BTD, time_B)
-        return (predicted_BTD.float() - target_BTD).square().mean(dim=(1, 2))
+        return (wide(predicted_BTD) - target_BTD).square().mean(dim=(1, 2))
 
     def _dropped(self, x_BTD: Tensor, null_TD: Tensor, draws: Draws, what: str) -> Tensor:
         """The same with whole samples replaced by the null tokens, a share ``config.prior_drop`` of them."""
@@ -171,4 +172,4 @@ class DiffusionPrior(nn.Module):
     def _clean(self, noisy_BTD: Tensor, condition_BTD: Tensor, time: int) -> Tensor:
         """(B, T, D) float32 estimate of the clean target."""
         time_B = torch.full((len(noisy_BTD),), time, device=noisy_BTD.device)
-        return self.network(condition_BTD, noisy_BTD, time_B).float()
+        return wide(self.network(condition_BTD, noisy_BTD, time_B))

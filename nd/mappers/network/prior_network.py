@@ -231,7 +231,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, time_B: Tensor) -> Tensor:
         """Return (B, D) of timesteps (B,)."""
-        return self.layers(sines(time_B, self.width))
+        return self.layers(sines(time_B, self.width).to(next(self.layers.parameters()).dtype))
 
 
 def sines(time_B: Tensor, width: int) -> Tensor:

@@ -23,12 +23,12 @@ BLOCK_NUMBERS = 1 << 26  # of a block of similarities: 256 MB, of which a direct
 
 def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
     """(B,) mean over a sample's numbers of (predicted - target)^2; both (B, *shape)."""
-    return (_wide(predicted) - _wide(target)).square().flatten(1).mean(1)
+    return (wide(predicted) - wide(target)).square().flatten(1).mean(1)
 
 
 def absolute_error(predicted: Tensor, target: Tensor) -> Tensor:
     """(B,) mean over a sample's numbers of |predicted - target|; both (B, *shape)."""
-    return (_wide(predicted) - _wide(target)).abs().flatten(1).mean(1)
+    return (wide(predicted) - wide(target)).abs().flatten(1).mean(1)
 
 
 def cosine_loss(predicted: Tensor, target: Tensor) -> Tensor:
@@ -112,14 +112,14 @@ def _cross_entropy(query: Tensor, key_MD: Tensor, like: Tensor, other_MD: Tensor
     return -((query @ key_MD.T / temperature).log_softmax(1) * labels).sum()
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """In float32, or float64 where it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _unit(x: Tensor) -> Tensor:
     """Last axis of length 1."""
-    return normalize(_wide(x), dim=-1)
+    return normalize(wide(x), dim=-1)
 
 
 def _exact(x: Tensor) -> torch.autocast:

@@ -171,7 +171,7 @@ def train_stage(
     weights, known = read_result(files)
     network.load_state_dict(weights)
     data.setup()
-    return Trained(network.cpu().eval(), scales, data, {**known, "n_epochs": n_epochs, "lr": lr})
+    return Trained(network.cpu().float().eval(), scales, data, {**known, "n_epochs": n_epochs, "lr": lr})
 
 
 def pretrain(
