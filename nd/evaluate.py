@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nd.backbone.loading import pick_device
 from nd.config import Config
 from nd.config.application import verb
 from nd.data.prepared import Stimuli, split_of, stimuli_path
@@ -32,7 +31,8 @@ from nd.evaluation.external import read_given
 from nd.evaluation.reconstructions import Stored, check_ids, read_images
 from nd.files import sha256_json, write_json, write_text
 from nd.generate.training import part_ids
-from nd.lightning import is_rank_zero
+from nd.launch import is_rank_zero
+from nd.machine import pick_device
 from nd.metrics.aggregation import AGGREGATIONS
 from nd.metrics.protocol import describe, weights_found
 from nd.metrics.retrieval import retrieval_lines
@@ -50,7 +50,7 @@ def evaluate(cfg: Config) -> Path:
     given = read_given(cfg) if cfg.images else None
     cfg = replace(cfg, images_hash=given.hash) if given else cfg
     folder = RunFolder.open(cfg, "evaluate")
-    if not is_rank_zero():  # one process scores; the others were only needed to make the images
+    if not is_rank_zero(cfg.trainer):  # one process scores; the others were only needed to make the images
         return folder.path
     inputs = {"images": given.hash if given else found(cfg, "reconstruct").fingerprint}
     if folder.is_done(inputs):

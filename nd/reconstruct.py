@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from nd.config import Config
 from nd.config.application import verb
 from nd.errors import UserError
-from nd.lightning import is_rank_zero
+from nd.launch import is_rank_zero
 from nd.runs.chain import needs_own_process
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import reads_predictions
@@ -141,7 +141,7 @@ def make_images(
     if left:
         build = functools.partial(generator_entry(cfg.method.generator).build, cfgs)
         run_work(build, Work(left, source, targets), runs, cfg.trainer, len(image_ids))
-    if not is_rank_zero():
+    if not is_rank_zero(cfg.trainer):
         return [None] * len(runs)
     rate = len(missing) * len(runs) / (time.monotonic() - begun)
     return [finish(one, parts, image_ids, rate) for one, parts in zip(cfgs, runs, strict=True)]

@@ -14,9 +14,9 @@ from nd.doctor.extent import Extent, extent
 from nd.doctor.memory import target_shapes
 from nd.doctor.tree import Tree
 from nd.errors import UserError
+from nd.launch import n_processes
 from nd.mappers.network.parts import Part, parts_of
 from nd.mappers.network.size import Estimate, largest_levers, training_bytes
-from nd.mappers.training.needs import n_processes
 from nd.mappers.training.teacher import patch_tokens
 
 

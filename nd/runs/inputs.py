@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nd.backbone.weights import local_folder
 from nd.config import Config
 from nd.data.clusters import CLUSTERS
 from nd.data.pieces import recorded_hash
@@ -25,15 +26,6 @@ TARGET_PARTS: dict[str, tuple[str, ...]] = {
     "g": ("image_tower",),
 }
 OWN_WEIGHTS = {"clip_vision": "clip", "clip_text": "clip", "clip_image": "clip", "vdvae": "vdvae"}  # field of target
-SHIPPED = Path(__file__).resolve().parents[1] / "weights"
-
-
-def weights_folder(weights: str) -> Path | None:
-    """Return the local folder a ``backbone.weights`` value means, or None for a hub id."""
-    if weights.startswith("package://"):
-        return SHIPPED / weights.removeprefix("package://")
-    folder = Path(weights).expanduser()
-    return folder if folder.is_dir() else None
 
 
 def _parts(verb: str, cfg: Config) -> tuple[str, ...]:
@@ -48,10 +40,10 @@ def _parts(verb: str, cfg: Config) -> tuple[str, ...]:
 
 
 def _weight_files(verb: str, cfg: Config) -> list[Path]:
-    weights = weights_folder(cfg.backbone.weights)
+    weights = local_folder(cfg.backbone.weights)
     folders = {part: weights / part for part in DIFFUSION_PARTS} if weights else {}
     single = {"image_tower": cfg.backbone.image_tower, "tiny_vae": cfg.backbone.tiny_vae}
-    folders |= {part: folder for part, given in single.items() if given and (folder := weights_folder(given))}
+    folders |= {part: folder for part, given in single.items() if given and (folder := local_folder(given))}
     wanted = [folders[part] for part in _parts(verb, cfg) if part in folders]
     own = {OWN_WEIGHTS[target] for target in trained_together(cfg) if verb == "train" and target in OWN_WEIGHTS}
     given = [Path(getattr(cfg.target, name)).expanduser() for name in sorted(own)]

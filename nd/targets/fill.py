@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from nd.data.prepared import Stimuli
 from nd.errors import UserError
+from nd.files import atomic_path, system_errors
+from nd.locks import locked
 from nd.targets.base import Extractor, Items
 from nd.targets.guards import check_pictures
 from nd.targets.reference import check_drift, reference_features
@@ -43,19 +45,21 @@ def extract_to_stores(
     """
     wanted = [job for job in jobs if not is_finished(job, stimuli)]
     computed = {job.extractor.name: 0 for job in jobs}
-    try:
-        with ExitStack() as stack:
-            stores: list[Unfinished] = []
-            for job in wanted:
-                store = Unfinished(job, stimuli)
-                stack.callback(store.close)
-                stores.append(store)
-                computed[job.extractor.name] = len(store.left)
-            _fill(stores, stimuli, batch_size, progress)
-            for store in stores:
-                store.finish()
-    except OSError as error:
-        raise _cannot_write(wanted[0].path.parent, error) from error
+    with ExitStack() as stack:
+        if wanted:
+            advice = "Free some space or choose another paths.cache; what is finished is kept."
+            stack.enter_context(system_errors(wanted[0].path.parent, advice))
+        stores: list[Unfinished] = []
+        for job in wanted:
+            stack.enter_context(locked(job.path.with_name(f".{job.path.name}.lock"), str(job.path)))
+            partial = stack.enter_context(atomic_path(job.path, alone=True, resume=True))
+            store = Unfinished(job, stimuli, partial)
+            stack.callback(store.close)
+            stores.append(store)
+            computed[job.extractor.name] = len(store.left)
+        _fill(stores, stimuli, batch_size, progress)
+        for store in stores:
+            store.finish()
     return computed
 
 
@@ -91,13 +95,6 @@ def check_store(job: Job, stimuli: Stimuli) -> None:
     store = TargetStore(job.path)
     now_4P = reference_features(job.extractor, stimuli.shape[0])
     check_drift(str(job.path), store.reference, now_4P, job.precision, store.versions)
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write {path}: {error.strerror or error}. Free some space or choose another paths.cache; what is "
-        "finished is kept."
-    )
 
 
 def _fill(stores: Sequence[Unfinished], stimuli: Stimuli, batch_size: int, progress: bool) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from nd.files import write_text
+from nd.files import atomic_path, write_text
 from nd.mappers.base import Columns
 from nd.mappers.training.module import MapperTraining
 from nd.mappers.training.scale import TargetScale
@@ -110,18 +110,10 @@ class Checkpoints(Callback):
         if due or trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
             module.check_weights()
         if due:
-            temporary = part_of(self.path)
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                with open(temporary, "rb") as file:
-                    os.fsync(file.fileno())
-                temporary.replace(self.path)
+            first = trainer.is_global_zero  # all collect the state, one writes it
+            with atomic_path(self.path, alone=True) if first else nullcontext(self.path) as temporary:
+                trainer.save_checkpoint(temporary)
             self.last = time.monotonic()
-
-
-def part_of(checkpoint: Path) -> Path:
-    """Where a checkpoint lies while it is written."""
-    return checkpoint.with_suffix(".part")
 
 
 class Curve(Callback):
