@@ -14,7 +14,6 @@ read. The run folder belongs to the content of the images, wherever they lie.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,13 +39,12 @@ from nd.metrics.score import PerImage, score_images
 from nd.metrics.summary import one_metric, per_image_csv, score_table
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import reads_predictions
-from nd.tables.wandb import log_scores
-
-log = logging.getLogger(__name__)
+from nd.tables.wandb import check_logger, log_scores
 
 
 def evaluate(cfg: Config) -> Path:
     """Score the images given or those of the matching reconstruct run; returns the run folder."""
+    check_logger(cfg)
     given = read_given(cfg) if cfg.images else None
     cfg = replace(cfg, images_hash=given.hash) if given else cfg
     folder = RunFolder.open(cfg, "evaluate")
@@ -54,7 +52,8 @@ def evaluate(cfg: Config) -> Path:
         return folder.path
     inputs = {"images": given.hash if given else found(cfg, "reconstruct").fingerprint}
     if folder.is_done(inputs):
-        log.info("nothing to do: %s is finished", folder.path)
+        print(f"{folder.path} is finished; nothing to do")
+        log_scores(cfg, folder)
         return folder.path
     images, image_ids, facts = (given.images, given.image_ids, given.facts) if given else reconstructed(cfg)
     scored = compare(cfg, images, image_ids)
@@ -65,8 +64,7 @@ def evaluate(cfg: Config) -> Path:
         summary = summarise(cfg, scored, image_ids, facts)
         summary |= {"retrieval": decoded_retrieval(cfg, image_ids), "brain": by_roi}
         write_json(folder.path / "scores.json", summary)
-    shown = summary["metrics"] | summary["retrieval"]
-    log_scores(cfg, folder, {name: score["mean"] for name, score in shown.items()})
+    log_scores(cfg, folder)
     print("\n".join([score_table(summary), *retrieval_lines(summary["retrieval"]), *brain_lines(by_roi)]))
     print(f"wrote scores of {len(image_ids)} images at {folder.path / 'scores.json'}")
     return folder.path

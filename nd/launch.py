@@ -185,7 +185,8 @@ def away_from_launchers(cfg: TrainerConfig) -> Iterator[None]:
         return
     kept = BY_HAND if cfg.num_nodes > 1 else ()
     hidden = {name: os.environ.pop(name) for name in [*os.environ] if _is_of_launcher(name) and name not in kept}
-    os.environ[STARTED_BY], rank_zero_only.rank = str(os.getpid()), rank_of(cfg)
+    os.environ[STARTED_BY] = str(os.getpid())
+    vars(rank_zero_only)["rank"] = rank_of(cfg)  # Lightning took it from the environment as it was imported
     try:
         yield
     finally:

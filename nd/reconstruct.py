@@ -50,7 +50,7 @@ def reconstruct_together(cfgs: Sequence[Config]) -> list[Path]:
     left = []
     for cfg, folder, mine in runs:
         if folder.is_done(mine):
-            log.info("nothing to do: %s is finished", folder.path)
+            print(f"{folder.path} is finished; nothing to do")
         else:
             left.append((cfg, folder, mine))
     image_ids = part_ids(cfgs[0])[: cfgs[0].debug.limit_images or None]

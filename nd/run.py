@@ -20,6 +20,7 @@ from nd.errors import UserError
 from nd.runs.chain import Action, Chain, StepFailed, in_own_process, needs_own_process, steps_of
 from nd.runs.folder import RunFolder
 from nd.tables.specs import Entry, Row, expand, load_spec
+from nd.tables.wandb import check_logger, log_scores
 
 ACTIONS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
 ABOUT_TARGET = ("target", "experiment", "debug", "hydra")  # overrides that can change what a target is
@@ -28,8 +29,10 @@ _TARGETS: dict[tuple[str, ...], TargetConfig] = {}
 
 def run(cfg: Config) -> int:
     """Run every row and print where its scores lie; returns the exit code."""
+    check_logger(cfg)
     begun = time.monotonic()
     entries = entries_of(cfg)
+    finished = [entry for entry in entries if RunFolder.open(entry.cfg, "evaluate").done]
     chain = Chain({name: action_of(name, quiet=len(entries) > 1) for name in ACTIONS})
     failures: dict[str, str] = {}
     for entry in entries:
@@ -40,7 +43,11 @@ def run(cfg: Config) -> int:
             if len(entries) == 1 and isinstance(failure.__cause__, UserError):
                 raise failure.__cause__ from None
             failures[entry.label] = str(failure)
+    for entry in finished:  # those that were run now have been shown by then
+        log_scores(entry.cfg, RunFolder.open(entry.cfg, "evaluate"))
     print_summary(entries, failures, time.monotonic() - begun)
+    if len(finished) == len(entries):
+        print("all of them were finished; nothing to do")
     return 1 if failures else 0
 
 
@@ -83,7 +90,8 @@ def action_of(name: str, quiet: bool) -> Action:
     """
 
     def act(cfg: Config) -> None:
-        if name in ("reconstruct", "evaluate") and needs_own_process(cfg):
+        alone = ("reconstruct", "evaluate", *(["train"] if cfg.trainer.strategy == "ddp" else []))
+        if name in alone and needs_own_process(cfg):
             in_own_process(name, cfg)
             return
         with redirect_stdout(io.StringIO()) if quiet else nullcontext():

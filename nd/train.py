@@ -54,9 +54,10 @@ def train_network(cfg: Config) -> Path:
     from nd.mappers.training.folds import clear_folds, finetune_folds, pretrain_folds, stores_of
     from nd.runs.folder import RunFolder
     from nd.runs.identity import trained_together
-    from nd.tables.wandb import training_logger
+    from nd.tables.wandb import check_logger, training_logger
     from nd.targets.store import TargetStore
 
+    check_logger(cfg)
     targets, folder = trained_together(cfg), RunFolder.open(cfg, "train")
     inputs = {f"target {name}": TargetStore(path).fingerprint for name, path in stores_of(cfg, targets).items()}
     pretrained = pretrained_folder(cfg)

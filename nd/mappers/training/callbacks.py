@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +20,8 @@ from nd.mappers.training.module import MapperTraining
 from nd.mappers.training.scale import TargetScale
 from nd.mappers.training.scores import from_all_processes, score_held
 from nd.progress import ProgressBar
+
+log = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]
 
@@ -171,13 +174,17 @@ class Curve(Callback):
 
 
 def show(trainer: Trainer, line: dict[str, Any]) -> None:
-    """Give a line of the curve to the trainer's loggers."""
+    """Give a line of the curve to the trainer's loggers; one that fails is left out from then on, with a warning."""
     values = {f"train/{name}": value for name, value in {"loss": line["loss"], **line["losses"]}.items()}
     values |= {f"val/{target}/{name}": value for target, row in line["val"].items() for name, value in row.items()}
     values |= {name: line[name] for name in ("epoch", "lr", "samples_per_s")}
     for logger in trainer.loggers:
-        logger.log_metrics(values, step=line["step"])
-        logger.save()
+        try:
+            logger.log_metrics(values, step=line["step"])
+            logger.save()
+        except Exception as error:  # wandb raises its own, and those of its network libraries
+            trainer.loggers = [other for other in trainer.loggers if other is not logger]
+            log.warning("%s fails (%s); the curve is kept in the run folder", type(logger).__name__, error)
 
 
 class TrainingProgress(ProgressBar):
