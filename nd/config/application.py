@@ -28,7 +28,9 @@ from nd.config.composition import HYDRA_VERSION_BASE, assemble, conf_dir, search
 from nd.config.overrides import Reading, read
 from nd.config.rules import contradictions, without_effect
 from nd.errors import UserError
+from nd.launch import is_rank_zero
 from nd.tables.specs import expand, load_spec
+from nd.terminal import show_what_it_can
 
 # Groups on whose choice the rules between fields hang: where it was no option, only the fields are checked.
 DECISIVE = {"data", "experiment", "method", "protocol", "backbone"}
@@ -116,6 +118,7 @@ def verb(function: Verb, together: Callable[[list[Config]], None] | None = None)
 
     def main(argv: list[str] | None = None) -> NoReturn:
         name = function.__name__
+        show_what_it_can()
         try:
             code = _run(name, function, together, list(sys.argv[1:] if argv is None else argv))
         except UserError as error:
@@ -141,12 +144,12 @@ def check(name: str, overrides: Sequence[str], multirun: bool = False) -> Readin
     reading = read(overrides, search_folders(overrides), multirun)
     problems, warnings = list(reading.problems), []
     for combination in reading.combinations():
-        _, found, remarks = _examine(combination, reading, name, multirun)
+        config, found, remarks = _examine(combination, reading, name, multirun)
         problems += found
         warnings += remarks
     if problems:
         raise UserError(report(problems))
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # further processes of one job would only repeat it
+    if is_rank_zero(config.trainer):  # further processes of one job would only repeat it
         for warning in dict.fromkeys(warnings):
             print(f"nd {name}: warning: {warning}", file=sys.stderr)
     return reading
