@@ -117,12 +117,12 @@ def test_further_processes_have_nothing_to_do_where_the_first_has_a_result(
     files, path = Files(tmp_path, 0), tmp_path / "checkpoint" / "fold-00.safetensors"
     files.curve.parent.mkdir()
     path.parent.mkdir()
-    monkeypatch.setattr("nd.mappers.training.folds.is_rank_zero", lambda: False)
-    assert _is_to_do(files, [path])
+    monkeypatch.setattr("nd.mappers.training.folds.is_rank_zero", lambda trainer: False)
+    assert _is_to_do(TrainerConfig(), files, [path])
     files.result.with_suffix(".json").write_text("{}", encoding="utf-8")
-    assert not _is_to_do(files, [path])
-    monkeypatch.setattr("nd.mappers.training.folds.is_rank_zero", lambda: True)
-    assert _is_to_do(files, [path])  # of the result the first one makes checkpoints
+    assert not _is_to_do(TrainerConfig(), files, [path])
+    monkeypatch.setattr("nd.mappers.training.folds.is_rank_zero", lambda trainer: True)
+    assert _is_to_do(TrainerConfig(), files, [path])  # of the result the first one makes checkpoints
 
 
 @pytest.mark.slow

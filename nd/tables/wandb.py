@@ -102,9 +102,8 @@ def _mode(cfg: Config) -> str:
     """``logger.mode``, unless W&B's own variables say otherwise: they are how a machine or a job is kept silent."""
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "t", "y"):
         return "disabled"
-    return {"dryrun": "offline", "run": "online"}.get(
-        given := os.environ.get("WANDB_MODE", ""), given
-    ) or cfg.logger.mode
+    given = os.environ.get("WANDB_MODE", "")
+    return {"dryrun": "offline", "run": "online"}.get(given, given) or cfg.logger.mode
 
 
 def _wandb() -> Any:
