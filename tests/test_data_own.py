@@ -19,10 +19,9 @@ from PIL import Image
 from nd.config import Config, DataConfig, PathsConfig, SubjectConfig
 from nd.config.application import compose
 from nd.data.own import pieces_of
-from nd.files import partial_path
 from nd.data.prepared import Stimuli, Subject, open_subject, split_of, stimuli_path
 from nd.errors import UserError
-from nd.files import read_json
+from nd.files import partial_path, read_json
 from nd.prepare import prepare
 
 T, V, N, SIDE = 60, 7, 12, 8

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_results import config, fake_scores
+from helpers_results import fake_scores
 
 from nd.config.application import compose
 from nd.terminal import show_what_it_can
@@ -84,26 +84,36 @@ def test_files_come_before_what_is_shown(lab: list[str], tmp_path: Path, monkeyp
     assert (tmp_path / "results" / "t.md").is_file()
 
 
+WATCH = """
+import builtins, os, sys
+load = builtins.__import__
+def watch(name, *rest, **more):
+    if name == "torch":
+        print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"), flush=True)
+        os._exit(0)
+    return load(name, *rest, **more)
+builtins.__import__ = watch
+import {module}
+import torch
+"""
+
+
 @pytest.mark.parametrize(
-    ("given", "wanted"),
-    [({}, "10000 None"), ({"GOMP_SPINCOUNT": "7"}, "7 None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE")],
+    ("module", "given", "wanted"),
+    [
+        ("nd.cli", {}, "10000 None"),
+        ("nd.evaluate", {}, "10000 None"),
+        ("nd.metrics.retrieval", {}, "10000 None"),
+        ("nd.cli", {"GOMP_SPINCOUNT": "7"}, "7 None"),
+        ("nd.cli", {"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE"),
+    ],
 )
-@pytest.mark.parametrize("module", ["nd.cli", "nd.evaluate"])
 def test_how_threads_wait_is_set_before_torch_unless_the_user_has(
     module: str, given: dict[str, str], wanted: str
 ) -> None:
-    if module == "nd.evaluate" and given:
-        pytest.skip("one verb that loads torch is enough")
-    watch = (
-        "import os, sys, builtins\nload = builtins.__import__\n"
-        "def watch(name, *rest, **more):\n"
-        "    if name == 'torch': print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY')); os._exit(0)\n"
-        "    return load(name, *rest, **more)\n"
-        f"builtins.__import__ = watch\nimport {module}\nimport torch\n"
-    )
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
     done = subprocess.run(
-        [sys.executable, "-c", watch.replace("os._exit", "sys.stdout.flush(); os._exit")],
-        env={**clean, **given, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-c", WATCH.format(module=module)], env={**clean, **given, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == wanted, done.stderr

@@ -13,6 +13,7 @@ from helpers_training import SHAPES, SMALL, assert_close, curve_of, pretrained, 
 from torch import Tensor
 
 import nd.lightning
+from nd.config import TrainerConfig
 from nd.config.application import compose
 from nd.errors import UserError
 from nd.mappers.training.fit import Files
