@@ -22,11 +22,12 @@ import numpy as np
 
 from nd.errors import UserError
 
+ADVICE = "Free some space or choose another folder."
 HASH_CHARS = 12  # 48 bits: a collision among 100,000 artifacts has probability 2e-5
 
 
 @contextmanager
-def atomic_path(path: Path, *, alone: bool = False, resume: bool = False) -> Iterator[Path]:
+def atomic_path(path: Path, *, alone: bool = False, resume: bool = False, advice: str = ADVICE) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is fsynced and renamed, on any error removed.
 
     Args:
@@ -34,12 +35,13 @@ def atomic_path(path: Path, *, alone: bool = False, resume: bool = False) -> Ite
         alone: no other process writes it meanwhile (``nd.locks``). The temporary name is then ``partial_path(path)``,
             and what a killed attempt left there is removed.
         resume: keep what is there after an error, and find what an earlier attempt left; needs ``alone``.
+        advice: what to do where the system refuses to write.
 
     Raises:
         UserError: the system refuses to write.
     """
     temporary = partial_path(path) if alone else path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with system_errors(path):
+    with system_errors(path, advice):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not resume:
             temporary.unlink(missing_ok=True)
@@ -59,7 +61,7 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def system_errors(path: Path, advice: str = "Free some space or choose another folder.") -> Iterator[None]:
+def system_errors(path: Path, advice: str = ADVICE) -> Iterator[None]:
     """Say of what the system refuses in the body that ``path`` cannot be written, why, and what to do."""
     try:
         yield

@@ -93,4 +93,4 @@ def test_a_gpu_that_is_not_there_is_one_message(
             importlib.import_module(f"nd.{verb}").main(words)
         assert left.value.code == 2
         assert "trainer.accelerator=gpu, but PyTorch sees no GPU here" in capsys.readouterr().err
-    assert not [path for path in tmp_path.rglob("status")]
+    assert not list(tmp_path.rglob("status"))

@@ -20,7 +20,7 @@ from nd.locks import locked
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
-ELSEWHERE = "set paths.data to another folder."
+ADVICE = "Free some space or set paths.data to another folder."
 
 Settings = dict[str, Any]
 
@@ -48,7 +48,7 @@ def make_pieces(folder: Path, pieces: Sequence[Piece], record: dict[str, Any]) -
     of other origin, or holds a piece that was made with other settings or is damaged. A piece that fails leaves nothing
     behind, or, where it can be resumed, its hidden file alone.
     """
-    with system_errors(folder, f"Free some space or {ELSEWHERE}"):
+    with system_errors(folder, ADVICE):
         return [piece.name for piece in pieces if _make(folder, piece, record)]
 
 
@@ -89,11 +89,11 @@ def _cleaned_after_failure(folder: Path) -> Iterator[None]:
 def _check_space(path: Path, piece: Piece) -> None:
     there = partial_path(path)
     left = piece.n_bytes - (there.stat().st_blocks * 512 if piece.resumable and there.exists() else 0)
-    check_space(path, left, f"Free some space or {ELSEWHERE}")
+    check_space(path, left, ADVICE)
 
 
 def _write(folder: Path, piece: Piece, record: dict[str, Any]) -> None:
-    with atomic_path(folder / piece.name, alone=True, resume=piece.resumable) as temporary:
+    with atomic_path(folder / piece.name, alone=True, resume=piece.resumable, advice=ADVICE) as temporary:
         piece.write(temporary)
         state = temporary.stat()
         entry = {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": sha256_file(temporary)}

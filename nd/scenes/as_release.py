@@ -14,7 +14,7 @@ import numpy as np
 
 from nd.config import Config
 from nd.data.nsd.facts import number
-from nd.data.pieces import ELSEWHERE, is_prepared
+from nd.data.pieces import ADVICE, is_prepared
 from nd.data.prepared import data_folder, subject_path
 from nd.data.stimuli import Stimuli
 from nd.data.subject import Subject
@@ -41,7 +41,7 @@ def write_release(cfg: Config) -> tuple[Path, bool]:
     if _is_there(folder, settings):  # before locking, so that a read-only tree of a colleague can be used
         return folder, False
     with (
-        system_errors(folder, f"Free some space or {ELSEWHERE}"),
+        system_errors(folder, ADVICE),
         locked(folder.with_name(f".{folder.name}.lock"), str(folder), wait=True),
     ):
         if _is_there(folder, settings):

@@ -16,13 +16,15 @@ from tqdm import tqdm
 
 from nd.data.prepared import Stimuli
 from nd.errors import UserError
-from nd.files import atomic_path, system_errors
+from nd.files import atomic_path
 from nd.locks import locked
 from nd.targets.base import Extractor, Items
 from nd.targets.guards import check_pictures
 from nd.targets.reference import check_drift, reference_features
 from nd.targets.store import TargetStore, differences
 from nd.targets.unfinished import Job, Unfinished
+
+ADVICE = "Free some space or choose another paths.cache; what is finished is kept."
 
 
 def extract_to_stores(
@@ -46,13 +48,10 @@ def extract_to_stores(
     wanted = [job for job in jobs if not is_finished(job, stimuli)]
     computed = {job.extractor.name: 0 for job in jobs}
     with ExitStack() as stack:
-        if wanted:
-            advice = "Free some space or choose another paths.cache; what is finished is kept."
-            stack.enter_context(system_errors(wanted[0].path.parent, advice))
         stores: list[Unfinished] = []
         for job in wanted:
             stack.enter_context(locked(job.path.with_name(f".{job.path.name}.lock"), str(job.path)))
-            partial = stack.enter_context(atomic_path(job.path, alone=True, resume=True))
+            partial = stack.enter_context(atomic_path(job.path, alone=True, resume=True, advice=ADVICE))
             store = Unfinished(job, stimuli, partial)
             stack.callback(store.close)
             stores.append(store)
