@@ -51,6 +51,8 @@ def extract_to_stores(
         stores: list[Unfinished] = []
         for job in wanted:
             stack.enter_context(locked(job.path.with_name(f".{job.path.name}.lock"), str(job.path)))
+            if is_finished(job, stimuli):  # by another process, meanwhile
+                continue
             partial = stack.enter_context(atomic_path(job.path, alone=True, resume=True, advice=ADVICE))
             store = Unfinished(job, stimuli, partial)
             stack.callback(store.close)
