@@ -7,7 +7,11 @@ sets it as an attribute here, and would take the place of a function of the same
 
 from typing import TYPE_CHECKING, Any
 
+from nd.threads import set_up_threads
+
 __version__ = "0.1.0"
+
+set_up_threads()  # here, because it must come before PyTorch, and whatever uses nd imports this first
 
 if TYPE_CHECKING:
     from nd.config import Config

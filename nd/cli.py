@@ -9,10 +9,12 @@ from typing import NoReturn
 from nd import __version__
 from nd.config.help import VERBS, overview
 from nd.errors import did_you_mean
+from nd.terminal import show_what_it_can
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Answer ``nd [--help | --version | VERB ...]``; exits with the verb's code, or 2 for an unknown verb."""
+    show_what_it_can()
     given = list(sys.argv[1:] if argv is None else argv)
     if not given or given[0] in ("-h", "--help", "help"):
         print(overview())

@@ -14,7 +14,6 @@ read. The run folder belongs to the content of the images, wherever they lie.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nd.backbone.loading import pick_device
 from nd.config import Config
 from nd.config.application import verb
 from nd.data.prepared import Stimuli, split_of, stimuli_path
@@ -32,7 +30,8 @@ from nd.evaluation.external import read_given
 from nd.evaluation.reconstructions import Stored, check_ids, read_images
 from nd.files import sha256_json, write_json, write_text
 from nd.generate.training import part_ids
-from nd.lightning import is_rank_zero
+from nd.launch import is_rank_zero
+from nd.machine import pick_device
 from nd.metrics.aggregation import AGGREGATIONS
 from nd.metrics.protocol import describe, weights_found
 from nd.metrics.retrieval import retrieval_lines
@@ -40,21 +39,21 @@ from nd.metrics.score import PerImage, score_images
 from nd.metrics.summary import one_metric, per_image_csv, score_table
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import reads_predictions
-from nd.tables.wandb import log_scores
-
-log = logging.getLogger(__name__)
+from nd.tables.wandb import check_logger, log_scores
 
 
 def evaluate(cfg: Config) -> Path:
     """Score the images given or those of the matching reconstruct run; returns the run folder."""
+    check_logger(cfg)
     given = read_given(cfg) if cfg.images else None
     cfg = replace(cfg, images_hash=given.hash) if given else cfg
     folder = RunFolder.open(cfg, "evaluate")
-    if not is_rank_zero():  # one process scores; the others were only needed to make the images
+    if not is_rank_zero(cfg.trainer):  # one process scores; the others were only needed to make the images
         return folder.path
     inputs = {"images": given.hash if given else found(cfg, "reconstruct").fingerprint}
     if folder.is_done(inputs):
-        log.info("nothing to do: %s is finished", folder.path)
+        print(f"{folder.path} is finished; nothing to do")
+        log_scores(cfg, folder)
         return folder.path
     images, image_ids, facts = (given.images, given.image_ids, given.facts) if given else reconstructed(cfg)
     scored = compare(cfg, images, image_ids)
@@ -65,8 +64,7 @@ def evaluate(cfg: Config) -> Path:
         summary = summarise(cfg, scored, image_ids, facts)
         summary |= {"retrieval": decoded_retrieval(cfg, image_ids), "brain": by_roi}
         write_json(folder.path / "scores.json", summary)
-    shown = summary["metrics"] | summary["retrieval"]
-    log_scores(cfg, folder, {name: score["mean"] for name, score in shown.items()})
+    log_scores(cfg, folder)
     print("\n".join([score_table(summary), *retrieval_lines(summary["retrieval"]), *brain_lines(by_roi)]))
     print(f"wrote scores of {len(image_ids)} images at {folder.path / 'scores.json'}")
     return folder.path

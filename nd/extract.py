@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 def extract(cfg: Config) -> list[Path]:
     """Compute what is missing of `cfg.target.name`, or of all targets of the method; returns the stores' paths."""
-    from nd.backbone.loading import pick_device
     from nd.data.prepared import Stimuli, stimuli_path
+    from nd.machine import pick_device
     from nd.runs.chain import extracted
     from nd.targets.registry import build_extractors
     from nd.targets.store import extraction_backbone, store_path
@@ -66,7 +66,8 @@ def report(cfg: Config, job: Job, backbone: Backbone, n_images: int, seconds: fl
 
     from nd.backbone.weights import PARTS
     from nd.files import open_h5, write_json
-    from nd.runs.manifest import git_state, peak_memory_mb, versions
+    from nd.machine import peak_memory_mb, versions
+    from nd.runs.manifest import git_state
 
     with open_h5(job.path) as handle:
         made_from: dict[str, Any] = json.loads(handle.attrs["details"])
@@ -87,8 +88,7 @@ def report(cfg: Config, job: Job, backbone: Backbone, n_images: int, seconds: fl
 
 def surroundings() -> dict[str, Any]:
     """What features may depend on beside weights and settings: package versions, and the machine."""
-    from nd.runs.manifest import device
-    from nd.targets.reference import versions
+    from nd.machine import device, versions
 
     return {"packages": versions(), "device": device()}
 

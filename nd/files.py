@@ -1,14 +1,17 @@
 """Files that are whole or absent: atomic writes, content hashes, HDF5 opened with a clear message.
 
 Every artifact is written under a temporary name in its own folder, flushed to disk and renamed, so a killed
-process or a full disk never leaves a half-written file under a final name.
+process or a full disk never leaves a half-written file under a final name. Work that can go on from what a killed
+process left (prepared files, target stores) is written the same way, under a name that the next attempt finds.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,24 +22,71 @@ import numpy as np
 
 from nd.errors import UserError
 
+ADVICE = "Free some space or choose another folder."
 HASH_CHARS = 12  # 48 bits: a collision among 100,000 artifacts has probability 2e-5
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is fsynced and renamed, on any error removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def atomic_path(path: Path, *, alone: bool = False, resume: bool = False, advice: str = ADVICE) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is fsynced and renamed, on any error removed.
+
+    Args:
+        path: final name.
+        alone: no other process writes it meanwhile (``nd.locks``). The temporary name is then ``partial_path(path)``,
+            and what a killed attempt left there is removed.
+        resume: keep what is there after an error, and find what an earlier attempt left; needs ``alone``.
+        advice: what to do where the system refuses to write.
+
+    Raises:
+        UserError: the system refuses to write.
+    """
+    temporary = partial_path(path) if alone else path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with system_errors(path, advice):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            temporary.unlink(missing_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
+            if not resume:
+                temporary.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Return where a file lies that one process writes, until it is whole."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def system_errors(path: Path, advice: str = ADVICE) -> Iterator[None]:
+    """Say of what the system refuses in the body that ``path`` cannot be written, why, and what to do."""
     try:
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
+        yield
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}. Free some space or choose another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {_reason(error)}. {advice}") from error
+
+
+def _reason(error: OSError) -> str:
+    """Return what the system said, in words."""
+    # HDF5 puts the system's reason at the end of a long report; the number is kept only inside the text.
+    text = str(error)
+    if error.errno == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:
+        return "no space left on the device"
+    if error.errno == errno.EFBIG or f"errno = {errno.EFBIG}" in text:
+        return "the file would be larger than this file system or user may write"
+    return str(error.strerror or error)
+
+
+def check_space(path: Path, n_bytes: float, advice: str) -> None:
+    """Raise UserError where ``path``, whose folder is there, would need more bytes than are free."""
+    free = shutil.disk_usage(path.parent).free
+    if n_bytes > free:
+        raise UserError(
+            f"{path} needs {n_bytes / 1e9:.2f} GB more, but only {free / 1e9:.2f} GB are free there. {advice}"
+        )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,15 +1,16 @@
-"""Lightning without its advertisements, and with this project's answers to errors and interruptions."""
+"""Lightning without its advertisements, in the processes that this command starts, with plain answers to errors."""
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from nd.config import TrainerConfig
 from nd.errors import LeakError, UserError
+from nd.launch import away_from_launchers
 
 # Device listings, tips and advertisements arrive as INFO records of these loggers.
 LIGHTNING_LOGGERS = (
@@ -18,12 +19,6 @@ LIGHTNING_LOGGERS = (
     "lightning_fabric",
     "pytorch_lightning.utilities.rank_zero",
 )
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in the order Lightning reads them
-
-
-def is_rank_zero() -> bool:
-    """Say whether this process is the one that records; the other processes of a distributed run only compute."""
-    return next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0") == "0"
 
 
 @contextmanager
@@ -44,12 +39,22 @@ def quiet_lightning() -> Iterator[None]:
 
 
 @contextmanager
+def lightning(cfg: TrainerConfig) -> Iterator[None]:
+    """Make and run a ``Trainer`` inside: quiet, with plain errors, blind to what other launchers left behind."""
+    with quiet_lightning(), plain_errors(), away_from_launchers(cfg):
+        yield
+
+
+@contextmanager
 def plain_errors() -> Iterator[None]:
     """Hand on the UserError that another process died of, or say how it was ended; and Ctrl-C as KeyboardInterrupt."""
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
     from torch.multiprocessing import ProcessExitedException, ProcessRaisedException  # torch takes seconds to import
 
     try:
         yield
+    except MisconfigurationException as error:
+        raise UserError(f"Lightning cannot work with these trainer settings: {error}") from error
     except ProcessExitedException as error:
         raise killed(error.error_index, error.signal_name, error.exit_code) from error
     except ProcessRaisedException as error:
@@ -79,17 +84,3 @@ def user_error_of(error: Exception) -> Exception:
     kinds = {kind.__name__: kind for kind in (UserError, LeakError)}
     kind = kinds.get(name.rpartition(".")[2])
     return kind(message) if kind else error
-
-
-def strategy_of(strategy: str, devices: int, num_nodes: int) -> str:
-    """Return Lightning's strategy: several devices without a chosen one get ``ddp_spawn``.
-
-    It starts the other processes from this one instead of running the whole command once per device; where a launcher
-    (torchrun, SLURM) has started them already, ``ddp`` joins them.
-    """
-    from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-
-    if strategy != "auto" or (devices == 1 and num_nodes == 1):
-        return strategy
-    launched = TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
-    return "ddp" if launched else "ddp_spawn"

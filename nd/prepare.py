@@ -22,7 +22,8 @@ from nd.data.prepared import data_folder
 
 def prepare(cfg: Config) -> Path:
     """Write what is missing of ``<paths.data>/<data.name>`` and return it. UserError where that fails."""
-    from nd.runs.manifest import git_state, versions
+    from nd.machine import versions
+    from nd.runs.manifest import git_state
 
     if cfg.layout != "prepared":
         return write_layout(cfg)

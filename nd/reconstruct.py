@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from nd.config import Config
 from nd.config.application import verb
 from nd.errors import UserError
-from nd.lightning import is_rank_zero
+from nd.launch import is_rank_zero
 from nd.runs.chain import needs_own_process
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import generator_of, reads_predictions
@@ -50,7 +50,7 @@ def reconstruct_together(cfgs: Sequence[Config]) -> list[Path]:
     left = []
     for cfg, folder, mine in runs:
         if folder.is_done(mine):
-            log.info("nothing to do: %s is finished", folder.path)
+            print(f"{folder.path} is finished; nothing to do")
         else:
             left.append((cfg, folder, mine))
     image_ids = part_ids(cfgs[0])[: cfgs[0].debug.limit_images or None]
@@ -148,7 +148,7 @@ def make_images(
     if left:
         build = functools.partial(generator_of(cfg).build, cfgs)
         run_work(build, Work(left, source, targets), runs, cfg.trainer, len(image_ids))
-    if not is_rank_zero():
+    if not is_rank_zero(cfg.trainer):
         return [None] * len(runs)
     rate = len(missing) * len(runs) / (time.monotonic() - begun)
     return [finish(one, parts, image_ids, rate) for one, parts in zip(cfgs, runs, strict=True)]

@@ -19,15 +19,22 @@ from nd.errors import UserError
 from nd.runs.chain import Action, Chain, StepFailed, in_own_process, needs_own_process, steps_of
 from nd.runs.folder import RunFolder
 from nd.tables.specs import Entry, Row, expand, load_spec, rows_of
+from nd.tables.wandb import check_logger, log_scores
 
 ACTIONS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
 
 
 def run(cfg: Config) -> int:
     """Run every row and print where its scores lie; returns the exit code."""
+    check_logger(cfg)
     begun, entries = time.monotonic(), entries_of(cfg)
+    finished = [entry for entry in entries if RunFolder.open(entry.cfg, "evaluate").done]
     failures = run_rows(entries, print, quiet=len(entries) > 1)
+    for entry in finished:  # those that were run now have been shown by then
+        log_scores(entry.cfg, RunFolder.open(entry.cfg, "evaluate"))
     print_summary(entries, failures, time.monotonic() - begun)
+    if len(finished) == len(entries):
+        print("all of them were finished; nothing to do")
     return 1 if failures else 0
 
 
@@ -85,7 +92,8 @@ def action_of(name: str, quiet: bool) -> Action:
     """
 
     def act(cfg: Config) -> None:
-        if name in ("reconstruct", "evaluate") and needs_own_process(cfg):
+        alone = ("reconstruct", "evaluate", *(["train"] if cfg.trainer.strategy == "ddp" else []))
+        if name in alone and needs_own_process(cfg):
             in_own_process(name, cfg)
             return
         with redirect_stdout(io.StringIO()) if quiet else nullcontext():

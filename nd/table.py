@@ -36,10 +36,11 @@ def completed(table: Table) -> Table:
 
 
 def table(cfg: Config) -> int:
-    """Print the table and write its files; returns the exit code."""
+    """Write the table's files and print it; returns the exit code."""
     made = read_table(cfg)
+    written = write_table(made, Path(cfg.paths.results))  # first: the reader of a pipe may leave in the middle
     print(text(made))
-    for path in write_table(made, Path(cfg.paths.results)):
+    for path in written:
         print(f"wrote {path}")
     return compare(made) if cfg.check else 0
 

@@ -25,9 +25,9 @@ def train(cfg: Config) -> Path:
 
 def fit_linear(cfg: Config) -> Path:
     """Fit a mapper in closed form."""
-    from nd.backbone.loading import pick_device
     from nd.data.prepared import open_subject, split_of
     from nd.files import write_json
+    from nd.machine import pick_device
     from nd.mappers.folds import fit_fold
     from nd.runs.folder import RunFolder
     from nd.targets.store import TargetStore, store_path
@@ -50,20 +50,21 @@ def fit_linear(cfg: Config) -> Path:
 def train_network(cfg: Config) -> Path:
     """Train a network step by step, in one stage or both; returns the run folder of the last."""
     from nd.files import write_json
-    from nd.lightning import is_rank_zero
+    from nd.launch import is_rank_zero
     from nd.mappers.training.folds import clear_folds, finetune_folds, pretrain_folds, stores_of
     from nd.runs.folder import RunFolder
     from nd.runs.identity import trained_together
-    from nd.tables.wandb import training_logger
+    from nd.tables.wandb import check_logger, training_logger
     from nd.targets.store import TargetStore
 
+    check_logger(cfg)
     targets, folder = trained_together(cfg), RunFolder.open(cfg, "train")
     inputs = {f"target {name}": TargetStore(path).fingerprint for name, path in stores_of(cfg, targets).items()}
     pretrained = pretrained_folder(cfg)
     if pretrained is not None:
         inputs["pretrained"] = fingerprint_of(pretrained)
     if folder.is_done(inputs):
-        if is_rank_zero():
+        if is_rank_zero(cfg.trainer):
             print(f"{folder.path} is finished; nothing to do")
         return folder.path
     with folder.writing(cfg, inputs) as path:
@@ -73,10 +74,10 @@ def train_network(cfg: Config) -> Path:
         else:
             folds = finetune_folds(cfg, targets, path, pretrained, make)
         by_target = {name: mean_scores([{"scores": fold[name]} for fold in folds]) for name in targets}
-        if is_rank_zero():
+        if is_rank_zero(cfg.trainer):
             write_json(path / "scores.json", {"images": "validation images", "mean": by_target, "folds": folds})
             clear_folds(cfg, path)
-    if is_rank_zero():
+    if is_rank_zero(cfg.trainer):
         for name, scores in by_target.items():
             print(f"{cfg.training.stage} {name}: {described(scores)} (validation images)")
         print(f"wrote {len(folds)} network{'s' * (len(folds) > 1)} at {path}, learning curves in {path / 'training'}")

@@ -20,10 +20,9 @@ from PIL import Image
 from nd.config import Config, PathsConfig, SubjectConfig
 from nd.config.application import compose
 from nd.data.own import pieces_of
-from nd.data.pieces import hidden
 from nd.data.prepared import Stimuli, Subject, open_subject, split_of, stimuli_path
 from nd.errors import UserError
-from nd.files import read_json
+from nd.files import partial_path, read_json
 from nd.prepare import prepare
 
 T, V, N, SIDE = 60, 7, 12, 8
@@ -377,7 +376,7 @@ def test_failing_while_voxels_are_copied_leaves_the_stimuli_and_goes_on_from_the
             prepare(lab.cfg())
     folder = lab.root / "data" / "mylab"
     assert {p.name for p in folder.glob("[!.]*")} == {"manifest.json", "stimuli.h5"}
-    assert not hidden(folder, "subj01.h5").exists()
+    assert not partial_path(folder / "subj01.h5").exists()
     assert not [p for p in folder.iterdir() if p.suffix == ".tmp"]
     prepare(lab.cfg())
     assert "wrote mylab: 1 subject," in capsys.readouterr().out

@@ -16,7 +16,10 @@ ROOT = Path(__file__).parent.parent
 
 # A package may import from itself and from anything to its left, never from the right.
 ORDER = [
-    {"nd", "nd.errors", "nd.files", "nd.lightning", "nd.progress", "nd.config"},
+    {
+        *("nd", "nd.config", "nd.errors", "nd.files", "nd.launch", "nd.lightning", "nd.locks", "nd.machine"),
+        *("nd.progress", "nd.terminal", "nd.threads"),
+    },
     {"nd.data"},
     {"nd.scenes"},
     {"nd.backbone"},

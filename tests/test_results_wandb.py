@@ -1,8 +1,9 @@
-"""Loggers: nothing unless asked for; W&B offline, one run per run id, finished whatever happens; only rank 0 speaks."""
+"""Loggers: nothing unless asked for; W&B offline, one run per run id; asked before the work, a warning after it."""
 
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from helpers_results import config
 from nd.config import Config
 from nd.errors import UserError
 from nd.runs.folder import RunFolder
-from nd.tables.wandb import changed_keys, log_scores
+from nd.tables.wandb import changed_keys, check_logger, log_scores
 
 SCORES = {"pixcorr": 0.5, "ssim": 0.25}
 
@@ -35,8 +36,14 @@ class FakeRun:
         self.finished = True
 
 
+class Refused(Exception):  # noqa: N818 - stands in for wandb.Error
+    """No key."""
+
+
 @pytest.fixture
-def cfg(tmp_path: Path) -> Config:
+def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    for name in ("WANDB_MODE", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
     cfg = config(tmp_path)
     cfg.logger.name = "wandb"
     return cfg
@@ -49,19 +56,28 @@ def fake(monkeypatch: pytest.MonkeyPatch, fail: bool = False) -> tuple[FakeRun, 
         settings.update(given)
         return run
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    def login() -> bool:
+        raise Refused("No API key configured.")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, login=login, Error=Refused))
     return run, settings
 
 
 def log(cfg: Config) -> None:
-    log_scores(cfg, RunFolder.open(cfg, "evaluate"), SCORES)
+    """Log a finished run."""
+    folder = RunFolder.open(cfg, "evaluate")
+    folder.path.mkdir(parents=True, exist_ok=True)
+    summary = {"metrics": {name: {"mean": value} for name, value in SCORES.items()}, "retrieval": {}}
+    (folder.path / "scores.json").write_text(json.dumps(summary), encoding="utf-8")
+    log_scores(cfg, folder)
 
 
 def test_nothing_is_logged_unless_asked_for(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     cfg.logger.name = "none"
     log(cfg)
-    assert list(tmp_path.iterdir()) == []
+    check_logger(cfg)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_a_run_is_known_by_its_id_and_grouped_by_its_table(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,16 +90,60 @@ def test_a_run_is_known_by_its_id_and_grouped_by_its_table(cfg: Config, monkeypa
     assert (run.got["pixcorr"], run.got["simulated"], run.finished) == (0.5, True, True)
 
 
-def test_a_run_is_finished_even_when_logging_fails(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_that_fails_is_a_warning_and_tried_again_when_asked_again(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     run, _ = fake(monkeypatch, fail=True)
-    with pytest.raises(OSError, match="disk full"):
-        log(cfg)
+    log(cfg)
     assert run.finished
+    assert "could not show the scores" in caplog.text
+    assert "OSError: disk full" in caplog.text
+    run, _ = fake(monkeypatch)
+    log(cfg)
+    assert run.got["pixcorr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "mode", "wanted"),
+    [
+        ({}, "offline", "offline"),
+        ({"WANDB_MODE": "disabled"}, "online", "disabled"),
+        ({"WANDB_MODE": "dryrun"}, "online", "offline"),
+        ({"WANDB_DISABLED": "true"}, "online", "disabled"),
+        ({"WANDB_DISABLED": "true", "WANDB_MODE": "online"}, "offline", "disabled"),
+        ({"WANDB_DISABLED": "false"}, "online", "online"),
+        ({"WANDB_MODE": "online"}, "offline", "online"),
+    ],
+)
+def test_the_variables_of_wandb_are_respected_and_a_missing_key_is_said_before_the_work(
+    surroundings: dict[str, str], mode: str, wanted: str, cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, settings = fake(monkeypatch)
+    cfg.logger.mode = mode
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    if wanted == "online":
+        with pytest.raises(UserError, match=r"does not let this machine in: No API key configured\. Run `wandb login`"):
+            check_logger(cfg)
+    else:
+        check_logger(cfg)
+    log(cfg)
+    assert settings["mode"] == wanted
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "run"])
+def test_verbs_ask_before_they_work(verb: str, cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    fake(monkeypatch)
+    cfg.logger.mode = "online"
+    with pytest.raises(UserError, match="does not let this machine in"):
+        getattr(importlib.import_module(f"nd.{verb}"), verb)(cfg)
 
 
 def test_other_ranks_log_nothing(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     _, settings = fake(monkeypatch)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("nd.tables.wandb.is_rank_zero", lambda trainer: False)
     log(cfg)
     assert settings == {}
 
@@ -91,17 +151,20 @@ def test_other_ranks_log_nothing(cfg: Config, monkeypatch: pytest.MonkeyPatch) -
 def test_without_the_package_the_message_says_what_to_do(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="logger=wandb needs the wandb package: pip install wandb"):
-        log(cfg)
+        check_logger(cfg)
 
 
-def test_csv_lines_add_up(cfg: Config) -> None:
+def test_csv_holds_each_line_once(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg.logger.name = "csv"
     log(cfg)
     log(cfg)
+    monkeypatch.setitem(SCORES, "ssim", 0.75)  # the run was removed and made again
+    log(cfg)
     with open(Path(cfg.paths.results) / "scores-log.csv", newline="", encoding="utf-8") as handle:
         lines = list(csv.DictReader(handle))
-    assert [line["metric"] for line in lines] == ["pixcorr", "ssim"] * 2
-    assert float(lines[0]["value"]) == 0.5
+    assert [(line["metric"], float(line["value"])) for line in lines] == [
+        ("pixcorr", 0.5), ("ssim", 0.25), ("ssim", 0.75),
+    ]  # fmt: skip
 
 
 def test_the_default_run_has_a_name_too() -> None:

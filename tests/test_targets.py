@@ -17,7 +17,7 @@ from nd.backbone.loading import Backbone, load_backbone
 from nd.config import BackboneConfig, Config
 from nd.data.prepared import Stimuli, write_stimuli
 from nd.errors import LeakError, UserError
-from nd.targets import fill, unfinished
+from nd.targets import fill
 from nd.targets.base import Extractor, Items
 from nd.targets.registry import EXTRACTORS, build_extractor
 from nd.targets.store import TargetStore, details_of, store_fingerprint, store_path
@@ -191,7 +191,7 @@ def test_interrupted_extraction_keeps_finished_batches(cfg: Config, stimuli: Sti
 
 def test_truncated_partial_file_is_started_again(cfg: Config, stimuli: Stimuli, tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
-    (tmp_path / "a.h5.partial").write_bytes(b"not HDF5")
+    (tmp_path / ".a.h5.partial").write_bytes(b"not HDF5")
     assert fill_store(cfg, stimuli, Failing(), path) == N_IMAGES
 
 
@@ -231,7 +231,7 @@ def test_missing_and_truncated_stores(cfg: Config, stimuli: Stimuli, tmp_path: P
 
 
 def test_full_disk_is_foreseen(cfg: Config, stimuli: Stimuli, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(unfinished.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr("nd.files.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(UserError, match="GB are free"):
         fill_store(cfg, stimuli, Failing(), tmp_path / "a.h5")
 

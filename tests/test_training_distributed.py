@@ -13,6 +13,7 @@ from helpers_training import SHAPES, SMALL, assert_close, curve_of, pretrained, 
 from torch import Tensor
 
 import nd.lightning
+from nd.config import TrainerConfig
 from nd.config.application import compose
 from nd.errors import UserError
 from nd.mappers.training.fit import Files
@@ -109,12 +110,12 @@ def test_further_processes_have_nothing_to_do_where_the_first_has_a_result(
     files, path = Files(tmp_path, 0), tmp_path / "checkpoint" / "fold-00.safetensors"
     files.curve.parent.mkdir()
     path.parent.mkdir()
-    monkeypatch.setattr("nd.mappers.training.folds.is_rank_zero", lambda: False)
-    assert _is_to_do(files, [path])
+    monkeypatch.setattr("nd.mappers.training.folds.is_rank_zero", lambda trainer: False)
+    assert _is_to_do(TrainerConfig(), files, [path])
     files.result.with_suffix(".json").write_text("{}", encoding="utf-8")
-    assert not _is_to_do(files, [path])
-    monkeypatch.setattr("nd.mappers.training.folds.is_rank_zero", lambda: True)
-    assert _is_to_do(files, [path])  # of the result the first one makes checkpoints
+    assert not _is_to_do(TrainerConfig(), files, [path])
+    monkeypatch.setattr("nd.mappers.training.folds.is_rank_zero", lambda trainer: True)
+    assert _is_to_do(TrainerConfig(), files, [path])  # of the result the first one makes checkpoints
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import torch
 from helpers_training import NETWORK, PARTS, SMALL, curve_of, finetuned, pretrained
 from torch import Tensor
 
+import nd.launch as launch
 import nd.mappers.training.memory as memory
 from nd.config import TrainerConfig
 from nd.config.application import compose
@@ -149,8 +150,7 @@ def test_processes_share_samples_and_the_machines_memory(
 
 
 def test_launched_processes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "16")  # of whatever command
     trainer = TrainerConfig(devices=2, num_nodes=3)
-    assert (memory.n_local(trainer), memory.n_processes(trainer)) == (2, 6)
-    assert memory.n_local(TrainerConfig(devices=-1)) >= 1
-    monkeypatch.setenv("WORLD_SIZE", "16")
-    assert memory.n_processes(trainer) == 16
+    assert (launch.n_local(trainer), launch.n_processes(trainer)) == (2, 6)
+    assert launch.n_local(TrainerConfig(devices=-1)) >= 1

@@ -61,19 +61,6 @@ def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu", *,
     return backbone
 
 
-def pick_device(accelerator: str) -> torch.device:
-    """The device that `trainer.accelerator` means on this machine; a GPU that is not there is a `UserError`."""
-    if accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available()):
-        if not torch.backends.mps.is_available():
-            raise UserError(
-                "trainer.accelerator=mps, but this machine has no Metal device. Use trainer.accelerator=auto."
-            )
-        return torch.device("mps")
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu, but PyTorch sees no GPU here. Use trainer.accelerator=auto or cpu.")
-    return torch.device("cuda" if accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu")
-
-
 class Backbone:
     """Frozen modules in eval mode; `requires_grad` is off everywhere, gradients still flow through to the inputs.
 

@@ -104,6 +104,14 @@ def module_folder(given: str, field: str, example: str) -> Path:
     raise UserError(f"{field}={given}: no such folder. {remedy}")
 
 
+def local_folder(weights: str) -> Path | None:
+    """Return the folder, there or not, that 'package://...' or a path means; None for a hub id or an open_clip name."""
+    if weights.startswith(PACKAGE):
+        return SHIPPED / weights.removeprefix(PACKAGE)
+    folder = Path(weights).expanduser()
+    return folder if folder.is_dir() or weights.startswith(("/", ".", "~")) else None
+
+
 def shipped_folder(weights: str, field: str) -> Path:
     """The folder of 'package://<name>[/<sub>]'; a name that is not shipped is a `UserError` listing those that are."""
     relative = weights.removeprefix(PACKAGE)

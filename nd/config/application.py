@@ -36,6 +36,8 @@ from nd.config.overrides import Reading, read
 from nd.config.rules import contradictions, without_effect
 from nd.config.schema import Config
 from nd.errors import UserError
+from nd.launch import is_rank_zero
+from nd.terminal import show_what_it_can
 
 # Groups on whose choice the rules between fields hang: where it was no option, only the fields are checked.
 DECISIVE = {"data", "experiment", "method", "protocol", "backbone"}
@@ -145,6 +147,7 @@ def verb(
 
     def main(argv: list[str] | None = None) -> NoReturn:
         name = function.__name__
+        show_what_it_can()
         try:
             code = _run(name, function, together, rows, list(sys.argv[1:] if argv is None else argv))
         except UserError as error:
@@ -173,7 +176,7 @@ def check(name: str, overrides: Sequence[str], multirun: bool = False, rows: Row
     problems += [said for key, said in every[0].foreign.items() if all(key in one.foreign for one in every)]
     if problems:
         raise UserError(report(problems))
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # further processes of one job would only repeat it
+    if is_rank_zero(every[-1].config.trainer):  # further processes of one job would only repeat it
         for warning in dict.fromkeys(warning for one in every for warning in one.warnings):
             print(f"nd {name}: warning: {warning}", file=sys.stderr)
     return reading

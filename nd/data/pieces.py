@@ -8,21 +8,19 @@ they are asked for (another subject, say) and never overwritten.
 
 from __future__ import annotations
 
-import errno
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from nd.errors import UserError
-from nd.files import read_json, sha256_file, write_json
+from nd.files import atomic_path, check_space, partial_path, read_json, sha256_file, system_errors, write_json
+from nd.locks import locked
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
+ADVICE = "Free some space or set paths.data to another folder."
 
 Settings = dict[str, Any]
 
@@ -50,12 +48,8 @@ def make_pieces(folder: Path, pieces: Sequence[Piece], record: dict[str, Any]) -
     of other origin, or holds a piece that was made with other settings or is damaged. A piece that fails leaves nothing
     behind, or, where it can be resumed, its hidden file alone.
     """
-    try:
+    with system_errors(folder, ADVICE):
         return [piece.name for piece in pieces if _make(folder, piece, record)]
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {reason(error)}. Free some space or set paths.data to another folder."
-        ) from error
 
 
 def missing_pieces(folder: Path, pieces: Sequence[Piece]) -> list[str]:
@@ -63,27 +57,16 @@ def missing_pieces(folder: Path, pieces: Sequence[Piece]) -> list[str]:
     return [piece.name for piece in pieces if not is_prepared(folder, piece)]
 
 
-def reason(error: OSError) -> str:
-    """What the system said, in words."""
-    # HDF5 puts the system's reason at the end of a long report; the number is kept only inside the text.
-    text = str(error)
-    if error.errno == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:
-        return "no space left on the device"
-    if error.errno == errno.EFBIG or f"errno = {errno.EFBIG}" in text:
-        return "the file would be larger than this file system or user may write"
-    return str(error.strerror or error)
-
-
 def _make(folder: Path, piece: Piece, record: dict[str, Any]) -> bool:
     if is_prepared(folder, piece):  # before locking, so that a read-only folder of a colleague can be used
         return False
     with _cleaned_after_failure(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _check_space(folder, piece)
-        with FileLock(folder / f".{piece.name}.lock"):
+        _check_space(folder / piece.name, piece)
+        with locked(folder / f".{piece.name}.lock", str(folder / piece.name), wait=True):
             if is_prepared(folder, piece):
                 return False
-            _write_and_rename(folder, piece, record)
+            _write(folder, piece, record)
     return True
 
 
@@ -103,42 +86,25 @@ def _cleaned_after_failure(folder: Path) -> Iterator[None]:
         raise
 
 
-def _check_space(folder: Path, piece: Piece) -> None:
-    free = shutil.disk_usage(folder).free
-    there = hidden(folder, piece.name)
+def _check_space(path: Path, piece: Piece) -> None:
+    there = partial_path(path)
     left = piece.n_bytes - (there.stat().st_blocks * 512 if piece.resumable and there.exists() else 0)
-    if left > free:
-        raise UserError(
-            f"{folder / piece.name} needs {left / 1e9:.2f} GB more, but only {free / 1e9:.2f} GB are free there. "
-            "Free some space or set paths.data to another folder."
-        )
+    check_space(path, left, ADVICE)
 
 
-def hidden(folder: Path, name: str) -> Path:
-    """Where a piece is written before it is whole."""
-    return folder / f".{name}.partial"
-
-
-def _write_and_rename(folder: Path, piece: Piece, record: dict[str, Any]) -> None:
-    temporary = hidden(folder, piece.name)
-    if not piece.resumable:
-        temporary.unlink(missing_ok=True)  # what a killed attempt left; the lock says nobody is writing it
-    try:
+def _write(folder: Path, piece: Piece, record: dict[str, Any]) -> None:
+    with atomic_path(folder / piece.name, alone=True, resume=piece.resumable, advice=ADVICE) as temporary:
         piece.write(temporary)
         state = temporary.stat()
         entry = {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": sha256_file(temporary)}
         entry["settings"] = piece.settings
         # Recorded first: killed between the two, the file is absent and the next attempt makes it.
         _record(folder, piece.name, entry | record)
-        temporary.rename(folder / piece.name)
-    finally:
-        if not piece.resumable:
-            temporary.unlink(missing_ok=True)
 
 
 def _record(folder: Path, name: str, entry: dict[str, Any]) -> None:
-    with FileLock(folder / f".{MANIFEST}.lock"):
-        path = folder / MANIFEST
+    path = folder / MANIFEST
+    with locked(folder / f".{MANIFEST}.lock", str(path), wait=True):
         manifest: dict[str, Any] = read_json(path) if path.exists() else {"format": FORMAT_VERSION, "files": {}}
         manifest["files"][name] = entry
         write_json(path, manifest)

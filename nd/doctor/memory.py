@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from nd.backbone.loading import pick_device
 from nd.backbone.vdvae.shape import IMAGENET64
+from nd.backbone.weights import local_folder
 from nd.config import Config
 from nd.doctor.extent import Extent
-from nd.doctor.weights import local_folder
 from nd.generate.plan import AT_ONCE
+from nd.machine import pick_device
 from nd.mappers.arrays import LARGE_BYTES
 from nd.mappers.base import columns_at_once
 from nd.mappers.normal_equations import equation_bytes

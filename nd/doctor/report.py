@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nd import __version__
+from nd.backbone.weights import local_folder
 from nd.config import Config
 from nd.config.application import conf_dir, verb
 from nd.doctor.data import DataNeeds, data_needs
@@ -25,10 +26,10 @@ from nd.doctor.need import Need, byte_text
 from nd.doctor.prepared import unread
 from nd.doctor.terms import fetching, terms
 from nd.doctor.training import largest_training, voxel_counts
-from nd.doctor.weights import local_folder, weight_needs
+from nd.doctor.weights import weight_needs
+from nd.machine import versions
 from nd.prepare import pieces_of
 from nd.runs.identity import mapper_of, reads_predictions
-from nd.runs.manifest import versions
 
 SAFE_SHARE = 0.7  # of a device's memory, the rest left to weights and everything else
 MARKS = {"ok": "ok     ", "made": "to make", "missing": "MISSING", "wrong": "WRONG  ", "hint": "example"}

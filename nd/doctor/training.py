@@ -14,8 +14,9 @@ from nd.doctor.extent import Extent, extent
 from nd.doctor.memory import target_shapes
 from nd.doctor.tree import Tree
 from nd.errors import UserError
+from nd.launch import n_processes
 from nd.mappers.network.heads import TargetSlice, slices_of
-from nd.mappers.training.memory import Estimate, largest_levers, n_processes, training_bytes
+from nd.mappers.training.memory import Estimate, largest_levers, training_bytes
 from nd.mappers.training.objective import patch_tokens
 from nd.runs.identity import mapper_of, trained_together
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nd.backbone.vdvae.shape import FILE, SIZE, URL
-from nd.backbone.weights import KNOWN, PACKAGE, PARTS, SHIPPED, USUAL_SIZE, WEIGHT_FILES
+from nd.backbone.weights import KNOWN, PACKAGE, PARTS, USUAL_SIZE, WEIGHT_FILES, local_folder
 from nd.config import Config
 from nd.config.components import component
 from nd.doctor.need import Need, byte_text, size_text
@@ -159,14 +159,6 @@ def _to_fetch(weights: Weights, folder: str) -> tuple[str, str]:
     place = place / weights.name / weights.file if weights.hub_id else place / weights.file
     size, given = byte_text(1e6 * weights.megabytes), "" if folder else " and give protocol.weights=<folder>"
     return str(place), f"{weights.title}, {size}, from {weights.source}; put it there{given}"
-
-
-def local_folder(given: str) -> Path | None:
-    """Return the folder that ``package://`` or a path means; None for a hub id or an open_clip name."""
-    if given.startswith(PACKAGE):
-        return SHIPPED / given.removeprefix(PACKAGE)
-    folder = Path(given).expanduser()
-    return folder if folder.is_dir() or given.startswith(("/", ".", "~")) else None
 
 
 def _licence(given: str) -> str:

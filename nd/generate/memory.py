@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from nd.errors import UserError
 from nd.generate.plan import Plan
+from nd.machine import free_bytes
 
 if TYPE_CHECKING:
     from nd.generate.sampler import GuidedSampler
@@ -184,7 +184,7 @@ def plan_for(sampler: GuidedSampler, memory_gb: float) -> Plan:
     """
     device = sampler.backbone.device
     fastest = Plan.for_speed()
-    budget = memory_gb * GB if memory_gb else FREE_SHARE * free_bytes(device)
+    budget = memory_gb * GB if memory_gb else FREE_SHARE * free_share(device)
     if not memory_gb and fastest.guided * sampler.backbone.config.image_size**2 * AMPLE < budget:
         return fastest
     weights = weight_bytes(sampler)
@@ -225,9 +225,10 @@ def weight_bytes(sampler: GuidedSampler) -> int:
     return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
 
 
-def free_bytes(device: torch.device) -> float:
+def free_share(device: torch.device) -> float:
     """Return what is free on a device: of a GPU's memory, or this process's share of this machine's."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+    free = free_bytes(device)
+    if free is None:
+        return float("inf")
     sharing = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / sharing
+    return free if device.type == "cuda" else free / sharing

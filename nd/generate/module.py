@@ -20,7 +20,8 @@ from nd.generate.base import Generator
 from nd.generate.features import FeatureSource
 from nd.generate.parts import Parts
 from nd.generate.progress import ImageProgress
-from nd.lightning import plain_errors, quiet_lightning, strategy_of
+from nd.launch import process_settings
+from nd.lightning import lightning
 
 Batch = tuple[list[int], dict[str, Tensor]]
 
@@ -99,17 +100,14 @@ def run_work(
     """
     module = Reconstruction(build, work, runs, cfg.num_workers)
     bar = [ImageProgress(n_images, runs[0])] if cfg.progress else []
-    with quiet_lightning(), plain_errors():
+    with lightning(cfg):
         build_trainer(cfg, bar).predict(module, return_predictions=False)
 
 
 def build_trainer(cfg: TrainerConfig, callbacks: list[Any]) -> Trainer:
     """Return a Trainer that predicts and leaves no files behind."""
     return Trainer(
-        accelerator=cfg.accelerator,
-        devices=cfg.devices,
-        num_nodes=cfg.num_nodes,
-        strategy=strategy_of(cfg.strategy, cfg.devices, cfg.num_nodes),
+        **process_settings(cfg),
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,

@@ -80,7 +80,7 @@ def score_arrays(
     >>> round(scores.means["pixcorr"], 6), scores.intervals["two_way_pixels"]
     (1.0, (1.0, 1.0))
     """
-    from nd.backbone.loading import pick_device
+    from nd.machine import pick_device
     from nd.metrics.protocol import describe
     from nd.metrics.score import score_images
     from nd.metrics.summary import one_metric

@@ -25,6 +25,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from nd.errors import UserError
+from nd.machine import free_bytes
 
 PIECE_BYTES = 1 << 26  # written at a time
 LARGE_BYTES = 1 << 28  # an array above this goes to a file where there is a folder for it
@@ -34,7 +35,6 @@ TYPES = {
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "|b1",
 }  # fmt: skip
 NAMES = {np.dtype(kind): name for name, kind in TYPES.items()}
-MEMINFO = Path("/proc/meminfo")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -138,17 +138,6 @@ def _write(handle: BinaryIO, array: NDArray[Any]) -> None:
 def _view(whole: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> NDArray[Any]:
     start, stop = data_offsets
     return np.frombuffer(whole[start:stop], TYPES[dtype]).reshape(shape)
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Return how many bytes can still be had on a device; None where the system does not tell."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
-    if not MEMINFO.exists():
-        return None
-    lines = MEMINFO.read_text(encoding="utf-8").splitlines()
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def check_memory(wanted: float, device: torch.device, advice: str) -> None:

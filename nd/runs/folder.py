@@ -33,11 +33,11 @@ import yaml
 from nd.config import Config
 from nd.errors import UserError
 from nd.files import read_json, write_json, write_text
-from nd.lightning import is_rank_zero
+from nd.launch import is_rank_zero
+from nd.locks import is_locked, locked
 from nd.runs import inputs as input_checks
 from nd.runs import manifest as manifests
 from nd.runs.identity import run_id, run_name
-from nd.runs.locks import is_locked, locked
 
 log = logging.getLogger(__name__)
 
@@ -119,10 +119,10 @@ class RunFolder:
         An exception marks it failed, with the traceback, and goes on upwards. A ``UserError`` that comes before
         anything was written leaves no folder behind.
         """
-        if not is_rank_zero():
+        if not is_rank_zero(cfg.trainer):
             yield self.path
             return
-        with _clean_start(self.path), locked(self.path / ".lock", str(self.path)):
+        with locked(self.path / ".lock", str(self.path)), _clean_start(self.path):
             if self.done:
                 raise UserError(f"{self.path} has meanwhile been finished by another process. Run the command again.")
             yield from self._recorded(cfg, dict(inputs or {}))
@@ -162,11 +162,11 @@ class RunFolder:
 
 @contextmanager
 def _clean_start(path: Path) -> Iterator[None]:
-    fresh = not path.exists()
+    fresh = not (path / "status").exists()
     try:
         yield
     except UserError:
-        if fresh and path.exists() and {item.name for item in path.iterdir()} <= BOOKKEEPING:
+        if fresh and {item.name for item in path.iterdir()} <= BOOKKEEPING:
             shutil.rmtree(path)
         raise
 

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from nd.backbone.weights import local_folder
 from nd.config.components import component
 from nd.config.fields import declared
 from nd.config.schema import Config
@@ -21,15 +22,6 @@ from nd.runs.identity import generator_of, mapper_of, trained_together
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt", ".bin", ".pt")
 DIFFUSION_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
-SHIPPED = Path(__file__).resolve().parents[1] / "weights"
-
-
-def weights_folder(weights: str) -> Path | None:
-    """Return the local folder a ``backbone.weights`` value means, or None for a hub id."""
-    if weights.startswith("package://"):
-        return SHIPPED / weights.removeprefix("package://")
-    folder = Path(weights).expanduser()
-    return folder if folder.is_dir() else None
 
 
 def _parts(verb: str, cfg: Config) -> tuple[str, ...]:
@@ -47,10 +39,10 @@ def _own_weights(verb: str, cfg: Config) -> list[Path]:
 
 
 def _weight_files(verb: str, cfg: Config) -> list[Path]:
-    weights = weights_folder(cfg.backbone.weights)
+    weights = local_folder(cfg.backbone.weights)
     folders = {part: weights / part for part in DIFFUSION_PARTS} if weights else {}
     single = {"image_tower": cfg.backbone.image_tower, "tiny_vae": cfg.backbone.tiny_vae}
-    folders |= {part: folder for part, given in single.items() if given and (folder := weights_folder(given))}
+    folders |= {part: folder for part, given in single.items() if given and (folder := local_folder(given))}
     wanted = [folders[part] for part in _parts(verb, cfg) if part in folders]
     given = _own_weights(verb, cfg)
     wanted += [path for path in given if path.is_dir()]

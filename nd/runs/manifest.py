@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import resource
-import socket
 import subprocess
-import sys
 import time
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from nd import __version__
 from nd.config import Config
+from nd.machine import device, peak_memory_mb, versions
 from nd.runs.identity import identity_of
 
-PACKAGES = (
-    "numpy", "scipy", "h5py", "torch", "torchvision", "torchmetrics", "pytorch-lightning", "lightning", "diffusers",
-    "transformers", "open_clip_torch", "timm", "safetensors", "scikit-image", "hydra-core", "omegaconf",
-)  # fmt: skip
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
-
-
-def versions() -> dict[str, str]:
-    """Return the installed versions of the packages whose arithmetic can change a result."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _git(*arguments: str) -> str:
@@ -54,25 +35,6 @@ def git_state() -> dict[str, Any]:
         return {}
     digest = hashlib.sha256(difference.encode()).hexdigest()[:12] if difference else ""
     return {"revision": revision, "dirty": bool(difference), "difference": digest}
-
-
-def device() -> dict[str, Any]:
-    """Return the machine's cores and, when torch is in use, the accelerator it sees."""
-    torch = sys.modules.get("torch")
-    name = "cpu"
-    if torch is not None and torch.cuda.is_available():
-        name = torch.cuda.get_device_name(0)
-    return {"name": name, "machine": platform.machine(), "cpu_count": os.cpu_count(), "host": socket.gethostname()}
-
-
-def peak_memory_mb() -> dict[str, float]:
-    """Return the largest resident set of this process so far and, where CUDA is used, its largest allocation, in MB."""
-    unit = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss counts bytes on macOS, kilobytes elsewhere
-    peak = {"resident": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        peak["cuda"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    return peak
 
 
 def begin(

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from nd.config import Config
 from nd.data.nsd.facts import number
-from nd.data.pieces import is_prepared, reason
+from nd.data.pieces import ADVICE, is_prepared
 from nd.data.prepared import data_folder, subject_path
 from nd.data.stimuli import Stimuli
 from nd.data.subject import Subject
 from nd.errors import UserError, unknown
-from nd.files import read_json, write_json
+from nd.files import partial_path, read_json, system_errors, write_json
+from nd.locks import locked
 from nd.scenes.as_mindeye2 import write_mindeye2
 from nd.scenes.as_nsd import write_nsd
 from nd.scenes.world import pieces_of
@@ -40,16 +40,13 @@ def write_release(cfg: Config) -> tuple[Path, bool]:
     folder = data_folder(cfg).with_name(f"{cfg.data.name}-{cfg.layout}")
     if _is_there(folder, settings):  # before locking, so that a read-only tree of a colleague can be used
         return folder, False
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if _is_there(folder, settings):
-                return folder, False
-            _build(cfg, folder, settings)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {reason(error)}. Free some space or set paths.data to another folder."
-        ) from error
+    with (
+        system_errors(folder, ADVICE),
+        locked(folder.with_name(f".{folder.name}.lock"), str(folder), wait=True),
+    ):
+        if _is_there(folder, settings):
+            return folder, False
+        _build(cfg, folder, settings)
     return folder, True
 
 
@@ -89,7 +86,7 @@ def _is_there(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 def _build(cfg: Config, folder: Path, settings: dict[str, Any]) -> None:
-    work = folder.with_name(f".{folder.name}.partial")
+    work = partial_path(folder)
     shutil.rmtree(work, ignore_errors=True)  # what a killed attempt left; the lock says nobody is writing it
     try:
         (work / "source").mkdir(parents=True)

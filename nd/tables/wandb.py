@@ -6,6 +6,9 @@ Tables never read these: run folders are the record, and this is a view of them.
 from __future__ import annotations
 
 import csv
+import io
+import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +16,18 @@ from typing import Any
 
 from nd.config import Config
 from nd.errors import UserError
-from nd.lightning import is_rank_zero
+from nd.files import read_json, write_text
+from nd.launch import is_rank_zero
+from nd.locks import locked
 from nd.runs.folder import RunFolder
 from nd.runs.identity import identity_of, run_name
+
+log = logging.getLogger(__name__)
 
 NAME_LENGTH = 120  # W&B cuts names at 128 characters
 ALWAYS = ("verb", "schema")
 CSV_NAME = "scores-log.csv"
+FIELDS = ("run", "name", "metric", "value")
 
 
 def changed_keys(cfg: Config, verb: str) -> str:
@@ -28,11 +36,42 @@ def changed_keys(cfg: Config, verb: str) -> str:
     return " ".join(words)[:NAME_LENGTH] or run_name(verb, cfg)
 
 
-def log_scores(cfg: Config, folder: RunFolder, scores: Mapping[str, float]) -> None:
-    """Show a finished run's scores where ``logger`` says; nothing with ``logger=none`` or on other ranks than 0."""
-    if cfg.logger.name == "none" or not is_rank_zero():
+def check_logger(cfg: Config) -> None:
+    """Make sure, before any work, that ``logger`` can show what it is asked to.
+
+    Raises:
+        UserError: the wandb package is missing, or ``logger.mode=online`` without a key to log in with.
+    """
+    if cfg.logger.name != "wandb":
         return
-    {"wandb": _log_wandb, "csv": _log_csv}[cfg.logger.name](cfg, folder, scores)
+    wandb = _wandb()
+    if _mode(cfg) != "online" or not is_rank_zero(cfg.trainer):
+        return
+    try:
+        wandb.login()  # asks for the key where a person can answer
+    except wandb.Error as error:
+        raise UserError(
+            f"logger=wandb is online, but W&B does not let this machine in: {error} Run `wandb login`, set "
+            "WANDB_API_KEY, or use logger.mode=offline and `wandb sync` later."
+        ) from error
+
+
+def log_scores(cfg: Config, folder: RunFolder) -> None:
+    """Show a finished evaluate run's scores where ``logger`` says; what goes wrong there is a warning.
+
+    It is a view of the run, which is whole without it: the same command shows it again.
+    """
+    if cfg.logger.name == "none" or not is_rank_zero(cfg.trainer):
+        return
+    summary = read_json(folder.path / "scores.json")
+    scores = {name: score["mean"] for name, score in (summary["metrics"] | summary.get("retrieval", {})).items()}
+    try:
+        {"wandb": _log_wandb, "csv": _log_csv}[cfg.logger.name](cfg, folder, scores)
+    except Exception as error:  # wandb raises its own, and those of its network libraries
+        log.warning(
+            "logger=%s could not show the scores of %s (%s: %s). They are kept there; the same command tries again",
+            cfg.logger.name, folder.path, type(error).__name__, error,
+        )  # fmt: skip
 
 
 def training_logger(cfg: Config, folder: RunFolder, fold: int) -> Any:
@@ -50,13 +89,21 @@ def training_logger(cfg: Config, folder: RunFolder, fold: int) -> Any:
             save_dir=cfg.paths.runs,
             id=f"{folder.run_id}-{fold}",
             project=cfg.logger.project,
-            offline=cfg.logger.mode != "online",
-            mode=cfg.logger.mode,
+            offline=_mode(cfg) != "online",
+            mode=_mode(cfg),
             group=cfg.table or cfg.data.name,
             job_type=folder.verb,
             config=asdict(cfg),
         )
     return False
+
+
+def _mode(cfg: Config) -> str:
+    """``logger.mode``, unless W&B's own variables say otherwise: they are how a machine or a job is kept silent."""
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "t", "y"):
+        return "disabled"
+    given = os.environ.get("WANDB_MODE", "")
+    return {"dryrun": "offline", "run": "online"}.get(given, given) or cfg.logger.mode
 
 
 def _wandb() -> Any:
@@ -69,22 +116,23 @@ def _wandb() -> Any:
 
 
 def _log_csv(cfg: Config, folder: RunFolder, scores: Mapping[str, float]) -> None:
-    """Append one line per score to ``<paths.results>/scores-log.csv``."""
+    """Append one line per score to ``<paths.results>/scores-log.csv``, unless it is there already."""
     path = Path(cfg.paths.results) / CSV_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        if fresh:
-            writer.writerow(("run", "name", "metric", "value"))
-        writer.writerows((folder.run_id, changed_keys(cfg, folder.verb), *item) for item in scores.items())
+    with locked(path.with_name(f".{CSV_NAME}.lock"), str(path), wait=True):
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        name = changed_keys(cfg, folder.verb)
+        rows = [list(FIELDS), *([folder.run_id, name, *map(str, item)] for item in scores.items())]
+        known = list(csv.reader(io.StringIO(before)))
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(row for row in rows if row not in known)
+        write_text(path, before + text.getvalue())
 
 
 def _log_wandb(cfg: Config, folder: RunFolder, scores: Mapping[str, float]) -> None:
     wandb = _wandb()
     settings: dict[str, Any] = {
         "project": cfg.logger.project,
-        "mode": cfg.logger.mode,
+        "mode": _mode(cfg),
         "id": folder.run_id,  # the same run logged again is the same run there
         "resume": "allow",
         "group": cfg.table or cfg.data.name,

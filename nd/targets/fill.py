@@ -16,11 +16,15 @@ from tqdm import tqdm
 
 from nd.data.prepared import Stimuli
 from nd.errors import UserError
+from nd.files import atomic_path
+from nd.locks import locked
 from nd.targets.base import Extractor, Items
 from nd.targets.guards import check_pictures
 from nd.targets.reference import check_drift, reference_features
 from nd.targets.store import TargetStore, differences
 from nd.targets.unfinished import Job, Unfinished
+
+ADVICE = "Free some space or choose another paths.cache; what is finished is kept."
 
 
 def extract_to_stores(
@@ -43,19 +47,20 @@ def extract_to_stores(
     """
     wanted = [job for job in jobs if not is_finished(job, stimuli)]
     computed = {job.extractor.name: 0 for job in jobs}
-    try:
-        with ExitStack() as stack:
-            stores: list[Unfinished] = []
-            for job in wanted:
-                store = Unfinished(job, stimuli)
-                stack.callback(store.close)
-                stores.append(store)
-                computed[job.extractor.name] = len(store.left)
-            _fill(stores, stimuli, batch_size, progress)
-            for store in stores:
-                store.finish()
-    except OSError as error:
-        raise _cannot_write(wanted[0].path.parent, error) from error
+    with ExitStack() as stack:
+        stores: list[Unfinished] = []
+        for job in wanted:
+            stack.enter_context(locked(job.path.with_name(f".{job.path.name}.lock"), str(job.path)))
+            if is_finished(job, stimuli):  # by another process, meanwhile
+                continue
+            partial = stack.enter_context(atomic_path(job.path, alone=True, resume=True, advice=ADVICE))
+            store = Unfinished(job, stimuli, partial)
+            stack.callback(store.close)
+            stores.append(store)
+            computed[job.extractor.name] = len(store.left)
+        _fill(stores, stimuli, batch_size, progress)
+        for store in stores:
+            store.finish()
     return computed
 
 
@@ -91,13 +96,6 @@ def check_store(job: Job, stimuli: Stimuli) -> None:
     store = TargetStore(job.path)
     now_4P = reference_features(job.extractor, stimuli.shape[0])
     check_drift(str(job.path), store.reference, now_4P, job.precision, store.versions)
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write {path}: {error.strerror or error}. Free some space or choose another paths.cache; what is "
-        "finished is kept."
-    )
 
 
 def _fill(stores: Sequence[Unfinished], stimuli: Stimuli, batch_size: int, progress: bool) -> None:

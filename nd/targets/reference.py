@@ -7,13 +7,13 @@ otherwise than before.
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nd.errors import UserError
+from nd.machine import versions
 from nd.targets.base import Extractor, Items
 
 N_REFERENCE = 4
@@ -26,7 +26,6 @@ CAPTIONS = (
 # Relative distance of an image's features from those stored that is still rounding: other processors and thread
 # counts move float32 by 1e-5 or so; half precision keeps 8 to 11 bits.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "diffusers", "transformers", "open_clip_torch", "timm")
 
 
 def reference_items(side: int) -> Items:
@@ -55,17 +54,6 @@ def drift(stored_4P: NDArray[np.float32], now_4P: NDArray[np.float32]) -> float:
     return float((distance / np.maximum(np.linalg.norm(stored_4P.astype(np.float64), axis=1), 1e-30)).max())
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that features are computed with."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def check_drift(
     what: str, stored_4P: NDArray[np.float32], now_4P: NDArray[np.float32], precision: str, made_with: Any
 ) -> None:
@@ -81,9 +69,7 @@ def check_drift(
         return
     now, before = versions(), dict(made_with or {})
     changed = [
-        f"{n} {before.get(n, 'absent')} -> {now.get(n, 'absent')}"
-        for n in sorted({*now, *before})
-        if now.get(n) != before.get(n)
+        f"{n} {version} -> {now.get(n, 'absent')}" for n, version in sorted(before.items()) if now.get(n) != version
     ]
     cause = f"Since then: {', '.join(changed)}." if changed else "No version of a package changed; did the machine?"
     raise UserError(

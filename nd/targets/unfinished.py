@@ -1,7 +1,6 @@
 """A target store while it is being filled: laid out in full at once, filled by rows, named when it is whole.
 
-The unfinished file lies beside the final one as `<name>.partial`. A killed process never leaves a broken HDF5 structure
-behind, only rows that are not yet marked as done.
+A killed process never leaves a broken HDF5 structure behind, only rows that are not yet marked as done.
 Shapes: N images, P numbers per image.
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,11 @@ from numpy.typing import NDArray
 
 from nd.data.prepared import Stimuli
 from nd.errors import UserError
-from nd.files import allocate
+from nd.files import allocate, check_space
+from nd.machine import versions
 from nd.targets.base import Extractor
 from nd.targets.guards import check_features
-from nd.targets.reference import check_drift, reference_features, versions
+from nd.targets.reference import check_drift, reference_features
 from nd.targets.store import details_of, store_fingerprint
 
 log = logging.getLogger(__name__)
@@ -48,14 +47,13 @@ class Job:
 class Unfinished:
     """The partial file of one job, open for writing."""
 
-    def __init__(self, job: Job, stimuli: Stimuli) -> None:
-        """Open what an interrupted run left, or a new file.
+    def __init__(self, job: Job, stimuli: Stimuli, path: Path) -> None:
+        """Open what an interrupted run left at ``path``, or a new file.
 
-        UserError: too little room, another process at work on it, or, where an interrupted run is gone on with,
-        features of the reference images that are no longer the same.
+        UserError: too little room, or, where an interrupted run is gone on with, features of the reference images that
+        are no longer the same.
         """
-        self.job, self.path = job, job.path.with_name(f"{job.path.name}.partial")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.job, self.path = job, path
         self.file = self._open(stimuli)
         self.left: NDArray[np.intp] = np.flatnonzero(self.file["done"][()] == 0)
 
@@ -75,14 +73,13 @@ class Unfinished:
         self.file.flush()
 
     def finish(self) -> None:
-        """Give the store its final name. Features that are the same for every image are a UserError instead."""
+        """Close the file, which is whole now. Features that are the same for every image are a UserError instead."""
         features, first = self.file["features"], self.file["features"][0]
         starts = range(0, len(features), CHECK_ROWS)
         varies = any((features[start : start + CHECK_ROWS] != first).any() for start in starts)
         n_images = len(features)
         self.close()
         if varies or n_images < 2:
-            self.path.replace(self.job.path)
             return
         self.path.unlink()
         raise UserError(
@@ -100,7 +97,9 @@ class Unfinished:
         handle = self._left_behind(store_fingerprint(details))
         reference_4P = reference_features(self.job.extractor, stimuli.shape[0])
         if handle is None:
-            _check_space(self.path, self.job, stimuli)
+            numbers = len(stimuli.image_id) * int(np.prod(self.job.extractor.shape))
+            room = "Free some space, choose another paths.cache, or store halves with target.dtype=float16."
+            check_space(self.path, numbers * np.dtype(self.job.dtype).itemsize, room)
             return _create(self.path, self.job, stimuli, details, reference_4P)
         try:
             made_with = json.loads(handle.attrs["versions"])
@@ -115,26 +114,14 @@ class Unfinished:
         if not self.path.exists():
             return None
         try:
-            handle = h5py.File(self.path, "r+")
+            handle = h5py.File(self.path, "r+", locking=False)  # whoever fills a store holds its lock
             if handle.attrs.get("fingerprint") == fingerprint and "done" in handle:
                 return handle
             handle.close()
-        except BlockingIOError:
-            raise UserError(f"another process is writing {self.path}. Wait for it, or stop it and run again.") from None
         except OSError:
             log.warning("%s was left unreadable by an interrupted run; starting it again", self.path)
         self.path.unlink()
         return None
-
-
-def _check_space(path: Path, job: Job, stimuli: Stimuli) -> None:
-    needed = len(stimuli.image_id) * int(np.prod(job.extractor.shape)) * np.dtype(job.dtype).itemsize
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise UserError(
-            f"target {job.extractor.name!r} needs {needed / 1e9:.2f} GB at {path.parent}, but only {free / 1e9:.2f} GB "
-            "are free. Free some space, choose another paths.cache, or store halves with target.dtype=float16."
-        )
 
 
 def _create(
@@ -142,7 +129,7 @@ def _create(
 ) -> h5py.File:
     shape = tuple(int(side) for side in job.extractor.shape)
     n_images = len(stimuli.image_id)
-    handle = h5py.File(path, "w")
+    handle = h5py.File(path, "w", locking=False)
     allocate(handle, "features", (n_images, int(np.prod(shape))), np.dtype(job.dtype))
     allocate(handle, "done", (n_images,), np.dtype(np.uint8))[:] = 0
     handle.create_dataset("image_id", data=stimuli.image_id)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nd.data.epoch import processes
-from nd.files import write_text
+from nd.files import atomic_path, write_text
 from nd.mappers.base import Columns
 from nd.mappers.statistics import TargetScale
 from nd.mappers.training.module import MapperTraining
 from nd.mappers.validation import target_scores
 from nd.progress import ProgressBar
+
+log = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]
 Held = tuple[str, Tensor, dict[str, Tensor]]  # subject, image ids (N,), prediction (N, P) by target
@@ -142,18 +145,10 @@ class Checkpoints(Callback):
         if due or trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
             module.check_weights()
         if due:
-            temporary = part_of(self.path)
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                with open(temporary, "rb") as file:
-                    os.fsync(file.fileno())
-                temporary.replace(self.path)
+            first = trainer.is_global_zero  # all collect the state, one writes it
+            with atomic_path(self.path, alone=True) if first else nullcontext(self.path) as temporary:
+                trainer.save_checkpoint(temporary)
             self.last = time.monotonic()
-
-
-def part_of(checkpoint: Path) -> Path:
-    """Where a checkpoint lies while it is written."""
-    return checkpoint.with_suffix(".part")
 
 
 class Curve(Callback):
@@ -211,13 +206,17 @@ class Curve(Callback):
 
 
 def show(trainer: Trainer, line: dict[str, Any]) -> None:
-    """Give a line of the curve to the trainer's loggers."""
+    """Give a line of the curve to the trainer's loggers; one that fails is left out from then on, with a warning."""
     values = {f"train/{name}": value for name, value in {"loss": line["loss"], **line["losses"]}.items()}
     values |= {f"val/{target}/{name}": value for target, row in line["val"].items() for name, value in row.items()}
     values |= {name: line[name] for name in ("epoch", "lr", "samples_per_s")}
     for logger in trainer.loggers:
-        logger.log_metrics(values, step=line["step"])
-        logger.save()
+        try:
+            logger.log_metrics(values, step=line["step"])
+            logger.save()
+        except Exception as error:  # wandb raises its own, and those of its network libraries
+            trainer.loggers = [other for other in trainer.loggers if other is not logger]
+            log.warning("%s fails (%s); the curve is kept in the run folder", type(logger).__name__, error)
 
 
 class TrainingProgress(ProgressBar):

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from nd.config import TrainerConfig
 from nd.data.datamodule import VoxelDataModule
-from nd.files import atomic_path, read_json, write_json
-from nd.lightning import plain_errors, quiet_lightning, strategy_of
-from nd.mappers.training.callbacks import Checkpoints, Curve, Kept, TrainingProgress, Weights, part_of
+from nd.files import atomic_path, partial_path, read_json, write_json
+from nd.launch import process_settings
+from nd.lightning import lightning
+from nd.mappers.training.callbacks import Checkpoints, Curve, Kept, TrainingProgress, Weights
 from nd.mappers.training.module import MapperTraining
 
 
@@ -46,7 +47,7 @@ class Files:
 
     def clear(self) -> None:
         """Remove what a finished stage needs no more; the curve stays."""
-        for path in (self.checkpoint, part_of(self.checkpoint), self.result, self.result.with_suffix(".json")):
+        for path in (self.checkpoint, partial_path(self.checkpoint), self.result, self.result.with_suffix(".json")):
             path.unlink(missing_ok=True)
 
     @property
@@ -94,7 +95,7 @@ def run_training(
     """
     files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     resumed = files.checkpoint if files.checkpoint.exists() else None
-    with quiet_lightning(), plain_errors():
+    with lightning(cfg):
         trainer = build_trainer(module, kept, files, cfg, what, logger)
         # Checkpoints hold tensors and plain values; whatever else lies there must not be run.
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
@@ -113,10 +114,7 @@ def build_trainer(
     callbacks: list[Callback] = [kept, Curve(files.curve, kept), Checkpoints(files.checkpoint, cfg.checkpoint_minutes)]
     callbacks += [TrainingProgress(what, kept)] if cfg.progress else []
     return Trainer(
-        accelerator=cfg.accelerator,
-        devices=cfg.devices,
-        num_nodes=cfg.num_nodes,
-        strategy=strategy_of(cfg.strategy, cfg.devices, cfg.num_nodes),
+        **process_settings(cfg),
         precision=training.precision,  # type: ignore[arg-type]
         max_epochs=module.recipe.n_epochs,
         accumulate_grad_batches=training.accumulate,

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from nd.config import Config
+from nd.config import Config, TrainerConfig
 from nd.data.prepared import open_subject, split_of
 from nd.data.splits import Split
 from nd.data.subject import Subject, mean_betas
 from nd.errors import UserError
-from nd.lightning import is_rank_zero
+from nd.launch import is_rank_zero
 from nd.mappers.checkpoint import is_saved, read_details, save, target_path
 from nd.mappers.folds import origin_of
 from nd.mappers.statistics import TargetStatistics, statistics_path
@@ -58,11 +58,11 @@ def pretrain_folds(cfg: Config, targets: list[str], folder: Path, logger: MakeLo
     stores, scores = stores_of(cfg, targets), []
     for fold in range(len(split_of(cfg).folds)):
         path, files = pretrained_path(folder, fold), Files(folder, fold)
-        if _is_to_do(files, [path]):
+        if _is_to_do(cfg.trainer, files, [path]):
             found = pretrain(cfg, fold, stores, teacher_of(cfg), files, logger(fold))
             if found is not None:
                 save_pretrained(path, found)
-        await_file(path.with_suffix(".json"))
+        await_file(path.with_suffix(".json"), cfg.trainer)
         scores.append(load_pretrained(path).details["scores"])
     return scores
 
@@ -79,14 +79,14 @@ def finetune_folds(
     for k, own in enumerate(split.folds):
         paths = {name: target_path(folder, k, name, len(targets)) for name in targets}
         files = Files(folder, k)
-        if _is_to_do(files, list(paths.values())):
+        if _is_to_do(cfg.trainer, files, list(paths.values())):
             start = None if pretrained is None else _start(pretrained, k)
             trained = finetune(cfg, subject, own, k, stores, teacher_of(cfg), files, start, logger(k))
             if trained is not None:
                 for name, path in paths.items():
                     _save(path, cfg, subject, split, k, trained, name, stores[name], start)
         for path in paths.values():
-            await_file(path.with_suffix(".json"))
+            await_file(path.with_suffix(".json"), cfg.trainer)
         scores.append({name: read_details(path)["details"]["scores"] for name, path in paths.items()})
     return scores
 
@@ -97,13 +97,13 @@ def clear_folds(cfg: Config, folder: Path) -> None:
         Files(folder, fold).clear()
 
 
-def _is_to_do(files: Files, paths: list[Path]) -> bool:
+def _is_to_do(trainer: TrainerConfig, files: Files, paths: list[Path]) -> bool:
     """Whether a fold is still to be trained, or its checkpoints to be made of the result.
 
     Further processes of a launcher take part in trainings alone; they may ask at any time before the first one ends.
     """
     # In this order: results are removed once there are checkpoints.
-    has_no_part = not is_rank_zero() and files.has_result
+    has_no_part = not is_rank_zero(trainer) and files.has_result
     return not has_no_part and not all(is_saved(path) for path in paths)
 
 
@@ -140,10 +140,10 @@ def _save(
     log.info("target %s, fold %d: %s", target, k + 1, details["scores"])
 
 
-def await_file(path: Path) -> None:
+def await_file(path: Path, trainer: TrainerConfig) -> None:
     """Let a process that does not write wait for the one that does."""
     end = time.monotonic() + WAIT_S
     while not path.exists():
-        if is_rank_zero() or time.monotonic() > end:
+        if is_rank_zero(trainer) or time.monotonic() > end:
             raise UserError(f"{path} was not written by the first process within {WAIT_S:.0f} s. See its messages.")
         time.sleep(0.2)

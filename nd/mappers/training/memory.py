@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
-from nd.backbone.loading import pick_device
-from nd.config import Config, NetworkConfig, TrainerConfig
+from nd.config import Config, NetworkConfig
 from nd.errors import UserError
-from nd.mappers.arrays import free_bytes
+from nd.launch import n_local, n_processes
+from nd.machine import free_bytes, pick_device
 from nd.mappers.network.draws import Draws
 from nd.mappers.network.heads import HeadOutput, TargetSlice
 from nd.mappers.network.network import Network
@@ -238,13 +237,3 @@ def within_memory(
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error, perhaps another process's, says that there is no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
-
-
-def n_local(trainer: TrainerConfig) -> int:
-    """Processes that train on this machine."""
-    return max(1, torch.cuda.device_count()) if trainer.devices == -1 else trainer.devices
-
-
-def n_processes(trainer: TrainerConfig) -> int:
-    """Processes that share a step; a launcher may have started them."""
-    return max(int(os.environ.get("WORLD_SIZE", "1")), n_local(trainer) * trainer.num_nodes)

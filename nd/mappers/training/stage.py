@@ -21,7 +21,7 @@ from nd.config import Config, NetworkConfig, trained_heads
 from nd.data.datamodule import VoxelDataModule
 from nd.data.splits import Fold
 from nd.data.subject import Subject, mean_betas
-from nd.lightning import is_rank_zero
+from nd.launch import is_rank_zero
 from nd.mappers.folds import Readable, control_of
 from nd.mappers.network.heads import TargetSlice, slices_of
 from nd.mappers.network.network import Network
@@ -160,13 +160,13 @@ def train_stage(
     None in the further processes of a launcher, which only compute: the first one has the result.
     """
     cfg, data = stage.cfg, stage.data()
-    if not (is_rank_zero() and files.has_result):
+    if not (is_rank_zero(cfg.trainer) and files.has_result):
         recipe = Recipe(cfg.training, cfg.seed, n_epochs, lr, files.where)
         module = MapperTraining(network, scales, recipe)
         training = cfg.training
         kept = Kept(training.keep, training.patience, dict(stage.truths), scales, training.validate_every)
         run_training(module, data, kept, files, cfg.trainer, f"{training.stage} {', '.join(stage.stores)}", logger)
-    if not is_rank_zero():
+    if not is_rank_zero(cfg.trainer):
         return None
     weights, known = read_result(files)
     network.load_state_dict(weights)

@@ -1,0 +1,202 @@
+"""Which of a command's processes this one is: decided by what the command launches, devices times nodes.
+
+Launchers and schedulers leave ranks in the environment, of other programs too: a notebook on a cluster node, a batch
+script, a worker of ray. Such a variable counts only where a launcher known here says throughout that it started just
+the processes that the configuration asks for, or where this command started the process itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from nd.config import TrainerConfig
+from nd.errors import UserError
+from nd.machine import pick_device
+
+STARTED_BY = "ND_STARTED_BY"  # process that runs this command again for every further device (Lightning's ddp)
+BY_HAND = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # the same command typed on every machine
+VARIABLES = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+    "ROLE_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "STANDALONE_PORT",
+)  # fmt: skip
+INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are a shell, as Lightning takes them
+FAMILIES = ("TORCHELASTIC_", "SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_", "JSM_", "LSB_")
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The variables in which a launcher tells each process of the others, and Lightning's name for it.
+
+    Attributes: ``mark`` is there in its processes alone; ``numbers`` hold natural numbers where they are there.
+    """
+
+    mark: str
+    numbers: tuple[str, ...]
+    n_processes: tuple[str, ...]
+    n_local: str
+    n_nodes: str
+    rank: str
+    local_rank: str
+    node_rank: str
+    environment: str
+
+    def started(self, n_local: int, n_nodes: int) -> bool:
+        """Say whether it started ``n_local`` processes on each of ``n_nodes`` machines, this one among them."""
+        given = {**dict.fromkeys(self.n_processes, n_local * n_nodes), self.n_local: n_local, self.n_nodes: n_nodes}
+        below = {self.rank: n_local * n_nodes, self.local_rank: n_local, self.node_rank: n_nodes}
+        return (
+            self.mark in os.environ
+            and all(number(name) >= 0 for name in self.numbers if name in os.environ)
+            and all(number(name) == value for name, value in given.items())
+            and all(0 <= number(name) < value for name, value in below.items())
+        )
+
+
+TORCHRUN = Launcher(
+    mark="TORCHELASTIC_RUN_ID",
+    numbers=("MASTER_PORT",),
+    n_processes=("WORLD_SIZE",),
+    n_local="LOCAL_WORLD_SIZE",
+    n_nodes="GROUP_WORLD_SIZE",
+    rank="RANK",
+    local_rank="LOCAL_RANK",
+    node_rank="GROUP_RANK",
+    environment="torchelastic",
+)
+# SLURM_STEP_*: set by srun alone; a batch script that starts the command without srun sees the rest of them too.
+SRUN = Launcher(
+    mark="SLURM_STEP_ID",
+    numbers=("MASTER_PORT", "SLURM_JOB_ID"),
+    n_processes=("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
+    n_local="SLURM_NTASKS_PER_NODE",
+    n_nodes="SLURM_NNODES",
+    rank="SLURM_PROCID",
+    local_rank="SLURM_LOCALID",
+    node_rank="SLURM_NODEID",
+    environment="slurm",
+)
+
+
+def number(name: str) -> int:
+    """Return the natural number that a variable of the environment holds, or -1."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else -1
+
+
+def n_local(cfg: TrainerConfig) -> int:
+    """Return the processes on each machine: one for each device."""
+    if cfg.devices != -1:
+        return cfg.devices
+    import torch
+
+    return max(1, torch.cuda.device_count()) if pick_device(cfg.accelerator).type == "cuda" else 1
+
+
+def n_processes(cfg: TrainerConfig) -> int:
+    """Return how many processes the command consists of."""
+    return n_local(cfg) * cfg.num_nodes
+
+
+def launcher_of(cfg: TrainerConfig) -> Launcher | None:
+    """Return the launcher that started every process of this command; None where the command does so itself."""
+    if n_processes(cfg) == 1 or os.environ.get("SLURM_JOB_NAME") in INTERACTIVE:
+        return None
+    return next((one for one in (TORCHRUN, SRUN) if one.started(n_local(cfg), cfg.num_nodes)), None)
+
+
+def is_started_here(cfg: TrainerConfig) -> bool:
+    """Say whether this command has already started its further processes, and this is the first or one of those."""
+    parents = (str(os.getpid()), str(os.getppid()))
+    return n_processes(cfg) > 1 and os.environ.get(STARTED_BY) in parents and "LOCAL_RANK" in os.environ
+
+
+def rank_of(cfg: TrainerConfig) -> int:
+    """Return the number of this process among those of the command; 0 is the one that records."""
+    launcher = launcher_of(cfg)
+    if launcher:
+        return number(launcher.rank)
+    local_rank = number("LOCAL_RANK") if is_started_here(cfg) else 0
+    node_rank = number("NODE_RANK") if cfg.num_nodes > 1 else 0
+    return max(node_rank, 0) * n_local(cfg) + local_rank
+
+
+def is_rank_zero(cfg: TrainerConfig) -> bool:
+    """Say whether this process is the one that records; the others of a distributed run only compute."""
+    return rank_of(cfg) == 0
+
+
+def process_settings(cfg: TrainerConfig) -> dict[str, Any]:
+    """Return the arguments of Lightning's ``Trainer`` about devices and processes.
+
+    Several devices without a chosen strategy get ``ddp_spawn``: it starts the other processes from this one instead of
+    running the whole command once per device. Where a launcher has started them already, ``ddp`` joins them.
+
+    Raises:
+        UserError: a device that is not there, or several machines that nobody coordinates.
+    """
+    from pytorch_lightning.plugins.environments import (
+        LightningEnvironment,
+        SLURMEnvironment,
+        TorchElasticEnvironment,
+    )
+
+    pick_device(cfg.accelerator)  # has the better message
+    launcher, strategy = launcher_of(cfg), cfg.strategy
+    if n_processes(cfg) == 1:
+        strategy = "auto"
+    elif strategy == "auto":
+        strategy = "ddp" if launcher else "ddp_spawn"
+    if cfg.num_nodes > 1 and launcher is None and not (0 <= number("NODE_RANK") < cfg.num_nodes and _meeting_place()):
+        raise UserError(
+            f"trainer.num_nodes={cfg.num_nodes}, but no launcher has started {n_local(cfg)} processes on each of "
+            f"{cfg.num_nodes} machines. Start the command with torchrun or `srun --ntasks-per-node={n_local(cfg)}`, or "
+            f"on every machine with {', '.join(BY_HAND)} set."
+        )
+    kinds = {"torchelastic": TorchElasticEnvironment, "slurm": SLURMEnvironment}
+    environment = kinds[launcher.environment]() if launcher else LightningEnvironment()
+    return {
+        "accelerator": cfg.accelerator,
+        "devices": n_local(cfg),
+        "num_nodes": cfg.num_nodes,
+        "strategy": strategy,
+        "plugins": [environment],
+    }
+
+
+def _meeting_place() -> bool:
+    return bool(os.environ.get("MASTER_ADDR")) and number("MASTER_PORT") > 0
+
+
+@contextmanager
+def away_from_launchers(cfg: TrainerConfig) -> Iterator[None]:
+    """Hide what launchers left in the environment while this command starts processes of its own.
+
+    Lightning, PyTorch and others read these variables wherever they find them. They come back at the end, except where
+    further processes, which run the whole command, are still at work (ddp).
+    """
+    from lightning_utilities.core.rank_zero import rank_zero_only
+
+    if launcher_of(cfg) or is_started_here(cfg):
+        yield
+        return
+    kept = BY_HAND if cfg.num_nodes > 1 else ()
+    hidden = {name: os.environ.pop(name) for name in [*os.environ] if _is_of_launcher(name) and name not in kept}
+    os.environ[STARTED_BY] = str(os.getpid())
+    vars(rank_zero_only)["rank"] = rank_of(cfg)  # Lightning took it from the environment as it was imported
+    try:
+        yield
+    finally:
+        if not is_started_here(cfg):
+            for name in [*os.environ]:
+                if _is_of_launcher(name) and name not in kept:
+                    del os.environ[name]
+            del os.environ[STARTED_BY]
+            os.environ.update(hidden)
+
+
+def _is_of_launcher(name: str) -> bool:
+    return name in VARIABLES or name.startswith(FAMILIES)

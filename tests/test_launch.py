@@ -1,0 +1,216 @@
+"""Roles of processes: what stands in the environment never decides them, unless a known launcher says it throughout."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_results import config
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from torch.utils.data import DataLoader
+
+from nd.config import TrainerConfig
+from nd.errors import UserError
+from nd.launch import STARTED_BY, away_from_launchers, is_rank_zero, n_processes, process_settings, rank_of
+from nd.lightning import lightning
+from nd.runs.folder import RunFolder
+
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none", "RANK": "3", "LOCAL_RANK": "1", "GROUP_RANK": "1", "WORLD_SIZE": "4",
+    "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
+SRUN = {
+    "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "4711", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4", "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2",
+    "SLURM_NODELIST": "localhost",
+}  # fmt: skip
+MPIRUN = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "PMI_RANK": "1"}
+OTHERS = {
+    "NODE_RANK": "1", "JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2", "LSB_JOBID": "1",
+    "MV2_COMM_WORLD_RANK": "1", "SLURM_JOB_NAME": "notebook", "TORCHELASTIC_USE_AGENT_STORE": "True",
+    "STANDALONE_PORT": "1",
+}  # fmt: skip
+EVERYTHING = TORCHRUN | SRUN | MPIRUN | OTHERS
+LEFT_BEHIND = [TORCHRUN, SRUN, MPIRUN, OTHERS, {"SLURM_PROCID": "1"}, {"RANK": "1"}, {"LOCAL_RANK": "1"}, EVERYTHING]
+
+
+class Echo(LightningModule):
+    """Notes the numbers of the process that predicts."""
+
+    seen: tuple[int, int, bool] | None = None
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return DataLoader([0], batch_size=None)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> None:
+        self.seen = (self.trainer.global_rank, self.trainer.world_size, self.trainer.is_global_zero)
+
+
+def predict(cfg: TrainerConfig) -> tuple[int, int, bool] | None:
+    module = Echo()
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with lightning(cfg):
+        trainer = Trainer(**process_settings(cfg), **quiet, enable_model_summary=False)
+        trainer.predict(module, return_predictions=False)
+    return module.seen
+
+
+def surround(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name in {*EVERYTHING, STARTED_BY}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def assignments(n: int) -> list[dict[str, str]]:
+    """What launchers leave behind, and ``n`` further combinations of any values."""
+    draw = random.Random(0)
+    values = ["0", "1", "2", "-1", "", "x", "²", "29500"]
+    names = sorted(EVERYTHING)
+    some = [{name: draw.choice(values) for name in draw.sample(names, draw.randint(1, len(names)))} for _ in range(n)]
+    pairs = [one | other for one, other in itertools.combinations(LEFT_BEHIND, 2)]
+    return [*LEFT_BEHIND, *pairs, *some]
+
+
+def test_one_device_is_one_whole_run_whatever_stands_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("nd.runs.manifest.git_state", dict)  # asks git for every run
+    for number, variables in enumerate([*LEFT_BEHIND, *assignments(12)[-12:]]):
+        surround(monkeypatch, variables)
+        before = dict(os.environ)
+        cfg = config(tmp_path / str(number))
+        cfg.trainer.accelerator = "cpu"
+        folder = RunFolder.open(cfg, "train")
+        with folder.writing(cfg):
+            assert predict(cfg.trainer) == (0, 1, True), variables
+        assert folder.done, variables
+        assert (folder.path / "manifest.json").is_file()
+        assert dict(os.environ) == before  # of a notebook, say
+
+
+def test_several_devices_are_numbered_by_who_started_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process of this command, or one of those that a launcher started, all of them of this command."""
+    cfg = TrainerConfig(accelerator="cpu", devices=2)
+    for variables in assignments(300):
+        surround(monkeypatch, variables)
+        settings = process_settings(cfg)
+        assert (rank_of(cfg), settings["strategy"]) == (0, "ddp_spawn"), variables
+        assert type(settings["plugins"][0]) is LightningEnvironment
+        with away_from_launchers(cfg):
+            environment = LightningEnvironment()
+            assert (environment.local_rank(), environment.node_rank()) == (0, 0)
+            assert not environment.creates_processes_externally
+            assert environment.main_port > 1024
+
+
+@pytest.mark.parametrize(("launcher", "kind"), [(TORCHRUN, TorchElasticEnvironment), (SRUN, SLURMEnvironment)])
+def test_processes_of_a_launcher_join(
+    launcher: dict[str, str], kind: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = TrainerConfig(accelerator="cpu", devices=2, num_nodes=2)
+    surround(monkeypatch, launcher | MPIRUN)
+    settings = process_settings(cfg)
+    (environment,) = settings["plugins"]
+    assert (rank_of(cfg), is_rank_zero(cfg), settings["strategy"], type(environment)) == (3, False, "ddp", kind)
+    assert (environment.global_rank(), environment.world_size(), environment.local_rank()) == (3, 4, 1)
+    with away_from_launchers(cfg):
+        assert os.environ["MASTER_PORT" if launcher is TORCHRUN else "SLURM_PROCID"]
+    for name in launcher.keys() - {"MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_NODELIST"}:
+        with monkeypatch.context() as patch:  # it must say so throughout
+            patch.delenv(name)
+            assert rank_of(cfg) == 0, name
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    assert rank_of(cfg) == 0
+
+
+def test_several_machines_want_a_launcher_or_a_meeting_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = TrainerConfig(accelerator="cpu", devices=2, num_nodes=2)
+    surround(monkeypatch, MPIRUN | {"SLURM_PROCID": "1"})
+    with pytest.raises(UserError, match="no launcher has started 2 processes on each of 2 machines"):
+        process_settings(cfg)
+    by_hand = {"NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    surround(monkeypatch, by_hand | {"LOCAL_RANK": "1", "RANK": "7"})
+    assert (rank_of(cfg), process_settings(cfg)["strategy"]) == (2, "ddp_spawn")
+    with away_from_launchers(cfg):
+        assert {name: os.environ[name] for name in by_hand} == by_hand
+        assert LightningEnvironment().local_rank() == 0
+
+
+def test_processes_that_this_command_started_know_their_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's ddp runs the command again for every further device."""
+    cfg = TrainerConfig(accelerator="cpu", devices=2, strategy="ddp")
+    surround(monkeypatch, {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"})
+    assert rank_of(cfg) == 0
+    monkeypatch.setenv(STARTED_BY, str(os.getppid()))
+    assert rank_of(cfg) == 1
+    with away_from_launchers(cfg):
+        assert LightningEnvironment().creates_processes_externally
+    assert os.environ["LOCAL_RANK"] == "1"
+    assert rank_of(TrainerConfig(accelerator="cpu")) == 0
+
+
+def test_the_first_process_stays_with_those_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second training in one command must find the processes of the first, not start others."""
+    cfg = TrainerConfig(accelerator="cpu", devices=2, strategy="ddp")
+    surround(monkeypatch, {"LOCAL_RANK": "1"})
+    with away_from_launchers(cfg):
+        monkeypatch.setenv("LOCAL_RANK", "0")  # as Lightning does
+    assert (os.environ["LOCAL_RANK"], rank_of(cfg)) == ("0", 0)
+    with away_from_launchers(cfg):
+        assert LightningEnvironment().creates_processes_externally
+    os.environ.pop(STARTED_BY)
+
+
+def test_all_devices_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert n_processes(TrainerConfig(accelerator="cpu", devices=-1)) == 1
+    assert n_processes(TrainerConfig(devices=-1, num_nodes=3)) == 3 * max(1, torch.cuda.device_count())
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "mps"])
+def test_a_device_that_is_not_there_is_a_message(accelerator: str) -> None:
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match=f"trainer.accelerator={accelerator}, but"):
+        predict(TrainerConfig(accelerator=accelerator))
+
+
+def test_what_lightning_refuses_is_a_message() -> None:
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    with (
+        pytest.raises(UserError, match="Lightning cannot work with these trainer settings: no such"),
+        lightning(TrainerConfig()),
+    ):
+        raise MisconfigurationException("no such")
+
+
+TWO_PROCESSES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_launch import TrainerConfig, predict
+if __name__ == "__main__":
+    predict(TrainerConfig(accelerator="cpu", devices=2))
+    print("well")
+"""
+
+
+def test_two_processes_start_beside_what_is_left_behind(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES, encoding="utf-8")
+    left = {**EVERYTHING, "WORLD_SIZE": "7", "SLURM_NTASKS": "7", "SLURM_JOB_NAME": "python"}
+    root = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, str(script), str(root)], env={**os.environ, **left, "PYTHONPATH": str(root.parent)},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "well\n"

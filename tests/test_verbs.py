@@ -1,0 +1,96 @@
+"""No verb ends well without its output, or the words "nothing to do" and where the output is; told apart by files."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from nd.config.help import VERBS
+
+SPEC = """
+title: t
+subjects: [subj01]
+columns: [{metric: pixcorr}]
+rows: [{label: pixels, overrides: [method=ridge_pixels]}]
+"""
+STEPS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
+LEFT_BEHIND = {
+    "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "PMI_RANK": "1",
+    "OMPI_COMM_WORLD_RANK": "1", "JSM_NAMESPACE_RANK": "1",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Words for a data set and a method so small that every step takes no time."""
+    root = tmp_path_factory.mktemp("lab")
+    (root / "t.yaml").write_text(SPEC, encoding="utf-8")
+    return [
+        "experiment=scenes", "debug=fast", "method=ridge_pixels", "target=pixels", "data.subjects=[subj01]",
+        f"table={root / 't.yaml'}", f"paths.root={root}", "protocol.brain=[]", "trainer.accelerator=cpu",
+        "trainer.progress=false",
+    ]  # fmt: skip
+
+
+def told(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, list[Path]]:
+    """Run a verb as from the command line; return what it said and the paths named there that exist."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        importlib.import_module("nd.doctor.report" if verb == "doctor" else f"nd.{verb}").main(words)
+    said = capsys.readouterr()
+    assert left.value.code == 0, said.err
+    named = [Path(text) for text in re.findall(r"/[^\s,;]+", said.out)]
+    return said.out, [path for path in named if path.exists()]
+
+
+def check(verb: str, words: list[str], capsys: pytest.CaptureFixture[str], again: bool) -> None:
+    out, there = told(verb, words, capsys)
+    assert there, f"nd {verb} named no output that is there:\n{out}"
+    if verb in (*STEPS, "run"):
+        assert ("nothing to do" in out) == again, out
+    if verb in ("train", "predict", "reconstruct", "evaluate"):
+        folder = next(path for path in there if f"/{verb}/" in str(path))
+        folder = folder if folder.is_dir() else folder.parent
+        assert (folder / "status").read_text(encoding="utf-8") == "done\n"
+        assert (folder / "manifest.json").is_file()
+        assert (folder / "config.yaml").is_file()
+
+
+def test_every_verb_makes_its_output_or_says_that_it_is_there(
+    lab: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the ranks of other programs in the environment, which once made a process that writes nothing."""
+    for name, value in LEFT_BEHIND.items():
+        monkeypatch.setenv(name, value)
+    assert set(VERBS) == {*STEPS, "run", "table", "report", "doctor"}  # a new verb belongs here
+    for verb in STEPS:
+        check(verb, lab, capsys, again=False)
+    for verb in VERBS:
+        check(verb, lab, capsys, again=True)
+
+
+def test_run_does_all_that_is_missing(lab: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    apart = [*lab, f"paths.runs={tmp_path}"]
+    check("run", apart, capsys, again=False)
+    check("run", apart, capsys, again=True)
+
+
+@pytest.mark.parametrize("method", ["mean_image", "random_image", "ridge_pixels"])
+def test_a_gpu_that_is_not_there_is_one_message(
+    method: str, lab: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    told("prepare", lab, capsys)
+    words = [*lab, f"method={method}", f"paths.runs={tmp_path}", "trainer.accelerator=gpu"]
+    for verb in ("reconstruct",) if method != "ridge_pixels" else ("extract", "train"):
+        with pytest.raises(SystemExit) as left:
+            importlib.import_module(f"nd.{verb}").main(words)
+        assert left.value.code == 2
+        assert "trainer.accelerator=gpu, but PyTorch sees no GPU here" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("status"))
