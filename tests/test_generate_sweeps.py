@@ -18,12 +18,11 @@ from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config, GuidanceConfig, MethodConfig
 from nd.config.application import compose
 from nd.errors import UserError
-from nd.generate import memory
-from nd.generate.memory import Need, empty_copy, fitted, need_of, needs_of, plan_for
-from nd.generate.noise import noise_for
-from nd.generate.plan import Plan, in_parts
+from nd.generate import plan as plans
+from nd.generate.memory import Need, empty_copy, need_of, needs_of
+from nd.generate.plan import Plan, fitted, in_parts, plan_for, size_for
 from nd.generate.sampler import GuidedSampler, point_of
-from nd.generate.trajectories import Point, Track, Trajectories
+from nd.generate.trajectories import Point, Track, Trajectories, noise_for
 from nd.reconstruct import sweeps
 
 SHAPE = (4, 4, 4)
@@ -71,8 +70,8 @@ def test_points_together_are_what_each_is_alone(backbone: Backbone, cfg: Config)
     assert len(together) == len(GRID)
     for point, found in zip(GRID, together, strict=True):
         (alone,) = GuidedSampler(backbone, at(cfg, *point)).sample(*given)
-        assert torch.allclose(found.pictures, alone.pictures, atol=1e-4)
-    distinct = {found.pictures.numpy().round(3).tobytes() for found in together}
+        assert torch.allclose(found.images, alone.images, atol=1e-4)
+    distinct = {found.images.numpy().round(3).tobytes() for found in together}
     assert len(distinct) == 7  # kappa 0 and both etas of 0 guide nothing
 
 
@@ -92,7 +91,7 @@ def test_one_sample_that_breaks_leaves_the_other_points_alone(backbone: Backbone
     assert (wild.stopped > 0).all()
     assert not calm.stopped.any()
     (alone,) = GuidedSampler(backbone, at(plain, 0.0, 0.0)).sample(*inputs(2))
-    assert torch.allclose(calm.pictures, alone.pictures, atol=1e-5)
+    assert torch.allclose(calm.images, alone.images, atol=1e-5)
 
 
 def test_a_track_that_broke_rests_and_remembers_the_first_step() -> None:
@@ -142,7 +141,7 @@ def test_plans_change_no_picture(backbone: Backbone, cfg: Config) -> None:
         sampler = GuidedSampler(backbone, cfg)
         sampler.use(plan)
         (cut,) = sampler.sample(*given)
-        assert torch.allclose(cut.pictures, whole.pictures, atol=1e-4)
+        assert torch.allclose(cut.images, whole.images, atol=1e-4)
     GuidedSampler(backbone, cfg).use(Plan(6, 6, 6))
     assert not backbone.unet.mid_block.gradient_checkpointing
 
@@ -265,8 +264,8 @@ def test_a_point_that_explodes_leaves_the_others_done(folder: list[str], capsys:
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.os, "sysconf", lambda name: {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}[name])
-    assert memory.free_bytes(torch.device("cpu")) == 4_096_000
-    monkeypatch.setattr(memory.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(memory.dist, "get_world_size", lambda: 4)
-    assert memory.free_bytes(torch.device("cpu")) == 1_024_000
+    monkeypatch.setattr(plans.os, "sysconf", lambda name: {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}[name])
+    assert plans.free_bytes(torch.device("cpu")) == 4_096_000
+    monkeypatch.setattr(plans.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(plans.dist, "get_world_size", lambda: 4)
+    assert plans.free_bytes(torch.device("cpu")) == 1_024_000

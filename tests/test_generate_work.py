@@ -26,11 +26,10 @@ from nd.data.splits import get_split
 from nd.errors import UserError
 from nd.generate import floors, guided_diffusion
 from nd.generate.base import to_uint8
-from nd.generate.features import PredictedFeatures
+from nd.generate.inputs import PredictedFeatures, TrainingImages, part_ids
 from nd.generate.module import Work, run_work
 from nd.generate.parts import Parts, partition
 from nd.generate.registry import GENERATORS, generator_entry
-from nd.generate.training import TrainingImages, part_ids
 from nd.lightning import user_error_of
 
 SIZE = 6
@@ -120,8 +119,10 @@ def predictions(tmp_path_factory: pytest.TempPathFactory) -> PredictedFeatures:
 def sample_all(cfg: Config, source: PredictedFeatures, folder: Path, batch: int, trainer: TrainerConfig = CPU) -> Path:
     """What the reconstruct verb does between opening and closing its run folder."""
     parts, ids = Parts(folder / "parts"), [12, 13, 14, 15, 16]
-    work = Work(parts.unfinished(partition(ids, batch)), source, guided_diffusion.wanted_targets(cfg))
-    run_work(functools.partial(GENERATORS["guided_diffusion"].build, [cfg]), work, [parts], trainer, len(ids))
+    batches = partition(ids, batch)
+    work = Work(parts.unfinished(batches), source, guided_diffusion.wanted_targets(cfg))
+    build = functools.partial(GENERATORS["guided_diffusion"].build, [cfg])
+    run_work(build, work, [parts], trainer, [len(b) for b in batches])
     parts.merge(ids, folder / "images.h5", {"seed": cfg.seed})
     return folder / "images.h5"
 

@@ -18,7 +18,7 @@ from nd.config.application import compose, derive
 from nd.data.prepared import mean_betas, open_subject, split_of
 from nd.errors import UserError
 from nd.extract import extract
-from nd.generate.features import PredictedFeatures
+from nd.generate.inputs import PredictedFeatures
 from nd.mappers import column_choice, target_statistics
 from nd.mappers.base import FoldData, Group
 from nd.mappers.column_choice import Moments, best_columns, choose_columns, correlation, held_out_folds

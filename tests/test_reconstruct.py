@@ -17,7 +17,7 @@ from nd.config import Config
 from nd.config.application import compose, derive
 from nd.data.prepared import stimuli_path, write_stimuli
 from nd.errors import UserError
-from nd.generate.base import Pictures
+from nd.generate.base import Reconstructions
 from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.parts import Parts
 from nd.reconstruct import main, reconstruct
@@ -100,7 +100,7 @@ def test_killed_run_goes_on_and_gives_the_same_bytes(
         write_predictions(again, {name: file[name][:] for name in SHAPES})
     generate, made = GuidedDiffusion.__call__, []
 
-    def dying(self: GuidedDiffusion, ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Pictures]:
+    def dying(self: GuidedDiffusion, ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Reconstructions]:
         if made:
             raise KeyboardInterrupt
         made.extend(ids)

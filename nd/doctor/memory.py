@@ -12,7 +12,7 @@ from nd.backbone.vdvae.shape import IMAGENET64
 from nd.config import Config
 from nd.doctor.extent import Extent
 from nd.doctor.weights import local_folder
-from nd.generate.plan import AT_ONCE
+from nd.generate.plan import Plan
 from nd.mappers.arrays import LARGE_BYTES
 from nd.mappers.blocks import columns_at_once
 from nd.mappers.normal_equations import equation_bytes
@@ -72,7 +72,9 @@ def memory_estimate(cfg: Config, data: Extent) -> Memory:
     sample += UNET_TENSORS * unet["layers_per_block"] * unet["block_out_channels"][0] * (size // factor) ** 2
     guided = cfg.method.generator == "guided_diffusion"
     preparing = 4.0 * SESSION_COPIES * 750 * data.voxels if cfg.data.source == "nsd" else 0.0
-    return Memory(preparing, _mapper_bytes(cfg, data), float(element * sample * guided), AT_ONCE // 2 if guided else 0)
+    job = [cfg.debug.limit_images * cfg.method.repeats] if cfg.debug.limit_images else []
+    in_flight = Plan.for_speed(job).guided if guided else 0
+    return Memory(preparing, _mapper_bytes(cfg, data), float(element * sample * guided), in_flight)
 
 
 def _mapper_bytes(cfg: Config, data: Extent) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from nd.config import Config
 from nd.errors import unknown
 from nd.generate import floors, guided_diffusion
-from nd.generate.base import Generator, Pictures
+from nd.generate.base import Generator, Reconstructions
 
 Single = Callable[[Sequence[int], Mapping[str, Tensor]], NDArray[np.uint8]]  # to (B, R, H, W, 3) uint8
 
@@ -49,9 +49,9 @@ class Alone:
     def __init__(self, single: Single) -> None:
         self.single = single
 
-    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Pictures]:
+    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Reconstructions]:
         """Return the images of that run."""
-        return [Pictures(self.single(image_ids, features))]
+        return [Reconstructions(self.single(image_ids, features))]
 
 
 def alone(build: Callable[[Config, torch.device], Single], cfgs: Sequence[Config], device: torch.device) -> Alone:
