@@ -27,7 +27,7 @@ def extract(cfg: Config) -> list[Path]:
     from nd.backbone.loading import pick_device
     from nd.data.prepared import Stimuli, stimuli_path
     from nd.runs.chain import extracted
-    from nd.targets.fill import extract_to_stores
+    from nd.targets.fill import extract_to_stores, images_at_once
     from nd.targets.registry import build_extractors
     from nd.targets.store import extraction_backbone, store_path
     from nd.targets.unfinished import Job
@@ -39,7 +39,9 @@ def extract(cfg: Config) -> list[Path]:
         for extractor in build_extractors(extracted(cfg), cfg, backbone)
     ]
     finished = [job for job in jobs if job.path.exists()]
-    computed = extract_to_stores(jobs, stimuli, batch_size=cfg.trainer.batch_size, progress=cfg.trainer.progress)
+    side = max(stimuli.shape[0], cfg.backbone.image_size)
+    batch_size = images_at_once(cfg.trainer.batch_size, side, backbone.device.type)
+    computed = extract_to_stores(jobs, stimuli, batch_size=batch_size, progress=cfg.trainer.progress)
     for job in jobs:
         if job in finished:
             check_once(job, stimuli)

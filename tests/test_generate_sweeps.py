@@ -20,7 +20,8 @@ from nd.config.application import compose
 from nd.errors import UserError
 from nd.generate import plan as plans
 from nd.generate.memory import Need, empty_copy, need_of, needs_of
-from nd.generate.plan import Plan, fitted, in_parts, plan_for, size_for
+from nd.generate.parts import Parts
+from nd.generate.plan import Plan, fitted, in_parts, plan_for, size_for, size_for
 from nd.generate.sampler import GuidedSampler, point_of
 from nd.generate.trajectories import Point, Track, Trajectories, noise_for
 from nd.reconstruct import sweeps
@@ -132,6 +133,43 @@ def test_parts_join_to_the_whole(n: int) -> None:
     assert torch.equal(doubled, x * 2)
     assert torch.equal(raised, y + 1)
     assert set(sizes) == {n}  # the last part is filled up
+
+
+@pytest.mark.parametrize(
+    ("batches", "size"),
+    [([1], 1), ([3], 1), ([5], 5), ([7], 8), ([16], 8), ([20], 20), ([35], 5), ([80], 40), ([80] * 61 + [30], 40)],
+)
+def test_parts_are_as_large_as_the_job_fills(batches: list[int], size: int) -> None:
+    assert size_for(batches, 40) == size
+
+
+def test_at_most_an_eighth_more_is_computed_than_wanted() -> None:
+    for n in range(1, 200):
+        size = size_for([n], 40)
+        assert -(-n // size) * size <= 1.125 * n
+    assert size_for([80], 13) == 10  # what memory allows
+    assert size_for([80], 0) == 0
+
+
+def test_all_processes_follow_what_each_can() -> None:
+    assert Plan.common([Plan(20, 40, 5), Plan(2, 40, 20, checkpoint=True)]) == Plan(2, 40, 5, checkpoint=True)
+
+
+def test_who_watches_sees_every_part_and_the_end(backbone: Backbone, cfg: Config) -> None:
+    sampler, seen = GuidedSampler(backbone, cfg, [point_of(at(cfg, *point)) for point in GRID]), list[float]()
+    sampler.watch = seen.append
+    sampler.sample(*inputs(1))
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(1)
+    assert seen[0] < 0.1
+    single = GuidedSampler(backbone, cfg, plan=Plan(1, 2, 2))
+    seen = []
+    single.watch = seen.append
+    single.sample(
+        *inputs(2)
+    )  # 4 samples, 3 guided of 6 steps: 4 and 2 parts; 2 parts in each other step and at the end
+    assert len(seen) == 3 * (4 + 2) + 3 * 2 + 2
+    assert seen[-1] == pytest.approx(1)
 
 
 def test_plans_change_no_picture(backbone: Backbone, cfg: Config) -> None:
@@ -261,6 +299,20 @@ def test_a_point_that_explodes_leaves_the_others_done(folder: list[str], capsys:
     assert left.value.code == 2
     assert "kappa=1e+38" in capsys.readouterr().err
     assert pictures(compose([*wild, "guidance.kappa=0.5"])).shape == (5, 2, 16, 16, 3)
+
+
+def test_runs_of_a_sweep_keep_the_plans_they_began_with(folder: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from nd import reconstruct as verb
+    from nd.runs.folder import RunFolder
+
+    begun, fresh = (compose([*folder, f"guidance.kappa={kappa}"]) for kappa in (0.3, 0.6))
+    parts = Parts(RunFolder.open(begun, "reconstruct").path / "parts")
+    with RunFolder.open(begun, "reconstruct").writing(begun):
+        parts.record(Plan(1, 2, 1, checkpoint=True))
+        parts.write([8], np.zeros((1, 2, 16, 16, 3), np.uint8))
+    verb.reconstruct_together([begun, fresh])
+    used = [Plan(**RunFolder.open(one, "reconstruct").manifest["execution"]["plan"]) for one in (begun, fresh)]
+    assert used == [Plan(1, 2, 1, checkpoint=True), Plan(2, 2, 2)]
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
