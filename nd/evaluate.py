@@ -29,7 +29,7 @@ from nd.evaluation.decoded import decoded_retrieval
 from nd.evaluation.external import read_given
 from nd.evaluation.reconstructions import Stored, check_ids, read_images
 from nd.files import sha256_json, write_json, write_text
-from nd.generate.training import part_ids
+from nd.generate.inputs import part_ids
 from nd.launch import is_rank_zero
 from nd.machine import pick_device
 from nd.metrics.aggregation import AGGREGATIONS

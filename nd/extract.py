@@ -46,11 +46,13 @@ def extract(cfg: Config) -> list[Path]:
 
 def fill(cfg: Config, jobs: list[Job], stimuli: Stimuli, backbone: Backbone) -> list[Path]:
     """Compute what is missing of some stores in one pass over the stimuli; returns their paths."""
-    from nd.targets.fill import extract_to_stores
+    from nd.targets.fill import extract_to_stores, images_at_once
 
     begun = time.monotonic()
     finished = [job for job in jobs if job.path.exists()]
-    computed = extract_to_stores(jobs, stimuli, batch_size=cfg.trainer.batch_size, progress=cfg.trainer.progress)
+    side = max(stimuli.shape[0], cfg.backbone.image_size)
+    batch_size = images_at_once(cfg.trainer.batch_size, side, backbone.device.type)
+    computed = extract_to_stores(jobs, stimuli, batch_size=batch_size, progress=cfg.trainer.progress)
     for job in jobs:
         if job in finished:
             check_once(job, stimuli)

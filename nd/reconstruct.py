@@ -24,8 +24,9 @@ from nd.runs.folder import RunFolder, found
 from nd.runs.identity import generator_of, reads_predictions
 
 if TYPE_CHECKING:
-    from nd.generate.features import FeatureSource
+    from nd.generate.inputs import FeatureSource
     from nd.generate.parts import Parts
+    from nd.generate.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def reconstruct_together(cfgs: Sequence[Config]) -> list[Path]:
 
     What the points of such a sweep have in common is sampled once; the images are those each gives alone.
     """
-    from nd.generate.training import part_ids
+    from nd.generate.inputs import part_ids
 
     entry = generator_of(cfgs[0])
     targets = max((entry.wants(cfg) for cfg in cfgs), key=len)
@@ -117,7 +118,7 @@ def own_inputs(inputs: dict[str, str], targets: Sequence[str]) -> dict[str, str]
 
 def feature_source(cfg: Config, targets: Sequence[str]) -> tuple[FeatureSource, dict[str, str]]:
     """Return where a generator reads its targets and the fingerprints of what lies there, for the manifest."""
-    from nd.generate.features import PredictedFeatures, TrueFeatures
+    from nd.generate.inputs import PredictedFeatures, TrueFeatures
     from nd.targets.store import TargetStore, store_path
 
     if cfg.features == "oracle" or not targets:
@@ -145,9 +146,13 @@ def make_images(
     left = [kept for batch in batches if (kept := [i for i in batch if i in missing])]
     if len(missing) < len(image_ids):
         log.info("%d of %d images are there already", len(image_ids) - len(missing), len(image_ids))
-    if left:
-        build = functools.partial(generator_of(cfg).build, cfgs)
-        run_work(build, Work(left, source, targets), runs, cfg.trainer, len(image_ids))
+    entry, work, sizes = generator_of(cfg), Work(left, source, targets), [len(b) for b in batches]
+    alike: dict[Plan | None, list[int]] = {}  # runs that were interrupted go on by the plans they began with
+    for k, parts in enumerate(runs if left else ()):
+        alike.setdefault(parts.plan, []).append(k)
+    for mine in alike.values():
+        build = functools.partial(entry.build, [cfgs[k] for k in mine])
+        run_work(build, work, [runs[k] for k in mine], cfg.trainer, sizes)
     if not is_rank_zero(cfg.trainer):
         return [None] * len(runs)
     rate = len(missing) * len(runs) / (time.monotonic() - begun)

@@ -24,7 +24,7 @@ from nd.data.prepared import Subject, data_folder, mean_betas, open_subject, spl
 from nd.data.splits import get_split
 from nd.errors import UserError
 from nd.extract import extract
-from nd.generate.training import TrainingImages
+from nd.generate.inputs import TrainingImages
 from nd.predict import predict
 from nd.prepare import prepare
 from nd.train import train

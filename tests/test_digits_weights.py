@@ -14,8 +14,8 @@ from nd.backbone.weights import find_source
 from nd.config.application import compose
 from nd.data.digits69 import read_digits69
 from nd.files import read_json
-from nd.generate.noise import noise_for
 from nd.generate.sampler import GuidedSampler
+from nd.generate.trajectories import noise_for
 
 WEIGHTS = Path(__file__).parents[1] / "nd" / "weights" / "digits"
 
@@ -70,7 +70,7 @@ def test_captions_decide_the_digit(digits_backbone: Backbone) -> None:
     with torch.no_grad():
         c = digits_backbone.encode_text(["a handwritten zero", "a handwritten one"])
     (sampled,) = sampler.sample(torch.zeros(2, 4, 7, 7), c, None, noise_for(3, [0, 1], 6, (4, 7, 7)))
-    pictures = sampled.pictures
+    pictures = sampled.images
     assert pictures.shape == (2, 6, 3, 28, 28)
     zeros, ones = pictures.mean(2).numpy()
     middle = np.s_[..., 11:17, 12:16]  # ink of a one, hole of a zero

@@ -18,7 +18,7 @@ from nd.errors import UserError
 from nd.evaluate import evaluate
 from nd.evaluation.reconstructions import Stored, read_images
 from nd.files import read_json
-from nd.generate.training import part_ids
+from nd.generate.inputs import part_ids
 from nd.metrics.correlation import pixcorr
 from nd.metrics.images import to_float
 from nd.runs.folder import RunFolder

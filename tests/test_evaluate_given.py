@@ -21,7 +21,7 @@ from nd.errors import UserError
 from nd.evaluate import evaluate
 from nd.evaluation.external import read_given
 from nd.files import read_json
-from nd.generate.training import part_ids
+from nd.generate.inputs import part_ids
 from nd.runs.folder import RunFolder
 from nd.runs.identity import identity_of
 from nd.tables.scores import read_scores

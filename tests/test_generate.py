@@ -20,9 +20,8 @@ from nd.config import Config, GuidanceConfig
 from nd.config.fields import share_of
 from nd.errors import UserError
 from nd.generate.guidance import FeatureGuidance, feature_loss, guided_noise, layer_weights, unit_vectors
-from nd.generate.noise import noise_for
 from nd.generate.sampler import GuidedSampler
-from nd.generate.schedule import build_schedule
+from nd.generate.trajectories import build_schedule, noise_for
 
 SD_SCHEDULE = {
     "beta_start": 0.00085,
@@ -53,7 +52,7 @@ def sampled(sampler: GuidedSampler, z: Tensor, c: Tensor, g: Tensor, noise: Tens
     """Pictures of the sampler's one point."""
     (one,) = sampler.sample(z, c, g, noise)
     assert not one.stopped.any()
-    return one.pictures
+    return one.images
 
 
 def inputs(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -324,8 +323,8 @@ def test_latents_that_stop_being_finite_stop_alone(backbone: Backbone) -> None:
     z[1, 0, 0, 0] = float("inf")
     (one,) = sampler.sample(z, c, g, noise)
     assert one.stopped.tolist() == [[0, 0], [1, 1], [0, 0]]
-    assert torch.isfinite(one.pictures).all()
-    assert torch.allclose(one.pictures[[0, 2]], well[[0, 2]], atol=1e-5)
+    assert torch.isfinite(one.images).all()
+    assert torch.allclose(one.images[[0, 2]], well[[0, 2]], atol=1e-5)
 
 
 def test_features_of_another_backbone_are_refused(backbone: Backbone) -> None:

@@ -21,7 +21,7 @@ from torch.multiprocessing import ProcessExitedException
 from nd.config import Config
 from nd.config.application import compose, derive
 from nd.errors import UserError
-from nd.generate.base import Pictures
+from nd.generate.base import Reconstructions
 from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.lightning import plain_errors
 from nd.reconstruct import reconstruct
@@ -128,10 +128,10 @@ def ids_of_whole(path: Path) -> list[int]:
     return ids
 
 
-def noting(made: list[int]) -> Callable[[GuidedDiffusion, Sequence[int], Mapping[str, Tensor]], list[Pictures]]:
+def noting(made: list[int]) -> Callable[[GuidedDiffusion, Sequence[int], Mapping[str, Tensor]], list[Reconstructions]]:
     generate = GuidedDiffusion.__call__
 
-    def call(self: GuidedDiffusion, ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Pictures]:
+    def call(self: GuidedDiffusion, ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Reconstructions]:
         made.extend(ids)
         return generate(self, ids, features)
 

@@ -20,14 +20,11 @@ from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config, GuidanceConfig
 from nd.config.application import compose
 from nd.errors import UserError
-from nd.generate.attention import SelfAttention, degraded
-from nd.generate.decoders import picture_decoder
-from nd.generate.guidance import kappa_at
-from nd.generate.guided_diffusion import GuidedDiffusion
-from nd.generate.noise import noise_for
-from nd.generate.previews import Previews
+from nd.generate.denoiser import SelfAttention, degraded
+from nd.generate.guidance import VARIANTS, image_decoder, kappa_at
+from nd.generate.guided_diffusion import GuidedDiffusion, Previews
 from nd.generate.sampler import GuidedSampler
-from nd.generate.variants import VARIANTS
+from nd.generate.trajectories import noise_for
 
 SHAPE = (4, 4, 4)
 
@@ -57,8 +54,8 @@ def inputs(n: int) -> dict[str, Tensor]:
 def test_half_resolution_is_the_vae_of_shrunk_latents(backbone: Backbone) -> None:
     z = torch.randn(2, 4, 8, 8)
     small = torch.nn.functional.interpolate(z, (4, 4), mode="bilinear", antialias=True)
-    assert torch.allclose(picture_decoder(backbone, "half")(z), backbone.decode(small, clamp=False), atol=1e-5)
-    assert picture_decoder(backbone, "full")(z).shape == (2, 3, 32, 32)
+    assert torch.allclose(image_decoder(backbone, "half")(z), backbone.decode(small, clamp=False), atol=1e-5)
+    assert image_decoder(backbone, "full")(z).shape == (2, 3, 32, 32)
 
 
 @pytest.fixture
@@ -77,7 +74,7 @@ def test_tiny_decoder_takes_latents_in_its_own_units(backbone: Backbone, tiny_va
     z = torch.randn(2, *SHAPE)
     model = AutoencoderTiny.from_pretrained(tiny_vae)
     expected = model.decode(z / model.config["scaling_factor"]).sample / 2 + 0.5
-    assert torch.allclose(picture_decoder(load_backbone(config), "tiny")(z), expected, atol=1e-5)
+    assert torch.allclose(image_decoder(load_backbone(config), "tiny")(z), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("decoder", ["half", "tiny"])
@@ -94,9 +91,9 @@ def test_tiny_decoder_without_weights_is_refused(backbone: Backbone, tmp_path: P
     with pytest.raises(UserError, match=r"guidance\.decoder: tiny needs backbone\.tiny_vae"):
         compose(["experiment=scenes", "guidance.decoder=tiny"])
     with pytest.raises(UserError, match=r"backbone\.tiny_vae=.*/none: no such folder\. .* madebyollin/taesd"):
-        picture_decoder(load_backbone(replace(backbone.config, tiny_vae=str(tmp_path / "none"))), "tiny")
+        image_decoder(load_backbone(replace(backbone.config, tiny_vae=str(tmp_path / "none"))), "tiny")
     with pytest.raises(UserError, match=r"the folder has no config\.json"):
-        picture_decoder(load_backbone(replace(backbone.config, tiny_vae=str(tmp_path))), "tiny")
+        image_decoder(load_backbone(replace(backbone.config, tiny_vae=str(tmp_path))), "tiny")
 
 
 # ---- kappa over the steps ----------------------------------------------------------------------------------------
@@ -111,7 +108,7 @@ def test_kappa_over_the_steps() -> None:
 def test_the_schedule_reaches_the_pictures(backbone: Backbone) -> None:
     given, noise = inputs(1), noise_for(1, [0], 1, SHAPE)
     made = [
-        GuidedSampler(backbone, settings(backbone, schedule=name)).sample(*given.values(), noise)[0].pictures
+        GuidedSampler(backbone, settings(backbone, schedule=name)).sample(*given.values(), noise)[0].images
         for name in ("constant", "falling", "rising")
     ]
     assert (made[0] - made[1]).abs().max() > 1e-3
@@ -135,7 +132,7 @@ def test_half_precision_keeps_small_gradients(backbone: Backbone) -> None:
 def test_bfloat16_gives_nearly_the_same_picture(backbone: Backbone) -> None:
     given, noise = inputs(1), noise_for(1, [0], 1, SHAPE)
     brain = load_backbone(replace(backbone.config, dtype="bfloat16"))
-    coarse, fine = (GuidedSampler(b, settings(b)).sample(*given.values(), noise)[0].pictures for b in (brain, backbone))
+    coarse, fine = (GuidedSampler(b, settings(b)).sample(*given.values(), noise)[0].images for b in (brain, backbone))
     assert (coarse - fine).abs().mean() < 0.02
 
 
@@ -153,6 +150,7 @@ def test_compiled_unet_gives_the_same_picture(backbone: Backbone, monkeypatch: p
     compiled = replace(cfg, trainer=replace(cfg.trainer, compile=True))
     made, plain = (GuidedSampler(backbone, one).sample(*given.values(), noise)[0].pictures for one in (compiled, cfg))
     assert graphs
+    made, plain = (GuidedSampler(backbone, one).sample(*given.values(), noise)[0].images for one in (compiled, cfg))
     assert (made - plain).abs().max() < 1e-4
     with pytest.raises(UserError, match=r"trainer\.compile: self-attention guidance .* method\.sag_scale=0"):
         compose(["trainer.compile=true", "method.sag_scale=0.5"])

@@ -33,12 +33,10 @@ from torch import Tensor
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config, GuidanceConfig
 from nd.config.fields import share_of
-from nd.generate.guidance import guided_noise, shown_latents
+from nd.generate.guidance import VARIANTS, guided_noise, shown_latents
 from nd.generate.guided_diffusion import GuidedDiffusion
-from nd.generate.noise import shared_noise
 from nd.generate.sampler import GuidedSampler
-from nd.generate.schedule import build_schedule, ddim_step
-from nd.generate.variants import VARIANTS
+from nd.generate.trajectories import build_schedule, ddim_step, shared_noise
 
 LATENT = (4, 8, 8)
 KAPPA = 1e3  # changes images of these models by a fifth of their range
@@ -81,7 +79,7 @@ def settings(backbone: Backbone, numbers: Numbers) -> Config:
 
 @pytest.fixture(scope="module")
 def plain(backbone: Backbone) -> dict[Numbers, Tensor]:
-    """Pictures (4, 2, 3, H, W) by the plain algorithm, filled in as they are asked for."""
+    """Images (4, 2, 3, H, W) by the plain algorithm, filled in as they are asked for."""
     return {}
 
 
@@ -107,9 +105,9 @@ def test_pictures_of_the_engine_are_those_of_the_plain_algorithm(
     noise = noise[:, :1] if samples == 1 else noise
     (found,) = GuidedSampler(backbone, settings(backbone, numbers)).sample(z, c, g, noise)
     wanted = plain_pictures(backbone, plain, numbers)[: len(z), : noise.shape[1]]
-    assert found.pictures.shape == wanted.shape
+    assert found.images.shape == wanted.shape
     assert not found.stopped.any()
-    assert float((found.pictures - wanted).abs().max()) <= 1e-3
+    assert float((found.images - wanted).abs().max()) <= 1e-3
 
 
 def test_every_setting_above_changes_the_pictures(backbone: Backbone, plain: dict[Numbers, Tensor]) -> None:
@@ -121,7 +119,7 @@ def test_every_setting_above_changes_the_pictures(backbone: Backbone, plain: dic
         cfg = settings(backbone, base)
         cfg.method.variant = variant
         (found,) = GuidedSampler(backbone, cfg).sample(*inputs())
-        assert float((pictures - found.pictures).abs().max()) > 0.02, variant
+        assert float((pictures - found.images).abs().max()) > 0.02, variant
 
 
 @pytest.mark.parametrize("samples", [1, 8])

@@ -8,9 +8,8 @@ import torch
 from nd.backbone.loading import load_backbone
 from nd.backbone.tower import BlockFeatures
 from nd.config.application import compose
-from nd.generate.noise import noise_for
 from nd.generate.sampler import GuidedSampler, point_of
-from nd.generate.trajectories import Point
+from nd.generate.trajectories import Point, noise_for
 from nd.metrics.correlation import pixcorr
 from nd.scenes.captions import captions
 from nd.scenes.draw import draw_scenes
@@ -31,6 +30,6 @@ def test_guided_by_true_features_beats_unguided_in_nearly_all_images() -> None:
         g = torch.stack(BlockFeatures(backbone.tower, cfg.target.layers)(backbone.tower_input(shown)), dim=1)
     sampler = GuidedSampler(backbone, cfg, [point_of(cfg), Point(0.0, 0)])
     guided, unguided = sampler.sample(z, c, g, noise_for(cfg.seed, range(N), 1, backbone.latent_shape))
-    scores = [pixcorr(found.pictures[:, 0], shown) for found in (guided, unguided)]
+    scores = [pixcorr(found.images[:, 0], shown) for found in (guided, unguided)]
     assert float((scores[0] > scores[1]).float().mean()) >= 0.95
     assert float((scores[0] - scores[1]).mean()) > 0.02

@@ -19,12 +19,12 @@ from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config, GuidanceConfig
 from nd.config.application import compose
 from nd.errors import UserError
-from nd.generate import memory
-from nd.generate.memory import Need, empty_copy, fitted, need_of, needs_of, plan_for
-from nd.generate.noise import noise_for
-from nd.generate.plan import Plan, in_parts
+from nd.generate import plan as plans
+from nd.generate.memory import Need, empty_copy, need_of, needs_of
+from nd.generate.parts import Parts
+from nd.generate.plan import Plan, fitted, in_parts, plan_for, size_for
 from nd.generate.sampler import GuidedSampler, point_of
-from nd.generate.trajectories import Point, Track, Trajectories
+from nd.generate.trajectories import Point, Track, Trajectories, noise_for
 from nd.reconstruct import sweeps
 
 SHAPE = (4, 4, 4)
@@ -72,8 +72,8 @@ def test_points_together_are_what_each_is_alone(backbone: Backbone, cfg: Config)
     assert len(together) == len(GRID)
     for point, found in zip(GRID, together, strict=True):
         (alone,) = GuidedSampler(backbone, at(cfg, *point)).sample(*given)
-        assert torch.allclose(found.pictures, alone.pictures, atol=1e-4)
-    distinct = {found.pictures.numpy().round(3).tobytes() for found in together}
+        assert torch.allclose(found.images, alone.images, atol=1e-4)
+    distinct = {found.images.numpy().round(3).tobytes() for found in together}
     assert len(distinct) == 7  # kappa 0 and both etas of 0 guide nothing
 
 
@@ -93,7 +93,7 @@ def test_one_sample_that_breaks_leaves_the_other_points_alone(backbone: Backbone
     assert (wild.stopped > 0).all()
     assert not calm.stopped.any()
     (alone,) = GuidedSampler(backbone, at(plain, 0.0, 0.0)).sample(*inputs(2))
-    assert torch.allclose(calm.pictures, alone.pictures, atol=1e-5)
+    assert torch.allclose(calm.images, alone.images, atol=1e-5)
 
 
 def test_a_track_that_broke_rests_and_remembers_the_first_step() -> None:
@@ -136,6 +136,43 @@ def test_parts_join_to_the_whole(n: int) -> None:
     assert set(sizes) == {n}  # the last part is filled up
 
 
+@pytest.mark.parametrize(
+    ("batches", "size"),
+    [([1], 1), ([3], 1), ([5], 5), ([7], 8), ([16], 8), ([20], 20), ([35], 5), ([80], 40), ([80] * 61 + [30], 40)],
+)
+def test_parts_are_as_large_as_the_job_fills(batches: list[int], size: int) -> None:
+    assert size_for(batches, 40) == size
+
+
+def test_at_most_an_eighth_more_is_computed_than_wanted() -> None:
+    for n in range(1, 200):
+        size = size_for([n], 40)
+        assert -(-n // size) * size <= 1.125 * n
+    assert size_for([80], 13) == 10  # what memory allows
+    assert size_for([80], 0) == 0
+
+
+def test_all_processes_follow_what_each_can() -> None:
+    assert Plan.common([Plan(20, 40, 5), Plan(2, 40, 20, checkpoint=True)]) == Plan(2, 40, 5, checkpoint=True)
+
+
+def test_who_watches_sees_every_part_and_the_end(backbone: Backbone, cfg: Config) -> None:
+    sampler, seen = GuidedSampler(backbone, cfg, [point_of(at(cfg, *point)) for point in GRID]), list[float]()
+    sampler.watch = seen.append
+    sampler.sample(*inputs(1))
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(1)
+    assert seen[0] < 0.1
+    single = GuidedSampler(backbone, cfg, plan=Plan(1, 2, 2))
+    seen = []
+    single.watch = seen.append
+    single.sample(
+        *inputs(2)
+    )  # 4 samples, 3 guided of 6 steps: 4 and 2 parts; 2 parts in each other step and at the end
+    assert len(seen) == 3 * (4 + 2) + 3 * 2 + 2
+    assert seen[-1] == pytest.approx(1)
+
+
 def test_plans_change_no_picture(backbone: Backbone, cfg: Config) -> None:
     given = inputs(3)
     (whole,) = GuidedSampler(backbone, cfg).sample(*given)
@@ -143,7 +180,7 @@ def test_plans_change_no_picture(backbone: Backbone, cfg: Config) -> None:
         sampler = GuidedSampler(backbone, cfg)
         sampler.use(plan)
         (cut,) = sampler.sample(*given)
-        assert torch.allclose(cut.pictures, whole.pictures, atol=1e-4)
+        assert torch.allclose(cut.images, whole.images, atol=1e-4)
     GuidedSampler(backbone, cfg).use(Plan(6, 6, 6))
     assert not backbone.unet.mid_block.gradient_checkpointing
 
@@ -265,9 +302,23 @@ def test_a_point_that_explodes_leaves_the_others_done(folder: list[str], capsys:
     assert pictures(compose([*wild, "guidance.kappa=0.5"])).shape == (5, 2, 16, 16, 3)
 
 
+def test_runs_of_a_sweep_keep_the_plans_they_began_with(folder: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from nd import reconstruct as verb
+    from nd.runs.folder import RunFolder
+
+    begun, fresh = (compose([*folder, f"guidance.kappa={kappa}"]) for kappa in (0.3, 0.6))
+    parts = Parts(RunFolder.open(begun, "reconstruct").path / "parts")
+    with RunFolder.open(begun, "reconstruct").writing(begun):
+        parts.record(Plan(1, 2, 1, checkpoint=True))
+        parts.write([8], np.zeros((1, 2, 16, 16, 3), np.uint8))
+    verb.reconstruct_together([begun, fresh])
+    used = [Plan(**RunFolder.open(one, "reconstruct").manifest["execution"]["plan"]) for one in (begun, fresh)]
+    assert used == [Plan(1, 2, 1, checkpoint=True), Plan(2, 2, 2)]
+
+
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 4_096_000)
-    assert memory.free_share(torch.device("cpu")) == 4_096_000
-    monkeypatch.setattr(memory.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(memory.dist, "get_world_size", lambda: 4)
-    assert memory.free_share(torch.device("cpu")) == 1_024_000
+    monkeypatch.setattr(plans, "free_bytes", lambda device: 4_096_000)
+    assert plans.free_share(torch.device("cpu")) == 4_096_000
+    monkeypatch.setattr(plans.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(plans.dist, "get_world_size", lambda: 4)
+    assert plans.free_share(torch.device("cpu")) == 1_024_000

@@ -17,21 +17,20 @@ import pytest
 import torch
 from helpers_backbone import tiny_backbone
 from helpers_config import data_settings, method_settings
-from nd.generate.registry import GENERATORS, generator_entry
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing import ProcessRaisedException
 
-from nd.config import Config, GuidanceConfig, MethodConfig, PathsConfig, TrainerConfig
+from nd.config import Config, GuidanceConfig, PathsConfig, TrainerConfig
+from nd.config.components import component
 from nd.data.prepared import stimuli_path, write_stimuli
 from nd.data.splits import get_split
 from nd.errors import UserError
 from nd.generate import floors, guided_diffusion
 from nd.generate.base import to_uint8
-from nd.generate.features import PredictedFeatures
+from nd.generate.inputs import PredictedFeatures, TrainingImages, part_ids
 from nd.generate.module import Work, run_work
 from nd.generate.parts import Parts, partition
-from nd.generate.training import TrainingImages, part_ids
 from nd.lightning import user_error_of
 
 SIZE = 6
@@ -121,8 +120,10 @@ def predictions(tmp_path_factory: pytest.TempPathFactory) -> PredictedFeatures:
 def sample_all(cfg: Config, source: PredictedFeatures, folder: Path, batch: int, trainer: TrainerConfig = CPU) -> Path:
     """What the reconstruct verb does between opening and closing its run folder."""
     parts, ids = Parts(folder / "parts"), [12, 13, 14, 15, 16]
-    work = Work(parts.unfinished(partition(ids, batch)), source, guided_diffusion.wanted_targets(cfg))
-    run_work(functools.partial(GENERATORS["guided_diffusion"].build, [cfg]), work, [parts], trainer, len(ids))
+    batches = partition(ids, batch)
+    work = Work(parts.unfinished(batches), source, guided_diffusion.wanted_targets(cfg))
+    build = functools.partial(component("generator", "guided_diffusion").build, [cfg])
+    run_work(build, work, [parts], trainer, [len(b) for b in batches])
     parts.merge(ids, folder / "images.h5", {"seed": cfg.seed})
     return folder / "images.h5"
 
@@ -331,8 +332,6 @@ def test_decoded_latents_are_the_decoder_s_pictures(cfg: Config) -> None:
     assert np.abs(made[:, 0].transpose(0, 3, 1, 2) - expected.clamp(0, 1).numpy() * 255).max() <= 0.51
 
 
-def test_generators_are_those_of_the_schema_and_names_are_checked() -> None:
-    (field,) = [f for f in MethodConfig.__dataclass_fields__.values() if f.name == "generator"]
-    assert set(field.metadata["choices"]) == set(GENERATORS)
-    with pytest.raises(UserError, match=r"unknown method\.generator 'nearest'.* Did you mean 'nearest_image'"):
-        generator_entry("nearest")
+def test_names_of_generators_are_checked() -> None:
+    with pytest.raises(UserError, match=r"unknown generator 'nearest'.* Did you mean 'nearest_image'"):
+        component("generator", "nearest")

@@ -19,7 +19,7 @@ from nd.config.application import compose, derive
 from nd.data.prepared import mean_betas, open_subject, split_of
 from nd.errors import UserError
 from nd.extract import extract
-from nd.generate.features import PredictedFeatures
+from nd.generate.inputs import PredictedFeatures
 from nd.mappers import selected_columns
 from nd.mappers.base import FoldData, Group
 from nd.mappers.selected_columns import Moments, best_columns, correlation, held_out_folds, select_columns

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -17,9 +19,11 @@ from nd.config import Config
 from nd.config.application import compose, derive
 from nd.data.prepared import stimuli_path, write_stimuli
 from nd.errors import UserError
-from nd.generate.base import Pictures
+from nd.generate.base import Reconstructions
+from nd.generate.denoiser import Denoiser
 from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.parts import Parts
+from nd.generate.plan import Plan
 from nd.reconstruct import main, reconstruct
 from nd.runs.folder import RunFolder
 
@@ -74,6 +78,15 @@ def write_predictions(cfg: Config, values: Mapping[str, NDArray[np.float64]]) ->
             file[name] = rows.astype(np.float32)
 
 
+def copied(cfg: Config, tmp_path: Path) -> Config:
+    """The same configuration with other run folders, and the same predictions there."""
+    again = derive(cfg, f"paths.runs={tmp_path}/other")
+    if not RunFolder.open(again, "predict").done:
+        with h5py.File(RunFolder.open(cfg, "predict").path / "predictions.h5") as file:
+            write_predictions(again, {name: file[name][:] for name in SHAPES})
+    return again
+
+
 def test_run_folder_holds_images_and_a_second_run_does_nothing(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
     path = reconstruct(cfg)
     assert f"wrote 5 images at {path / 'images.h5'}" in capsys.readouterr().out
@@ -95,12 +108,10 @@ def test_killed_run_goes_on_and_gives_the_same_bytes(
     cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = (reconstruct(cfg) / "images.h5").read_bytes()
-    again = derive(cfg, f"paths.runs={tmp_path}/other")
-    with h5py.File(RunFolder.open(cfg, "predict").path / "predictions.h5") as file:
-        write_predictions(again, {name: file[name][:] for name in SHAPES})
+    again = copied(cfg, tmp_path)
     generate, made = GuidedDiffusion.__call__, []
 
-    def dying(self: GuidedDiffusion, ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Pictures]:
+    def dying(self: GuidedDiffusion, ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Reconstructions]:
         if made:
             raise KeyboardInterrupt
         made.extend(ids)
@@ -116,6 +127,58 @@ def test_killed_run_goes_on_and_gives_the_same_bytes(
     monkeypatch.setattr(GuidedDiffusion, "__call__", lambda s, ids, f: made.extend(ids) or generate(s, ids, f))
     assert (reconstruct(again) / "images.h5").read_bytes() == whole
     assert made == [8, 9, 10, 11, 12]
+
+
+def test_a_resumed_run_keeps_its_plan_whatever_memory_is_free(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (reconstruct(cfg) / "images.h5").read_bytes()
+    again = copied(cfg, tmp_path)
+    folder = RunFolder.open(again, "reconstruct")
+    generate, used = GuidedDiffusion.__call__, list[Plan]()
+
+    def noting(self: GuidedDiffusion, ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Reconstructions]:
+        used.append(self.sampler.plan)
+        if len(used) == 2:
+            raise UserError("enough")
+        return generate(self, ids, features)
+
+    monkeypatch.setattr(GuidedDiffusion, "__call__", noting)
+    with pytest.raises(UserError, match="enough"):
+        reconstruct(again)
+    monkeypatch.setattr(GuidedDiffusion, "plan_for", lambda *_: Plan(1, 1, 1, checkpoint=True))  # memory has shrunk
+    assert (reconstruct(again) / "images.h5").read_bytes() == whole
+    assert set(used) == {Plan(2, 2, 2)}  # two batches of 2 images x 2 repeats and one of 2 samples
+    assert folder.manifest["execution"] == {"plan": asdict(Plan(2, 2, 2))}
+
+
+def test_a_run_that_finished_nothing_may_take_a_smaller_plan(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder.open(cfg, "reconstruct")
+    with folder.writing(cfg):
+        Parts(folder.path / "parts").record(Plan(20, 40, 20))
+    monkeypatch.setattr(GuidedDiffusion, "plan_for", lambda *_: Plan(1, 1, 1))
+    reconstruct(cfg)
+    assert folder.manifest["execution"] == {"plan": asdict(Plan(1, 1, 1))}
+
+
+def test_one_image_costs_one_image(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, conditional = list[int](), Denoiser.conditional
+
+    def counted(self: Denoiser, z: Tensor, t: int, c: Tensor) -> Tensor:
+        sizes.append(len(z))
+        return conditional(self, z, t, c)
+
+    monkeypatch.setattr(Denoiser, "conditional", counted)
+    reconstruct(derive(cfg, "debug.limit_images=1", "method.repeats=1"))
+    assert sizes == [1, 1, 2, 2]  # a guided step in two passes, then two steps with both conditions in one
+
+
+def test_the_bar_moves_within_the_first_batch(cfg: Config, capfd: pytest.CaptureFixture[str]) -> None:
+    reconstruct(derive(cfg, "trainer.batch_size=80", "trainer.progress=true"))  # all five images at once
+    shown = re.findall(r" (\d(?:\.\d+)?)/5 \[\S+<(\S+), +(\S+?)(?:image/s|s/image)\]", capfd.readouterr().err)
+    within = [float(done) for done, left, rate in shown if "?" not in left + rate]
+    assert len({n for n in within if 0 < n < 5}) >= 3
+    assert within == sorted(within)
 
 
 def test_oracle_run_is_marked_and_reads_no_predictions(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:

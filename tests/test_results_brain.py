@@ -20,7 +20,7 @@ from nd.evaluate import evaluate
 from nd.evaluation import brain
 from nd.evaluation.brain import brain_lines
 from nd.files import read_json
-from nd.generate.training import TrainingImages, part_ids
+from nd.generate.inputs import TrainingImages, part_ids
 from nd.metrics.brain import BrainCorrelation, Encoder
 from nd.metrics.measures import encoded_layers
 from nd.metrics.network import RANDOM, features

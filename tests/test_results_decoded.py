@@ -17,7 +17,7 @@ from nd.evaluation import decoded
 from nd.evaluation.decoded import decoded_retrieval
 from nd.extract import extract
 from nd.files import read_json
-from nd.generate.training import part_ids
+from nd.generate.inputs import part_ids
 from nd.runs.folder import RunFolder
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_config import target_settings
+from nd.backbone.vdvae.images import to_pixels
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
@@ -25,11 +26,10 @@ from nd.backbone.vdvae import mixture
 from nd.backbone.vdvae.blocks import Block
 from nd.backbone.vdvae.loading import FILE, URL, load_vdvae, vdvae_of
 from nd.backbone.vdvae.model import Vdvae, normal_from, uniform_from
-from nd.backbone.vdvae.pictures import to_pixels
 from nd.backbone.vdvae.shape import IMAGENET64, BlockShape, VdvaeShape
 from nd.config import BackboneConfig, Config
 from nd.errors import UserError
-from nd.generate.noise import noise_for
+from nd.generate.trajectories import noise_for
 from nd.targets import vdvae as target_module
 from nd.targets.base import Items
 from nd.targets.noise import keyed_generator, keyed_normal

@@ -114,7 +114,7 @@ def inputs(sampler: GuidedSampler, n_images: int, n_repeats: int) -> tuple[Tenso
 
 
 def on_cpu(cfg: Config, numbers: Numbers, asked: argparse.Namespace) -> dict[str, Any]:
-    """Pictures per second with the Scenes models."""
+    """Reconstructions per second with the Scenes models."""
     backbone = load_backbone(cfg.backbone)
     figures = compared(GuidedSampler(backbone, cfg), numbers, asked)
     print(f"Scenes models, {torch.get_num_threads()} threads; {asked.steps} steps, strength {asked.strength}")
@@ -138,7 +138,7 @@ def compared(sampler: GuidedSampler, numbers: Numbers, asked: argparse.Namespace
     plain_s = seconds(plainly, places[:half])
     engine_s = seconds(lambda: found.extend(sampler.sample(z, c, g, noise)))
     plain_s += seconds(plainly, places[half:])
-    apart = torch.stack([(found[0].pictures[place] - picture).abs().flatten() for place, picture in plain.items()])
+    apart = torch.stack([(found[0].images[place] - picture).abs().flatten() for place, picture in plain.items()])
     rates = {"plain_per_s": len(places) / plain_s, "engine_per_s": asked.images * asked.repeats / engine_s}
     return {
         **rates, "ratio": rates["engine_per_s"] / rates["plain_per_s"], "plain_pictures": len(places),

@@ -26,8 +26,8 @@ from nd.backbone.loading import Backbone, load_backbone, pick_device
 from nd.backbone.tower import BlockFeatures
 from nd.config import Config
 from nd.config.application import compose
-from nd.generate.noise import noise_for
 from nd.generate.sampler import GuidedSampler, point_of
+from nd.generate.trajectories import noise_for
 
 KAPPAS = (0.03, 0.1, 0.3, 1.0)  # scale-free; they span as much as 3e3 .. 3e6 of the published kappa
 ETAS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -47,7 +47,7 @@ def main() -> None:
     begun, largest = time.perf_counter(), 0.0
     for one, found in zip(grid, together, strict=True):
         (alone,) = GuidedSampler(backbone, one).sample(*given)
-        largest = max(largest, float((alone.pictures - found.pictures).abs().max()))
+        largest = max(largest, float((alone.images - found.images).abs().max()))
     single = time.perf_counter() - begun
     record = {
         "points": len(grid),

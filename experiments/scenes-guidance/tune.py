@@ -34,11 +34,10 @@ from nd.config.application import compose, derive
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.extract import extract
 from nd.files import sha256_json, write_json
-from nd.generate.features import FeatureSource, PredictedFeatures, TrueFeatures
 from nd.generate.guided_diffusion import GuidedDiffusion
+from nd.generate.inputs import FeatureSource, PredictedFeatures, TrueFeatures, part_ids
 from nd.generate.parts import partition
 from nd.generate.sampler import GuidedSampler, point_of
-from nd.generate.training import part_ids
 from nd.metrics.score import score_images
 from nd.metrics.statistics import bootstrap_interval, paired_difference
 from nd.predict import predict

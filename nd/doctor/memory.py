@@ -11,7 +11,7 @@ from nd.backbone.vdvae.shape import IMAGENET64
 from nd.backbone.weights import local_folder
 from nd.config import Config
 from nd.doctor.extent import Extent
-from nd.generate.plan import AT_ONCE
+from nd.generate.plan import Plan
 from nd.machine import pick_device
 from nd.mappers.arrays import LARGE_BYTES
 from nd.mappers.base import columns_at_once
@@ -20,9 +20,14 @@ from nd.runs.identity import reads_targets
 
 # Stable Diffusion v1.4, where its files are not on this disk.
 SD14: dict[str, dict[str, Any]] = {
-    "vae": {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4},
+    "vae": {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4, "layers_per_block": 2},
     "unet": {"block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2},
-    "text_encoder": {"hidden_size": 768, "max_position_embeddings": 77},
+    "text_encoder": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 77,
+        "num_hidden_layers": 12,
+    },
 }
 SD14_TOWER = {"width": 768, "patch_size": 32}
 
@@ -65,14 +70,16 @@ class Memory:
 
 def memory_estimate(cfg: Config, data: Extent) -> Memory:
     """Estimate the memory of the largest steps."""
-    vae, unet = (_module_config(cfg, part) for part in ("vae", "unet"))
+    vae, unet = (module_config(cfg, part) for part in ("vae", "unet"))
     size, factor = cfg.backbone.image_size, 2 ** (len(vae["block_out_channels"]) - 1)
     element = 4 if cfg.backbone.dtype == "float32" else 2
     sample = DECODER_TENSORS * vae["block_out_channels"][0] * size**2
     sample += UNET_TENSORS * unet["layers_per_block"] * unet["block_out_channels"][0] * (size // factor) ** 2
     guided = cfg.method.generator == "guided_diffusion"
     preparing = 4.0 * SESSION_COPIES * 750 * data.voxels if cfg.data.source == "nsd" else 0.0
-    return Memory(preparing, _mapper_bytes(cfg, data), float(element * sample * guided), AT_ONCE // 2 if guided else 0)
+    job = [cfg.debug.limit_images * cfg.method.repeats] if cfg.debug.limit_images else []
+    in_flight = Plan.for_speed(job).guided if guided else 0
+    return Memory(preparing, _mapper_bytes(cfg, data), float(element * sample * guided), in_flight)
 
 
 def _mapper_bytes(cfg: Config, data: Extent) -> float:
@@ -121,7 +128,7 @@ def target_numbers(cfg: Config) -> dict[str, int]:
 
 def target_shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
     """Shape of every target there is, read by the method or not."""
-    vae, text = (_module_config(cfg, part) for part in ("vae", "text_encoder"))
+    vae, text = (module_config(cfg, part) for part in ("vae", "text_encoder"))
     side, channels = cfg.backbone.image_size // 2 ** (len(vae["block_out_channels"]) - 1), vae["latent_channels"]
     return {
         "z": (channels, side, side),
@@ -134,17 +141,24 @@ def target_shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _module_config(cfg: Config, part: str) -> dict[str, Any]:
+def module_config(cfg: Config, part: str) -> dict[str, Any]:
+    """Return the config.json of a part of the backbone; Stable Diffusion v1.4's where it is not on this disk."""
     folder = local_folder(cfg.backbone.weights)
     file = folder / part / "config.json" if folder else None
     return SD14[part] | (json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {})
 
 
-def _tower_shape(cfg: Config) -> tuple[int, int, int]:
+def tower_config(cfg: Config) -> dict[str, Any]:
+    """Return width and patch size of the image tower; ViT-B/32's where it is not on this disk."""
     folder = local_folder(cfg.backbone.image_tower)
     file = folder / "open_clip_config.json" if folder else None
     vision: dict[str, Any] = dict(SD14_TOWER)
     if file and file.is_file():
         vision |= json.loads(file.read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
+    return vision
+
+
+def _tower_shape(cfg: Config) -> tuple[int, int, int]:
+    vision = tower_config(cfg)
     tokens = (cfg.backbone.tower_size // vision["patch_size"]) ** 2 + 1
     return len(cfg.decoding("g").target.layers), tokens, vision["width"]

@@ -20,6 +20,7 @@ from nd.config import Config
 from nd.config.application import conf_dir, verb
 from nd.doctor.data import DataNeeds, data_needs
 from nd.doctor.extent import Extent, extent
+from nd.doctor.extraction import extraction_lines
 from nd.doctor.listing import WIDTH, tree_lines
 from nd.doctor.memory import memory_estimate, store_bytes, target_numbers
 from nd.doctor.need import Need, byte_text
@@ -49,6 +50,7 @@ def doctor(cfg: Config) -> int:
     say(f"needed by {_name(cfg)}", (f"{MARKS[n.state]} {n.what:<16} {n.where}  ({n.note})" for n in found), indent=10)
     say("disk, roughly", _disk(cfg, data, size))
     say("memory, roughly", _memory(cfg, data, size))
+    say("extraction, roughly", extraction_lines(cfg, size))
     lacking = _lacking(found)
     print(f"cannot run yet, {lacking}" if lacking else "ready to run")
     return 1 if lacking else 0

@@ -22,7 +22,7 @@ from nd.config import Config
 from nd.data.prepared import Stimuli, mean_betas, open_subject
 from nd.data.subject import Subject
 from nd.files import sha256_json
-from nd.generate.training import TrainingImages
+from nd.generate.inputs import TrainingImages
 from nd.metrics.brain import BrainCorrelation, Encoder, brain_correlation, ceilings_of
 from nd.metrics.cache import cached, digits_of
 from nd.metrics.measures import BRAIN, Measure, encoded_layers

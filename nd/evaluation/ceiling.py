@@ -10,7 +10,7 @@ import numpy as np
 
 from nd.data.prepared import open_subject
 from nd.errors import UserError
-from nd.generate.training import part_ids
+from nd.generate.inputs import part_ids
 from nd.metrics.noise_ceiling import noise_ceiling
 from nd.tables.specs import Entry
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nd.config import Config
 from nd.errors import UserError
-from nd.generate.features import PredictedFeatures
+from nd.generate.inputs import PredictedFeatures
 from nd.metrics.retrieval import DIRECTIONS, retrieval
 from nd.runs.folder import RunFolder
 from nd.runs.identity import reads_predictions

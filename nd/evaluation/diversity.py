@@ -60,7 +60,7 @@ def decoded_diversity(predictions: Path, store: Path, target: str) -> Diversity:
     Raises:
         UserError: a file that is missing or lacks the target or an image; fewer than two images; too many numbers.
     """
-    from nd.generate.features import PredictedFeatures
+    from nd.generate.inputs import PredictedFeatures
     from nd.targets.store import TargetStore
 
     true = TargetStore(store)

@@ -30,7 +30,7 @@ from nd.evaluation.external_array import ARRAYS, read_array
 from nd.evaluation.external_folder import read_folder
 from nd.evaluation.reconstructions import Wanted
 from nd.files import HASH_CHARS
-from nd.generate.training import part_ids
+from nd.generate.inputs import part_ids
 from nd.metrics.images import check_pictures
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config
-from nd.generate.base import Pictures, to_uint8
-from nd.generate.noise import keyed_generator
-from nd.generate.training import TrainingImages
+from nd.generate.base import Reconstructions, to_uint8
+from nd.generate.inputs import TrainingImages
+from nd.targets.noise import keyed_generator
 from nd.targets.store import TargetStore, store_path
 
 Single = Callable[[Sequence[int], Mapping[str, Tensor]], NDArray[np.uint8]]  # to (B, R, H, W, 3) uint8
@@ -29,9 +29,9 @@ class Alone:
     def __init__(self, single: Single) -> None:
         self.single = single
 
-    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Pictures]:
+    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Reconstructions]:
         """Return the images of that run."""
-        return [Pictures(self.single(image_ids, features))]
+        return [Reconstructions(self.single(image_ids, features))]
 
 
 class MeanImage:
@@ -76,13 +76,13 @@ class NearestImage:
     def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
         """Return (B, 1, H, W, 3) uint8. Reads every target that has a store."""
         folds = np.array([self.training.fold_of(i) for i in image_ids])
-        pictures: dict[int, NDArray[np.uint8]] = {}
+        nearest_of: dict[int, NDArray[np.uint8]] = {}
         for fold in np.unique(folds):
             rows = np.flatnonzero(folds == fold)
             decoded = {name: features[name][rows].cpu().numpy() for name in self.stores}
             nearest = self.training.images(int(fold), self._nearest(int(fold), decoded))
-            pictures.update(zip(rows.tolist(), nearest, strict=True))
-        return np.stack([pictures[row] for row in range(len(folds))])[:, None]
+            nearest_of.update(zip(rows.tolist(), nearest, strict=True))
+        return np.stack([nearest_of[row] for row in range(len(folds))])[:, None]
 
     def _nearest(self, fold: int, decoded: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int32]:
         ids = self.training.ids(fold)

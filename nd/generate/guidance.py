@@ -1,9 +1,10 @@
 """Feature guidance: how far a noisy image's features are from the decoded ones, and which way to move.
 
 Reference: NeuralDiffuser (Li et al., IEEE TIP 2025), arithmetic as in HaoyyLi/NeuralDiffuser@9286cad
-src/modules/guided_diffusion.py:153-215 and scripts/recon.py:131-162, with the differences stated below.
+src/modules/guided_diffusion.py:153-215 and scripts/recon.py:131-162, with the differences that ``Arithmetic`` states.
 
-B images, L layers, T tokens, D width, C h w latent, N flattened latent. abar is alpha_bar of the schedule.
+B images, L layers, T tokens, D width, C h w latent, H W image. abar is alpha_bar of the schedule, e the conditional
+noise prediction, z the noisy latents.
 """
 
 from __future__ import annotations
@@ -13,13 +14,41 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from nd.generate.schedule import predict_x0
-from nd.generate.variants import VARIANTS, Arithmetic
+from nd.backbone.loading import Backbone
+from nd.generate.trajectories import predict_x0
+
+Decoder = Callable[[Tensor], Tensor]  # scaled latents (S, C, h, w) to unclamped images (S, 3, H, W)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The points of difference; the defaults are ours."""
+
+    exact_x0: bool = True  # clean latents (z - sqrt(1 - abar) e) / sqrt(abar); else (z - (1 - abar) e) / sqrt(abar)
+    mix_noisy: bool = False  # show sqrt(1 - abar) x0 + (1 - sqrt(1 - abar)) z to the image tower instead of x0
+    clamp: bool = False  # clip that image to [0, 1], which stops the gradient of saturated pixels
+    matched_start: bool = True  # noise to the level of the first step; else of int(int(S s) / S * 1000)
+    own_noise: bool = True  # noise by seed, image and repeat; else the same draws for every image
+    truncate: bool = False  # bytes by truncation instead of rounding
+
+
+# paper: what is described, the derived formulas with nothing of the released code's own; the published text beyond the
+# abstract was not at hand, so a formula printed differently there would have to be added here.
+# released: HaoyyLi/NeuralDiffuser@9286cad src/modules/guided_diffusion.py:153-215 (x0, mix, clamp), :416-418 and
+# scripts/recon.py:111,196 (start), :188-217 (noise, bytes).
+VARIANTS = {
+    "nd": Arithmetic(),
+    "paper": Arithmetic(),
+    "released": Arithmetic(
+        exact_x0=False, mix_noisy=True, clamp=True, matched_start=False, own_noise=False, truncate=True
+    ),
+}
 
 
 def layer_weights(g_BLTD: Tensor, a_L: Sequence[float]) -> Tensor:
-    """Return the weight of each layer, per picture: a_l * (1/||g_l||) / sum_k (1/||g_k||).
+    """Return the weight of each layer, per image: a_l * (1/||g_l||) / sum_k (1/||g_k||).
 
     Args:
         g_BLTD: decoded features.
@@ -37,7 +66,7 @@ def layer_weights(g_BLTD: Tensor, a_L: Sequence[float]) -> Tensor:
 def feature_loss(features: Sequence[Tensor], g_BLTD: Tensor, weights_BL: Tensor) -> Tensor:
     """Return each image's loss, sum_l w_l * mean((f_l - g_l)^2), as (B,).
 
-    Nothing is averaged over pictures: the sum over a batch has, for every image, the gradient that the image
+    Nothing is averaged over images: the sum over a batch has, for every image, the gradient that the image
     has alone. (The released loss averages over the batch and can therefore only be run on one image.)
 
     Args:
@@ -77,9 +106,9 @@ class FeatureGuidance:
         with torch.enable_grad():
             z = z_BChw.detach().clone().requires_grad_(True)
             eps = self.denoise(z) if self.through_unet else self._constant_noise(z)
-            picture = self.decode(shown_latents(z, eps, alpha_bar, self.arithmetic))
-            picture = picture.clamp(0, 1) if self.arithmetic.clamp else picture
-            loss_B = feature_loss(self.features(picture), self.wanted, self.weights)
+            image = self.decode(shown_latents(z, eps, alpha_bar, self.arithmetic))
+            image = image.clamp(0, 1) if self.arithmetic.clamp else image
+            loss_B = feature_loss(self.features(image), self.wanted, self.weights)
             (gradient,) = torch.autograd.grad(loss_B.sum() * self.loss_scale, z)
         return gradient / self.loss_scale, eps.detach(), loss_B.detach()
 
@@ -138,3 +167,43 @@ def unit_vectors(x_BChw: Tensor) -> Tensor:
     largest = x_BChw.abs().amax(dim=(1, 2, 3), keepdim=True)
     scaled = torch.where(largest > 0, x_BChw / torch.where(largest > 0, largest, 1), 0)
     return scaled / norm_of(scaled).clamp_min(1)
+
+
+def image_decoder(backbone: Backbone, kind: str) -> Decoder:
+    """Return the decoder that ``guidance.decoder`` names; differentiable.
+
+    full: the VAE as it is. half: the VAE of latents shrunk to half their side, about a quarter of the arithmetic; the
+    image tower sees 224 px of Stable Diffusion's 512 anyway. tiny: the small autoencoder of ``backbone.tiny_vae``,
+    trained to read the same latents.
+
+    Raises:
+        UserError: 'tiny' without weights.
+    """
+    return {"full": full, "half": half, "tiny": tiny}[kind](backbone)
+
+
+def full(backbone: Backbone) -> Decoder:
+    """The VAE."""
+    return lambda latents: backbone.decode(latents, clamp=False)
+
+
+def half(backbone: Backbone) -> Decoder:
+    """The VAE at half the resolution."""
+
+    def decode(latents: Tensor) -> Tensor:
+        small = functional.interpolate(latents.float(), scale_factor=0.5, mode="bilinear", antialias=True)
+        return backbone.decode(small, clamp=False)
+
+    return decode
+
+
+def tiny(backbone: Backbone) -> Decoder:
+    """The small autoencoder."""
+    model = backbone.tiny_vae
+
+    def decode(latents: Tensor) -> Tensor:
+        # It takes latents as the UNet has them, in units of its own (its factor is 1 where the VAE's is .18215).
+        scaled = latents.to(backbone.dtype) / float(model.config["scaling_factor"])
+        return (model.decode(scaled).sample + 1) / 2
+
+    return decode

@@ -1,4 +1,4 @@
-"""What a guided step needs in memory, found without running it, and the plan that a budget allows.
+"""What the steps of sampling need in memory, found without running them.
 
 Every operation of a step is played through on tensors without contents, and the bytes alive are counted: parameters
 aside, what is kept for the backward pass and what is only passing through. Two batch sizes give a straight line.
@@ -9,7 +9,6 @@ S samples, C h w latent, T tokens, D width, L layers.
 from __future__ import annotations
 
 import copy
-import logging
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,27 +16,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nd.errors import UserError
-from nd.generate.plan import Plan
-from nd.machine import free_bytes
-
 if TYPE_CHECKING:
     from nd.generate.sampler import GuidedSampler
-
-log = logging.getLogger(__name__)
-
-GB = 1e9
-FREE_SHARE = 0.9  # of what is free, where no budget was given: other programs and the allocator want some
-# What counting does not see: workspaces of convolutions, fragments, the CUDA context; on top of what was counted.
-UNSEEN = 1.15
-# Stable Diffusion in float32 keeps 57 kB per pixel of a guided sample. Where there is room for far more, nothing is
-# counted, for counting takes seconds.
-AMPLE = 120e3
 
 
 class LiveBytes(TorchDispatchMode):
@@ -142,10 +126,17 @@ def empty_copy(sampler: GuidedSampler) -> GuidedSampler:
     tiny = ("tiny_vae",) if sampler.guidance.decoder == "tiny" and sampler.tower is not None else ()
     with torch.inference_mode(False):
         for name in ("unet", "vae", *(("clip",) if sampler.tower is not None else ()), *tiny):
-            vars(backbone)[name] = copy.deepcopy(getattr(sampler.backbone, name)).to(meta)
+            vars(backbone)[name] = _emptied(getattr(sampler.backbone, name))
         vars(backbone)["_uncond"] = sampler.backbone.uncond().to(meta)
     cfg = replace(sampler.cfg, trainer=replace(sampler.cfg.trainer, compile=False))
     return type(sampler)(backbone, cfg, sampler.points)
+
+
+def _emptied(network: torch.nn.Module) -> torch.nn.Module:
+    """A copy on the meta device; the weights themselves, gigabytes of them, are not copied on the way."""
+    kept = {id(weight): weight.to("meta") for weight in network.state_dict(keep_vars=True).values()}
+    as_parameter = {id(p): torch.nn.Parameter(kept[id(p)].detach(), p.requires_grad) for p in network.parameters()}
+    return copy.deepcopy(network, kept | as_parameter).to("meta")
 
 
 def needs_of(sampler: GuidedSampler, *, checkpoint: bool) -> dict[str, Need]:
@@ -172,63 +163,8 @@ def needs_of(sampler: GuidedSampler, *, checkpoint: bool) -> dict[str, Need]:
     return {name: need_of(work) for name, work in kinds.items()}
 
 
-def plan_for(sampler: GuidedSampler, memory_gb: float) -> Plan:
-    """Return the fastest plan that keeps within a budget.
-
-    Args:
-        sampler: its backbone's networks are loaded by now or will be, and count.
-        memory_gb: in GB (1e9 bytes), weights included; 0 for what is free on the device.
-
-    Raises:
-        UserError: the budget cannot hold one sample, even where activations are computed again.
-    """
-    device = sampler.backbone.device
-    fastest = Plan.for_speed()
-    budget = memory_gb * GB if memory_gb else FREE_SHARE * free_share(device)
-    if not memory_gb and fastest.guided * sampler.backbone.config.image_size**2 * AMPLE < budget:
-        return fastest
-    weights = weight_bytes(sampler)
-    room = (budget - (weights if memory_gb else 0)) / UNSEEN
-    empty = empty_copy(sampler)
-    needs = needs_of(empty, checkpoint=False)
-    plan = fitted(fastest, needs, room)
-    if "guided" in needs and plan.guided < min(2, fastest.guided):
-        # Computing again costs a third more in the guided steps; a batch of one costs more than that.
-        again = fitted(replace(fastest, checkpoint=True), needs_of(empty, checkpoint=True), room)
-        plan = again if again.guided > plan.guided else plan
-    if min(plan.guided, plan.plain, plan.decode) < 1:
-        raise too_small(sampler, budget, weights, needs_of(empty, checkpoint=True))
-    log.debug("plan %s for %.1f GB", plan, budget / GB)
-    return plan
-
-
-def fitted(plan: Plan, needs: dict[str, Need], room: float) -> Plan:
-    """Return a plan cut down to what fits into ``room`` bytes."""
-    return replace(plan, **{name: min(getattr(plan, name), need.fits(room)) for name, need in needs.items()})
-
-
-def too_small(sampler: GuidedSampler, budget: float, weights: float, needs: dict[str, Need]) -> UserError:
-    """Return the error of a budget that cannot hold one sample, given the least that each kind of work needs."""
-    least = weights + UNSEEN * max(need.fixed + need.each for need in needs.values())
-    half = "" if sampler.backbone.dtype != torch.float32 else "backbone.dtype=bfloat16, which halves it; "
-    return UserError(
-        f"trainer.memory_gb: {budget / GB:.2g} GB cannot hold one sample: weights take {weights / GB:.2g} GB and all "
-        f"together {least / GB:.2g} GB is needed. Give at least trainer.memory_gb={least / GB * 1.005:.3g}, or lower "
-        f"the need by {half}guidance.decoder=half."
-    )
-
-
 def weight_bytes(sampler: GuidedSampler) -> int:
     """Return the bytes of the networks that sampling uses."""
     backbone = sampler.backbone
     networks = [backbone.unet, backbone.vae, *([backbone.clip] if sampler.tower is not None else [])]
     return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
-
-
-def free_share(device: torch.device) -> float:
-    """Return what is free on a device: of a GPU's memory, or this process's share of this machine's."""
-    free = free_bytes(device)
-    if free is None:
-        return float("inf")
-    sharing = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    return free if device.type == "cuda" else free / sharing

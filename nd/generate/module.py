@@ -1,4 +1,4 @@
-"""Sampling as a LightningModule, so that devices, nodes and launchers are Lightning's business.
+"""Sampling as a LightningModule, so that devices, nodes and launchers are Lightning's business, with one progress bar.
 
 B images of a batch, R repeats.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import astuple
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -16,12 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nd.config import TrainerConfig
-from nd.generate.base import Generator
-from nd.generate.features import FeatureSource
+from nd.generate.base import Generator, PlannedGenerator
+from nd.generate.inputs import FeatureSource
 from nd.generate.parts import Parts
-from nd.generate.progress import ImageProgress
+from nd.generate.plan import Plan
 from nd.launch import process_settings
 from nd.lightning import lightning
+from nd.progress import ProgressBar
 
 Batch = tuple[list[int], dict[str, Tensor]]
 
@@ -46,11 +48,24 @@ class Reconstruction(LightningModule):
     """Turns batches of targets into images and writes each batch as it is finished."""
 
     def __init__(
-        self, build: Callable[[torch.device], Generator], work: Work, runs: Sequence[Parts], num_workers: int = 0
+        self,
+        build: Callable[[torch.device], Generator],
+        work: Work,
+        runs: Sequence[Parts],
+        sizes: Sequence[int],
+        num_workers: int = 0,
     ) -> None:
-        """Take what is needed to build the generator in each process, the work, and where each run's images go."""
+        """Take what each process needs.
+
+        Args:
+            build: makes the generator on a device.
+            work: unfinished batches.
+            runs: where each run's images go; all began with the same plan, or with none.
+            sizes: images of each batch of the whole job, finished or not; decide the plan.
+            num_workers: loader processes.
+        """
         super().__init__()
-        self.build, self.work, self.runs, self.num_workers = build, work, runs, num_workers
+        self.build, self.work, self.runs, self.sizes, self.num_workers = build, work, runs, sizes, num_workers
         self.generator: Generator | None = None
 
     def on_predict_start(self) -> None:
@@ -61,6 +76,21 @@ class Reconstruction(LightningModule):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.generator = self.build(self.device)
+        if isinstance(self.generator, PlannedGenerator):
+            plan = self._plan(self.generator)
+            self.generator.use(plan)
+            if self.trainer.is_global_zero:
+                for parts in self.runs:
+                    parts.record(plan)
+
+    def _plan(self, generator: PlannedGenerator) -> Plan:
+        """The plan that the runs began with, else the fastest one that every process's memory allows."""
+        recorded: Plan | None = self.trainer.strategy.broadcast(self.runs[0].plan)
+        if recorded is not None:
+            return recorded
+        own = generator.plan_for(self.sizes)
+        found = cast("Tensor", self.all_gather(torch.tensor(astuple(own), device=self.device)))
+        return Plan.common([Plan(g, p, d, bool(again)) for g, p, d, again in found.view(-1, 4).tolist()])
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return this process's share: every n-th whole batch, so that the cut never depends on the process count."""
@@ -72,19 +102,61 @@ class Reconstruction(LightningModule):
         """Make and write the images of one batch."""
         assert self.generator is not None
         image_ids, features = batch
-        for parts, pictures in zip(self.runs, self.generator(image_ids, features), strict=True):
-            parts.fail(pictures.failed)
-            well = [row for row, image_id in enumerate(image_ids) if image_id not in pictures.failed]
+        for parts, made in zip(self.runs, self.generator(image_ids, features), strict=True):
+            parts.fail(made.failed)
+            well = [row for row, image_id in enumerate(image_ids) if image_id not in made.failed]
             if well:
-                parts.write([image_ids[row] for row in well], pictures.images[well])
+                parts.write([image_ids[row] for row in well], made.images[well])
 
     def on_predict_end(self) -> None:
         """Wait for the other processes, so that whoever merges finds every part."""
         self.trainer.strategy.barrier("reconstruct")
 
 
+class ImageProgress(ProgressBar):
+    """Images finished by all processes, their rate and the time left; within a batch, the share of it that is done."""
+
+    def __init__(self, total: int, parts: Parts) -> None:
+        """Count the images of ``parts``, up to ``total``."""
+        self.total, self.parts = total, parts
+        self.before = self.under_way = 0  # images that were finished when this process took its batch; that batch's
+
+    def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Open the bar at the images an interrupted run has left."""
+        self.open(trainer, self.total, len(self.parts.finished()), "reconstruct", "image")
+
+    def on_predict_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, *_: Any) -> None:
+        """Follow a batch from within; the other processes are taken to be as far with theirs."""
+        if self.bar is not None and isinstance(module.generator, PlannedGenerator):
+            self.before, self.under_way = len(self.parts.finished()), len(batch[0]) * trainer.world_size
+            module.generator.watch = self.within
+
+    def within(self, share: float) -> None:
+        """Move the bar to a share of the batch."""
+        self._show(round(min(self.before + share * self.under_way, self.total), 2))
+
+    def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
+        """Move the bar to what is on disk."""
+        if self.bar is not None:
+            self._show(len(self.parts.finished()))
+
+    def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Close the bar."""
+        self.close()
+
+    def _show(self, n_images: float) -> None:
+        whole = int(n_images)
+        if n_images != self.bar.n:
+            self.bar.n = whole if n_images == whole else n_images
+            self.bar.refresh()
+
+
 def run_work(
-    build: Callable[[torch.device], Generator], work: Work, runs: Sequence[Parts], cfg: TrainerConfig, n_images: int
+    build: Callable[[torch.device], Generator],
+    work: Work,
+    runs: Sequence[Parts],
+    cfg: TrainerConfig,
+    sizes: Sequence[int],
 ) -> None:
     """Make the images of ``work`` on the configured devices; returns when every process has written its parts.
 
@@ -93,13 +165,13 @@ def run_work(
         work: unfinished batches.
         runs: where each run's images are written, in the order in which the generator returns them.
         cfg: devices and progress.
-        n_images: of a whole run, for the progress bar.
+        sizes: images of each batch of a whole run, finished or not: they decide the plan and fill the progress bar.
 
     Raises:
         UserError: of the generator, whichever process it came from; or one of the processes was killed.
     """
-    module = Reconstruction(build, work, runs, cfg.num_workers)
-    bar = [ImageProgress(n_images, runs[0])] if cfg.progress else []
+    module = Reconstruction(build, work, runs, sizes, cfg.num_workers)
+    bar = [ImageProgress(sum(sizes), runs[0])] if cfg.progress else []
     with lightning(cfg):
         build_trainer(cfg, bar).predict(module, return_predictions=False)
 

@@ -1,8 +1,7 @@
-"""Pictures on disk as they are finished: one whole file per batch, merged in canonical order at the end.
+"""Images on disk as they are finished: one whole file per batch, merged in canonical order at the end.
 
-The images of a run are cut into batches once, in the order of their ids, and every batch is computed whole. A run
-that was killed computes only what has no file yet; with the same batch size these are whole batches of the same cut,
-so the merged file is the same to the last bit.
+The images of a run are cut into batches in the order of their ids. A run that was killed computes only what has no file
+yet, by the plan it began with, so the merged file is the same to the last bit (``nd.generate.plan`` says why).
 
 B images of a part, N images of a run, R repeats, H W image.
 """
@@ -12,6 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from nd.errors import UserError
 from nd.files import atomic_path, write_text
+from nd.generate.plan import Plan
+from nd.runs.manifest import execution, record_execution
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,19 @@ class Parts:
         """
         self.folder = folder
         self._known: dict[str, list[int]] = {}  # parts never change, so each is looked into once
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan the finished images were made by; None where none is finished or there was no plan.
+
+        A run that has finished nothing may begin anew with another one, should its memory have been too small.
+        """
+        recorded = execution(self.folder.parent) if self._files() else {}
+        return Plan(**recorded["plan"]) if "plan" in recorded else None
+
+    def record(self, plan: Plan) -> None:
+        """Note in the run's manifest by which plan its images are made."""
+        record_execution(self.folder.parent, plan=asdict(plan))
 
     def finished(self) -> set[int]:
         """Return the ids of the images that have an image."""
@@ -93,9 +108,9 @@ class Parts:
                 with h5py.File(path, "r") as part:
                     images = part["images"][:]
                 merged = file.require_dataset("images", (len(image_ids), *images.shape[1:]), np.uint8)
-                for image_id, pictures in zip(ids, images, strict=True):
+                for image_id, repeats in zip(ids, images, strict=True):
                     if image_id in row_of:
-                        merged[row_of[image_id]] = pictures
+                        merged[row_of[image_id]] = repeats
             file["image_id"] = np.asarray(image_ids, dtype=np.int32)
             file.attrs.update(attributes)
 

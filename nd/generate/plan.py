@@ -1,26 +1,55 @@
 """How many samples go through the networks at once, and whether activations are kept or computed again.
 
-Only speed and memory hang on it: images are the same up to rounding between plans, and to the last bit within one.
+What is promised about bits. The same machine (processor, libraries, threads) gives the same image to the last bit
+wherever its plan is the same: whatever else is sampled, in which order and in how many processes, in how large batches,
+interrupted or not. For every call of a network is of one size within a plan (see ``in_parts``). Another plan changes an
+image by rounding, which long guidance can turn into visible differences.
+
+A plan is chosen once per run, from the number of images and repeats, ``trainer.batch_size`` and memory; all processes
+follow the same, it is recorded in the run's manifest (``execution``), and a run that is resumed goes on with it. So one
+image made alone (``debug.limit_images=1``) and the same one among a thousand differ by rounding. Where memory is no
+limit, the same job always gets the same plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-# Fewer leave a CPU's cores waiting and more its caches (the networks of Scenes are fastest, per sample, at 20 to 40),
-# and a GPU is busy with as many images of 512 px. Guided samples hold more memory, so half of them go at once.
-# trainer.batch_size is a multiple by default, so that no part has to be filled up.
-AT_ONCE = 40
+from nd.errors import UserError
+from nd.generate.memory import Need, empty_copy, needs_of, weight_bytes
+from nd.machine import free_bytes
+
+if TYPE_CHECKING:
+    from nd.generate.sampler import GuidedSampler
+
+log = logging.getLogger(__name__)
+
+# Fewer than the largest leave a CPU's cores waiting and more its caches (the networks of Scenes are fastest, per
+# sample, at 10 to 40), and a GPU is busy with as many images of 512 px. Guided samples hold more memory, so half of
+# them go at once. trainer.batch_size is a multiple by default, so that no part has to be filled up.
+SIZES = (1, 2, 4, 5, 8, 10, 20, 40)
+# Small parts cost little more per sample (Scenes, one at a time: MEASURED), samples that nobody wants cost in full.
+FILLED = 1 / 8
+
+GB = 1e9
+FREE_SHARE = 0.9  # of what is free, where no budget was given: other programs and the allocator want some
+# What counting does not see: workspaces of convolutions, fragments, the CUDA context; on top of what was counted.
+UNSEEN = 1.15
+# Stable Diffusion in float32 keeps 29 kB per pixel of a guided sample. Where there is room for far more, nothing is
+# counted, for counting takes seconds.
+AMPLE = 120e3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Samples at once in each kind of work."""
+    """Samples at once in each kind of work, each one of ``SIZES``."""
 
     guided: int  # forward and backward through UNet, decoder and image tower
     plain: int  # the UNet without a graph
@@ -28,22 +57,60 @@ class Plan:
     checkpoint: bool = False  # compute the activations of UNet and decoder again instead of keeping them
 
     @classmethod
-    def for_speed(cls) -> Plan:
-        """Return the plan of a machine with memory enough."""
-        return cls(guided=AT_ONCE // 2, plain=AT_ONCE, decode=AT_ONCE // 2)
+    def for_speed(cls, batches: Sequence[int] = ()) -> Plan:
+        """Return the plan of a machine with memory enough.
+
+        Args:
+            batches: how many samples (images x repeats) each batch of the run has; by default many.
+        """
+        return fitted(LARGEST, {}, 0.0, batches)
 
     def apply(self, backbone: Any) -> None:
         """Switch recomputing in UNet and VAE on or off."""
         for module in (backbone.unet, backbone.vae):
             (module.enable_gradient_checkpointing if self.checkpoint else module.disable_gradient_checkpointing)()
 
+    @classmethod
+    def common(cls, plans: Sequence[Plan]) -> Plan:
+        """Return what all of several processes can follow, each having a plan that its memory allows."""
+        columns = {f.name: [getattr(plan, f.name) for plan in plans] for f in fields(cls)}
+        return cls(**{name: max(found) if name == "checkpoint" else min(found) for name, found in columns.items()})
 
-def in_parts(function: Callable[..., Any], at_once: int, *columns: Tensor | None) -> Any:
-    """Apply a function to parts of ``at_once`` rows and join what it returns: a tensor, or a tuple of tensors.
+
+LARGEST = Plan(guided=20, plain=40, decode=20)
+
+
+def size_for(batches: Sequence[int], most: int) -> int:
+    """Return the largest of ``SIZES`` that has little to fill up; 0 where not one sample is allowed.
+
+    Args:
+        batches: samples of each batch of the run, for parts are filled up at the end of each; none: any number.
+        most: samples that memory and speed allow at once.
+
+    >>> [size_for([n], 40) for n in (1, 3, 7, 20, 80)]
+    [1, 1, 8, 20, 40]
+    """
+    allowed = (1 + FILLED) * sum(batches)
+    fits = (size for size in SIZES if size <= most and sum(-(-n // size) * size for n in batches) <= allowed)
+    return max(fits, default=0)
+
+
+def in_parts(
+    function: Callable[..., Any], at_once: int, *columns: Tensor | None, done: Callable[[int], object] | None = None
+) -> Any:
+    """Apply a function to parts of ``at_once`` rows and join what it returns.
 
     Every part is full, the last one by repeating its last row: libraries choose their kernels by the size of a batch,
-    so equal sizes give a row the same result to the last bit, wherever it stands and whatever stands beside it. Long
-    guidance can turn rounding into visible differences.
+    so equal sizes give a row the same result to the last bit, wherever it stands and whatever stands beside it.
+
+    Args:
+        function: of parts of the columns, to a tensor or a tuple of tensors with as many rows.
+        at_once: rows of a part.
+        columns: tensors (n, ...); None is handed on.
+        done: called after each part with the number of rows it had, those that fill it up left out.
+
+    Returns:
+        A tensor (n, ...), or a tuple of them.
     """
     n = len(next(column for column in columns if column is not None))
     rows = torch.arange(-(-n // at_once) * at_once).clamp(max=n - 1)
@@ -51,7 +118,76 @@ def in_parts(function: Callable[..., Any], at_once: int, *columns: Tensor | None
         [None] * (len(rows) // at_once) if column is None else column[rows.to(column.device)].split(at_once)
         for column in columns
     ]
-    parts = [function(*part) for part in zip(*cut, strict=True)]
+    parts = []
+    for k, part in enumerate(zip(*cut, strict=True)):
+        parts.append(function(*part))
+        if done is not None:
+            done(min(at_once, n - k * at_once))
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)[:n]
     return tuple(torch.cat(column)[:n] for column in zip(*parts, strict=True))
+
+
+def plan_for(sampler: GuidedSampler, memory_gb: float, batches: Sequence[int] = ()) -> Plan:
+    """Return the fastest plan that keeps within a budget.
+
+    Args:
+        sampler: its backbone's networks are loaded by now or will be, and count.
+        memory_gb: in GB (1e9 bytes), weights included; 0 for what is free on the device.
+        batches: how many samples each batch of the run has.
+
+    Raises:
+        UserError: the budget cannot hold one sample, even where activations are computed again.
+    """
+    device = sampler.backbone.device
+    fastest = Plan.for_speed(batches)
+    budget = memory_gb * GB if memory_gb else FREE_SHARE * free_share(device)
+    if not memory_gb and fastest.guided * sampler.backbone.config.image_size**2 * AMPLE < budget:
+        return fastest
+    weights = weight_bytes(sampler)
+    room = (budget - (weights if memory_gb else 0)) / UNSEEN
+    empty = empty_copy(sampler)
+    needs = needs_of(empty, checkpoint=False)
+    plan = fitted(fastest, needs, room, batches)
+    if "guided" in needs and plan.guided < min(2, fastest.guided):
+        # Computing again costs a third more in the guided steps; a batch of one costs more than that.
+        again = fitted(replace(fastest, checkpoint=True), needs_of(empty, checkpoint=True), room, batches)
+        plan = again if again.guided > plan.guided else plan
+    if min(plan.guided, plan.plain, plan.decode) < 1:
+        raise too_small(sampler, budget, weights, needs_of(empty, checkpoint=True))
+    log.debug("plan %s for %.1f GB", plan, budget / GB)
+    return plan
+
+
+def fitted(plan: Plan, needs: Mapping[str, Need], room: float, batches: Sequence[int] = ()) -> Plan:
+    """Return a plan cut down to what fits into ``room`` bytes and has little to fill up; 0 where not one sample fits.
+
+    Args:
+        plan: the most that is wanted of each kind of work.
+        needs: bytes of each kind of work; of one that is missing, nothing is known to be short.
+        room: bytes.
+        batches: how many samples each batch of the run has.
+    """
+    most = {kind: getattr(plan, kind) for kind in ("guided", "plain", "decode")}
+    most |= {kind: min(most[kind], need.fits(room)) for kind, need in needs.items()}
+    return Plan(**{kind: size_for(batches, n) for kind, n in most.items()}, checkpoint=plan.checkpoint)
+
+
+def too_small(sampler: GuidedSampler, budget: float, weights: float, needs: dict[str, Need]) -> UserError:
+    """Return the error of a budget that cannot hold one sample, given the least that each kind of work needs."""
+    least = weights + UNSEEN * max(need.fixed + need.each for need in needs.values())
+    half = "" if sampler.backbone.dtype != torch.float32 else "backbone.dtype=bfloat16, which halves it; "
+    return UserError(
+        f"trainer.memory_gb: {budget / GB:.2g} GB cannot hold one sample: weights take {weights / GB:.2g} GB and all "
+        f"together {least / GB:.2g} GB is needed. Give at least trainer.memory_gb={least / GB * 1.005:.3g}, or lower "
+        f"the need by {half}guidance.decoder=half."
+    )
+
+
+def free_share(device: torch.device) -> float:
+    """Return what is free on a device: of a GPU's memory, or this process's share of this machine's."""
+    free = free_bytes(device)
+    if free is None:
+        return float("inf")
+    sharing = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return free if device.type == "cuda" else free / sharing

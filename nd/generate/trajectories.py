@@ -1,19 +1,127 @@
-"""One or many points of a sweep over kappa and eta, sampled so that what they have in common is computed once.
+"""The way from noise to latents: starting noise, the DDIM schedule, and the tracks that the points of a sweep share.
 
-A point guides the first steps with its kappa and leaves the others unguided. Points with one kappa share their guided
-steps; all points share the starting noise. So there is one guided track per kappa, and from each an unguided one
-branches off wherever a point's guidance ends; points that guide nothing are one track.
+Starting noise belongs to an image and a repeat and to nothing else. A point of a sweep over kappa and eta guides the
+first steps with its kappa and leaves the others unguided. Points with one kappa share their guided steps; all points
+share the starting noise. So there is one guided track per kappa, and from each an unguided one branches off wherever a
+point's guidance ends; points that guide nothing are one track.
 
-S samples, C h w latent.
+``alpha_bar`` is the cumulative product of 1 - beta: the share of signal power at a timestep.
+B images, R repeats, S samples, C h w latent; z latents, eps predicted noise, x0 predicted clean latents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
+
+from nd.config.steps import share_of
+from nd.errors import UserError
+from nd.targets.noise import keyed_normal
+
+DUMMY_DRAWS = 40  # of the released code between two repeats
+
+
+def noise_for(seed: int, image_ids: Sequence[int], repeats: int, shape: Sequence[int]) -> Tensor:
+    """Draw standard normal noise for every (image, repeat), a function of (seed, image id, repeat) alone.
+
+    Args:
+        seed: at least 0.
+        image_ids: B stimulus numbers, at least 0.
+        repeats: R, at least 1.
+        shape: of one latent, for example (4, 16, 16).
+
+    Returns:
+        (B, R, *shape) float32.
+    """
+    noise = np.empty((len(image_ids), repeats, *shape), dtype=np.float32)
+    for repeat in range(repeats):
+        noise[:, repeat] = keyed_normal(seed, image_ids, repeat, shape)
+    return torch.from_numpy(noise)
+
+
+def shared_noise(seed: int, repeats: int, shape: Sequence[int]) -> Tensor:
+    """Draw the noises that the released code gives to every image alike: (R, *shape) float32.
+
+    It seeds torch anew for every image, draws one noise per repeat and ``DUMMY_DRAWS`` more after each, which it throws
+    away (HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:188-217). Drawn on the CPU, so that the images do not depend
+    on the device; the released code drew on a GPU, which gives other numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.randn(*shape, generator=generator) for _ in range((repeats - 1) * (1 + DUMMY_DRAWS) + 1)]
+    return torch.stack(draws[:: 1 + DUMMY_DRAWS])
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The sampled part of a DDIM schedule, noisiest step first."""
+
+    timesteps: tuple[int, ...]
+    alpha_bar: tuple[float, ...]  # at each timestep
+    alpha_bar_next: tuple[float, ...]  # at the timestep each step leads to
+    start: float  # alpha_bar to which the clean latents are noised
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+def build_schedule(scheduler: Any, steps: int, strength: float, *, matched_start: bool = True) -> Schedule:
+    """Return the last ``int(steps * strength)`` steps of the DDIM schedule of ``steps`` steps.
+
+    Args:
+        scheduler: diffusers scheduler of the backbone, of any kind; its betas and spacing are taken over.
+        steps: of the full schedule, 1 .. number of training timesteps.
+        strength: in (0, 1].
+        matched_start: noise is added at the first of these timesteps, the one sampling starts from. Else, as in the
+            released code, at ``int(int(steps * strength) / steps * 1000)``: 740 for 50 steps and .75, while sampling
+            starts at 721 (HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:111,196).
+
+    Raises:
+        UserError: if no step is left to run, or the backbone does not predict noise.
+    """
+    ddim = DDIMScheduler.from_config(scheduler.config)
+    if ddim.config["prediction_type"] != "epsilon":
+        wrong = ddim.config["prediction_type"]
+        raise UserError(
+            f"the backbone predicts {wrong!r}; guided sampling is written for backbones that predict 'epsilon'."
+        )
+    if not 1 <= steps <= len(ddim.alphas_cumprod):
+        raise UserError(f"method.steps={steps} is outside 1 .. {len(ddim.alphas_cumprod)}, the backbone's timesteps.")
+    n = share_of(steps, strength)
+    if not 1 <= n <= steps:
+        raise UserError(
+            f"method.steps={steps} and method.strength={strength} leave int(steps * strength) = {n} steps to sample; "
+            f"between 1 and {steps} are needed. Raise one of them, with strength in (0, 1]."
+        )
+    ddim.set_timesteps(steps)
+    timesteps = [int(t) for t in ddim.timesteps[-n:]]
+    jump = len(ddim.alphas_cumprod) // steps
+    before = [t - jump for t in timesteps]
+    alpha_bar = tuple(float(ddim.alphas_cumprod[t]) for t in timesteps)
+    after = tuple(float(ddim.alphas_cumprod[t] if t >= 0 else ddim.final_alpha_cumprod) for t in before)
+    noised_to = timesteps[0] if matched_start else int(n / steps * len(ddim.alphas_cumprod))
+    start = float(ddim.alphas_cumprod[min(noised_to, len(ddim.alphas_cumprod) - 1)])
+    return Schedule(tuple(timesteps), alpha_bar, after, start)
+
+
+def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
+    """Return clean latents noised to the level ``alpha_bar``."""
+    return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
+
+
+def predict_x0(z: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
+    """Return the clean latents that ``z`` and its predicted noise imply."""
+    return (z - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
+
+
+def ddim_step(z: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_next: float) -> Tensor:
+    """Return the latents one deterministic DDIM step further (Song et al. 2021, equation 12 with sigma = 0)."""
+    return alpha_bar_next**0.5 * predict_x0(z, eps, alpha_bar) + (1 - alpha_bar_next) ** 0.5 * eps
 
 
 @dataclass(frozen=True)
@@ -66,3 +174,13 @@ class Trajectories:
     def end(self, point: Point) -> Track:
         """Return a point's track after the last step."""
         return self.plain[point.key]
+
+
+def tracks_at(points: Sequence[Point], step: int) -> tuple[int, int]:
+    """Return how many tracks are guided in a step, counted from 0, and how many are not.
+
+    In the first step all guided tracks hold the same latents, and count once.
+    """
+    keys = {point.key for point in points}
+    kappas = {point.kappa for point in keys if point.n_guided > step}
+    return len(kappas) if step else min(1, len(kappas)), sum(point.n_guided <= step for point in keys)

@@ -142,9 +142,9 @@ class RunFolder:
         except BaseException:
             with suppress(UserError):  # on a full disk the first error is the one to show
                 write_text(self.path / "status", f"failed\n{traceback.format_exc()}")
-                write_json(self.path / "manifest.json", manifests.end(manifest, time.monotonic() - begun))
+                write_json(self.path / "manifest.json", manifests.end(self.manifest, time.monotonic() - begun))
             raise
-        write_json(self.path / "manifest.json", manifests.end(manifest, time.monotonic() - begun))
+        write_json(self.path / "manifest.json", manifests.end(self.manifest, time.monotonic() - begun))
         write_text(self.path / "status", "done\n")
 
     def _refuse_mixing(self, earlier: dict[str, Any], inputs: dict[str, str]) -> None:
