@@ -18,8 +18,8 @@ from nd.errors import UserError
 
 def made_up(n_voxels: int = 4) -> dict[str, Any]:
     """A file of the right shape: pixel (row r, column c) of image i has value r, stored column by column."""
-    picture = np.repeat(np.arange(28, dtype=np.uint8)[:, None], 28, axis=1)
-    stimuli = np.repeat(picture.flatten(order="F")[None], 100, axis=0)
+    image = np.repeat(np.arange(28, dtype=np.uint8)[:, None], 28, axis=1)
+    stimuli = np.repeat(image.flatten(order="F")[None], 100, axis=0)
     labels = np.where(LABELS == 6, 1, 2).astype(np.uint8)[:, None]
     voxels = np.random.default_rng(0).normal(size=(100, n_voxels))
     both = {"fmri": voxels, "stim": stimuli, "label": labels}

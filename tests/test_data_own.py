@@ -43,8 +43,8 @@ class Lab:
         self.put("image_ids", self.image_ids)
         (root / "images").mkdir()
         self.given["images"] = str(root / "images")
-        for i, picture in self.images.items():
-            Image.fromarray(picture).save(root / "images" / f"{i:06d}.png")
+        for i, image in self.images.items():
+            Image.fromarray(image).save(root / "images" / f"{i:06d}.png")
 
     def put(self, key: str, array: Any) -> Path:
         """Save an array as <key>.npy and give it."""
@@ -100,8 +100,8 @@ def test_everything_given_is_found_again(lab: Lab) -> None:
         assert subject.repeat[trial] == seen.count(image)
         seen.append(image)
     np.testing.assert_array_equal(stimuli.image_id, lab.ids)
-    for i, picture in lab.images.items():
-        np.testing.assert_array_equal(stimuli.images(np.array([i]))[0], picture)
+    for i, image in lab.images.items():
+        np.testing.assert_array_equal(stimuli.images(np.array([i]))[0], image)
     assert subject.rois == {}
     assert (subject.ijk == -1).all()
 
@@ -160,10 +160,10 @@ def test_image_ids_as_text(lab: Lab, heading: str) -> None:
 
 
 def test_captions_by_image_id(lab: Lab) -> None:
-    table = {str(i): [f"picture {i}", "a picture"] for i in lab.ids}
+    table = {str(i): [f"image {i}", "a image"] for i in lab.ids}
     lab.file("captions", "captions.json").write_text(json.dumps(table), encoding="utf-8")
     stimuli = Stimuli(stimuli_path(_prepared(lab)))
-    assert stimuli.captions(np.array([9, 3])) == [["picture 9", "a picture"], ["picture 3", "a picture"]]
+    assert stimuli.captions(np.array([9, 3])) == [["image 9", "a image"], ["image 3", "a image"]]
 
 
 def test_images_without_a_caption(lab: Lab) -> None:
@@ -229,7 +229,7 @@ def test_other_files_for_the_same_subject_are_refused(lab: Lab, key: str) -> Non
         prepare(lab.cfg())
 
 
-def test_other_pictures_or_sizes_are_refused(lab: Lab) -> None:
+def test_other_images_or_sizes_are_refused(lab: Lab) -> None:
     prepare(lab.cfg())
     with pytest.raises(UserError, match=r"stimuli.h5 was prepared with other settings \(image_size: made with 8"):
         prepare(lab.cfg(image_size=16))
@@ -238,7 +238,7 @@ def test_other_pictures_or_sizes_are_refused(lab: Lab) -> None:
         prepare(lab.cfg())
 
 
-def test_stimuli_that_were_removed_are_made_again_from_pictures_alone(lab: Lab) -> None:
+def test_stimuli_that_were_removed_are_made_again_from_images_alone(lab: Lab) -> None:
     stimuli = prepare(lab.cfg()) / "stimuli.h5"
     before = Stimuli(stimuli).hash
     stimuli.unlink()
@@ -246,13 +246,13 @@ def test_stimuli_that_were_removed_are_made_again_from_pictures_alone(lab: Lab) 
     assert Stimuli(stimuli).hash == before == Subject(stimuli.parent / "subj01.h5").attributes["stimuli_hash"]
 
 
-def test_an_image_that_was_shown_but_has_no_picture(lab: Lab) -> None:
+def test_an_image_that_was_shown_but_has_no_image(lab: Lab) -> None:
     for name in ("000006.png", "000009.png"):
         (lab.root / "images" / name).rename(lab.root / "images" / f"img_{name}")
     trial = min(np.flatnonzero(lab.image_ids == 6))
     lab.check_refused(
         rf"2 images that were shown have no image \(first: image 6, in trial {trial}\) in data.images=.*images. Name "
-        "pictures by image id .* Not named so and ignored: 2, such as img_000006.png"
+        "images by image id .* Not named so and ignored: 2, such as img_000006.png"
     )
     np.save(lab.root / "images.npy", np.zeros((5, SIDE, SIDE, 3), np.uint8))
     lab.check_refused(

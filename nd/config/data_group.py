@@ -46,6 +46,11 @@ class DataConfig:
         choices=("train", "own"),
     )
     image_size: int = opt(64, "side of the square stimuli, pixels")
+    same_images: str = opt(
+        "refuse",
+        "images that are trained on under one id and tested under another: refuse them, or allow (and say) them",
+        choices=("refuse", "allow"),
+    )
     # ---- digits69
     file: str = opt("", "digits69: digit69_28x28.mat", identity=False, path=True)
     # ---- nsd and mindeye2
@@ -76,6 +81,11 @@ class DataConfig:
     voxels: str = opt("", "own: responses (trials, voxels), .npy", identity=False, path=True)
     image_ids: str = opt("", "own: image of every trial, .npy or one number a line", identity=False, path=True)
     images: str = opt("", "own: folder of images named by image id, or .npy", identity=False, path=True)
+    orientation: str = opt(
+        "stored",
+        "own: images that a tag of the camera turns: take the pixels as stored, or turn them by the tag",
+        choices=("stored", "tag"),
+    )
     session_ids: str = opt(
         "", "own: session of every trial, as image_ids; default: one session", identity=False, path=True
     )

@@ -37,6 +37,7 @@ FIELDS_OF = {
     **dict.fromkeys(("n_train", "n_repeats", "n_voxels", "world_seed"), ("scenes",)),
     "n_test": ("scenes", "own"),
     "file": ("digits69",),
+    "orientation": ("own",),
     **dict.fromkeys(("root", "in_place", "constant_voxels"), NSD_FORMS),
     **dict.fromkeys(("betas", "mask", "scaling", "sessions"), ("nsd",)),
     "captions": (*NSD_FORMS, "own"),
@@ -88,15 +89,14 @@ def _files(cfg: Config, verb: str) -> list[str]:
 
 def _data(cfg: Config) -> Iterator[str]:
     data = cfg.data
-    yield from at_least(
-        1, data=data, names=("n_val", "n_train", "n_test", "n_repeats", "n_voxels", "image_size"), key="data"
-    )
+    yield from at_least(2, data=data, names=("n_val", "n_train", "n_test"), key="data")
+    yield from at_least(1, data=data, names=("n_repeats", "n_voxels", "image_size"), key="data")
     yield from _source(cfg)
     if data.split not in SPLITS_OF[data.source]:
         own = " or ".join(SPLITS_OF[data.source])
         yield f"data.split: {data.split} does not cut data {data.name}; its split is {own}."
     n_train = data.n_train if data.source == "scenes" else DIGITS69_IMAGES.get(data.split, 0)
-    if n_train and data.n_val >= n_train:
+    if n_train and data.n_val > n_train - 2:
         yield f"data.n_val: {data.n_val} validation images leave nothing of {n_train} training images; give fewer."
     if cfg.subject.sessions < 0:
         yield f"subject.sessions: {cfg.subject.sessions} was given, wanted 1 or more, or 0 for all."

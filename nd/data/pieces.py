@@ -9,17 +9,21 @@ they are asked for (another subject, say) and never overwritten.
 from __future__ import annotations
 
 import errno
+import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from nd.data.links import moved, relink
 from nd.errors import UserError
 from nd.files import read_json, sha256_file, write_json
+
+LOG = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
@@ -33,7 +37,8 @@ class Piece:
 
     ``settings`` is everything its content depends on (an empty string is unknown to the caller and not compared);
     ``write`` fills the file at the path it is given; ``resumable``: it goes on from what an interrupted attempt left
-    there; ``n_bytes``: what it will take on disk, as far as known.
+    there; ``n_bytes``: what it will take on disk, as far as known; ``links``: where the files lie now from which it
+    reads datasets in place, by dataset.
     """
 
     name: str
@@ -41,6 +46,7 @@ class Piece:
     write: Callable[[Path], None]
     resumable: bool = False
     n_bytes: int = 0
+    links: Mapping[str, Path] = field(default_factory=dict)
 
 
 def make_pieces(folder: Path, pieces: Sequence[Piece], record: dict[str, Any]) -> list[str]:
@@ -76,7 +82,7 @@ def reason(error: OSError) -> str:
 
 def _make(folder: Path, piece: Piece, record: dict[str, Any]) -> bool:
     if is_prepared(folder, piece):  # before locking, so that a read-only folder of a colleague can be used
-        return False
+        return _relinked(folder, piece)
     with _cleaned_after_failure(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _check_space(folder, piece)
@@ -84,6 +90,27 @@ def _make(folder: Path, piece: Piece, record: dict[str, Any]) -> bool:
             if is_prepared(folder, piece):
                 return False
             _write_and_rename(folder, piece, record)
+    return True
+
+
+def _relinked(folder: Path, piece: Piece) -> bool:
+    """Lead a piece whose linked files have moved to their new place; whether anything had to be done.
+
+    Its recorded hash stays: the content is the same, and runs that read it go on being runs of it.
+    """
+    path = folder / piece.name
+    places = moved(path, piece.links)
+    if not places:
+        return False
+    with FileLock(folder / f".{piece.name}.lock"):
+        copy = hidden(folder, piece.name)
+        relink(path, copy, places)
+        state = copy.stat()
+        entry = manifest_of(folder)["files"][piece.name]
+        _record(folder, piece.name, entry | {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns})
+        copy.rename(path)
+    for name, file in places.items():
+        LOG.info("%s reads %s from %s now", path, name, file)
     return True
 
 

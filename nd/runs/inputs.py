@@ -92,7 +92,9 @@ def describe(paths: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _same(path: Path, recorded: dict[str, Any]) -> bool:
-    state = path.stat()
+    state, known = path.stat(), recorded_hash(path)  # of a file whose links were led elsewhere, that of its content
+    if known is not None:
+        return known == recorded["sha256"]
     if state.st_size != recorded["size"]:
         return False
     return state.st_mtime_ns == recorded["mtime_ns"] or sha256_file(path) == recorded["sha256"]

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from nd.data.image_checks import check_images
 from nd.data.prepared import Stimuli
 from nd.errors import UserError
 from nd.targets.base import Extractor, Items
-from nd.targets.guards import check_pictures
 from nd.targets.reference import check_drift, reference_features
 from nd.targets.store import TargetStore, differences
 from nd.targets.unfinished import Job, Unfinished
@@ -116,7 +116,7 @@ def _fill(stores: Sequence[Unfinished], stimuli: Stimuli, batch_size: int, progr
             ids = stimuli.image_id[rows]
             items = Items.read(stimuli, ids, {store.job.extractor.needs for store in lacking})
             if len(items.images):
-                check_pictures(items.images, ids)
+                check_images(items.images, ids)
             for store in lacking:
                 store.write(rows, ids, store.job.extractor(items))
             bar.update(len(rows))

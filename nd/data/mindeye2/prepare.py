@@ -15,7 +15,8 @@ import numpy as np
 
 from nd.config import Config
 from nd.data.captions import captions_for, files_of
-from nd.data.linked_stimuli import open_pictures, write_linked_stimuli
+from nd.data.linked_stimuli import open_images, write_linked_stimuli
+from nd.data.links import link
 from nd.data.mindeye2 import tree
 from nd.data.mindeye2.betas import check_constant, check_trials, open_betas, read_through
 from nd.data.mindeye2.rois import read_rois
@@ -46,8 +47,14 @@ def pieces_of(cfg: Config) -> list[Piece]:
         )
     release = Release(cfg)
     return [
-        Piece("stimuli.h5", release.stimuli_settings(), release.write_stimuli),
-        Piece(name, release.subject_settings(), release.write_subject, n_bytes=release.subject_bytes()),
+        Piece("stimuli.h5", release.stimuli_settings(), release.write_stimuli, links=release.places("images")),
+        Piece(
+            name,
+            release.subject_settings(),
+            release.write_subject,
+            n_bytes=release.subject_bytes(),
+            links=release.places("voxels"),
+        ),
     ]
 
 
@@ -101,6 +108,11 @@ class Release:
     def _settings(self) -> Settings:
         return {"name": self.data.name, "source": SOURCE, "simulated": self.data.simulated}
 
+    def places(self, dataset: str) -> dict[str, Path]:
+        """Where the file that ``dataset`` is read from lies below the root that was given."""
+        name = tree.IMAGES if dataset == "images" else tree.betas_file(self.subject)
+        return {dataset: self.given / name} if self.given else {}
+
     def _file(self, name: str) -> Path | None:
         return self.given / name if self.given else None
 
@@ -116,7 +128,7 @@ class Release:
     def write_stimuli(self, path: Path) -> None:
         """Link (or copy) the images that the subjects saw, with their captions."""
         file = self.root / tree.IMAGES
-        side, shape = self.data.image_size, open_pictures(file, tree.IMAGES_KEY).shape
+        side, shape = self.data.image_size, open_images(file, tree.IMAGES_KEY).shape
         if shape != (side, side, 3):
             raise UserError(f"{file} holds images of {shape[0]} x {shape[1]} pixels, but data.image_size={side}.")
         image_id = np.unique(np.concatenate([self.trials(subject).image_id for subject in self.data.subjects]))
@@ -143,9 +155,8 @@ class Release:
                 constant = read_through(betas, None, f"check {self.subject}", self.progress)
                 write_table(handle, self.subject, table)
                 # Not opened through the link here: this file is open for writing, and so would be the linked one.
-                handle["voxels"] = h5py.ExternalLink(str(betas.path.absolute()), tree.BETAS_KEY)
-                size = betas.path.stat().st_size
-                handle.attrs.update({"linked_bytes": size, "linked_sha256": sha256_file(betas.path)})
+                link(handle, "voxels", betas.path, tree.BETAS_KEY)
+                handle.attrs["linked_sha256"] = sha256_file(betas.path)
             else:
                 voxels = lay_out(handle, self.subject, table)
                 constant = read_through(betas, voxels, f"copy {self.subject}", self.progress)

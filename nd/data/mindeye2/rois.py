@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.data.mindeye2 import tree
+from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError
 from nd.files import open_h5
 
@@ -38,4 +39,7 @@ def read_rois(root: Path, subject: str, n_voxels: int) -> dict[str, NDArray[np.b
                 f"{path}: {subject}/{name} has shape {mask.shape}, but the betas of {subject} have {n_voxels} voxels. "
                 "Fetch both again, or move the masks away to go without ROIs."
             )
-    return {NSD_NAMES.get(name, name): mask > 0 for name, mask in masks.items()}
+    found: dict[str, NDArray[np.bool_]] = {}
+    for name, mask in masks.items():
+        found[NSD_NAMES.get(name, name)] = whole_numbers(mask, f"{path}: {subject}/{name}", within=RESAVED) > 0
+    return found

@@ -8,6 +8,7 @@ Shapes: T trials, V voxels.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,12 @@ from nd.data.nsd.volumes import NIFTI_ERRORS, Mask, damaged, open_nifti
 from nd.errors import UserError
 from nd.files import open_h5
 
+LOG = logging.getLogger(__name__)
+
 KEY = "betas"
+SCALES = {"scale_factor", "add_offset", "scl_slope", "scl_inter"}  # attributes that say integers are to be scaled
+LEAST, MOST = 0.02, 60.0  # medians of |beta|, percent, between which no unit is doubted; NSD's are near 1
+SAMPLE = 1_000_000  # betas looked at for that
 SLAB_BYTES = 64 << 20  # of an HDF5 file read at a time
 
 
@@ -78,12 +84,15 @@ def _read_nifti(path: Path, mask: Mask) -> NDArray[np.float32]:
     image = open_nifti(path)
     flat = np.ravel_multi_index(tuple(mask.ijk.T.astype(np.intp)), mask.grid, order="F")  # the order on disk
     out = np.empty((image.shape[3], len(flat)), np.float32)
+    kind = image.get_data_dtype()
     try:
         for trial in range(len(out)):
-            out[trial] = np.asanyarray(image.dataobj[..., trial]).ravel(order="F")[flat]
+            values = np.asanyarray(image.dataobj[..., trial])
+            kind = values.dtype  # as read: a slope of the header has made floats of integers by now
+            out[trial] = values.ravel(order="F")[flat]
     except NIFTI_ERRORS as error:
         raise damaged(path, error) from None
-    return _percent(out, image.get_data_dtype())
+    return _percent(path, out, kind)
 
 
 def _read_hdf5(path: Path, mask: Mask) -> NDArray[np.float32]:
@@ -97,7 +106,12 @@ def _read_hdf5(path: Path, mask: Mask) -> NDArray[np.float32]:
                 _by_slices(betas, mask, out)
         except OSError as error:
             raise damaged(path, error) from None
-        return _percent(out, betas.dtype)
+        if betas.dtype.kind in "iu" and (scales := sorted(SCALES & set(betas.attrs))):
+            raise UserError(
+                f"{path}: {KEY} are scaled integers ({', '.join(scales)}), whose unit is not NSD's. Save them as "
+                "floats in percent signal change."
+            )
+        return _percent(path, out, betas.dtype)
 
 
 def _by_slices(betas: h5py.Dataset, mask: Mask, out: NDArray[np.float32]) -> None:
@@ -126,8 +140,14 @@ def _dataset(path: Path, handle: h5py.File) -> h5py.Dataset:
     return handle[KEY]
 
 
-def _percent(stored: NDArray[np.float32], kind: np.dtype[Any]) -> NDArray[np.float32]:
-    """Integers are percent signal change times 300; floats have been divided already."""
+def _percent(path: Path, values: NDArray[np.float32], kind: np.dtype[Any]) -> NDArray[np.float32]:
+    """Values as percent signal change: integers without a scale are that times 300, anything else is that already."""
     if kind.kind in "iu":
-        stored /= np.float32(BETA_UNIT)
-    return stored
+        values /= np.float32(BETA_UNIT)
+    size = float(np.median(np.abs(values[: max(1, SAMPLE // max(1, values.shape[1]))])))
+    if not LEAST <= size <= MOST:
+        LOG.warning(
+            "%s: half of its betas are beyond %.3g percent signal change, which no brain shows: integers are read as "
+            "percent times 300, floats as percent. Are they in another unit?", path, size,
+        )  # fmt: skip
+    return values

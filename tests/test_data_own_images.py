@@ -1,4 +1,4 @@
-"""People's own pictures: the right image for every image, one size, and messages that name the file."""
+"""People's own images: the right image for every image, one size, and messages that name the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nd.data.own_pictures import open_pictures, squared, write_pictures
+from nd.data.own_images import open_images, squared, write_images
 from nd.data.stimuli import Stimuli
 from nd.errors import UserError
 
@@ -24,8 +24,8 @@ def noise(*shape: int) -> Any:
 
 
 def written(source: Path, target: Path, side: int = SIDE) -> Stimuli:
-    pictures = open_pictures(source)
-    write_pictures(target, pictures, side, [["x"]] * len(pictures.ids))
+    images = open_images(source)
+    write_images(target, images, side, [["x"]] * len(images.ids))
     return Stimuli(target)
 
 
@@ -36,15 +36,15 @@ def test_a_folder_by_number_whatever_else_lies_there(tmp_path: Path) -> None:
     for name in ("0.png", "0007.PNG", "12.png", "000100.png"):
         Image.fromarray(arrays[int(name.split(".")[0])]).save(folder / name, format="PNG")
     for other in ("notes.txt", "._12.png", ".DS_Store", "img_9.png", "mask.jpg", "12.5.png", "-3.png"):
-        (folder / other).write_text("not a picture", encoding="utf-8")
+        (folder / other).write_text("not a image", encoding="utf-8")
     (folder / "5").mkdir()
     stimuli = written(folder, tmp_path / "stimuli.h5")
     np.testing.assert_array_equal(stimuli.image_id, [0, 7, 12, 100])
-    for i, picture in arrays.items():
-        np.testing.assert_array_equal(stimuli.images(np.array([i]))[0], picture)
-    pictures = open_pictures(folder)
-    assert pictures.ignored == ("-3.png", "12.5.png", "img_9.png", "mask.jpg")
-    assert "ignored: 4, such as -3.png" in pictures.said_of_names()
+    for i, image in arrays.items():
+        np.testing.assert_array_equal(stimuli.images(np.array([i]))[0], image)
+    images = open_images(folder)
+    assert images.ignored == ("-3.png", "12.5.png", "img_9.png", "mask.jpg")
+    assert "ignored: 4, such as -3.png" in images.said_of_names()
 
 
 def test_an_array_whose_row_is_the_image(tmp_path: Path) -> None:
@@ -54,25 +54,25 @@ def test_an_array_whose_row_is_the_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stimuli.images(np.arange(5)), array)
 
 
-def test_a_picture_that_fits_keeps_every_pixel() -> None:
+def test_a_image_that_fits_keeps_every_pixel() -> None:
     array = noise(SIDE, SIDE, 3)
-    picture, done = squared(Image.fromarray(array), SIDE)
-    np.testing.assert_array_equal(picture, array)
+    image, done = squared(Image.fromarray(array), SIDE)
+    np.testing.assert_array_equal(image, array)
     assert done == []
 
 
 def test_the_central_square_is_kept() -> None:
     array = noise(SIDE, SIDE + 7, 3)
     for given, wanted in ((array, array[:, 3:15]), (array.transpose(1, 0, 2), array.transpose(1, 0, 2)[3:15])):
-        picture, done = squared(Image.fromarray(np.ascontiguousarray(given)), SIDE)
-        np.testing.assert_array_equal(picture, wanted)
+        image, done = squared(Image.fromarray(np.ascontiguousarray(given)), SIDE)
+        np.testing.assert_array_equal(image, wanted)
         assert done == ["cut to the central square"]
 
 
 def test_resizing_is_that_of_lanczos() -> None:
     array = noise(30, 30, 3)
-    picture, done = squared(Image.fromarray(array), SIDE)
-    np.testing.assert_array_equal(picture, np.asarray(Image.fromarray(array).resize((SIDE, SIDE), Image.LANCZOS)))
+    image, done = squared(Image.fromarray(array), SIDE)
+    np.testing.assert_array_equal(image, np.asarray(Image.fromarray(array).resize((SIDE, SIDE), Image.LANCZOS)))
     assert done == ["resized"]
     assert (
         squared(Image.fromarray(np.full((5, 5, 3), 77, np.uint8)), SIDE)[0].tolist()
@@ -82,21 +82,21 @@ def test_resizing_is_that_of_lanczos() -> None:
 
 def test_grey_is_repeated_over_the_channels() -> None:
     grey = noise(SIDE, SIDE)
-    picture, done = squared(Image.fromarray(grey), SIDE)
-    np.testing.assert_array_equal(picture, np.repeat(grey[..., None], 3, axis=2))
+    image, done = squared(Image.fromarray(grey), SIDE)
+    np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, axis=2))
     assert done == ["turned into RGB"]
 
 
 def test_transparent_parts_become_black() -> None:
     colours, alpha = noise(SIDE, SIDE, 3), noise(SIDE, SIDE)
     layered = Image.fromarray(np.dstack([colours, alpha]))
-    picture, done = squared(layered, SIDE)
+    image, done = squared(layered, SIDE)
     wanted = colours * (alpha[..., None] / 255)
-    np.testing.assert_allclose(picture, wanted, atol=1)
+    np.testing.assert_allclose(image, wanted, atol=1)
     assert done == ["set on black"]
     opaque = Image.fromarray(np.dstack([colours, np.full_like(alpha, 255)]))
-    picture, done = squared(opaque, SIDE)
-    np.testing.assert_array_equal(picture, colours)
+    image, done = squared(opaque, SIDE)
+    np.testing.assert_array_equal(image, colours)
     assert done == []
 
 
@@ -119,7 +119,7 @@ def test_what_was_done_is_recorded_and_logged(tmp_path: Path, caplog: pytest.Log
         written(tmp_path, tmp_path / "stimuli.h5")
     said = "1 of 3 cut to the central square; 1 of 3 resized; 1 of 3 turned into RGB"
     with h5py.File(tmp_path / "stimuli.h5") as handle:
-        assert handle.attrs["pictures"] == said
+        assert handle.attrs["images"] == said
         assert handle["images"].chunks == (1, SIDE, SIDE, 3)
     assert said in caplog.text
 
@@ -129,11 +129,11 @@ def test_the_hash_follows_pixels_ids_and_captions(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", array)
     folder = tmp_path / "folder"
     folder.mkdir()
-    for i, picture in enumerate(array):
-        Image.fromarray(picture).save(folder / f"{i}.png")
+    for i, image in enumerate(array):
+        Image.fromarray(image).save(folder / f"{i}.png")
     hashes = [written(source, tmp_path / "s.h5").hash for source in (tmp_path / "a.npy", folder)]
     assert hashes[0] == hashes[1]
-    write_pictures(tmp_path / "s.h5", open_pictures(folder), SIDE, [["x"], ["x"], ["y"]])
+    write_images(tmp_path / "s.h5", open_images(folder), SIDE, [["x"], ["x"], ["y"]])
     hashes.append(Stimuli(tmp_path / "s.h5").hash)
     (folder / "2.png").rename(folder / "3.png")
     hashes.append(written(folder, tmp_path / "s.h5").hash)
@@ -145,18 +145,18 @@ def test_the_hash_follows_pixels_ids_and_captions(tmp_path: Path) -> None:
 def test_the_fingerprint_follows_content_and_not_dates(tmp_path: Path) -> None:
     for i in (1, 2):
         Image.fromarray(noise(SIDE, SIDE, 3)).save(tmp_path / f"{i}.png")
-    before = open_pictures(tmp_path).fingerprint()
+    before = open_images(tmp_path).fingerprint()
     os.utime(tmp_path / "1.png", (1, 1))
-    assert open_pictures(tmp_path).fingerprint() == before
+    assert open_images(tmp_path).fingerprint() == before
     (tmp_path / "1.png").rename(tmp_path / "3.png")
-    assert open_pictures(tmp_path).fingerprint() != before
+    assert open_images(tmp_path).fingerprint() != before
 
 
 def test_two_files_for_one_image(tmp_path: Path) -> None:
     for name in ("012.png", "12.jpg"):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"012.png and 12.jpg are both image 12. Keep one of them"):
-        open_pictures(tmp_path)
+        open_images(tmp_path)
 
 
 def test_a_number_too_large(tmp_path: Path) -> None:
@@ -164,22 +164,22 @@ def test_a_number_too_large(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"20240131123456.png names image 20240131123456; image ids are at most 21474836"
     ):
-        open_pictures(tmp_path)
+        open_images(tmp_path)
 
 
-def test_a_folder_without_pictures(tmp_path: Path) -> None:
+def test_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no image \(.png, .jpg, .jpeg\) of an image. Name images by image id"):
-        open_pictures(tmp_path)
+        open_images(tmp_path)
     (tmp_path / "img_12.png").touch()
     with pytest.raises(
         UserError, match=r"such as 12.png or 000012.jpg. Not named so and ignored: 1, such as img_12.png"
     ):
-        open_pictures(tmp_path)
+        open_images(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["3.png", "3.jpg"])
 @pytest.mark.parametrize("keep", [0, 20, 60, 0.5, 0.9])
-def test_a_damaged_picture_is_named(tmp_path: Path, name: str, keep: float) -> None:
+def test_a_damaged_image_is_named(tmp_path: Path, name: str, keep: float) -> None:
     Image.fromarray(noise(64, 64, 3)).save(tmp_path / name)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
@@ -193,11 +193,11 @@ def test_bytes_turned_over_in_a_png_are_met(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "3.png").read_bytes())
     content[len(content) // 2] ^= 0xFF
     (tmp_path / "3.png").write_bytes(content)
-    with pytest.raises(UserError, match=r"3.png cannot be read as a picture"):
+    with pytest.raises(UserError, match=r"3.png cannot be read as a image"):
         written(tmp_path, tmp_path / "stimuli.h5")
 
 
-def test_pictures_of_16_bits_are_not_cut_off(tmp_path: Path) -> None:
+def test_images_of_16_bits_are_not_cut_off(tmp_path: Path) -> None:
     Image.fromarray(np.full((SIDE, SIDE), 30_000, np.uint16)).save(tmp_path / "3.png")
     with pytest.raises(UserError, match=r"3.png has pixels of mode I(;16)?; wanted 8 bits per channel"):
         written(tmp_path, tmp_path / "stimuli.h5")
@@ -210,4 +210,4 @@ def test_pictures_of_16_bits_are_not_cut_off(tmp_path: Path) -> None:
 def test_arrays_of_another_form(tmp_path: Path, array: Any) -> None:
     np.save(tmp_path / "images.npy", array)
     with pytest.raises(UserError, match=r"images.npy is \w+ \(.*\); wanted images \(images, height, width, 3\) uint8"):
-        open_pictures(tmp_path / "images.npy")
+        open_images(tmp_path / "images.npy")
