@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nd.data.linked_stimuli import write_linked_stimuli
 from nd.data.images import ImageFile
+from nd.data.linked_stimuli import write_linked_stimuli
 from nd.data.prepared import Stimuli
 from nd.errors import LeakError, UserError
 

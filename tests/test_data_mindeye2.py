@@ -112,7 +112,7 @@ def root(tmp_path: Path, small_nsd: None) -> Path:
 def cfg(root: Path) -> Config:
     cfg = Config(
         data=DataConfig(
-            name="mindeye2", source="mindeye2", subjects=["subj01"], split="nsd1000", n_val=1, simulated=False,
+            name="mindeye2", source="mindeye2", subjects=["subj01"], split="nsd1000", n_val=2, simulated=False,
             image_size=SIDE, root=str(root),
         )
     )  # fmt: skip

@@ -114,6 +114,9 @@ def read(overrides: Sequence[str], folders: Sequence[Path], multirun: bool = Fal
     reading = Reading()
     for given in overrides:
         text = given.replace("=~/", f"={Path.home()}/", 1)  # left alone by shells, refused by the parser
+        key, _, name = text.lstrip("+").partition("=")
+        if key == "subject" and not set(name.split(",")) <= set(group_options("subject", folders)):
+            text = f"subject.name={name}"  # people of own data have no file in conf/subject
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:

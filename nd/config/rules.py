@@ -97,7 +97,7 @@ def _data(cfg: Config) -> Iterator[str]:
         yield f"data.split: {data.split} does not cut data {data.name}; its split is {own}."
     n_train = data.n_train if data.source == "scenes" else DIGITS69_IMAGES.get(data.split, 0)
     if n_train and data.n_val > n_train - 2:
-        yield f"data.n_val: {data.n_val} validation images leave nothing of {n_train} training images; give fewer."
+        yield f"data.n_val: {data.n_val} validation images leave fewer than 2 of {n_train} training images; give fewer."
     if cfg.subject.sessions < 0:
         yield f"subject.sessions: {cfg.subject.sessions} was given, wanted 1 or more, or 0 for all."
     if cfg.subject.name not in data.subjects:

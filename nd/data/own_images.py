@@ -151,7 +151,7 @@ def _read_as(image: Image.Image, turn: bool) -> list[str]:
     done, profile = [], image.info.get("icc_profile", b"")
     if image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
         done.append("turned by their orientation tag" if turn else KEPT)
-    if any("16" in str(tile[3]) for tile in image.tile):
+    if any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         done.append("cut from 16 to 8 bits")
     if profile and not any("sRGB".encode(code) in profile for code in ("ascii", "utf-16-be")):
         done.append("read without their colour profile, which is not sRGB")

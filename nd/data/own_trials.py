@@ -24,7 +24,6 @@ from nd.data.whole_numbers import read_numbers
 from nd.errors import UserError
 from nd.files import atomic_path
 
-
 LOG = logging.getLogger(__name__)
 
 

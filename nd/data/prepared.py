@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from nd.config import Config
-from nd.data.clusters import clusters_path, read_clusters
 from nd.data.same_images import Across, Prints, across, check_across
 from nd.data.splits import (
     BY_CLUSTER,
@@ -18,8 +17,10 @@ from nd.data.splits import (
     SESSIONS_OF,
     Split,
     cluster_split,
+    clusters_path,
     get_split,
     narrowed,
+    read_clusters,
     subject_split,
 )
 from nd.data.stimuli import Stimuli, check_allowed, write_stimuli
@@ -113,7 +114,7 @@ def same_across(cfg: Config, name: str = "") -> Across:
 
 def _across(cfg: Config, split: Split, near: bool) -> Across:
     path = stimuli_path(cfg)
-    prints = _prints(path, path.stat().st_mtime_ns)
+    prints = _prints(path, path.stat().st_mtime_ns if path.is_file() else 0)
     found = [across(prints, fold.seen, fold.test, near=near) for fold in split.folds]
     equal, close = ([pair for one in found for pair in getattr(one, kind)] for kind in ("equal", "near"))
     return Across(sorted(set(equal)), sorted(set(close)))

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from nd.config import DataConfig
 from nd.data import digits69
 from nd.errors import UserError, unknown
-from nd.files import sha256_json
+from nd.files import read_json, sha256_json, write_json
 
 # Fewest images of each part. A single image has none to be told from, so identification of one compares nothing; and
 # voxels of one image have no spread to be scaled by.
@@ -42,6 +43,7 @@ SPLITS_OF = {
     "mindeye2": NSD_SPLITS,
     "own": ("own",),
 }
+CLUSTERS = "clusters.json"  # the cluster of every image, a file of the prepared folder
 SESSIONS_OF = {"nsd982": 37}  # splits that use the first sessions alone
 BY_SUBJECT = ("nsd", "mindeye2", "own")  # sources whose images differ by subject, so that a split needs the subject
 # What the validation images of every data set but digits69 are drawn with. It names the data set that had it first:
@@ -108,6 +110,28 @@ def cluster_split(data: DataConfig, clusters: Sequence[str]) -> Split:
     _check_n_val(data, len(seen))
     order, test = _shuffled(seen, VALIDATION_PURPOSE), _shuffled(held, f"{BY_CLUSTER}-test")[: data.n_test]
     return _named(data.split, [Fold(_sorted(order[data.n_val :]), _sorted(order[: data.n_val]), _sorted(test))])
+
+
+def clusters_path(folder: Path) -> Path:
+    """Where a prepared folder holds the clusters of its images."""
+    return folder / CLUSTERS
+
+
+def write_clusters(path: Path, clusters: Sequence[str]) -> None:
+    """Write the cluster of every image 0 .. N-1."""
+    write_json(path, list(clusters))
+
+
+def read_clusters(path: Path) -> list[str]:
+    """Read the cluster of every image 0 .. N-1. Raises UserError for a file that is missing or no list of names."""
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist, and a split by clusters needs it. Run `nd prepare` with this data.split."
+        )
+    found = read_json(path)
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise UserError(f"{path} is no list of names, one for each image. Remove it and run `nd prepare` again.")
+    return found
 
 
 def _held_out(data: DataConfig, clusters: Sequence[str]) -> list[int]:

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nd.data.whole_numbers import LARGEST
 from nd.data.own_images import DAMAGE, SUFFIXES
+from nd.data.whole_numbers import LARGEST
 from nd.errors import UserError
 from nd.evaluation.reconstructions import Wanted, check_given_ids
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nd.config import Config
-from nd.data.clusters import CLUSTERS
 from nd.data.pieces import recorded_hash
-from nd.data.splits import BY_CLUSTER
+from nd.data.splits import BY_CLUSTER, CLUSTERS
 from nd.files import sha256_file, sha256_json
 from nd.runs.identity import TRAINED_MAPPERS, trained_together
 

@@ -208,7 +208,7 @@ def subjects_of(spec: TableSpec, cfg: Config) -> list[str]:
 def expand(spec: TableSpec, cfg: Config, derive: Callable[..., Config]) -> list[Entry]:
     """Return every row for every subject; ``derive`` composes the user's configuration with further overrides."""
     return [
-        Entry(row, subject, derive(cfg, f"experiment={spec.experiment}", f"subject={subject}", *row.overrides))
+        Entry(row, subject, derive(cfg, f"experiment={spec.experiment}", f"subject.name={subject}", *row.overrides))
         for subject in subjects_of(spec, cfg)
         for row in spec.rows
     ]

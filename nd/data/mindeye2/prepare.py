@@ -18,10 +18,9 @@ from nd.data.captions import captions_for, files_of
 from nd.data.linked_stimuli import open_images, write_linked_stimuli
 from nd.data.links import link
 from nd.data.mindeye2 import tree
-from nd.data.mindeye2.betas import check_constant, check_trials, open_betas, read_through
-from nd.data.mindeye2.rois import read_rois
+from nd.data.mindeye2.betas import check_constant, check_trials, open_betas, read_rois, read_through
 from nd.data.mindeye2.trials import read_trials, tars_of
-from nd.data.nsd.design import Trials
+from nd.data.nsd.design import Trials, check_usable
 from nd.data.nsd.tree import check_root, check_simulated
 from nd.data.pieces import Piece, Settings
 from nd.data.prepared import subject_path
@@ -147,7 +146,9 @@ class Release:
     def write_subject(self, path: Path) -> None:
         """Write the subject's file; its voxels are the release's, linked to or copied, after every one was read."""
         betas = open_betas(self.root, self.subject)
-        check_trials(betas, self.subject, len(self.trials(self.subject).image_id))
+        trials = self.trials(self.subject)
+        check_trials(betas, self.subject, len(trials.image_id))
+        check_usable(self.data, self.subject, trials, path.parent / "stimuli.h5")
         table = self._table(betas)
         check_table(path, table, betas.shape)
         with atomic_path(path) as temporary, h5py.File(temporary, "w") as handle:

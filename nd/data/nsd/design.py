@@ -16,8 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.config import DataConfig
 from nd.data.nsd.facts import SHARED_COCO_HASH, TRIALS_PER_SESSION, number, person
 from nd.data.nsd.tree import DESIGN, STIM_INFO, simulated
+from nd.data.same_images import across, check_across
+from nd.data.splits import SESSIONS_OF, subject_split
+from nd.data.stimuli import Stimuli
 from nd.data.whole_numbers import LARGEST, whole_numbers
 from nd.errors import UserError
 from nd.files import sha256_json, unreadable
@@ -70,6 +74,24 @@ def read_trials(root: Path, subject: str, sessions: int = 0) -> Trials:
         shared=position < content["sharedix"].size,
         planned=len(counts),
     )
+
+
+def check_usable(data: DataConfig, subject: str, trials: Trials, stimuli: Path) -> None:
+    """Refuse trials that could not be evaluated, before their betas are read.
+
+    Args:
+        data: settings of the split, and whether equal images may stand on both sides of it.
+        subject: its name, for messages.
+        trials: all that are prepared.
+        stimuli: the prepared stimuli file.
+
+    Raises:
+        UserError: too few test, validation or training images.
+        LeakError: an image that is trained on and tested under two ids.
+    """
+    used = trials.session < SESSIONS_OF.get(data.split, trials.planned)
+    fold = subject_split(data, trials.image_id[used], trials.shared[used]).folds[0]
+    check_across(across(Stimuli(stimuli).prints(), fold.seen, fold.test), subject, data.same_images)
 
 
 def presentation(image_id: NDArray[Any]) -> NDArray[np.int32]:

@@ -23,9 +23,8 @@ from nd.config import Config, DataConfig
 from nd.data.captions import captions_for
 from nd.data.linked_stimuli import open_images, write_linked_stimuli
 from nd.data.nsd import tree
-from nd.data.nsd.betas import check_session, read_session, session_files
-from nd.data.nsd.design import Trials, read_coco_ids, read_trials
-from nd.data.nsd.scaling import RULES, scale_session
+from nd.data.nsd.betas import RULES, check_session, read_session, scale_session, session_files
+from nd.data.nsd.design import Trials, check_usable, read_coco_ids, read_trials
 from nd.data.nsd.volumes import Mask, on_grid, read_mask, read_rois
 from nd.data.pieces import Piece, Settings
 from nd.data.subject_file import SubjectTable, lay_out
@@ -101,6 +100,7 @@ class Plan:
 def _write_subject(data: DataConfig, subject: str, settings: Settings, path: Path) -> None:
     """Fill the subject's file at ``path``, going on from what is there."""
     plan = _plan(data, subject)
+    check_usable(data, subject, plan.trials, path.parent / "stimuli.h5")
     with _opened(path, subject, plan, settings) as handle:
         done = handle["source_bytes"]
         left = [k for k, file in enumerate(plan.files) if done[k] != file.stat().st_size]
