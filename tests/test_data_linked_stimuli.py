@@ -92,8 +92,24 @@ def test_a_link_copies_nothing(tmp_path: Path) -> None:
     assert path.stat().st_size < 30_000 < source.stat().st_size / 20
     with h5py.File(path) as handle:
         assert handle.attrs["layout"] == "HWC"
-        assert handle.attrs["linked_file"] == str(source)
+        assert handle.get("images", getlink=True).filename == str(source)
         assert handle.attrs["linked_bytes"] == source.stat().st_size
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_equal_images_are_named_and_blank_ones_refused(
+    tmp_path: Path, in_place: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = IMAGES.copy()
+    images[8] = images[1]
+    source = write_source(tmp_path / "images.hdf5", images=images)
+    prints = Stimuli(write(tmp_path, source, in_place=in_place)).prints()
+    assert "1 images are equal to an image of another id (10 and 20)" in caplog.text
+    np.testing.assert_array_equal(prints.image_id, IDS)
+    assert prints.pixels[1] == prints.pixels[2] != prints.pixels[0]
+    images[8] = 128
+    with pytest.raises(UserError, match=r"image 20: every value of the image is the same. A blank stimulus"):
+        write(tmp_path, write_source(source, images=images), in_place=in_place)
 
 
 def test_a_copy_needs_the_image_file_no_more(tmp_path: Path) -> None:
@@ -152,7 +168,7 @@ def test_floats_that_are_no_image_are_named(tmp_path: Path, value: float, in_pla
 
 
 @pytest.mark.parametrize("how", ["missing", "foreign", "truncated"])
-def test_a_image_file_that_is_gone_or_damaged(linked: tuple[Path, Path], how: str) -> None:
+def test_an_image_file_that_is_gone_or_damaged(linked: tuple[Path, Path], how: str) -> None:
     path, source = linked
     content = source.read_bytes()
     source.unlink() if how == "missing" else source.write_bytes(b"x" * len(content))
@@ -161,13 +177,15 @@ def test_a_image_file_that_is_gone_or_damaged(linked: tuple[Path, Path], how: st
         match = (
             rf"nsd_stimuli.hdf5 has {len(content) - 200} bytes, but had {len(content)} when .*stimuli.h5 was prepared"
         )
-    else:
+    elif how == "missing":
         match = r"stimuli.h5 reads images from .*nsd_stimuli.hdf5, which is not there or cannot be read. Put it back"
+    else:
+        match = r"nsd_stimuli.hdf5 is not a whole HDF5 file"
     with pytest.raises(UserError, match=match):
         Stimuli(path)
 
 
-def test_a_image_file_changed_for_another(linked: tuple[Path, Path]) -> None:
+def test_an_image_file_changed_for_another(linked: tuple[Path, Path]) -> None:
     path, source = linked
     write_source(source, images=IMAGES[:5])
     with pytest.raises(UserError, match=r"bytes, but had .* remove .*stimuli.h5 and run `nd prepare` again"):
@@ -228,7 +246,7 @@ def test_a_layout_that_the_images_do_not_have(linked: tuple[Path, Path], layout:
         ({"rows": np.array([3, 1, 9])}, r"holds 9 images in imgBrick; rows 1..9 are asked for"),
         ({"rows": np.array([3, -1, 8])}, r"rows -1..8 are asked for"),
         ({"image_id": np.array([1, 2, 1])}, "the same image twice"),
-        ({"captions": [["one"], [], ["two"]]}, "image 1 has no caption"),
+        ({"captions": [["one"], [], ["two"]]}, "image 10 has no caption"),
         ({"captions": [["one"]]}, "3 images but 1 captions"),
         ({"rows": [], "image_id": [], "captions": []}, "no image is given"),
     ],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 from nd.data.own_images import open_images, squared, write_images
 from nd.data.stimuli import Stimuli
@@ -84,7 +87,7 @@ def test_grey_is_repeated_over_the_channels() -> None:
     grey = noise(SIDE, SIDE)
     image, done = squared(Image.fromarray(grey), SIDE)
     np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, axis=2))
-    assert done == ["turned into RGB"]
+    assert done == ["grey turned into RGB"]
 
 
 def test_transparent_parts_become_black() -> None:
@@ -103,23 +106,24 @@ def test_transparent_parts_become_black() -> None:
 def test_palette_and_grey_with_transparency(tmp_path: Path) -> None:
     grey = noise(SIDE, SIDE)
     Image.fromarray(grey).convert("P").save(tmp_path / "1.png")
-    Image.fromarray(np.dstack([grey, np.zeros_like(grey)]), "LA").save(tmp_path / "2.png")
+    alpha = np.where(np.arange(SIDE) < 6, 255, 0).astype(np.uint8)
+    Image.fromarray(np.dstack([grey, np.broadcast_to(alpha, grey.shape)])).save(tmp_path / "2.png")
     stimuli = written(tmp_path, tmp_path / "stimuli.h5")
     np.testing.assert_array_equal(stimuli.images(np.array([1]))[0], np.repeat(grey[..., None], 3, axis=2))
-    assert not stimuli.images(np.array([2])).any()
+    layered = stimuli.images(np.array([2]))[0]
+    np.testing.assert_array_equal(layered[:, :6], np.repeat(grey[:, :6, None], 3, axis=2))
+    assert not layered[:, 6:].any()
 
 
 def test_what_was_done_is_recorded_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    import h5py
-
     Image.fromarray(noise(SIDE, SIDE, 3)).save(tmp_path / "1.png")
     Image.fromarray(noise(SIDE, 2 * SIDE)).save(tmp_path / "2.jpg")
     Image.fromarray(noise(30, 30, 3)).save(tmp_path / "3.jpeg")
     with caplog.at_level(logging.INFO):
         written(tmp_path, tmp_path / "stimuli.h5")
-    said = "1 of 3 cut to the central square; 1 of 3 resized; 1 of 3 turned into RGB"
+    said = "1 of 3 cut to the central square; 1 of 3 grey turned into RGB; 1 of 3 resized"
     with h5py.File(tmp_path / "stimuli.h5") as handle:
-        assert handle.attrs["images"] == said
+        assert handle.attrs["altered"] == said
         assert handle["images"].chunks == (1, SIDE, SIDE, 3)
     assert said in caplog.text
 
@@ -193,7 +197,7 @@ def test_bytes_turned_over_in_a_png_are_met(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "3.png").read_bytes())
     content[len(content) // 2] ^= 0xFF
     (tmp_path / "3.png").write_bytes(content)
-    with pytest.raises(UserError, match=r"3.png cannot be read as a image"):
+    with pytest.raises(UserError, match=r"3.png cannot be read as an image"):
         written(tmp_path, tmp_path / "stimuli.h5")
 
 
@@ -211,3 +215,101 @@ def test_arrays_of_another_form(tmp_path: Path, array: Any) -> None:
     np.save(tmp_path / "images.npy", array)
     with pytest.raises(UserError, match=r"images.npy is \w+ \(.*\); wanted images \(images, height, width, 3\) uint8"):
         open_images(tmp_path / "images.npy")
+
+
+# ---- what a file holds beyond its pixels -----------------------------------------------------------------------------
+
+
+def save(path: Path, image: Image.Image, orientation: int = 0, **more: Any) -> Path:
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    image.save(path, exif=exif, **more)
+    return path
+
+
+def said_of(folder: Path, target: Path, **more: Any) -> str:
+    images = open_images(folder)
+    write_images(target, images, SIDE, [["x"]] * len(images.ids), **more)
+    with h5py.File(target) as handle:
+        return str(handle.attrs["altered"])
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_orientation_tags_are_counted_and_followed_where_asked(
+    tmp_path: Path, orientation: int, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "images").mkdir()
+    array = np.zeros((SIDE, SIDE, 3), np.uint8)
+    array[:3, :5] = 200
+    path = save(tmp_path / "images" / f"1.{suffix}", Image.fromarray(array), orientation)
+    save(tmp_path / "images" / "2.png", Image.fromarray(array), 1)
+    stored, turned = np.asarray(Image.open(path)), np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    assert (stored != turned).any()
+    said = said_of(tmp_path / "images", tmp_path / "s.h5")
+    assert said.startswith("1 of 2 kept as stored, although their orientation tag turns them (data.orientation=tag")
+    assert said in caplog.text
+    np.testing.assert_array_equal(Stimuli(tmp_path / "s.h5").images(np.array([1]))[0], stored)
+    assert said_of(tmp_path / "images", tmp_path / "t.h5", turn=True) == "1 of 2 turned by their orientation tag"
+    np.testing.assert_array_equal(Stimuli(tmp_path / "t.h5").images(np.array([1, 2])), [turned, array])
+
+
+def png_of_16_bits(values: Any) -> bytes:
+    """A PNG of (H, W, 3) uint16, which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = values.shape
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def test_every_loss_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    image = Image.fromarray(noise(SIDE, SIDE, 3))
+    image.convert("CMYK").save(folder / "1.jpg")
+    (folder / "2.png").write_bytes(png_of_16_bits(RNG.integers(0, 65536, (SIDE, SIDE, 3))))
+    image.convert("P").save(folder / "3.png")
+    other, standard = (ImageCms.createProfile(name) for name in ("LAB", "sRGB"))
+    image.save(folder / "4.png", icc_profile=ImageCms.ImageCmsProfile(other).tobytes())
+    image.save(folder / "5.png", icc_profile=ImageCms.ImageCmsProfile(standard).tobytes())
+    image.save(folder / "6.png", save_all=True, append_images=[Image.fromarray(noise(SIDE, SIDE, 3))])
+    image.putalpha(Image.fromarray(noise(SIDE, SIDE)))
+    image.save(folder / "7.png")
+    with caplog.at_level(logging.WARNING):
+        said = said_of(folder, tmp_path / "s.h5")
+    assert said in caplog.text
+    assert said.split("; ") == [
+        "1 of 7 CMYK or YCbCr (by plain formula, without colour profile) turned into RGB",
+        "1 of 7 cut from 16 to 8 bits",
+        "1 of 7 palette turned into RGB",
+        "1 of 7 read without their colour profile, which is not sRGB",
+        "1 of 7 set on black",
+        "1 of 7 the first of several frames",
+    ]
+
+
+def test_blank_images_are_refused_as_they_are_prepared(tmp_path: Path) -> None:
+    Image.fromarray(noise(SIDE, SIDE, 3)).save(tmp_path / "1.png")
+    Image.new("RGB", (SIDE, SIDE), (128, 128, 128)).save(tmp_path / "7.png")
+    with pytest.raises(UserError, match=r"^image 7: every value .* catch trial.* leave it and its trials out"):
+        written(tmp_path, tmp_path / "s.h5")
+    assert not (tmp_path / "s.h5").exists()
+
+
+@pytest.mark.parametrize("how", ["folder", "link", "loop"])
+def test_what_is_no_file_is_called_what_it_is(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "4.png"
+    if how == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("gone.png" if how == "link" else "4.png")
+    message = {"folder": "4.png is a folder", "link": r"4.png is a link to gone.png, which is not there"}
+    with pytest.raises(UserError, match=message.get(how, r"4.png is a link to 4.png, which is not there")) as error:
+        open_images(tmp_path)
+    assert "owner" not in str(error.value)

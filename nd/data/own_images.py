@@ -149,14 +149,14 @@ def _open_folder(folder: Path) -> OwnImages:
 def _read_as(image: Image.Image, turn: bool) -> list[str]:
     """What a file holds beyond the pixels that are taken, in words; asked before they are loaded."""
     done, profile = [], image.info.get("icc_profile", b"")
-    if image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
-        done.append("turned by their orientation tag" if turn else KEPT)
     if any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         done.append("cut from 16 to 8 bits")
-    if profile and not any("sRGB".encode(code) in profile for code in ("ascii", "utf-16-be")):
-        done.append("read without their colour profile, which is not sRGB")
     if getattr(image, "n_frames", 1) > 1:
         done.append("the first of several frames")
+    if profile and not any("sRGB".encode(code) in profile for code in ("ascii", "utf-16-be")):
+        done.append("read without their colour profile, which is not sRGB")
+    if image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):  # last: it loads a PNG
+        done.append("turned by their orientation tag" if turn else KEPT)
     return done
 
 

@@ -65,7 +65,8 @@ def whole_numbers(
     if not good.all():
         n = int(np.flatnonzero(~good.ravel())[0])
         place = what(n) if callable(what) else f"{what}: entry {_index(n, given.shape)}"
-        found = str(given.ravel()[n]).removesuffix(".0")
+        value = given.ravel()[n].item()
+        found = int(value) if value == value // 1 and abs(value) < 1e15 else given.ravel()[n]
         raise UserError(f"{place} is {found}; wanted a whole number from {lowest} to {highest}. {advice}".rstrip())
     return nearest.astype(np.int64)
 
@@ -91,7 +92,8 @@ def read_numbers(path: Path) -> NDArray[np.int64]:
         UserError: a missing or unreadable file, other content, fractions, numbers below 0 or beyond int32.
     """
     numbers = _from_npy(path) if path.suffix == ".npy" else _from_text(path)
-    return whole_numbers(numbers, str(path), advice=FRACTIONS if numbers.dtype.kind == "f" else "")
+    fractions = numbers.dtype.kind == "f" and (numbers % 1 > 0).any()
+    return whole_numbers(numbers, str(path), advice=FRACTIONS if fractions else "")
 
 
 def _from_npy(path: Path) -> NDArray[Any]:
