@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import numpy as np
 from nd.errors import UserError
 
 ADVICE = "Free some space or choose another folder."
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 HASH_CHARS = 12  # 48 bits: a collision among 100,000 artifacts has probability 2e-5
 
 
@@ -110,6 +112,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}). Remove it and run its verb again.") from None
 
 
+def unreadable(path: Path, error: OSError) -> UserError:
+    """Return what is said of a file that cannot be read: what stands there, what was wanted, what to do."""
+    if path.is_symlink() and not path.exists():
+        return UserError(f"{path} is a link to {path.readlink()}, which is not there. Mend the link or remove it.")
+    if path.is_dir():
+        return UserError(f"{path} is a folder; wanted a file. Move it away, or give another path.")
+    if error.errno == errno.ENOENT:
+        return UserError(f"{path} does not exist.")
+    reason = os.strerror(error.errno).lower() if error.errno else str(error)
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    remedy = "Check the file's owner and mode." if denied else "Try again, and look after the disk if it stays so."
+    return UserError(f"{path} cannot be read: {reason}. {remedy}")
+
+
 def sha256_file(path: Path) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
@@ -133,18 +149,48 @@ def sha256_array(values: np.ndarray) -> str:
 
 
 @contextmanager
-def open_h5(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading; a missing, truncated or unreadable one is a ``UserError`` that names it."""
-    if not path.exists():
+def open_h5(path: Path, **options: Any) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading, with ``options`` of h5py.File; what does not open is a ``UserError`` naming it."""
+    if not path.exists() and not path.is_symlink():
         raise UserError(f"{path} does not exist. Run the verb that writes it first (`nd prepare`, `nd extract`).")
     try:
-        handle = h5py.File(path, "r")
-    except PermissionError:
-        raise UserError(f"{path} cannot be read: permission denied. Check the file's owner and mode.") from None
+        handle = h5py.File(path, "r", **options)
     except OSError as error:
-        raise UserError(f"{path} is not a whole HDF5 file ({error}): truncated? Fetch or write it again.") from None
+        raise bad_h5(path, error) from None
     with handle:
         yield handle
+
+
+def bad_h5(path: Path, error: OSError) -> UserError:
+    """Return what is said of an HDF5 file that does not open: held by another process, out of reach, or damaged.
+
+    HDF5 words all of these alike, so the reason is looked for in its text too.
+    """
+    text = str(error)
+    if isinstance(error, BlockingIOError) or "is already open" in text or "unable to lock file, errno = 11" in text:
+        return UserError(
+            f"{path} is open for writing elsewhere (another process, a notebook, MATLAB), and need not be damaged. "
+            "Close it there, or wait, and run this again. Where the program that wrote it was killed, `h5clear -s` "
+            "opens it again."
+        )
+    if "unable to lock file" in text:
+        return UserError(
+            f"{path} lies on a file system without locks ({text}). Set HDF5_USE_FILE_LOCKING=FALSE, and let nobody "
+            "write the file meanwhile."
+        )
+    if not path.is_file() or isinstance(error, PermissionError):
+        return unreadable(path, error)
+    return UserError(f"{path} is not a whole HDF5 file ({text}): truncated? Fetch or write it again.")
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse text that HDF5 cannot keep: a NUL, or one half of a surrogate pair (broken UTF-16); ``what`` names it."""
+    found = UNSTORABLE.search(text)
+    if found:
+        raise UserError(
+            f"{what} holds U+{ord(found[0]):04X} at character {found.start() + 1}, which cannot be stored: "
+            f"{text[:60]!r}. Take it out, or write its file again in UTF-8."
+        )
 
 
 def allocate(handle: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> h5py.Dataset:

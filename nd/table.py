@@ -12,6 +12,7 @@ from nd.config import Config
 from nd.config.application import derive, verb
 from nd.evaluation.ceiling import ceilings_of
 from nd.evaluation.diversity import diversities_of
+from nd.evaluation.panel import image_findings
 from nd.runs.folder import command_for
 from nd.tables.formats import text, write_table
 from nd.tables.specs import expand, load_spec, rows_of
@@ -31,7 +32,12 @@ def completed(table: Table) -> Table:
     if not table.panel.standings:
         return table
     entries = [row.entry for row in table.rows]
-    panel = replace(table.panel, decoded=diversities_of(entries), ceilings=ceilings_of(entries))
+    panel = replace(
+        table.panel,
+        findings=[*image_findings(entries), *table.panel.findings],
+        decoded=diversities_of(entries),
+        ceilings=ceilings_of(entries),
+    )
     return replace(table, panel=panel)
 
 

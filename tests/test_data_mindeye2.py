@@ -37,7 +37,7 @@ REPEAT = np.array([0, 0, 0, 1, 0, 0, 1, 1, 1, 0, 2, 2])
 SHARED = np.array([0, 1, 0, 0, 1, 0, 1, 0, 1, 0, 0, 1], bool)
 N_TRIALS, N_VOXELS, SIDE = 12, 5, 8
 BETAS = np.random.default_rng(3).normal(size=(N_TRIALS, N_VOXELS)).astype(np.float32)
-PICTURES = np.random.default_rng(4).integers(0, 256, (50, SIDE, SIDE, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(4).integers(0, 256, (50, SIDE, SIDE, 3), dtype=np.uint8)
 BETAS_FILE = "betas_all_subj01_fp32_renorm.hdf5"
 
 Rows = NDArray[np.float64]
@@ -103,8 +103,8 @@ def root(tmp_path: Path, small_nsd: None) -> Path:
     write_betas(root)
     write_masks(root)
     with h5py.File(root / "coco_images_224_float16.hdf5", "w") as handle:
-        handle["images"] = (PICTURES / 255).astype(np.float16).transpose(0, 3, 1, 2)
-    captions = np.array([[f"picture {i}", f"{i}, again" if i % 2 else ""] for i in range(50)])
+        handle["images"] = (IMAGES / 255).astype(np.float16).transpose(0, 3, 1, 2)
+    captions = np.array([[f"image {i}", f"{i}, again" if i % 2 else ""] for i in range(50)])
     np.save(root / "COCO_73k_annots_curated.npy", captions)
     return root
 
@@ -113,7 +113,7 @@ def root(tmp_path: Path, small_nsd: None) -> Path:
 def cfg(root: Path) -> Config:
     cfg = Config(
         data=data_settings(
-            name="mindeye2", source="mindeye2", subjects=["subj01"], split="nsd1000", n_val=1, simulated=False,
+            name="mindeye2", source="mindeye2", subjects=["subj01"], split="nsd1000", n_val=2, simulated=False,
             image_size=SIDE, root=str(root),
         )
     )  # fmt: skip
@@ -185,14 +185,14 @@ def test_the_file_says_where_it_is_from(cfg: Config, root: Path) -> None:
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_the_pictures_are_those_that_were_seen(cfg: Config, in_place: bool) -> None:
+def test_the_images_are_those_that_were_seen(cfg: Config, in_place: bool) -> None:
     cfg.data.in_place = in_place
     prepare(cfg)
     stimuli = Stimuli(stimuli_path(cfg))
     assert stimuli.image_id.tolist() == [5, 7, 10, 20, 30, 40]
     assert stimuli.shape == (SIDE, SIDE, 3)
-    np.testing.assert_array_equal(stimuli.images(np.array([40, 7])), PICTURES[[40, 7]])
-    assert stimuli.captions(np.array([40, 7])) == [["picture 40"], ["picture 7", "7, again"]]
+    np.testing.assert_array_equal(stimuli.images(np.array([40, 7])), IMAGES[[40, 7]])
+    assert stimuli.captions(np.array([40, 7])) == [["image 40"], ["image 7", "7, again"]]
 
 
 def test_the_split_follows_the_shared_images(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_the_split_follows_the_shared_images(cfg: Config, monkeypatch: pytest.Mo
     assert fold.seen.tolist() == [10, 20, 30, 40]
 
 
-def test_pictures_of_all_subjects(cfg: Config, root: Path) -> None:
+def test_images_of_all_subjects(cfg: Config, root: Path) -> None:
     write_tars(root, behaviour(image=IMAGE + np.where(SHARED, 0, 1)), "subj02")
     cfg.data.subjects = ["subj01", "subj02"]
     prepare(cfg)
@@ -509,12 +509,12 @@ def test_masks_are_damaged_or_absent(cfg: Config, root: Path) -> None:
         ("COCO_73k_annots_curated.npy", "COCO_73k_annots_curated.npy does not exist"),
     ],
 )
-def test_pictures_or_captions_are_missing(cfg: Config, root: Path, name: str, message: str) -> None:
+def test_images_or_captions_are_missing(cfg: Config, root: Path, name: str, message: str) -> None:
     (root / name).unlink()
     refused(cfg, message)
 
 
-def test_pictures_of_another_size(cfg: Config) -> None:
+def test_images_of_another_size(cfg: Config) -> None:
     cfg.data.image_size = 224
     refused(cfg, r"coco_images_224_float16.hdf5 holds images of 8 x 8 pixels, but data.image_size=224")
 
@@ -555,8 +555,8 @@ def test_simulated_data_are_called_simulated(cfg: Config, root: Path) -> None:
 def test_scenes_in_the_files_of_the_release(small_world: Config, tmp_path: Path) -> None:
     test_ids = split_of(small_world).test_ids
     people = [Subject(subject_path(small_world, name)) for name in ("subj01", "subj02")]
-    pictures = Stimuli(stimuli_path(small_world))
-    write_mindeye2(tmp_path / "tree", people, pictures, test_ids)
+    images = Stimuli(stimuli_path(small_world))
+    write_mindeye2(tmp_path / "tree", people, images, test_ids)
     cfg = Config(data=data_settings(name="again", source="mindeye2", split="nsd1000", n_val=10))
     cfg.data.subjects, cfg.data.root, cfg.paths.data = ["subj01", "subj02"], str(tmp_path / "tree"), str(tmp_path)
     cfg.subject.name, cfg.trainer.progress = "subj02", False
@@ -569,8 +569,8 @@ def test_scenes_in_the_files_of_the_release(small_world: Config, tmp_path: Path)
     np.testing.assert_array_equal(read.held_out, np.isin(given.image_id, test_ids))
     np.testing.assert_array_equal(read.rois["hV4"], given.rois["hV4"])
     stimuli = Stimuli(stimuli_path(cfg))
-    np.testing.assert_array_equal(stimuli.images(pictures.image_id), pictures.images(pictures.image_id))
-    assert stimuli.captions(pictures.image_id) == pictures.captions(pictures.image_id)
+    np.testing.assert_array_equal(stimuli.images(images.image_id), images.images(images.image_id))
+    assert stimuli.captions(images.image_id) == images.captions(images.image_id)
     for part in ("train", "val", "test"):
         np.testing.assert_array_equal(
             getattr(split_of(cfg).folds[0], part), getattr(split_of(small_world).folds[0], part)

@@ -266,8 +266,8 @@ def test_the_pinned_hash_is_that_of_nsds_shared_images(coco_ids_file: Path, tmp_
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", ",cocoId,nsdId\n0,x,1\n"])
-def test_a_list_of_pictures_that_is_none(tmp_path: Path, text: str) -> None:
+def test_a_list_of_images_that_is_none(tmp_path: Path, text: str) -> None:
     write_list(tmp_path, {})
     (tmp_path / STIM_INFO).write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=r"is not NSD's list of pictures"):
+    with pytest.raises(UserError, match=r"is not NSD's list of images"):
         read_coco_ids(tmp_path, np.array([1]), np.array([1]))

@@ -97,7 +97,7 @@ def test_a_subject_comes_back_trial_by_trial(scenes: Config, tmp_path: Path, for
     np.testing.assert_allclose(found.ncsnr, original.ncsnr, rtol=1e-6)
 
 
-def test_splits_and_pictures_are_the_same(scenes: Config, made: Path, tmp_path: Path) -> None:
+def test_splits_and_images_are_the_same(scenes: Config, made: Path, tmp_path: Path) -> None:
     cfg = nsd(made, tmp_path)
     prepare(cfg)
     (mine,), (theirs,) = split_of(cfg).folds, get_split(scenes.data).folds
@@ -355,11 +355,11 @@ BAD_TREES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "captions missing for some": (drop_captions, r"\d of 30 images have no caption .*first: image \d+, COCO id"),
     "missing captions": (lambda root: shutil.rmtree(root / "annotations"), r"annotations does not exist"),
     "truncated captions": (lambda root: truncate(root / tree.COCO_CAPTIONS[0]), r"captions_train2017.json"),
-    "missing pictures": (lambda root: (root / tree.STIMULI).unlink(), r"nsd_stimuli.hdf5 is .*nd doctor"),
-    "truncated pictures": (lambda root: truncate(root / tree.STIMULI, 0.9), r"nsd_stimuli.hdf5 is not a whole HDF5"),
+    "missing images": (lambda root: (root / tree.STIMULI).unlink(), r"nsd_stimuli.hdf5 is .*nd doctor"),
+    "truncated images": (lambda root: truncate(root / tree.STIMULI, 0.9), r"nsd_stimuli.hdf5 is not a whole HDF5"),
     "missing design": (lambda root: (root / tree.DESIGN).unlink(), r"nsd_expdesign.mat is missing"),
     "truncated design": (lambda root: truncate(root / tree.DESIGN), r"nsd_expdesign.mat is not a readable MATLAB"),
-    "missing list of pictures": (lambda root: (root / tree.STIM_INFO).unlink(), r"nsd_stim_info_merged.csv is missing"),
+    "missing list of images": (lambda root: (root / tree.STIM_INFO).unlink(), r"nsd_stim_info_merged.csv is missing"),
     "simulated, but not said so": (without_mark, r"data.simulated=true, but .* has no SIMULATED.txt"),
 }  # fmt: skip
 
@@ -428,8 +428,8 @@ def test_simulated_trees_are_called_so(made: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_of_another_size(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"pictures of 64 pixels, but data.image_size=425"):
+def test_images_of_another_size(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"images of 64 pixels, but data.image_size=425"):
         prepare(nsd(made, tmp_path, image_size=425))
 
 

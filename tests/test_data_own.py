@@ -20,8 +20,8 @@ from PIL import Image
 from nd.config import Config, PathsConfig, SubjectConfig
 from nd.config.application import compose
 from nd.data.own import pieces_of
-from nd.data.prepared import Stimuli, Subject, open_subject, split_of, stimuli_path
-from nd.errors import UserError
+from nd.data.prepared import Stimuli, Subject, open_subject, same_across, split_of, stimuli_path
+from nd.errors import LeakError, UserError
 from nd.files import partial_path, read_json
 from nd.prepare import prepare
 
@@ -43,8 +43,8 @@ class Lab:
         self.put("image_ids", self.image_ids)
         (root / "images").mkdir()
         self.given["images"] = str(root / "images")
-        for i, picture in self.images.items():
-            Image.fromarray(picture).save(root / "images" / f"{i:06d}.png")
+        for i, image in self.images.items():
+            Image.fromarray(image).save(root / "images" / f"{i:06d}.png")
 
     def put(self, key: str, array: Any) -> Path:
         """Save an array as <key>.npy and give it."""
@@ -100,8 +100,8 @@ def test_everything_given_is_found_again(lab: Lab) -> None:
         assert subject.repeat[trial] == seen.count(image)
         seen.append(image)
     np.testing.assert_array_equal(stimuli.image_id, lab.ids)
-    for i, picture in lab.images.items():
-        np.testing.assert_array_equal(stimuli.images(np.array([i]))[0], picture)
+    for i, image in lab.images.items():
+        np.testing.assert_array_equal(stimuli.images(np.array([i]))[0], image)
     assert subject.rois == {}
     assert (subject.ijk == -1).all()
 
@@ -160,10 +160,10 @@ def test_image_ids_as_text(lab: Lab, heading: str) -> None:
 
 
 def test_captions_by_image_id(lab: Lab) -> None:
-    table = {str(i): [f"picture {i}", "a picture"] for i in lab.ids}
+    table = {str(i): [f"image {i}", "a image"] for i in lab.ids}
     lab.file("captions", "captions.json").write_text(json.dumps(table), encoding="utf-8")
     stimuli = Stimuli(stimuli_path(_prepared(lab)))
-    assert stimuli.captions(np.array([9, 3])) == [["picture 9", "a picture"], ["picture 3", "a picture"]]
+    assert stimuli.captions(np.array([9, 3])) == [["image 9", "a image"], ["image 3", "a image"]]
 
 
 def test_images_without_a_caption(lab: Lab) -> None:
@@ -174,8 +174,9 @@ def test_images_without_a_caption(lab: Lab) -> None:
 def test_no_captions_is_said(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         cfg = _prepared(lab)
-    assert "data.captions was not given: every image has the caption 'a photo'" in caplog.text
-    assert Stimuli(stimuli_path(cfg)).captions(lab.ids) == [["a photo"]] * N
+    assert "data.captions was not given, so targets made of captions (c, clip_text) cannot be extracted" in caplog.text
+    with pytest.raises(UserError, match=r"stimuli.h5 holds no captions, of which targets c and clip_text are made"):
+        Stimuli(stimuli_path(cfg)).captions(lab.ids)
 
 
 def test_voxels_constant_in_training_are_said(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
@@ -229,7 +230,7 @@ def test_other_files_for_the_same_subject_are_refused(lab: Lab, key: str) -> Non
         prepare(lab.cfg())
 
 
-def test_other_pictures_or_sizes_are_refused(lab: Lab) -> None:
+def test_other_images_or_sizes_are_refused(lab: Lab) -> None:
     prepare(lab.cfg())
     with pytest.raises(UserError, match=r"stimuli.h5 was prepared with other settings \(image_size: made with 8"):
         prepare(lab.cfg(image_size=16))
@@ -238,7 +239,7 @@ def test_other_pictures_or_sizes_are_refused(lab: Lab) -> None:
         prepare(lab.cfg())
 
 
-def test_stimuli_that_were_removed_are_made_again_from_pictures_alone(lab: Lab) -> None:
+def test_stimuli_that_were_removed_are_made_again_from_images_alone(lab: Lab) -> None:
     stimuli = prepare(lab.cfg()) / "stimuli.h5"
     before = Stimuli(stimuli).hash
     stimuli.unlink()
@@ -246,13 +247,13 @@ def test_stimuli_that_were_removed_are_made_again_from_pictures_alone(lab: Lab) 
     assert Stimuli(stimuli).hash == before == Subject(stimuli.parent / "subj01.h5").attributes["stimuli_hash"]
 
 
-def test_an_image_that_was_shown_but_has_no_picture(lab: Lab) -> None:
+def test_an_image_that_was_shown_but_has_no_image(lab: Lab) -> None:
     for name in ("000006.png", "000009.png"):
         (lab.root / "images" / name).rename(lab.root / "images" / f"img_{name}")
     trial = min(np.flatnonzero(lab.image_ids == 6))
     lab.check_refused(
         rf"2 images that were shown have no image \(first: image 6, in trial {trial}\) in data.images=.*images. Name "
-        "pictures by image id .* Not named so and ignored: 2, such as img_000006.png"
+        "images by image id .* Not named so and ignored: 2, such as img_000006.png"
     )
     np.save(lab.root / "images.npy", np.zeros((5, SIDE, SIDE, 3), np.uint8))
     lab.check_refused(
@@ -316,13 +317,17 @@ def test_an_archive_or_a_file_cut_short(lab: Lab) -> None:
         ("image_ids", "1.5\n2\n", r"line 1: '1.5' is not a whole number"),
         ("image_ids", "id,run\n1,2\n", r"line 2: '1,2' is not a whole number"),
         ("image_ids", "1\n\n2\n", r"line 2: '' is not a whole number"),
-        ("image_ids", "id\n-1\n2\n", r"entry 0 is -1; wanted whole numbers from 0"),
-        ("image_ids", "1\n99999999999999999999\n", r"entry 1 is 2147483648; wanted whole numbers from 0 to 2147483647"),
+        ("image_ids", "id\n-1\n2\n", r"entry 0 is -1; wanted a whole number from 0"),
+        ("image_ids", "1\n99999999999999999999\n", r"entry 1 is 1e\+20; wanted a whole number from 0 to 2147483647"),
         ("image_ids", "1\n2\n", r"data.image_ids=.* has 2 entries, but data.voxels=.* has 60 trials"),
         ("session_ids", "1\n2\n", r"data.session_ids=.* has 2 entries, but data.voxels=.* has 60 trials"),
         ("test_ids", "3\n77\n78\n", r"2 of 3 test images were never shown \(first: image 77\)"),
         ("test_ids", "", "test_ids.txt takes 0 of the 12 images that were shown"),
-        ("test_ids", "\n".join(str(3 * k) for k in range(1, 13)), "takes 12 of the 12 images .* training some others"),
+        (
+            "test_ids",
+            "\n".join(str(3 * k) for k in range(1, 13)),
+            "takes 12 of the 12 images .* training and validation at least 4 others",
+        ),
     ],
 )
 def test_lists_of_numbers_that_do_not_fit(lab: Lab, key: str, content: str, message: str) -> None:
@@ -333,7 +338,7 @@ def test_lists_of_numbers_that_do_not_fit(lab: Lab, key: str, content: str, mess
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros(T), r"is float64 \(60,\); wanted whole numbers \(n,\)"),
+        (np.full(T, "3"), r"is <U1 \(60,\); wanted whole numbers \(n,\)"),
         (np.zeros((T, 1), int), r"is int64 \(60, 1\); wanted whole numbers"),
         (np.full(T, None), r"holds Python objects"),
         (np.full(T, -2), r"entry 0 is -2"),
@@ -356,6 +361,119 @@ def test_a_list_that_is_no_text(lab: Lab) -> None:
 )
 def test_too_many_or_too_few_test_images(lab: Lab, n_test: int, message: str) -> None:
     lab.check_refused(rf"data.n_test={n_test} {message} images that were shown", n_test=n_test)
+
+
+@pytest.mark.parametrize("n_test", [1, 9])
+def test_what_could_not_be_evaluated_is_refused_before_anything_is_written(lab: Lab, n_test: int) -> None:
+    lab.check_refused(
+        rf"data.n_test={n_test} takes {n_test} of the 12 .* at least 2 of them, since a single", n_test=n_test
+    )
+
+
+@pytest.mark.parametrize("n_val", [1, 8])
+def test_validation_images_that_could_not_be_told_apart(lab: Lab, n_val: int) -> None:
+    lab.check_refused(rf"data.n_val={n_val} does not fit split 'own': .* from 2 to 7", n_val=n_val)
+
+
+def test_a_single_test_image_named(lab: Lab) -> None:
+    lab.text("test_ids", "3\n3\n")
+    lab.check_refused(r"data.test_ids=.* takes 1 of the 12 images")
+
+
+def test_voxels_that_are_all_constant(lab: Lab) -> None:
+    voxels = np.zeros((T, V), np.float32)
+    voxels[np.isin(lab.image_ids, hash_order(lab.ids)[:3])] = lab.voxels[
+        np.isin(lab.image_ids, hash_order(lab.ids)[:3])
+    ]
+    lab.put("voxels", voxels)
+    lab.check_refused(r"voxels.npy: all 7 voxels are the same in all training trials")
+
+
+# ---- the same image under two ids ------------------------------------------------------------------------------------
+
+
+def copied(lab: Lab, n: int = 2) -> tuple[list[int], list[int]]:
+    """Overwrite the images of some test ids by those of training ids, in other files; returns (training, test) ids."""
+    order = hash_order(lab.ids)
+    test, seen = order[:n], order[5 : 5 + n]
+    for a, b in zip(seen, test, strict=True):
+        Image.fromarray(lab.images[a]).save(lab.root / "images" / f"{b:06d}.png", compress_level=1)
+    return seen, test
+
+
+def test_a_test_image_that_is_a_training_image(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    seen, test = copied(lab)
+    pair = min(zip(test, seen, strict=True))
+    lab.check_refused(
+        rf"2 test images of subj01 are training images under another id \(image {pair[1]} is test image {pair[0]}, "
+        r".*data.same_images=allow"
+    )
+    cfg = lab.cfg(same_images="allow")
+    prepare(cfg)
+    assert "2 images are equal to an image of another id" in caplog.text
+    assert set(same_across(cfg).equal) == set(zip(seen, test, strict=True))
+    assert len(split_of(cfg).test_ids) == 3
+    with pytest.raises(LeakError, match="2 test images of subj01 are training images"):
+        split_of(lab.cfg())
+
+
+def test_a_second_subject_whose_training_images_are_its_test_images(lab: Lab) -> None:
+    """The stimuli are there: the first subject tested on both of two equal images."""
+    Image.fromarray(lab.images[3]).save(lab.root / "images" / "000006.png")
+    lab.text("test_ids", "3\n6\n")
+    prepare(lab.cfg())
+    lab.text("test_ids", "3\n9\n")
+    with pytest.raises(LeakError, match=r"1 test images of other .* \(image 6 is test image 3\)"):
+        prepare(lab.cfg("other"))
+
+
+# ---- ids that count from 1 -------------------------------------------------------------------------------------------
+
+
+def test_ids_from_1_beside_an_array_from_0(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8)
+    lab.put("images", images)
+    lab.put("image_ids", lab.image_ids // 3)
+    lab.check_refused(
+        r"1 images that were shown have no image \(first: image 12, .* in data.images=.*images.npy. The row of the "
+        r"array is the image id. Do they count from 1\? Images count from 0: subtract 1."
+    )
+    lab.put("images", np.concatenate([images, images[:1] // 2]))
+    with caplog.at_level(logging.WARNING):
+        prepare(lab.cfg())
+    assert "the smallest id is 1, and image 0 is never shown. If they count from 1, every trial gets its" in caplog.text
+
+
+def test_ids_from_0_say_nothing(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    lab.put("images", np.random.default_rng(1).integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8))
+    lab.put("image_ids", lab.image_ids // 3 - 1)
+    with caplog.at_level(logging.WARNING):
+        prepare(lab.cfg())
+    assert "count from 1" not in caplog.text
+
+
+def test_test_ids_from_1(lab: Lab) -> None:
+    lab.put("images", np.random.default_rng(1).integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8))
+    lab.put("image_ids", lab.image_ids // 3 - 1)
+    lab.text("test_ids", "4\n12\n")
+    lab.check_refused(r"1 of 2 test images were never shown \(first: image 12\).* Do they count from 1\?")
+
+
+# ---- text that cannot be stored --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bad", "name"), [("\0", "U\\+0000"), ("\ud83d", "U\\+D83D"), ("\udc00", "U\\+DC00")])
+def test_captions_that_no_file_can_keep(lab: Lab, bad: str, name: str) -> None:
+    table = {str(i): ["fine \U0001f600 é 脑"] for i in lab.ids} | {"9": ["fine", f"not {bad} fine"]}
+    lab.file("captions", "captions.json").write_text(json.dumps(table), encoding="utf-8")
+    lab.check_refused(rf"a caption of image 9 holds {name} at character 5, which cannot be stored")
+
+
+def test_names_of_files_that_are_no_text(lab: Lab) -> None:
+    path = lab.root / os.fsdecode(b"voxels\xff.npy")
+    np.save(path, lab.voxels)
+    lab.given["voxels"] = str(path)
+    assert open_subject(_prepared(lab)).attributes["voxels_file"] == "voxels\\udcff.npy"
 
 
 def test_both_files_announce_their_size(lab: Lab) -> None:

@@ -45,7 +45,7 @@ def write_small_stimuli(path: Path, n: int = 6) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     content = {
         "images": rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8),
-        "captions": [[f"picture {i} told {k}" for k in range(1 + i % 3)] for i in range(n)],
+        "captions": [[f"image {i} told {k}" for k in range(1 + i % 3)] for i in range(n)],
         "image_id": np.arange(n) * 10,
         "labels": np.arange(n).astype(np.int16),
     }
@@ -192,7 +192,7 @@ def test_stimuli_hash_follows_the_content(tmp_path: Path) -> None:
     assert a == b != c
 
 
-def test_pictures_outside_the_allowed_ids_are_out_of_reach(tmp_path: Path) -> None:
+def test_images_outside_the_allowed_ids_are_out_of_reach(tmp_path: Path) -> None:
     write_small_stimuli(tmp_path / "stimuli.h5")
     read = Stimuli(tmp_path / "stimuli.h5", allowed_ids=np.array([0, 10, 20]))
     assert len(read.images(np.array([20, 0]))) == 2

@@ -9,9 +9,8 @@ import pytest
 from helpers_config import data_settings
 
 from nd.config import DataConfig
-from nd.data.clusters import read_clusters, write_clusters
 from nd.data.digits69 import LABELS
-from nd.data.splits import Fold, cluster_split, get_split
+from nd.data.splits import Fold, cluster_split, get_split, read_clusters, write_clusters
 from nd.errors import UserError
 from nd.scenes.clusters import clusters_of
 from nd.scenes.scene import sample_scene

@@ -95,8 +95,8 @@ def test_other_subjects_are_seen_whole(scenes: Config) -> None:
 def test_every_reader_of_the_split_sees_the_same(scenes: Config) -> None:
     cfg = limited(scenes, 2)
     (fold,) = split_of(cfg).folds
-    pictures = TrainingImages(cfg)
-    np.testing.assert_array_equal(pictures.ids(0), fold.seen)
+    images = TrainingImages(cfg)
+    np.testing.assert_array_equal(images.ids(0), fold.seen)
     subject = open_subject(cfg)
     data = VoxelDataModule([(subject, fold)], {"a": Targets()}, batch_size=8)
     ids = np.concatenate([batch.image_id for batch in data.train_dataloader()])

@@ -128,7 +128,7 @@ def measured(tmp_path: Path) -> Path:
     (root / tree.STIMULI).parent.mkdir(parents=True)
     with h5py.File(root / tree.STIMULI, "w") as handle:
         handle["imgBrick"] = np.zeros(3)
-    stretch(root / tree.STIMULI, tree.PICTURE_BYTES)
+    stretch(root / tree.STIMULI, tree.IMAGE_BYTES)
     save_mask(root / MASK, PEOPLE["subj01"].voxels)
     for volume in tree.ROI_VOLUMES[1:]:
         put(root / tree.roi_path("subj01", volume), fake_nifti(GRID))
@@ -237,10 +237,10 @@ SPOILERS: dict[str, tuple[str, Callable[[Path], None], str]] = {
         lambda path: as_hdf5(path, SESSION_BYTES - 1),
         r"betas_session12\.hdf5: it has 1,048,787,999 bytes; the released file has at least 1,048,788,000",
     ),
-    "pictures cut": (tree.STIMULI, lambda path: stretch(path, 10**9), "it has 1,000,000,000 bytes; the released file"),
+    "images cut": (tree.STIMULI, lambda path: stretch(path, 10**9), "it has 1,000,000,000 bytes; the released file"),
     "no hdf5": (
         tree.STIMULI,
-        lambda path: (put(path, b"x"), stretch(path, tree.PICTURE_BYTES))[0],
+        lambda path: (put(path, b"x"), stretch(path, tree.IMAGE_BYTES))[0],
         r"nsd_stimuli\.hdf5: is not a whole HDF5 file",
     ),
     "captions cut": (tree.COCO_CAPTIONS[0], lambda path: put(path, '{"annotations": [{"im'), "it does not end as JSON"),
@@ -480,11 +480,11 @@ def mine(tmp_path: Path) -> list[str]:
     (tmp_path / "own").mkdir()
     np.save(tmp_path / "own" / "voxels.npy", rng.normal(size=(60, 11)).astype(np.float32))
     np.save(tmp_path / "own" / "ids.npy", np.arange(60) % 30)
-    (tmp_path / "own" / "pictures").mkdir()
+    (tmp_path / "own" / "images").mkdir()
     for image in range(30):
         pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "own" / "pictures" / f"{image}.png")
-    files = {"voxels": "voxels.npy", "image_ids": "ids.npy", "images": "pictures"}
+        Image.fromarray(pixels).save(tmp_path / "own" / "images" / f"{image}.png")
+    files = {"voxels": "voxels.npy", "image_ids": "ids.npy", "images": "images"}
     return ["data=own", "data.n_val=4", "data.n_test=5", *(f"data.{k}={tmp_path}/own/{v}" for k, v in files.items())]
 
 

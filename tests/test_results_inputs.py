@@ -9,8 +9,8 @@ import pytest
 from helpers_results import config
 
 from nd.config import Config
-from nd.data.clusters import clusters_path, write_clusters
 from nd.data.prepared import data_folder
+from nd.data.splits import clusters_path, write_clusters
 from nd.errors import UserError
 from nd.runs.folder import RunFolder
 from nd.runs.inputs import input_files

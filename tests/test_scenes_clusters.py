@@ -9,8 +9,8 @@ import pytest
 
 from nd.config import Config
 from nd.config.application import check, compose
-from nd.data.clusters import clusters_path, read_clusters
 from nd.data.prepared import Subject, data_folder, open_subject, split_of, subject_path
+from nd.data.splits import clusters_path, read_clusters
 from nd.errors import UserError
 from nd.prepare import prepare
 

@@ -20,10 +20,11 @@ from torchvision.transforms.v2 import functional as tv
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import BackboneConfig, Config
 from nd.data.digits69 import read_digits69
+from nd.data.image_checks import SATURATED, check_images, saturated_share
 from nd.errors import UserError
 from nd.scenes.world import World
 from nd.targets.base import Items
-from nd.targets.guards import SATURATED, check_features, check_pictures, saturated_share
+from nd.targets.guards import check_features
 from nd.targets.lanczos import lanczos
 from nd.targets.registry import build_extractor
 from nd.targets.vae_latent import SmallLatent, VaeLatent, small_size
@@ -296,38 +297,38 @@ def test_colour_keeps_rows_columns_and_channels_apart() -> None:
 
 
 def test_sound_pictures_pass() -> None:
-    check_pictures(noisy(20), np.arange(3))
+    check_images(noisy(20), np.arange(3))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_floats_are_refused_with_the_reason(dtype: Any) -> None:
     with pytest.raises(UserError, match=r"wanted uint8 .* floats in \[0, 1\] would be scaled twice"):
-        check_pictures(noisy(8).astype(dtype) / 255, np.arange(3))
+        check_images(noisy(8).astype(dtype) / 255, np.arange(3))
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (2, 8, 8, 1), (2, 3, 8, 8)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"wanted uint8 RGB \(B, H, W, 3\)"):
-        check_pictures(np.zeros(shape, np.uint8), np.arange(2))
-    with pytest.raises(UserError, match="pictures are int32"):
-        check_pictures(np.zeros((2, 8, 8, 3), np.int32), np.arange(2))
+        check_images(np.zeros(shape, np.uint8), np.arange(2))
+    with pytest.raises(UserError, match="images are int32"):
+        check_images(np.zeros((2, 8, 8, 3), np.int32), np.arange(2))
 
 
 def test_saturated_pictures_are_named() -> None:
     images = noisy(40, n=9)
     images[2] = np.where(images[2] > 128, 255, 0)
     with pytest.raises(UserError, match=r"^image 102: at least 99.9% of the image's values are exactly 0 or 255"):
-        check_pictures(images, np.arange(100, 109))
+        check_images(images, np.arange(100, 109))
     images[1:8] = images[2]
     with pytest.raises(UserError, match=r"^7 of 9 images \(101, 102, 103, 104, 105, \.\.\.\): at least"):
-        check_pictures(images, np.arange(100, 109))
+        check_images(images, np.arange(100, 109))
 
 
 def test_constant_pictures_are_named() -> None:
     images = noisy(40, n=4)
     images[1], images[3] = 127, 0
     with pytest.raises(UserError, match=r"^2 of 4 images \(11, 13\): every value of the image is the same"):
-        check_pictures(images, np.arange(10, 14))
+        check_images(images, np.arange(10, 14))
 
 
 def test_share_of_saturated_values() -> None:
@@ -339,13 +340,13 @@ def test_share_of_saturated_values() -> None:
 def test_digits_white_on_black_pass(digits69_file: Path) -> None:
     images = read_digits69(digits69_file).images
     assert saturated_share(images).max() == pytest.approx(0.944, abs=1e-3)
-    check_pictures(images, np.arange(len(images)))
+    check_images(images, np.arange(len(images)))
 
 
 def test_scenes_pass() -> None:
     images = World(data_settings(n_train=150, n_val=10, n_test=10)).images
     assert saturated_share(images).max() < SATURATED / 2
-    check_pictures(images, np.arange(len(images)))
+    check_images(images, np.arange(len(images)))
 
 
 def test_features_that_are_not_finite_are_named() -> None:

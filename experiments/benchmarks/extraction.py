@@ -49,13 +49,13 @@ from nd.backbone.loading import Backbone
 from nd.backbone.tower import preprocess
 from nd.config import BackboneConfig, Config, Decoding
 from nd.config.components import component
+from nd.data.image_checks import check_images
 from nd.data.prepared import Stimuli, stimuli_path, write_stimuli
 from nd.extract import extract
 from nd.files import write_json
 from nd.scenes.components import ScenesData
 from nd.scenes.world import World
 from nd.targets.base import Items
-from nd.targets.guards import check_pictures
 from nd.targets.registry import build_extractors
 from nd.targets.store import extraction_backbone
 
@@ -243,7 +243,7 @@ def parts(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], batch_size
         items = Items(ids.astype(np.int32), images[ids])
         steps: dict[str, tuple[Callable[..., Any], Any]] = {
             "read pictures": (stimuli.images, ids),
-            "look at pictures": (partial(check_pictures, ids=ids), items.images),
+            "look at pictures": (partial(check_images, ids=ids), items.images),
             "resize, to floats": (backbone.to_float, items.images),
             **{extractor.name: (extractor, items) for extractor in extractors},
         }

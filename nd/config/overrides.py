@@ -120,6 +120,8 @@ def read(overrides: Sequence[str], folders: Sequence[Path], multirun: bool = Fal
     reading, groups = Reading(), group_names(folders)
     for text in overrides:
         key, equals, raw = text.partition("=")
+        if key.lstrip("+") == "subject" and not set(raw.split(",")) <= set(group_options("subject", folders)):
+            key, text = "subject.name", f"subject.name={raw}"  # people of own data have no file in conf/subject
         known = known_field(key.lstrip("+")) if key.lstrip("+") not in groups else None
         try:
             override = OverridesParser.create().parse_override(text)

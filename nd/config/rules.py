@@ -44,7 +44,8 @@ def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[
 
 def _data(cfg: Config) -> Iterator[str]:
     data, source = cfg.data, component("source", cfg.data.source)
-    yield from at_least(1, data=data, names=("n_val", "image_size"), key="data")
+    yield from at_least(2, data=data, names=("n_val",), key="data")
+    yield from at_least(1, data=data, names=("image_size",), key="data")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", data.name):
         yield f"data.name: {data.name!r} names a folder; use letters, digits, '_' and '.' alone."
     if data.variant != "released" and data.test_scaling == "own":

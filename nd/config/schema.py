@@ -61,6 +61,11 @@ class DataConfig(Chosen):
         choices=("train", "own"),
     )
     image_size: int = opt(64, "side of the square stimuli, pixels")
+    same_images: str = opt(
+        "refuse",
+        "images that are trained on under one id and tested under another: refuse them, or allow (and say) them",
+        choices=("refuse", "allow"),
+    )
 
     @property
     def transductive(self) -> bool:

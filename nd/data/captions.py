@@ -18,6 +18,7 @@ from typing import Any
 
 from nd.data.npy import open_npy
 from nd.errors import UserError
+from nd.files import unreadable
 
 COCO_FILES = ("captions_train2017.json", "captions_val2017.json")
 FORMS = (
@@ -127,9 +128,9 @@ def _read_all(files: Sequence[Path]) -> Captions:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}. Check its owner and mode.") from None
+        raise unreadable(path, error) from None
     except ValueError as error:  # JSON's own and that of bytes which are not UTF-8
         raise UserError(
             f"{path} is not valid JSON in UTF-8 ({error}): truncated? Fetch it again, or give a .json or .npy file."

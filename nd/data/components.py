@@ -97,6 +97,11 @@ class OwnData(DataConfig):
     captions: str = opt(
         "", "nsd, mindeye2, own: captions by image, a file or a folder of COCO's", identity=False, path=True
     )
+    orientation: str = opt(
+        "stored",
+        "own: images that a tag of the camera turns: take the pixels as stored, or turn them by the tag",
+        choices=("stored", "tag"),
+    )
 
 
 def _digits69_pieces(cfg: Config) -> Any:
@@ -124,7 +129,7 @@ def _own_pieces(cfg: Config) -> Any:
 
 
 def _digits69_rules(cfg: Config) -> Iterator[str]:
-    if cfg.data.n_val >= DIGITS69_IMAGES:
+    if cfg.data.n_val > DIGITS69_IMAGES - 2:
         yield too_many_for_validation(cfg, DIGITS69_IMAGES)
 
 
@@ -152,12 +157,14 @@ def _nsd_rules(cfg: Config) -> Iterator[str]:
 
 
 def _own_rules(cfg: Config) -> Iterator[str]:
-    yield from at_least(1, data=cfg.data, names=("n_test",), key="data")
+    yield from at_least(2, data=cfg.data, names=("n_test",), key="data")
 
 
 def too_many_for_validation(cfg: Config, n_train: int) -> str:
-    """Say that nothing is left to train on."""
-    return f"data.n_val: {cfg.data.n_val} validation images leave nothing of {n_train} training images; give fewer."
+    """Say that too little is left to train on."""
+    return (
+        f"data.n_val: {cfg.data.n_val} validation images leave fewer than 2 of {n_train} training images; give fewer."
+    )
 
 
 COMPONENTS = (

@@ -20,8 +20,9 @@ from nd.data import digit_captions
 from nd.data.pieces import Piece
 from nd.data.stimuli import content_hash, write_stimuli
 from nd.data.subject_file import write_subject
+from nd.data.whole_numbers import whole_numbers
 from nd.errors import UserError
-from nd.files import sha256_file
+from nd.files import sha256_file, unreadable
 
 N_TRAIN = 90
 N_IMAGES = 100
@@ -55,15 +56,19 @@ def read_digits69(file: str | Path) -> Digits69:
     """Read the .mat file. Raises UserError where it is not given, absent, unreadable or another kind of file."""
     content = _load(file)
     both = {name: np.concatenate([content[f"{name}Trn"], content[f"{name}Test"]]) for name in ("fmri", "stim", "label")}
-    labels = np.array([DIGITS[int(v) - 1] if v in (1, 2) else 0 for v in both["label"].ravel()], np.int16)
+    labels = np.array([DIGITS[v - 1] for v in _whole(file, both, "label", 1, 2).ravel()], np.int16)
     if not np.array_equal(labels, LABELS):
         raise UserError(
             f"{file}: the labels are not those of digits69 (45 sixes, 45 nines; 5 sixes, 5 nines). {SOURCE}."
         )
     # (n, 784) column by column: the transpose of the reshaped image is upright.
-    grey = both["stim"].reshape(-1, SIDE, SIDE).transpose(0, 2, 1).astype(np.uint8)
+    grey = _whole(file, both, "stim", 0, 255).reshape(-1, SIDE, SIDE).transpose(0, 2, 1).astype(np.uint8)
     captions = [digit_captions.captions(image, int(label)) for image, label in zip(grey, labels, strict=True)]
     return Digits69(both["fmri"].astype(np.float32), np.repeat(grey[..., None], 3, axis=3), labels, captions)
+
+
+def _whole(file: str | Path, both: dict[str, NDArray[Any]], key: str, lowest: int, highest: int) -> NDArray[np.int64]:
+    return whole_numbers(both[key], f"{file}: {key}", lowest=lowest, highest=highest, advice=f"{SOURCE}.")
 
 
 def pieces_of(data: DataConfig) -> list[Piece]:
@@ -133,8 +138,8 @@ def _load(file: str | Path) -> dict[str, NDArray[Any]]:
         raise UserError(f"data.file={file} does not exist or is not a file. {SOURCE}.")
     try:
         content = loadmat(str(file), variable_names=KEYS)
-    except PermissionError:
-        raise UserError(f"data.file={file} cannot be read: permission denied.") from None
+    except PermissionError as error:
+        raise unreadable(Path(file), error) from None
     # loadmat meets a damaged file with whatever its parser trips over.
     except (
         MatReadError,

@@ -10,6 +10,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from nd.errors import UserError
+from nd.files import unreadable
 
 
 def open_npy(path: Path, dtype: str) -> NDArray[Any]:
@@ -43,10 +44,8 @@ def _header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
             version = npy_format.read_magic(handle)
             read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
             return *read(handle), handle.tell()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}. Check its owner and mode.") from None
+        raise unreadable(path, error) from None
     except (ValueError, SyntaxError, TypeError) as error:
         hint = " An .npz archive? Save its array alone." if _is_zip(path) else ""
         raise UserError(f"{path} is not a whole .npy file ({error}).{hint} Write it with np.save.") from None

@@ -3,8 +3,8 @@
     nd prepare data=own data.voxels=voxels.npy data.image_ids=image_ids.npy data.images=images/
 
 - ``voxels``: .npy of numbers (trials, voxels) in any unit; kept as they are.
-- ``image_ids``: the image of every trial, from 0 on (``nd.data.number_list``).
-- ``images``: ``nd.data.own_pictures``. All of them are prepared, so that a subject who saw others of them can join.
+- ``image_ids``: the image of every trial, from 0 on (``nd.data.whole_numbers``).
+- ``images``: ``nd.data.own_images``. All of them are prepared, so that a subject who saw others of them can join.
 - Where given, ``session_ids`` and ``test_ids`` like ``image_ids``, and ``captions`` by image id (``nd.data.captions``).
 
 A further subject joins the folder by the same command with its own voxels, image ids and ``subject.name``.
@@ -20,9 +20,11 @@ from typing import Any
 
 from nd.config import Config
 from nd.data.captions import captions_for, files_of
-from nd.data.own_pictures import RULE, OwnPictures, hash_of, open_pictures, write_pictures
+from nd.data.own_images import RULES, OwnImages, hash_of, open_images, write_images
 from nd.data.own_trials import OwnTrials
 from nd.data.pieces import Piece, Settings
+from nd.data.same_images import Prints, across, check_across
+from nd.data.splits import Fold, subject_split
 from nd.data.stimuli import Stimuli
 from nd.errors import UserError
 from nd.files import sha256_json
@@ -32,7 +34,6 @@ LOG = logging.getLogger(__name__)
 EXAMPLE = "nd prepare data=own data.voxels=voxels.npy data.image_ids=image_ids.npy data.images=images/"
 TRIAL_FILES = ("voxels", "image_ids", "session_ids", "test_ids")
 STIMULI = "stimuli.h5"
-NO_CAPTION = "a photo"  # the same for all images, so that nothing can be learnt from it
 
 
 def pieces_of(cfg: Config) -> list[Piece]:
@@ -67,9 +68,9 @@ class OwnData:
         self.trials = OwnTrials(self.paths, cfg.data.n_test)
 
     @cached_property
-    def pictures(self) -> OwnPictures:
+    def images(self) -> OwnImages:
         """The images, not in memory."""
-        return open_pictures(self.paths["images"])
+        return open_images(self.paths["images"])
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -77,11 +78,11 @@ class OwnData:
         hashes = {key: hash_of(self.paths[key]) if key in self.paths else "" for key in TRIAL_FILES}
         captions = files_of(self.paths["captions"]) if "captions" in self.paths else []
         hashes["captions"] = sha256_json([[path.name, hash_of(path)] for path in captions]) if captions else ""
-        return hashes | {"images": self.pictures.fingerprint() if "images" in self.paths else ""}
+        return hashes | {"images": self.images.fingerprint() if "images" in self.paths else ""}
 
     def stimuli_settings(self) -> Settings:
         """All that the stimuli file depends on."""
-        settings = {"name": self.data.name, "image_size": self.data.image_size, "pictures": RULE}
+        settings = {"name": self.data.name, "image_size": self.data.image_size, "rule": RULES[self.data.orientation]}
         return settings | {key: self.hashes[key] for key in ("images", "captions")}
 
     def subject_settings(self) -> Settings:
@@ -91,7 +92,7 @@ class OwnData:
 
     def stimuli_bytes(self) -> int:
         """At most what the images take."""
-        return len(self.pictures.ids) * self.data.image_size**2 * 3 if "images" in self.paths else 0
+        return len(self.images.ids) * self.data.image_size**2 * 3 if "images" in self.paths else 0
 
     def subject_bytes(self) -> int:
         """What the voxels take."""
@@ -106,29 +107,47 @@ class OwnData:
         """Write the stimuli file, after checking the trials: nothing is written where they could not be used."""
         measured = (path.parent / self.file_name).exists()  # the subject is there, only the stimuli are missing
         self._require(*(() if measured else ("voxels", "image_ids")), "images")
-        pictures = self.pictures
+        images = self.images
         if not measured:
-            self.trials.check(pictures.ids, f"data.images={pictures.source}. {pictures.said_of_names()}")
-        if pictures.ignored:
-            LOG.warning("%s: %s", pictures.source, pictures.said_of_names())
-        write_pictures(path, pictures, self.data.image_size, self._captions(), progress=self.progress)
+            self.trials.check(images.ids, f"data.images={images.source}. {images.said_of_names()}")
+            self._split()
+        if images.ignored:
+            LOG.warning("%s: %s", images.source, images.said_of_names())
+        write_images(
+            path,
+            images,
+            self.data.image_size,
+            self._captions(),
+            turn=self.data.orientation == "tag",
+            check=(lambda prints: None) if measured else self._check_prints,
+            progress=self.progress,
+        )
+
+    def _split(self) -> Fold:
+        """How the trials would be cut. UserError where they could not be evaluated."""
+        return subject_split(self.data, self.trials.image_id, self.trials.held_out).folds[0]
+
+    def _check_prints(self, prints: Prints) -> None:
+        """Refuse images that are both trained on and tested, whatever their ids."""
+        fold = self._split()
+        check_across(across(prints, fold.seen, fold.test), self.name, self.data.same_images)
 
     def _captions(self) -> list[list[str]]:
-        ids = self.pictures.ids.tolist()
+        ids = self.images.ids.tolist()
         if "captions" in self.paths:
             return captions_for(self.paths["captions"], ids)
         LOG.warning(
-            "data.captions was not given: every image has the caption %r, so targets made of captions (c) carry "
-            "nothing. Choose a method without them, or prepare the data with captions.",
-            NO_CAPTION,
+            "data.captions was not given, so targets made of captions (c, clip_text) cannot be extracted. Choose a "
+            "method without them, or prepare the data with captions."
         )
-        return [[NO_CAPTION] for _ in ids]
+        return [[] for _ in ids]
 
     def write_subject(self, path: Path) -> None:
         """Write the subject's file; the stimuli lie in the same folder."""
         self._require("voxels", "image_ids")
         stimuli = Stimuli(path.parent / STIMULI)
         self.trials.check(stimuli.image_id, f"{stimuli.path}, which was prepared before.")
+        self._check_prints(stimuli.prints())
         self.trials.write(path, self.name, self._attributes(stimuli.hash))
         if self.trials.n_constant:
             LOG.warning(
@@ -148,6 +167,6 @@ class OwnData:
             "scaling": "none (as given)",
             "test_images": "named in test_ids" if named else f"the first {self.data.n_test} in the order of a hash",
             "stimuli_hash": stimuli_hash,
-            **{f"{key}_file": self.paths[key].name for key in given},
+            **{f"{key}_file": self.paths[key].name.encode(errors="backslashreplace").decode() for key in given},
             **{f"{key}_sha256": self.hashes[key] for key in given},
         }

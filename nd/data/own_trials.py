@@ -6,6 +6,7 @@ Shapes: T trials, V voxels.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.data.npy import open_npy
-from nd.data.number_list import read_numbers
 from nd.data.rows import BLOCK_BYTES, not_finite
+from nd.data.splits import MIN_TEST, MIN_TRAIN, MIN_VAL
 from nd.data.subject_file import SubjectTable, check_table, lay_out
+from nd.data.whole_numbers import read_numbers
 from nd.errors import UserError
 from nd.files import atomic_path
+
+LOG = logging.getLogger(__name__)
 
 
 class OwnTrials:
@@ -79,20 +83,21 @@ class OwnTrials:
             if never.size:
                 raise UserError(
                     f"{what}: {never.size} of {len(test)} test images were never shown (first: image {never[0]}). Name "
-                    "images that data.image_ids holds."
+                    f"images that data.image_ids holds.{_from_one(test, shown)}"
                 )
         else:
             what, test = f"data.n_test={self.n_test}", hash_order(shown)[: max(0, self.n_test)]
-        if not 0 < len(test) < len(shown):
+        if not MIN_TEST <= len(test) <= len(shown) - MIN_TRAIN - MIN_VAL:
             raise UserError(
-                f"{what} takes {len(test)} of the {len(shown)} images that were shown; the test needs at least one of "
-                "them, and training some others."
+                f"{what} takes {len(test)} of the {len(shown)} images that were shown; the test needs at least "
+                f"{MIN_TEST} of them, since a single one has none to be told from, and training and validation at "
+                f"least {MIN_TRAIN + MIN_VAL} others."
             )
         return np.isin(self.image_id, test)
 
     @cached_property
     def n_constant(self) -> int:
-        """Voxels that are the same in all training trials. UserError where any value is not finite."""
+        """Voxels that are the same in all training trials. UserError: all of them, or a value that is not finite."""
         lowest = np.full(self.voxels.shape[1], np.inf, np.float32)
         highest = -lowest
         for first, values in blocks(self.voxels):
@@ -100,7 +105,13 @@ class OwnTrials:
             seen = values[~self.held_out[first : first + len(values)]]
             np.minimum(lowest, seen.min(0, initial=np.inf), out=lowest)
             np.maximum(highest, seen.max(0, initial=-np.inf), out=highest)
-        return int((lowest == highest).sum())
+        n_constant = int((lowest == highest).sum())
+        if n_constant == len(lowest):
+            raise UserError(
+                f"data.voxels={self.paths['voxels']}: all {n_constant} voxels are the same in all training trials, so "
+                "nothing can be decoded from them. Was the file written as intended?"
+            )
+        return n_constant
 
     def _check_finite(self, first: int, values: NDArray[np.float32]) -> None:
         """``first``: trial of the first row of ``values``."""
@@ -109,15 +120,29 @@ class OwnTrials:
         row, voxel = (int(k) for k in np.argwhere(~np.isfinite(values))[0])
         raise UserError(not_finite(self.paths["voxels"], first + row, voxel, float(values[row, voxel])))
 
-    def check(self, image_ids: NDArray[Any], where: str) -> None:
-        """Read and check everything, against the images that there are; ``where`` says what holds them."""
+    def check_images(self, image_ids: NDArray[Any], where: str) -> None:
+        """Refuse trials whose image is not among those that there are; warn where ids seem to count from 1.
+
+        Args:
+            image_ids: (N,) of the images that there are.
+            where: what holds them, for messages.
+        """
         absent = np.setdiff1d(self.image_id, image_ids)
         if absent.size:
             trial = int(np.flatnonzero(self.image_id == absent[0])[0])
             raise UserError(
                 f"{absent.size} images that were shown have no image (first: image {absent[0]}, in trial {trial}) in "
-                f"{where}"
+                f"{where}{_from_one(self.image_id, image_ids)}"
             )
+        if self.image_id.min() == 1 and 0 in image_ids:
+            LOG.warning(
+                "data.image_ids=%s: the smallest id is 1, and image 0 is never shown. If they count from 1, every "
+                "trial gets its neighbour's image: images count from 0, so subtract 1.", self.paths["image_ids"],
+            )  # fmt: skip
+
+    def check(self, image_ids: NDArray[Any], where: str) -> None:
+        """Read and check everything, against the images that there are; ``where`` says what holds them."""
+        self.check_images(image_ids, where)
         _ = self.session, self.held_out, self.n_constant
 
     def write(self, path: Path, name: str, attributes: dict[str, Any]) -> None:
@@ -136,6 +161,13 @@ class OwnTrials:
             written = lay_out(handle, name, table)
             for first, values in blocks(self.voxels):
                 written[first : first + len(values)] = values
+
+
+def _from_one(used: NDArray[np.int64], there: NDArray[Any]) -> str:
+    """A question to the user whose ids are one too large: those that are there, each plus 1."""
+    absent = np.setdiff1d(used, there)
+    beyond = absent.size == 1 and absent[0] == np.max(there, initial=-1) + 1
+    return " Do they count from 1? Images count from 0: subtract 1." if beyond and used.min() >= 1 else ""
 
 
 def blocks(voxels_TV: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float32]]]:

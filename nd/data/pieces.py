@@ -8,15 +8,19 @@ they are asked for (another subject, say) and never overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nd.data.links import moved, relink
 from nd.errors import UserError
 from nd.files import atomic_path, check_space, partial_path, read_json, sha256_file, system_errors, write_json
 from nd.locks import locked
+
+LOG = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
@@ -31,7 +35,8 @@ class Piece:
 
     ``settings`` is everything its content depends on (an empty string is unknown to the caller and not compared);
     ``write`` fills the file at the path it is given; ``resumable``: it goes on from what an interrupted attempt left
-    there; ``n_bytes``: what it will take on disk, as far as known.
+    there; ``n_bytes``: what it will take on disk, as far as known; ``links``: where the files lie now from which it
+    reads datasets in place, by dataset.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Piece:
     write: Callable[[Path], None]
     resumable: bool = False
     n_bytes: int = 0
+    links: Mapping[str, Path] = field(default_factory=dict)
 
 
 def make_pieces(folder: Path, pieces: Sequence[Piece], record: dict[str, Any]) -> list[str]:
@@ -59,7 +65,7 @@ def missing_pieces(folder: Path, pieces: Sequence[Piece]) -> list[str]:
 
 def _make(folder: Path, piece: Piece, record: dict[str, Any]) -> bool:
     if is_prepared(folder, piece):  # before locking, so that a read-only folder of a colleague can be used
-        return False
+        return _relinked(folder, piece)
     with _cleaned_after_failure(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _check_space(folder / piece.name, piece)
@@ -67,6 +73,28 @@ def _make(folder: Path, piece: Piece, record: dict[str, Any]) -> bool:
             if is_prepared(folder, piece):
                 return False
             _write(folder, piece, record)
+    return True
+
+
+def _relinked(folder: Path, piece: Piece) -> bool:
+    """Lead a piece whose linked files have moved to their new place; whether anything had to be done.
+
+    Its recorded hash stays: the content is the same, and runs that read it go on being runs of it.
+    """
+    path = folder / piece.name
+    places = moved(path, piece.links)
+    if not places:
+        return False
+    with (
+        locked(folder / f".{piece.name}.lock", str(path), wait=True),
+        atomic_path(path, alone=True, advice=ADVICE) as copy,
+    ):
+        relink(path, copy, places)
+        state = copy.stat()
+        entry = manifest_of(folder)["files"][piece.name]
+        _record(folder, piece.name, entry | {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns})
+    for name, file in places.items():
+        LOG.info("%s reads %s from %s now", path, name, file)
     return True
 
 

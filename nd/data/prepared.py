@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from nd.config import Config
 from nd.config.components import component
-from nd.data.clusters import clusters_path, read_clusters
-from nd.data.splits import BY_CLUSTER, SESSIONS_OF, Split, cluster_split, get_split, narrowed, subject_split
+from nd.data.same_images import Across, Prints, across, check_across
+from nd.data.splits import (
+    BY_CLUSTER,
+    MIN_TRAIN,
+    MIN_VAL,
+    SESSIONS_OF,
+    Split,
+    cluster_split,
+    clusters_path,
+    get_split,
+    narrowed,
+    read_clusters,
+    subject_split,
+)
 from nd.data.stimuli import Stimuli, check_allowed, write_stimuli
 from nd.data.subject import Subject, mean_betas
 from nd.data.subject_file import ALL_VOXELS, SubjectTable, write_subject
@@ -30,9 +43,6 @@ __all__ = [
     "write_stimuli",
     "write_subject",
 ]
-
-
-MIN_TRAIN, MIN_VAL = 2, 1  # images without which voxels have no spread to be scaled by, and nothing is chosen
 
 
 def data_folder(cfg: Config) -> Path:
@@ -78,8 +88,44 @@ def split_of(cfg: Config, name: str = "") -> Split:
     sessions are left out; which images are for validation and for the test does not depend on it.
 
     Raises UserError for a split of another data set, too few images or sessions, or, for NSD, sessions and images that
-    are not those its name stands for.
+    are not those its name stands for; LeakError where an image is trained on and tested under two ids.
     """
+    split = _cut(cfg, name)
+    if cfg.data.same_images == "refuse" and stimuli_path(cfg).is_file():
+        check_across(_across(cfg, split, near=False), name or cfg.subject.name, cfg.data.same_images)
+    return split
+
+
+def same_across(cfg: Config, name: str = "") -> Across:
+    """Return which images are trained on and tested under two ids, and which nearly so.
+
+    Args:
+        cfg: the configuration, whose data are prepared.
+        name: the subject whose split it is, by default ``subject.name``.
+
+    Returns:
+        Pairs (training or validation image, test image), from the prints of the stimuli file: no image is read.
+
+    Raises:
+        UserError: data that are not prepared, or as ``split_of`` says.
+    """
+    return _across(cfg, _cut(cfg, name), near=True)
+
+
+def _across(cfg: Config, split: Split, near: bool) -> Across:
+    path = stimuli_path(cfg)
+    prints = _prints(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    found = [across(prints, fold.seen, fold.test, near=near) for fold in split.folds]
+    equal, close = ([pair for one in found for pair in getattr(one, kind)] for kind in ("equal", "near"))
+    return Across(sorted(set(equal)), sorted(set(close)))
+
+
+@lru_cache(maxsize=4)
+def _prints(path: Path, mtime_ns: int) -> Prints:
+    return Stimuli(path).prints()
+
+
+def _cut(cfg: Config, name: str) -> Split:
     if _is_limited(cfg, name):
         return _early_split(cfg, _whole_subject(cfg, name))
     if not component("source", cfg.data.source).by_subject:

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.data.links import follow
 from nd.errors import UserError
 from nd.files import open_h5
 
@@ -87,13 +87,13 @@ class RowFile:
         if self._offset is not None:
             return np.asarray(np.memmap(self.file, self.dtype, "r", self._offset, self.shape)[rows], np.float32)
         first, last = int(rows[0]), int(rows[-1]) + 1
-        try:
-            with h5py.File(self.file, "r") as handle:
+        with open_h5(self.file) as handle:
+            try:
                 return np.asarray(handle[self._inner][first:last], np.float32)[rows - first]
-        except OSError as error:
-            raise UserError(
-                f"{self.file} is damaged between trials {first} and {last - 1} ({error}). Fetch or write it again."
-            ) from None
+            except OSError as error:
+                raise UserError(
+                    f"{self.file} is damaged between trials {first} and {last - 1} ({error}). Fetch or write it again."
+                ) from None
 
     def _check_finite(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         """Name the first trial and voxel that is NaN or infinite."""
@@ -109,17 +109,3 @@ def not_finite(path: Path, trial: int, voxel: int, value: float) -> str:
         f"{path}: voxel {voxel} of trial {trial} is {value}; every beta must be finite. "
         "Leave that voxel out of the mask or write the file again."
     )
-
-
-def follow(handle: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    """The dataset ``name`` of an open file, wherever it lies. UserError where it links to a file that is not there."""
-    try:
-        return handle[name]
-    except KeyError as error:
-        link = handle.get(name, getlink=True) if name in handle.keys() else None  # noqa: SIM118 - links, not targets
-        if isinstance(link, h5py.ExternalLink):
-            raise UserError(
-                f"{path} reads {name} from {link.filename}, which is not there or cannot be read. Put it back, or set "
-                "data.root to its new place and run `nd prepare` again after removing the first file."
-            ) from None
-        raise UserError(f"{path} holds no {name} ({error}). Write the file again.") from None

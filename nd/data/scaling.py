@@ -106,6 +106,11 @@ class Scaler:
         scale = np.sqrt(moments.squares / moments.n)
         # A constant column leaves rounding of the size of its mean in the standard deviation.
         constant = scale <= 10 * np.finfo(np.float64).eps * np.abs(moments.mean)
+        if constant.all():
+            raise UserError(
+                f"none of the {len(constant)} voxels varies over the {moments.n} training rows, so nothing can be "
+                "decoded from them. Choose another subject.roi, or look at what was measured."
+            )
         return cls(moments.mean.astype(np.float32), np.where(constant, 1.0, scale).astype(np.float32))
 
     def transform(self, rows: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,14 @@ from nd.config import DataConfig
 from nd.config.components import component
 from nd.data import digits69
 from nd.errors import UserError, unknown
-from nd.files import sha256_json
+from nd.files import read_json, sha256_json, write_json
 
+# Fewest images of each part. A single image has none to be told from, so identification of one compares nothing; and
+# voxels of one image have no spread to be scaled by.
+MIN_TRAIN, MIN_VAL, MIN_TEST = 2, 2, 2
 N_FOLDS = 10
 BY_CLUSTER = "scenes-clusters"
+CLUSTERS = "clusters.json"  # the cluster of every image, a file of the prepared folder
 SESSIONS_OF = {"nsd982": 37}  # splits that use the first sessions alone
 # What the validation images of every data set but digits69 are drawn with. It names the data set that had it first:
 # another word would move the pinned split of Scenes, and data in two forms must be cut alike.
@@ -99,17 +104,39 @@ def cluster_split(data: DataConfig, clusters: Sequence[str]) -> Split:
     return _named(data.split, [Fold(_sorted(order[data.n_val :]), _sorted(order[: data.n_val]), _sorted(test))])
 
 
+def clusters_path(folder: Path) -> Path:
+    """Where a prepared folder holds the clusters of its images."""
+    return folder / CLUSTERS
+
+
+def write_clusters(path: Path, clusters: Sequence[str]) -> None:
+    """Write the cluster of every image 0 .. N-1."""
+    write_json(path, list(clusters))
+
+
+def read_clusters(path: Path) -> list[str]:
+    """Read the cluster of every image 0 .. N-1. Raises UserError for a file that is missing or no list of names."""
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist, and a split by clusters needs it. Run `nd prepare` with this data.split."
+        )
+    found = read_json(path)
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise UserError(f"{path} is no list of names, one for each image. Remove it and run `nd prepare` again.")
+    return found
+
+
 def _held_out(data: DataConfig, clusters: Sequence[str]) -> list[int]:
     """All images of the first clusters, in the order of a hash of their names, that have n_test images together."""
     held: list[int] = []
     names = sorted(set(clusters), key=lambda name: _digest(f"{BY_CLUSTER}:{name}"))
     for name in names[:-1]:
         held += [i for i, cluster in enumerate(clusters) if cluster == name]
-        if len(held) >= data.n_test > 0:
+        if len(held) >= data.n_test >= MIN_TEST:
             return held
     raise UserError(
         f"split {data.split!r} holds whole clusters out, and all but one of the {len(names)} clusters have {len(held)} "
-        f"images; data.n_test={data.n_test} must be from 1 to {len(held)}."
+        f"images; data.n_test={data.n_test} must be from {MIN_TEST} to {len(held)}."
     )
 
 
@@ -125,10 +152,10 @@ def subject_split(data: DataConfig, image_id: NDArray[np.integer], held_out: NDA
     _check_name(data)
     test = np.unique(image_id[held_out])
     seen = np.setdiff1d(image_id, test)
-    if not len(test):
+    if len(test) < MIN_TEST:
         raise UserError(
-            f"split {data.split!r} finds no test image among {len(image_id)} trials. Prepare sessions that hold some, "
-            "or name them (own data: data.test_ids)."
+            f"split {data.split!r} finds {len(test) or 'no'} test image among {len(image_id)} trials, wanted at least "
+            f"{MIN_TEST}. Prepare sessions that hold some, or name them (own data: data.test_ids)."
         )
     _check_n_val(data, len(seen))
     order = _shuffled(seen, VALIDATION_PURPOSE)
@@ -169,17 +196,17 @@ def _sorted(ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
 
 
 def _check_n_val(data: DataConfig, n_seen: int) -> None:
-    if not 0 < data.n_val < n_seen:
+    if not MIN_VAL <= data.n_val <= n_seen - MIN_TRAIN:
         raise UserError(
             f"data.n_val={data.n_val} does not fit split {data.split!r}: the validation images are cut from {n_seen} "
-            f"training images, so n_val must be from 1 to {n_seen - 1}."
+            f"training images, so n_val must be from {MIN_VAL} to {n_seen - MIN_TRAIN}."
         )
 
 
 def _scenes_fold(data: DataConfig) -> Fold:
-    """Pictures 0 .. n_train-1 are for training and validation, the next n_test for the test."""
-    if data.n_test < 1:
-        raise UserError(f"data.n_test={data.n_test}; a split needs at least 1 test image.")
+    """Images 0 .. n_train-1 are for training and validation, the next n_test for the test."""
+    if data.n_test < MIN_TEST:
+        raise UserError(f"data.n_test={data.n_test}; a split needs at least {MIN_TEST} test images.")
     _check_n_val(data, data.n_train)
     order = _shuffled(range(data.n_train), VALIDATION_PURPOSE)
     test = np.arange(data.n_train, data.n_train + data.n_test)

@@ -4,7 +4,7 @@ Layout of ``stimuli.h5`` (N images, H rows, W columns)::
 
     images    (N, H, W, 3) uint8    RGB
     image_id  (N,)         int32    0-based, unique
-    captions  (N, K)       text     up to K per image; empty strings fill the rest
+    captions  (N, K)       text     up to K per image; empty strings fill the rest; all empty: there are none
     labels    (N,)         int16    optional class labels
 
 Images that lie elsewhere already are not copied (``nd.data.linked_stimuli``): ``images`` is then a link to a dataset
@@ -12,7 +12,7 @@ of another file, channels last or first, uint8 or floats in [0, 1], and there ar
 
     image_row (N,)         int32    optional: row of ``images`` for each entry of image_id; default: its position
 
-with the attributes ``layout`` ("HWC" or "CHW"), ``linked_file`` and ``linked_bytes``, its size. The reader hands out
+with the attributes ``layout`` ("HWC" or "CHW") and ``linked_bytes``, the size of that file. The reader hands out
 (H, W, 3) uint8 in either case.
 """
 
@@ -25,9 +25,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from nd.data.pictures import PictureFile
+from nd.data.images import ImageFile
+from nd.data.links import check_linked
+from nd.data.same_images import Prints
+from nd.data.whole_numbers import whole_numbers
 from nd.errors import LeakError, UserError
-from nd.files import atomic_path, open_h5, sha256_array, sha256_json
+from nd.files import atomic_path, check_text, open_h5, sha256_array, sha256_json
 
 
 def write_stimuli(
@@ -43,11 +46,13 @@ def write_stimuli(
         raise UserError(f"{path.name}: images are {images.dtype} {images.shape}; wanted uint8 (N, H, W, 3).")
     check_entries(path, len(images), captions, image_id, labels)
     content = content_hash(images, captions, image_id, labels)
+    prints = Prints.of(image_id, enumerate(images))
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as handle:
         add_images(handle, images.shape)[:] = images
         add_entries(handle, image_id, captions)
         if labels is not None:
-            handle.create_dataset("labels", data=np.asarray(labels, np.int16))
+            handle.create_dataset("labels", data=_labels(path, labels))
+        prints.write(handle)
         handle.attrs["hash"] = content
     return content
 
@@ -73,9 +78,9 @@ def add_images(handle: h5py.File, shape: tuple[int, ...]) -> h5py.Dataset:
 
 def add_entries(handle: h5py.File, image_id: NDArray[Any], captions: list[list[str]]) -> None:
     """Add image ids and captions."""
-    longest = max(len(texts) for texts in captions)
+    longest = max(1, *(len(texts) for texts in captions))
     padded = [[*texts, *[""] * (longest - len(texts))] for texts in captions]
-    handle.create_dataset("image_id", data=np.asarray(image_id, np.int32))
+    handle.create_dataset("image_id", data=whole_numbers(image_id, "image_id").astype(np.int32))
     handle.create_dataset("captions", data=np.array(padded, dtype=object), dtype=h5py.string_dtype())
 
 
@@ -99,10 +104,15 @@ def check_entries(
         raise UserError(f"{path.name}: no image is given; a stimuli file holds at least one.")
     if len(np.unique(image_id)) != n_images:
         raise UserError(f"{path.name}: image_id holds the same image twice. Give each image one id.")
-    if not all(captions):
-        raise UserError(
-            f"{path.name}: image {[bool(c) for c in captions].index(False)} has no caption; give at least one each."
-        )
+    for image, texts in zip(image_id, captions, strict=True):
+        if not texts and any(captions):
+            raise UserError(f"{path.name}: image {image} has no caption; give at least one each.")
+        for text in texts:
+            check_text(text, f"a caption of image {image}")
+
+
+def _labels(source: Path, labels: Any) -> NDArray[np.int16]:
+    return whole_numbers(labels, f"{source}: labels", lowest=-(2**15), highest=2**15 - 1).astype(np.int16)
 
 
 class Stimuli:
@@ -124,39 +134,46 @@ class Stimuli:
                     f"{self.path} is not a prepared stimuli file: it lacks {lack}. "
                     "Write it with `nd prepare` or nd.data.prepared.write_stimuli."
                 )
-            self.image_id: NDArray[np.int32] = handle["image_id"][()]
+            self.image_id = whole_numbers(handle["image_id"][()], f"{self.path}: image_id").astype(np.int32)
             self.hash = str(handle.attrs["hash"])
             self.has_labels = "labels" in present
             check_linked(self.path, handle)
             layout = str(handle.attrs.get("layout", "HWC"))
             rows = handle["image_row"][()] if "image_row" in present else np.arange(len(self.image_id))
-        self._pictures, self._picture_row = PictureFile(self.path, layout=layout), rows
-        self.shape: tuple[int, ...] = self._pictures.shape
+            rows = whole_numbers(rows, f"{self.path}: image_row")
+        self._images, self._image_row = ImageFile(self.path, layout=layout), rows
+        self.shape: tuple[int, ...] = self._images.shape
         self._check_rows()
         self._row = {int(i): row for row, i in enumerate(self.image_id)}
 
     def _check_rows(self) -> None:
-        rows, n_pictures = self._picture_row, self._pictures.n_pictures
-        if len(rows) != len(self.image_id) or rows.min(initial=0) < 0 or rows.max(initial=0) >= n_pictures:
+        rows, n_images = self._image_row, self._images.n_images
+        if len(rows) != len(self.image_id) or rows.min(initial=0) < 0 or rows.max(initial=0) >= n_images:
             raise UserError(
-                f"{self.path}: its {len(self.image_id)} images are not among the {n_pictures} images of "
-                f"{self._pictures.file}. Remove {self.path} and run `nd prepare` again."
+                f"{self.path}: its {len(self.image_id)} images are not among the {n_images} images of "
+                f"{self._images.file}. Remove {self.path} and run `nd prepare` again."
             )
 
     def images(self, ids: NDArray[Any]) -> NDArray[np.uint8]:
         """(n, H, W, 3) uint8 RGB, in the order of ``ids``."""
         rows = self._rows(ids)
         out = np.empty((len(rows), *self.shape), np.uint8)
-        for position, picture in self._pictures.each(self._picture_row[rows], self.image_id[rows]):
-            out[position] = picture
+        for position, image in self._images.each(self._image_row[rows], self.image_id[rows]):
+            out[position] = image
         return out
 
     def captions(self, ids: NDArray[Any]) -> list[list[str]]:
-        """The captions of each image, at least one, in the order of ``ids``."""
+        """Return the captions of each image, at least one, in the order of ``ids``. UserError where there are none."""
         rows = self._rows(ids)
         with open_h5(self.path) as handle:
             texts = handle["captions"].asstr()[()]
-        return [[str(text) for text in texts[row] if text] for row in rows]
+        found = [[str(text) for text in texts[row] if text] for row in rows]
+        if not all(found):
+            raise UserError(
+                f"{self.path} holds no captions, of which targets c and clip_text are made. Choose a method or targets "
+                f"without them, or remove {self.path} and prepare it again with data.captions=<file>."
+            )
+        return found
 
     def labels(self, ids: NDArray[Any]) -> NDArray[np.int16]:
         """(n,) int16 class labels. Raises UserError where the data set has none."""
@@ -164,7 +181,13 @@ class Stimuli:
         if not self.has_labels:
             raise UserError(f"{self.path} holds no labels. Set protocol.label_identification=false for this data set.")
         with open_h5(self.path) as handle:
-            return np.asarray(handle["labels"][()][rows], np.int16)
+            return _labels(self.path, handle["labels"][()])[rows]
+
+    def prints(self) -> Prints:
+        """Return what tells the images of the file apart, of all of them; computed where it was written without."""
+        with open_h5(self.path) as handle:
+            kept = Prints.read(handle)
+        return kept or Prints.of(self.image_id, self._images.each(self._image_row, self.image_id))
 
     def _rows(self, ids: NDArray[Any]) -> NDArray[np.intp]:
         """Rows of the file for these ids, after asking whether this reader may see them."""
@@ -177,19 +200,6 @@ class Stimuli:
                 f"{self.path} holds no image {absent[0]} ({len(absent)} of the {len(ids)} asked for are absent)."
             )
         return np.array([self._row[int(i)] for i in ids], np.intp)
-
-
-def check_linked(path: Path, handle: h5py.File) -> None:
-    """Pictures read in place must still be those that were prepared; an open stimuli file is given."""
-    link, recorded = handle.get("images", getlink=True), handle.attrs.get("linked_bytes")
-    if not isinstance(link, h5py.ExternalLink) or recorded is None:
-        return
-    file = path.parent / link.filename
-    if file.is_file() and file.stat().st_size != int(recorded):  # one that is gone is named where it is opened
-        raise UserError(
-            f"{file} has {file.stat().st_size} bytes, but had {recorded} when {path} was prepared from it. "
-            f"Fetch it again, or remove {path} and run `nd prepare` again."
-        )
 
 
 def check_allowed(what: str, ids: NDArray[Any], allowed_ids: NDArray[Any]) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.data.links import check_linked
 from nd.data.rows import RowFile
 from nd.data.subject_file import ALL_VOXELS, TRIAL_COLUMNS
+from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError, unknown
 from nd.files import open_h5, sha256_json
 
@@ -37,18 +39,19 @@ class Subject:
         self.path, self.roi = Path(path), roi
         with open_h5(self.path) as handle:
             self._check(handle)
+            check_linked(self.path, handle)
             self.attributes: dict[str, Any] = {
                 k: v.item() if hasattr(v, "item") else v for k, v in handle.attrs.items()
             }
-            columns = {name: handle[name][()] for name in TRIAL_COLUMNS}
+            columns = {name: self._whole(handle[name]).astype(np.int32) for name in TRIAL_COLUMNS}
             n_trials = len(columns["image_id"])
-            held_out = handle["held_out"][()].astype(bool) if "held_out" in handle else np.zeros(n_trials, bool)
+            held_out = self._whole(handle["held_out"]) > 0 if "held_out" in handle else np.zeros(n_trials, bool)
             self.rois: dict[str, NDArray[np.bool_]] = {
-                name: mask[()].astype(bool) for name, mask in handle["rois"].items()
+                name: self._whole(mask, RESAVED) > 0 for name, mask in handle["rois"].items()
             }
-            ijk, ncsnr = handle["ijk"][()], handle["ncsnr"][()] if "ncsnr" in handle else None
+            ijk = self._whole(handle["ijk"], RESAVED).astype(np.int16)
+            ncsnr = handle["ncsnr"][()] if "ncsnr" in handle else None
         self._matrix = RowFile(self.path)
-        self._check_linked()
         self._trials = self._visible(columns["session"], sessions)
         self.image_id, self.session, self.repeat, self.trial = (columns[n][self._trials] for n in TRIAL_COLUMNS)
         self.held_out = held_out[self._trials]
@@ -59,6 +62,10 @@ class Subject:
         self.ijk = ijk[self._columns]
         self.ncsnr = None if ncsnr is None else ncsnr[self._columns]
         self.mask_hash = sha256_json([self.name, self._columns.tolist(), self.ijk.tolist()])
+
+    def _whole(self, dataset: Any, within: float = 0.0) -> NDArray[np.int64]:
+        """The whole numbers of a dataset, whoever wrote it."""
+        return whole_numbers(dataset[()], f"{self.path}: {dataset.name.strip('/')}", lowest=-1, within=within)
 
     def _check(self, handle: Any) -> None:
         """Refuse a file of another kind and one whose parts do not fit each other."""
@@ -81,16 +88,6 @@ class Subject:
         masks = {name: mask.shape for name, mask in handle["rois"].items() if mask.shape != (n_voxels,)}
         if masks or handle["ijk"].shape != (n_voxels, 3):
             raise UserError(f"{self.path}: ROI masks or ijk do not fit {n_voxels} voxels. Write the file again.")
-
-    def _check_linked(self) -> None:
-        """Betas read in place must still be those that were prepared."""
-        recorded = self.attributes.get("linked_bytes")
-        size = self._matrix.file.stat().st_size
-        if recorded is not None and int(recorded) != size:
-            raise UserError(
-                f"{self._matrix.file} has {size} bytes, but had {recorded} when {self.path} was prepared from it. "
-                f"Fetch it again, or remove {self.path} and run `nd prepare` again."
-            )
 
     @property
     def inner_rois(self) -> dict[str, NDArray[np.bool_]]:

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.data.rows import not_finite
+from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError
-from nd.files import allocate, atomic_path
+from nd.files import allocate, atomic_path, check_text
 
 TRIAL_COLUMNS = ("image_id", "session", "repeat", "trial")
 ALL_VOXELS = "all"
@@ -63,15 +64,17 @@ def lay_out(handle: h5py.File, name: str, table: SubjectTable) -> h5py.Dataset:
 def write_table(handle: h5py.File, name: str, table: SubjectTable) -> None:
     """Write everything but the voxels into an empty file."""
     for column in TRIAL_COLUMNS:
-        handle.create_dataset(column, data=np.asarray(getattr(table, column), np.int32))
+        numbers = whole_numbers(getattr(table, column), f"{name}: {column}")
+        handle.create_dataset(column, data=numbers.astype(np.int32))
     if table.held_out is not None:
-        handle.create_dataset("held_out", data=np.asarray(table.held_out, bool))
-    handle.create_dataset("ijk", data=np.asarray(table.ijk, np.int16))
+        handle.create_dataset("held_out", data=whole_numbers(table.held_out, f"{name}: held_out") > 0)
+    ijk = whole_numbers(table.ijk, f"{name}: ijk", lowest=-1, within=RESAVED)
+    handle.create_dataset("ijk", data=ijk.astype(np.int16))
     if table.ncsnr is not None:
         handle.create_dataset("ncsnr", data=np.asarray(table.ncsnr, np.float32))
     group = handle.create_group("rois")
     for roi, mask in table.rois.items():
-        group.create_dataset(roi, data=np.asarray(mask, bool))
+        group.create_dataset(roi, data=whole_numbers(mask, f"{name}: ROI {roi}", within=RESAVED) > 0)
     handle.attrs.update({"name": name, **table.attributes})
 
 
@@ -117,5 +120,9 @@ def check_table(path: Path, table: SubjectTable, shape: tuple[int, ...]) -> None
     for name, (values, wished) in wanted.items():
         if values is not None and values.shape != wished:
             raise UserError(f"{path.name}: {name} has shape {values.shape}, but voxels {shape} asks for {wished}.")
+    for roi in table.rois:
+        check_text(roi, f"{path.name}: the name of ROI {roi!r}")
+        if not roi.strip(".") or "/" in roi:
+            raise UserError(f"{path.name}: an ROI is named {roi!r}; wanted a name without '/' that is not only dots.")
     if ALL_VOXELS in table.rois:
         raise UserError(f"{path.name}: an ROI cannot be named {ALL_VOXELS!r}, which always means every voxel.")

@@ -16,7 +16,7 @@ from nd.data.npy import open_npy
 from nd.data.nsd.design import read_trials
 from nd.data.nsd.facts import PEOPLE, TRIALS_PER_SESSION, person
 from nd.data.nsd.volumes import read_mask
-from nd.data.own_pictures import open_pictures
+from nd.data.own_images import open_images
 from nd.data.prepared import Stimuli, open_subject, stimuli_path
 from nd.doctor.tree import Tree
 from nd.errors import UserError
@@ -75,7 +75,7 @@ def _of_own(data: DataConfig) -> Extent:
         return (len(voxels), voxels.shape[1]) if voxels.ndim == 2 else (0, 0)
 
     trials, voxels = _asked(shape) if data.voxels else (0, 0)
-    images = _asked(lambda: (len(open_pictures(Path(data.images).expanduser()).ids), 0))[0] if data.images else 0
+    images = _asked(lambda: (len(open_images(Path(data.images).expanduser()).ids), 0))[0] if data.images else 0
     return Extent(images, max(0, images - data.n_test), trials, voxels)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from nd.config import Config, DataConfig
 from nd.data.captions import files_of
 from nd.data.own import EXAMPLE, STIMULI, TRIAL_FILES
-from nd.data.own_pictures import open_pictures
+from nd.data.own_images import open_images
 from nd.data.own_trials import OwnTrials
+from nd.data.splits import subject_split
 from nd.data.stimuli import Stimuli
 from nd.doctor.need import Need, size_text
 from nd.errors import UserError
@@ -48,23 +47,21 @@ def _problems(data: DataConfig, absent: Collection[str], stimuli: Path) -> Itera
     paths = {key: Path(given).expanduser() for key in TRIAL_FILES if (given := getattr(data, key))}
     trials = OwnTrials(paths, data.n_test)
 
-    def check_pictures() -> None:
+    def check_images() -> None:
         if STIMULI in absent:
-            pictures = open_pictures(Path(data.images).expanduser())
-            ids, said = pictures.ids, f"{pictures.source}. {pictures.said_of_names()}"
+            images = open_images(Path(data.images).expanduser())
+            ids, where = images.ids, f"{images.source}. {images.said_of_names()}"
         else:
-            ids, said = Stimuli(stimuli).image_id, f"{stimuli}."
-        without = np.setdiff1d(trials.image_id, ids) if "image_ids" in paths else np.array([])
-        if without.size:
-            raise UserError(
-                f"{without.size} images that were shown have no image (first: image {without[0]}) in {said}"
-            )
+            ids, where = Stimuli(stimuli).image_id, f"{stimuli}."
+        if "image_ids" in paths:
+            trials.check_images(ids, where)
 
-    checks: list[Callable[[], object]] = [check_pictures]
+    checks: list[Callable[[], object]] = [check_images]
     if data.captions:
         checks.append(lambda: files_of(Path(data.captions).expanduser()))
     if "voxels" in paths and "image_ids" in paths:
         checks = [lambda: trials.voxels, lambda: trials.image_id, lambda: trials.held_out, *checks]
+        checks.append(lambda: subject_split(data, trials.image_id, trials.held_out))
         checks += [lambda: trials.session] if "session_ids" in paths else []
     for check in checks:
         try:

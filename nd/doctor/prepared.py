@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nd.config import Config
-from nd.data.pictures import PictureFile
+from nd.data.images import ImageFile
 from nd.data.pieces import Piece, is_prepared
 from nd.data.prepared import Stimuli, data_folder, open_subject, split_of, stimuli_path, subject_path
 from nd.data.rows import RowFile
@@ -53,7 +53,7 @@ def _opened(cfg: Config, absent: Sequence[str]) -> list[Path]:
     stimuli, subject, linked = stimuli_path(cfg), subject_path(cfg), []
     if stimuli.name not in absent:
         Stimuli(stimuli)
-        linked.append((stimuli, PictureFile(stimuli).file))
+        linked.append((stimuli, ImageFile(stimuli).file))
     if subject.name not in absent:
         open_subject(cfg)
         linked.append((subject, RowFile(subject).file))

@@ -25,8 +25,8 @@ from nd.errors import UserError
 
 STIMULI = "stimuli.h5"
 NIFTI_HEADER = 352  # bytes before the values of a NIfTI-1 file without extensions
-NSD_PICTURES = (nsd.STIM_INFO, nsd.STIMULI, *nsd.COCO_CAPTIONS)  # read for the stimuli and for nothing else
-MINDEYE2_PICTURES = (mindeye2.IMAGES, mindeye2.CAPTIONS)
+NSD_IMAGES = (nsd.STIM_INFO, nsd.STIMULI, *nsd.COCO_CAPTIONS)  # read for the stimuli and for nothing else
+MINDEYE2_IMAGES = (mindeye2.IMAGES, mindeye2.CAPTIONS)
 SESSION = "/betas_session"  # in the path of a session of NSD
 OTHERS = "trials of other data.subjects"  # say which images they saw
 
@@ -105,9 +105,9 @@ def _nsd(cfg: Config, root: Path | None, absent: Collection[str]) -> list[Expect
     if data.captions:  # they lie somewhere else
         files = [file for file in files if file.path not in nsd.COCO_CAPTIONS]
     if STIMULI not in absent:
-        files = [file for file in files if file.path not in NSD_PICTURES]
+        files = [file for file in files if file.path not in NSD_IMAGES]
     if f"{subject}.h5" not in absent:
-        files = [file for file in files if file.path in (nsd.DESIGN, *NSD_PICTURES)]
+        files = [file for file in files if file.path in (nsd.DESIGN, *NSD_IMAGES)]
     return files
 
 
@@ -144,9 +144,9 @@ def _mindeye2(cfg: Config, root: Path | None, absent: Collection[str]) -> list[E
     if cfg.data.captions:
         mine = [file for file in mine if file.path != mindeye2.CAPTIONS]
     if STIMULI not in absent:
-        mine = [file for file in mine if file.path not in MINDEYE2_PICTURES]
+        mine = [file for file in mine if file.path not in MINDEYE2_IMAGES]
     if f"{subject}.h5" not in absent:
-        mine = [file for file in mine if file.path in MINDEYE2_PICTURES]
+        mine = [file for file in mine if file.path in MINDEYE2_IMAGES]
     mine += _tars(root, subject, "training trials", "test trials")
     if STIMULI in absent:
         for name in others:

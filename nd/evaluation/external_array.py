@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from nd.data.npy import open_npy
+from nd.data.whole_numbers import whole_numbers
 from nd.errors import UserError
 from nd.evaluation.reconstructions import Wanted, check_given_ids, check_unique
 from nd.files import open_h5
@@ -41,8 +42,9 @@ def read_array(path: Path, wanted: Wanted) -> tuple[NDArray[Any], NDArray[np.int
     elif wanted.order:
         raise UserError(f"{path} holds {IDS}, which says what each image is of; leave order={wanted.order} out.")
     else:
+        ids = whole_numbers(ids, f"{path}: {IDS}")
         check_unique(ids, len(images), path)
-        check_given_ids(np.asarray(ids, np.int32), wanted, path)
+        check_given_ids(ids.astype(np.int32), wanted, path)
     order = np.argsort(ids)
     return images[order], np.asarray(ids, np.int32)[order], facts
 

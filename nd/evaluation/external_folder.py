@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nd.data.number_list import LARGEST
-from nd.data.own_pictures import DAMAGE, SUFFIXES
+from nd.data.own_images import DAMAGE, SUFFIXES
+from nd.data.whole_numbers import LARGEST
 from nd.errors import UserError
 from nd.evaluation.reconstructions import Wanted, check_given_ids
 
@@ -28,13 +28,13 @@ Repeats = dict[int, Path]
 
 
 def read_folder(folder: Path, wanted: Wanted) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Pictures (N, R, H, W, 3) and ids (N,) of a folder, by rising id.
+    """Images (N, R, H, W, 3) and ids (N,) of a folder, by rising id.
 
     Raises:
         UserError: no images, ids that are missing, foreign or doubled, repeats that differ, no ids and no order,
             files that cannot be read, are not RGB, or differ in size.
     """
-    files = sorted((path for path in folder.iterdir() if _is_picture(path)), key=_natural)
+    files = sorted((path for path in folder.iterdir() if _is_image(path)), key=_natural)
     if not files:
         raise UserError(f"{folder} holds no image ({', '.join(SUFFIXES)}).")
     by_id = _by_position(files, folder, wanted) if wanted.order else _by_name(files, folder, wanted)
@@ -43,7 +43,7 @@ def read_folder(folder: Path, wanted: Wanted) -> tuple[NDArray[np.uint8], NDArra
     return _pixels([[path for _, path in sorted(by_id[i].items())] for i in ids], ids), np.array(ids, np.int32)
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
@@ -70,7 +70,7 @@ def _by_position(files: list[Path], folder: Path, wanted: Wanted) -> dict[int, R
         places = [repeats for _, repeats in sorted(_grouped(files, folder).items())]
     else:
         places = [{0: path} for path in files]
-    ids = wanted.by_position(len(places), f"{folder}: its pictures")
+    ids = wanted.by_position(len(places), f"{folder}: its images")
     return {int(image_id): repeats for image_id, repeats in zip(ids, places, strict=True)}
 
 
@@ -105,21 +105,21 @@ def _check_repeats(by_id: dict[int, Repeats], folder: Path) -> None:
 
 def _pixels(files_NR: list[list[Path]], ids: list[int]) -> NDArray[np.uint8]:
     """(N, R, H, W, 3) uint8, read one by one."""
-    first = _picture(files_NR[0][0], ids[0])
+    first = _image(files_NR[0][0], ids[0])
     out = np.empty((len(files_NR), len(files_NR[0]), *first.shape), np.uint8)
     for n, files in enumerate(files_NR):
         for r, path in enumerate(files):
-            picture = _picture(path, ids[n])
-            if picture.shape != first.shape:
+            image = _image(path, ids[n])
+            if image.shape != first.shape:
                 raise UserError(
-                    f"{path} (image {ids[n]}) has {_size(picture)} pixels, but {files_NR[0][0].name} {_size(first)}; "
-                    "pictures of one size are wanted. Resize them, all by the same rule."
+                    f"{path} (image {ids[n]}) has {_size(image)} pixels, but {files_NR[0][0].name} {_size(first)}; "
+                    "images of one size are wanted. Resize them, all by the same rule."
                 )
-            out[n, r] = picture
+            out[n, r] = image
     return out
 
 
-def _picture(path: Path, image_id: int) -> NDArray[Any]:
+def _image(path: Path, image_id: int) -> NDArray[Any]:
     """(H, W, 3) uint8. UserError: damaged, or of another mode than RGB."""
     try:
         with Image.open(path) as image:
@@ -136,5 +136,5 @@ def _picture(path: Path, image_id: int) -> NDArray[Any]:
     return pixels
 
 
-def _size(picture: NDArray[Any]) -> str:
-    return f"{picture.shape[1]} x {picture.shape[0]}"
+def _size(image: NDArray[Any]) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"

@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.data.prepared import same_across
+from nd.data.same_images import named
+from nd.errors import UserError
 from nd.evaluation.ceiling import VoxelCeiling
 from nd.evaluation.diversity import Decoded
 from nd.metrics.statistics import Interval, paired_difference
 from nd.tables.differences import PerImage
 from nd.tables.scores import Score
-from nd.tables.specs import Column
+from nd.tables.specs import Column, Entry
 
 NEAR = 0.9  # of the way from the best floor to the oracle: further than decoding from measured voxels comes
 SAME_SHARE = 0.5  # of the images with the very scores of another row, from which on it is said
@@ -100,6 +103,20 @@ def panel_of(rows: Sequence[Judged], columns: Sequence[Column]) -> Panel:
             findings += _of_method(method, own, metrics, crowded)
             standings += [standing(method, own, metric) for metric in metrics if metric in method.scores]
     return Panel(standings, findings)
+
+
+def image_findings(entries: Sequence[Entry]) -> Iterator[Finding]:
+    """Say of every subject whether test images are training images too, as far as its prepared data are there."""
+    for subject, entry in {entry.subject: entry for entry in entries}.items():
+        try:
+            found = same_across(entry.cfg)
+        except UserError:
+            continue
+        for pairs, how in ((found.equal, "are"), (found.near, "are nearly")):
+            if pairs:
+                n_test = len({test for _, test in pairs})
+                text = f"{n_test} test images {how} training images ({named(pairs)}): naming one of those scores for it"
+                yield Finding("images", subject, text)
 
 
 def standing(method: Judged, rows: Sequence[Judged], metric: str) -> Standing:

@@ -14,9 +14,8 @@ from nd.backbone.weights import local_folder
 from nd.config.components import component
 from nd.config.fields import declared
 from nd.config.schema import Config
-from nd.data.clusters import CLUSTERS
 from nd.data.pieces import recorded_hash
-from nd.data.splits import BY_CLUSTER
+from nd.data.splits import BY_CLUSTER, CLUSTERS
 from nd.files import sha256_file, sha256_json
 from nd.runs.identity import generator_of, mapper_of, trained_together
 
@@ -82,7 +81,9 @@ def describe(paths: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _same(path: Path, recorded: dict[str, Any]) -> bool:
-    state = path.stat()
+    state, known = path.stat(), recorded_hash(path)  # of a file whose links were led elsewhere, that of its content
+    if known is not None:
+        return known == recorded["sha256"]
     if state.st_size != recorded["size"]:
         return False
     return state.st_mtime_ns == recorded["mtime_ns"] or sha256_file(path) == recorded["sha256"]

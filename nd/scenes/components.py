@@ -10,6 +10,7 @@ from nd.config.components import Source
 from nd.config.fields import opt
 from nd.config.rules import at_least
 from nd.config.schema import DataConfig
+from nd.data.components import too_many_for_validation
 from nd.data.splits import BY_CLUSTER
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ def _pieces(cfg: Config) -> Any:
 def _rules(cfg: Config) -> Iterator[str]:
     data = cfg.data
     assert isinstance(data, ScenesData)
-    yield from at_least(1, data=data, names=("n_train", "n_test", "n_repeats", "n_voxels"), key="data")
-    if 0 < data.n_train <= data.n_val:
-        yield f"data.n_val: {data.n_val} validation images leave nothing of {data.n_train} training images; give fewer."
+    yield from at_least(2, data=data, names=("n_train", "n_test"), key="data")
+    yield from at_least(1, data=data, names=("n_repeats", "n_voxels"), key="data")
+    if data.n_train >= 2 and data.n_val > data.n_train - 2:
+        yield too_many_for_validation(cfg, data.n_train)
     if cfg.layout != "prepared" and data.split == BY_CLUSTER:
         yield f"layout: {cfg.layout} has no split {data.split}; use data.split=scenes."
 

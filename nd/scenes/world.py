@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.config import DataConfig
-from nd.data.clusters import CLUSTERS, write_clusters
 from nd.data.pieces import Piece
 from nd.data.prepared import write_stimuli, write_subject
-from nd.data.splits import BY_CLUSTER, cluster_split
+from nd.data.splits import BY_CLUSTER, CLUSTERS, cluster_split, write_clusters
 from nd.data.stimuli import content_hash
 from nd.errors import UserError
 from nd.scenes.attributes import attribute_matrix

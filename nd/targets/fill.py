@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from nd.data.image_checks import check_images
 from nd.data.prepared import Stimuli
 from nd.errors import UserError
 from nd.files import atomic_path
 from nd.locks import locked
 from nd.targets.base import Extractor, Items
-from nd.targets.guards import check_pictures
 from nd.targets.reference import N_REFERENCE, check_drift, reference_features
 from nd.targets.store import TargetStore, differences
 from nd.targets.unfinished import Job, Unfinished
@@ -156,7 +156,7 @@ def _fill(stores: Sequence[Unfinished], stimuli: Stimuli, batch_size: int, stage
         stages.enter("images are read")
         items = Items.read(stimuli, ids, {store.job.extractor.needs for store in lacking})
         if len(items.images):
-            check_pictures(items.images, ids)
+            check_images(items.images, ids)
         for store in lacking:
             stages.enter(store.job.extractor.name)
             store.write(rows, ids, store.job.extractor(items))

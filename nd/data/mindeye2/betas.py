@@ -1,10 +1,11 @@
-"""The betas of the MindEye2 release: opened, held against what is known of them, and read through once.
+"""What the MindEye2 release measured: the betas, held against what is known of them, and the ROIs of their columns.
 
 Shapes: T trials, V voxels.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import h5py
@@ -16,8 +17,13 @@ from nd.data.mindeye2 import tree
 from nd.data.nsd.facts import person
 from nd.data.nsd.tree import simulated
 from nd.data.rows import RowFile
+from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError
 from nd.files import open_h5
+
+LOG = logging.getLogger(__name__)
+
+NSD_NAMES = {"nsd_general": "nsdgeneral", "V4": "hV4"}  # ROIs that the release calls otherwise than NSD
 
 
 def open_betas(root: Path, subject: str) -> RowFile:
@@ -67,8 +73,36 @@ def read_through(matrix: RowFile, out: h5py.Dataset | None, title: str, progress
 
 def check_constant(matrix: RowFile, constant: NDArray[np.bool_], rule: str) -> None:
     """Refuse voxels that never vary, unless ``rule`` (data.constant_voxels) is to keep them: they carry nothing."""
+    if constant.all():
+        raise UserError(f"{matrix.path}: none of its {len(constant)} voxels ever varies. Fetch the file again.")
     if constant.any() and rule == "refuse":
         raise UserError(
             f"{matrix.path}: {constant.sum()} voxels never vary (first: voxel {constant.argmax()}, counted from 0), so "
             "they cannot be scaled. Set data.constant_voxels=zero to keep them as zeros, or fetch the file again."
         )
+
+
+def read_rois(root: Path, subject: str, n_voxels: int) -> dict[str, NDArray[np.bool_]]:
+    """The masks (V,) of one subject; none where the release has none of it.
+
+    Raises UserError where the file is damaged or a mask has another length.
+    """
+    path = root / tree.ROI_MASKS
+    if not tree.there(path):
+        LOG.warning("%s is missing; %s is prepared without ROIs", path, subject)
+        return {}
+    with open_h5(path) as handle:
+        if subject not in handle:
+            LOG.warning("%s holds no ROIs of %s", path, subject)
+            return {}
+        masks = {name: mask[()] for name, mask in handle[subject].items() if isinstance(mask, h5py.Dataset)}
+    for name, mask in masks.items():
+        if mask.shape != (n_voxels,):
+            raise UserError(
+                f"{path}: {subject}/{name} has shape {mask.shape}, but the betas of {subject} have {n_voxels} voxels. "
+                "Fetch both again, or move the masks away to go without ROIs."
+            )
+    found: dict[str, NDArray[np.bool_]] = {}
+    for name, mask in masks.items():
+        found[NSD_NAMES.get(name, name)] = whole_numbers(mask, f"{path}: {subject}/{name}", within=RESAVED) > 0
+    return found

@@ -15,12 +15,12 @@ import numpy as np
 
 from nd.config import Config
 from nd.data.captions import captions_for, files_of
-from nd.data.linked_stimuli import open_pictures, write_linked_stimuli
+from nd.data.linked_stimuli import open_images, write_linked_stimuli
+from nd.data.links import link
 from nd.data.mindeye2 import tree
-from nd.data.mindeye2.betas import check_constant, check_trials, open_betas, read_through
-from nd.data.mindeye2.rois import read_rois
+from nd.data.mindeye2.betas import check_constant, check_trials, open_betas, read_rois, read_through
 from nd.data.mindeye2.trials import read_trials, tars_of
-from nd.data.nsd.design import Trials
+from nd.data.nsd.design import Trials, check_usable
 from nd.data.nsd.tree import check_root, check_simulated
 from nd.data.pieces import Piece, Settings
 from nd.data.prepared import subject_path
@@ -46,8 +46,14 @@ def pieces_of(cfg: Config) -> list[Piece]:
         )
     release = Release(cfg)
     return [
-        Piece("stimuli.h5", release.stimuli_settings(), release.write_stimuli),
-        Piece(name, release.subject_settings(), release.write_subject, n_bytes=release.subject_bytes()),
+        Piece("stimuli.h5", release.stimuli_settings(), release.write_stimuli, links=release.places("images")),
+        Piece(
+            name,
+            release.subject_settings(),
+            release.write_subject,
+            n_bytes=release.subject_bytes(),
+            links=release.places("voxels"),
+        ),
     ]
 
 
@@ -101,6 +107,11 @@ class Release:
     def _settings(self) -> Settings:
         return {"name": self.data.name, "source": SOURCE, "simulated": self.data.simulated}
 
+    def places(self, dataset: str) -> dict[str, Path]:
+        """Where the file that ``dataset`` is read from lies below the root that was given."""
+        name = tree.IMAGES if dataset == "images" else tree.betas_file(self.subject)
+        return {dataset: self.given / name} if self.given else {}
+
     def _file(self, name: str) -> Path | None:
         return self.given / name if self.given else None
 
@@ -116,7 +127,7 @@ class Release:
     def write_stimuli(self, path: Path) -> None:
         """Link (or copy) the images that the subjects saw, with their captions."""
         file = self.root / tree.IMAGES
-        side, shape = self.data.image_size, open_pictures(file, tree.IMAGES_KEY).shape
+        side, shape = self.data.image_size, open_images(file, tree.IMAGES_KEY).shape
         if shape != (side, side, 3):
             raise UserError(f"{file} holds images of {shape[0]} x {shape[1]} pixels, but data.image_size={side}.")
         image_id = np.unique(np.concatenate([self.trials(subject).image_id for subject in self.data.subjects]))
@@ -135,7 +146,9 @@ class Release:
     def write_subject(self, path: Path) -> None:
         """Write the subject's file; its voxels are the release's, linked to or copied, after every one was read."""
         betas = open_betas(self.root, self.subject)
-        check_trials(betas, self.subject, len(self.trials(self.subject).image_id))
+        trials = self.trials(self.subject)
+        check_trials(betas, self.subject, len(trials.image_id))
+        check_usable(self.data, self.subject, trials, path.parent / "stimuli.h5")
         table = self._table(betas)
         check_table(path, table, betas.shape)
         with atomic_path(path) as temporary, h5py.File(temporary, "w") as handle:
@@ -143,9 +156,8 @@ class Release:
                 constant = read_through(betas, None, f"check {self.subject}", self.progress)
                 write_table(handle, self.subject, table)
                 # Not opened through the link here: this file is open for writing, and so would be the linked one.
-                handle["voxels"] = h5py.ExternalLink(str(betas.path.absolute()), tree.BETAS_KEY)
-                size = betas.path.stat().st_size
-                handle.attrs.update({"linked_bytes": size, "linked_sha256": sha256_file(betas.path)})
+                link(handle, "voxels", betas.path, tree.BETAS_KEY)
+                handle.attrs["linked_sha256"] = sha256_file(betas.path)
             else:
                 voxels = lay_out(handle, self.subject, table)
                 constant = read_through(betas, voxels, f"copy {self.subject}", self.progress)

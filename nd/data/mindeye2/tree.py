@@ -16,7 +16,7 @@ IMAGES_KEY = "images"
 CAPTIONS = "COCO_73k_annots_curated.npy"  # (73000, 5) text, '' where an image has fewer; pscotti/naturalscenesdataset
 ROI_MASKS = "brain_region_masks.hdf5"  # <subject>/<ROI> (V,) over the columns of the betas; subj01, 02, 05, 07
 BETAS_KEY = "betas"
-PICTURE_BYTES = 73_000 * 3 * 224 * 224 * 2
+IMAGE_BYTES = 73_000 * 3 * 224 * 224 * 2
 TRAIN, OLD_TEST, NEW_TEST = "train", "test", "new_test"
 
 # Columns of behav.npy (1, 17) float64; -1 stands for NaN.
@@ -55,8 +55,8 @@ def expected(subject: str) -> list[Expected]:
     betas = 750 * known.sessions * known.voxels * 4
     return [
         Expected(betas_file(subject), "single-trial betas", betas, betas),
-        Expected(IMAGES, "the 73,000 images at 224 px", PICTURE_BYTES, PICTURE_BYTES),
-        Expected(CAPTIONS, "captions of the pictures"),
+        Expected(IMAGES, "the 73,000 images at 224 px", IMAGE_BYTES, IMAGE_BYTES),
+        Expected(CAPTIONS, "captions of the images"),
         Expected(ROI_MASKS, "ROIs", needed=False),
         *(Expected(train_tar(subject, k), "training trials") for k in range(known.sessions)),
         Expected(test_tar(subject), "test trials"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import tarfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,13 @@ from nd.data.mindeye2 import tree
 from nd.data.nsd.design import Trials, presentation
 from nd.data.nsd.facts import N_IMAGES, TRIALS_PER_SESSION, person
 from nd.data.nsd.tree import simulated
+from nd.data.whole_numbers import whole_numbers
 from nd.errors import UserError
+from nd.files import unreadable
 
 MEMBER = ".behav.npy"
-WHOLE = {tree.IMAGE: "image", tree.SESSION: "session", tree.GLOBAL_TRIAL: "trial"}  # columns of whole numbers
+# Columns of whole numbers.
+WHOLE = {tree.IMAGE: "image", tree.SESSION: "session", tree.GLOBAL_TRIAL: "trial", tree.IS_SHARED: "mark of the test"}
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,8 @@ def read_tar(path: Path) -> tuple[NDArray[np.float64], list[str]]:
                 if member.name.endswith(MEMBER):
                     rows.append(_behaviour(tar, member))
                     names.append(member.name)
-    except PermissionError:
-        raise UserError(f"{path} cannot be read: permission denied. Check the file's owner and mode.") from None
+    except PermissionError as error:
+        raise unreadable(path, error) from None
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{path} is damaged or cut short at {last} ({error}). Fetch that tar again.") from None
     if n_members and not names:
@@ -139,16 +143,16 @@ def _check_columns(samples: Samples, sessions: int) -> None:
         tree.IMAGE: (0, N_IMAGES - 1),
         tree.SESSION: (1, sessions),
         tree.GLOBAL_TRIAL: (0, TRIALS_PER_SESSION * sessions - 1),
+        tree.IS_SHARED: (-1, 1),
     }
-    for column, (low, high) in ranges.items():
-        values = samples.table[:, column]
-        bad = ~((values >= low) & (values <= high) & (values == np.round(values)))  # said this way NaN is met too
-        if bad.any():
-            first = int(bad.argmax())
-            raise UserError(
-                f"{samples.origin[first]}: the {WHOLE[column]} (column {column}) is {values[first]:g}; wanted a whole "
-                f"number from {low} to {high}. Fetch that tar again."
-            )
+    for column, (lowest, highest) in ranges.items():
+        what = partial(_place, samples, column)
+        advice = "Fetch that tar again."
+        whole_numbers(samples.table[:, column], what, lowest=lowest, highest=highest, advice=advice)
+
+
+def _place(samples: Samples, column: int, n: int) -> str:
+    return f"{samples.origin[n]}: the {WHOLE[column]} (column {column})"
 
 
 def _check_complete(samples: Samples, subject: str, n_trials: int) -> None:

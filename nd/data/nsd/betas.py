@@ -1,13 +1,19 @@
-"""Single-trial betas of one session, through a mask, from either form in which NSD has them.
+"""Single-trial betas of one session, through a mask, from either form in which NSD has them; and their scaling.
 
 NIfTI: (X, Y, Z, trials) int16, compressed, read volume by volume. HDF5: ``betas`` int16, written by MATLAB as
 (X, Y, Z, trials), so (trials, Z, Y, X) here, in chunks of one voxel and all trials, read slice by slice. Both hold
 percent signal change times 300. Memory stays near that of the kept voxels.
+
+``session_train`` (the default) z-scores every voxel by the session's trials that show no shared image, so that no test
+trial has a part in it; the released MindEye2 betas ("renorm") were made so. ``session`` uses all trials of the session,
+test trials included, as earlier published pipelines do: it is transductive and marked as such.
 Shapes: T trials, V voxels.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +27,20 @@ from nd.data.nsd.volumes import NIFTI_ERRORS, Mask, damaged, open_nifti
 from nd.errors import UserError
 from nd.files import open_h5
 
+LOG = logging.getLogger(__name__)
+
 KEY = "betas"
+SCALES = {"scale_factor", "add_offset", "scl_slope", "scl_inter"}  # attributes that say integers are to be scaled
+LEAST, MOST = 0.02, 60.0  # medians of |beta|, percent, between which no unit is doubted; NSD's are near 1
+SAMPLE = 1_000_000  # betas looked at for that
 SLAB_BYTES = 64 << 20  # of an HDF5 file read at a time
+
+
+RULES = {
+    "raw": "none: percent signal change",
+    "session": "z-scored per session and voxel by the mean and deviation of all its trials (transductive)",
+    "session_train": "z-scored per session and voxel by the mean and deviation of its training-image trials",
+}
 
 
 def session_files(root: Path, subject: str, version: str, n_sessions: int) -> list[Path]:
@@ -78,12 +96,15 @@ def _read_nifti(path: Path, mask: Mask) -> NDArray[np.float32]:
     image = open_nifti(path)
     flat = np.ravel_multi_index(tuple(mask.ijk.T.astype(np.intp)), mask.grid, order="F")  # the order on disk
     out = np.empty((image.shape[3], len(flat)), np.float32)
+    kind = image.get_data_dtype()
     try:
         for trial in range(len(out)):
-            out[trial] = np.asanyarray(image.dataobj[..., trial]).ravel(order="F")[flat]
+            values = np.asanyarray(image.dataobj[..., trial])
+            kind = values.dtype  # as read: a slope of the header has made floats of integers by now
+            out[trial] = values.ravel(order="F")[flat]
     except NIFTI_ERRORS as error:
         raise damaged(path, error) from None
-    return _percent(out, image.get_data_dtype())
+    return _percent(path, out, kind)
 
 
 def _read_hdf5(path: Path, mask: Mask) -> NDArray[np.float32]:
@@ -97,7 +118,12 @@ def _read_hdf5(path: Path, mask: Mask) -> NDArray[np.float32]:
                 _by_slices(betas, mask, out)
         except OSError as error:
             raise damaged(path, error) from None
-        return _percent(out, betas.dtype)
+        if betas.dtype.kind in "iu" and (scales := sorted(SCALES & set(betas.attrs))):
+            raise UserError(
+                f"{path}: {KEY} are scaled integers ({', '.join(scales)}), whose unit is not NSD's. Save them as "
+                "floats in percent signal change."
+            )
+        return _percent(path, out, betas.dtype)
 
 
 def _by_slices(betas: h5py.Dataset, mask: Mask, out: NDArray[np.float32]) -> None:
@@ -126,8 +152,57 @@ def _dataset(path: Path, handle: h5py.File) -> h5py.Dataset:
     return handle[KEY]
 
 
-def _percent(stored: NDArray[np.float32], kind: np.dtype[Any]) -> NDArray[np.float32]:
-    """Integers are percent signal change times 300; floats have been divided already."""
+def _percent(path: Path, values: NDArray[np.float32], kind: np.dtype[Any]) -> NDArray[np.float32]:
+    """Values as percent signal change: integers without a scale are that times 300, anything else is that already."""
     if kind.kind in "iu":
-        stored /= np.float32(BETA_UNIT)
-    return stored
+        values /= np.float32(BETA_UNIT)
+    size = float(np.median(np.abs(values[: max(1, SAMPLE // max(1, values.shape[1]))])))
+    if not LEAST <= size <= MOST:
+        LOG.warning(
+            "%s: half of its betas are beyond %.3g percent signal change, which no brain shows: integers are read as "
+            "percent times 300, floats as percent. Are they in another unit?", path, size,
+        )  # fmt: skip
+    return values
+
+
+def scale_session(
+    betas_TV: NDArray[np.float32],
+    shared_T: NDArray[np.bool_],
+    rule: str,
+    constant: str,
+    name_voxel: Callable[[int], str],
+) -> NDArray[np.float32]:
+    """Scale one session's betas in place and return them.
+
+    Args:
+        betas_TV: percent signal change.
+        shared_T: trials of shared images.
+        rule: a key of ``RULES``.
+        constant: what to do with voxels that never vary over the trials that give the statistics: "refuse", or "zero".
+        name_voxel: says where a voxel is, for messages.
+
+    Raises:
+        UserError: constant voxels that are refused, or fewer than two trials to take statistics from.
+    """
+    fit = ~shared_T if rule == "session_train" else np.ones(len(betas_TV), bool)
+    if fit.sum() < 2:
+        raise UserError(f"a session has {fit.sum()} trials to be scaled by, wanted at least 2. Use data.scaling=raw.")
+    mean, spread = betas_TV[fit].mean(0, dtype=np.float64), betas_TV[fit].std(0, dtype=np.float64)
+    flat = spread <= 10 * np.finfo(np.float32).eps * np.abs(mean)
+    if flat.all():
+        raise UserError(
+            f"{name_voxel(0)} has the same beta in all trials of the session, and so have all others: the file holds "
+            "no measurement. Fetch it again, or prepare the sessions before it alone (data.sessions)."
+        )
+    if flat.any() and constant == "refuse":
+        raise UserError(
+            f"{name_voxel(int(flat.argmax()))} has the same beta in all trials of the session, and so have "
+            f"{int(flat.sum()) - 1} others: it was outside the imaged volume. Leave such voxels out of data.mask, or "
+            "set them to 0 in such sessions with data.constant_voxels=zero."
+        )
+    if rule == "raw":
+        return betas_TV
+    betas_TV -= mean.astype(np.float32)
+    betas_TV /= np.where(flat, 1, spread).astype(np.float32)
+    betas_TV[:, flat] = 0
+    return betas_TV

@@ -16,10 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.config import DataConfig
 from nd.data.nsd.facts import SHARED_COCO_HASH, TRIALS_PER_SESSION, number, person
 from nd.data.nsd.tree import DESIGN, STIM_INFO, simulated
+from nd.data.same_images import across, check_across
+from nd.data.splits import SESSIONS_OF, subject_split
+from nd.data.stimuli import Stimuli
+from nd.data.whole_numbers import LARGEST, whole_numbers
 from nd.errors import UserError
-from nd.files import sha256_json
+from nd.files import sha256_json, unreadable
 
 KEYS = ("masterordering", "subjectim", "sharedix")
 MEND = "Fetch the file again from the NSD bucket."
@@ -58,7 +63,7 @@ def read_trials(root: Path, subject: str, sessions: int = 0) -> Trials:
         )
     kept = counts[: sessions or len(counts)]
     images = _images(path, content, subject)
-    position = content["masterordering"].ravel().astype(np.int64)[: kept.sum()] - 1
+    position = _whole(path, content, "masterordering").ravel()[: kept.sum()] - 1
     if len(position) < kept.sum() or position.min(initial=0) < 0 or position.max(initial=0) >= len(images):
         raise UserError(f"{path}: masterordering does not give {kept.sum()} trials of images 1..{len(images)}. {MEND}")
     image_id = images[position].astype(np.int32)
@@ -69,6 +74,24 @@ def read_trials(root: Path, subject: str, sessions: int = 0) -> Trials:
         shared=position < content["sharedix"].size,
         planned=len(counts),
     )
+
+
+def check_usable(data: DataConfig, subject: str, trials: Trials, stimuli: Path) -> None:
+    """Refuse trials that could not be evaluated, before their betas are read.
+
+    Args:
+        data: settings of the split, and whether equal images may stand on both sides of it.
+        subject: its name, for messages.
+        trials: all that are prepared.
+        stimuli: the prepared stimuli file.
+
+    Raises:
+        UserError: too few test, validation or training images.
+        LeakError: an image that is trained on and tested under two ids.
+    """
+    used = trials.session < SESSIONS_OF.get(data.split, trials.planned)
+    fold = subject_split(data, trials.image_id[used], trials.shared[used]).folds[0]
+    check_across(across(Stimuli(stimuli).prints(), fold.seen, fold.test), subject, data.same_images)
 
 
 def presentation(image_id: NDArray[Any]) -> NDArray[np.int32]:
@@ -89,8 +112,8 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
         raise UserError(f"{path} is missing. `nd doctor data=nsd` lists what belongs below data.root.")
     try:
         content = loadmat(str(path), variable_names=[*KEYS, "stimpattern"])
-    except PermissionError:
-        raise UserError(f"{path} cannot be read: permission denied. Check the file's owner and mode.") from None
+    except PermissionError as error:
+        raise unreadable(path, error) from None
     # loadmat meets a damaged file with whatever its parser trips over.
     except (MatReadError, NotImplementedError, ValueError, TypeError, OSError, KeyError, IndexError) as error:
         raise UserError(f"{path} is not a readable MATLAB 5 file ({error}). {MEND}") from None
@@ -100,11 +123,15 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     return {key: np.asarray(value) for key, value in content.items() if not key.startswith("__")}
 
 
+def _whole(path: Path, content: dict[str, NDArray[Any]], key: str) -> NDArray[np.int64]:
+    return whole_numbers(content[key], f"{path}: {key}", lowest=-LARGEST, advice=MEND)
+
+
 def _trials_per_session(path: Path, content: dict[str, NDArray[Any]]) -> NDArray[np.intp]:
     """Trials of each planned session: where stimpattern (S, runs, slots) marks an image."""
     if "stimpattern" not in content:
         return np.full(content["masterordering"].size // TRIALS_PER_SESSION, TRIALS_PER_SESSION)
-    pattern = content["stimpattern"]
+    pattern = _whole(path, content, "stimpattern")
     if pattern.ndim != 3:
         raise UserError(f"{path}: stimpattern has shape {pattern.shape}; wanted (sessions, runs, slots). {MEND}")
     return (pattern > 0).sum((1, 2))
@@ -112,10 +139,10 @@ def _trials_per_session(path: Path, content: dict[str, NDArray[Any]]) -> NDArray
 
 def _images(path: Path, content: dict[str, NDArray[Any]], subject: str) -> NDArray[np.int64]:
     """0-based ids (I,) of a subject's images, the shared ones first."""
-    table, row = content["subjectim"].astype(np.int64), number(subject) - 1
+    table, row = _whole(path, content, "subjectim"), number(subject) - 1
     if table.ndim != 2 or len(table) <= row:
         raise UserError(f"{path}: subjectim has shape {table.shape} and no row for {subject}. {MEND}")
-    images, shared = table[row], content["sharedix"].ravel().astype(np.int64)
+    images, shared = table[row], _whole(path, content, "sharedix").ravel()
     repeated = len(images) - len(np.unique(images))
     if repeated:
         raise UserError(f"{path}: subjectim lists {repeated} image ids of {subject} twice. {MEND}")
@@ -152,11 +179,9 @@ def _coco_column(path: Path) -> dict[int, int]:
     if not path.is_file():
         raise UserError(f"{path} is missing. `nd doctor data=nsd` lists what belongs below data.root.")
     try:
-        with open(path, newline="", encoding="utf-8") as handle:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
             return {int(row["nsdId"]): int(row["cocoId"]) for row in csv.DictReader(handle)}
-    except PermissionError:
-        raise UserError(f"{path} cannot be read: permission denied. Check the file's owner and mode.") from None
+    except PermissionError as error:
+        raise unreadable(path, error) from None
     except (KeyError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(
-            f"{path} is not NSD's list of pictures: its columns nsdId and cocoId ({error}). {MEND}"
-        ) from None
+        raise UserError(f"{path} is not NSD's list of images: its columns nsdId and cocoId ({error}). {MEND}") from None

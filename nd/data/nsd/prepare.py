@@ -21,16 +21,15 @@ from tqdm import tqdm
 
 from nd.config import Config, DataConfig
 from nd.data.captions import captions_for
-from nd.data.linked_stimuli import open_pictures, write_linked_stimuli
+from nd.data.linked_stimuli import open_images, write_linked_stimuli
 from nd.data.nsd import tree
-from nd.data.nsd.betas import check_session, read_session, session_files
-from nd.data.nsd.design import Trials, read_coco_ids, read_trials
-from nd.data.nsd.scaling import RULES, scale_session
+from nd.data.nsd.betas import RULES, check_session, read_session, scale_session, session_files
+from nd.data.nsd.design import Trials, check_usable, read_coco_ids, read_trials
 from nd.data.nsd.volumes import Mask, on_grid, read_mask, read_rois
 from nd.data.pieces import Piece, Settings
 from nd.data.subject_file import SubjectTable, lay_out
 from nd.errors import UserError
-from nd.files import allocate
+from nd.files import allocate, bad_h5
 
 LOG = logging.getLogger(__name__)
 
@@ -44,8 +43,9 @@ def pieces_of(cfg: Config) -> list[Piece]:
     stimuli = {"source": "nsd", "subjects": list(data.subjects), "image_size": data.image_size}
     rule = {name: getattr(data, name) for name in ("betas", "mask", "scaling", "constant_voxels", "sessions")}
     voxels = {"source": "nsd", "subject": subject, **rule}
+    places = {"images": Path(data.root).expanduser() / tree.STIMULI} if data.root else {}
     return [
-        Piece("stimuli.h5", stimuli, partial(_write_stimuli, data)),
+        Piece("stimuli.h5", stimuli, partial(_write_stimuli, data), links=places),
         Piece(f"{subject}.h5", voxels, partial(_write_subject, data, subject, voxels), resumable=True),
     ]
 
@@ -62,7 +62,7 @@ def _write_stimuli(data: DataConfig, path: Path) -> None:
     coco_id = read_coco_ids(root, image_id, shared)
     captions = captions_for(Path(data.captions or root / "annotations"), image_id.tolist(), coco_id.tolist())
     file = root / tree.STIMULI
-    side = open_pictures(file, tree.STIMULI_KEY).shape[0]
+    side = open_images(file, tree.STIMULI_KEY).shape[0]
     if side != data.image_size:
         raise UserError(
             f"{file} holds images of {side} pixels, but data.image_size={data.image_size}. Set data.image_size={side}."
@@ -100,6 +100,7 @@ class Plan:
 def _write_subject(data: DataConfig, subject: str, settings: Settings, path: Path) -> None:
     """Fill the subject's file at ``path``, going on from what is there."""
     plan = _plan(data, subject)
+    check_usable(data, subject, plan.trials, path.parent / "stimuli.h5")
     with _opened(path, subject, plan, settings) as handle:
         done = handle["source_bytes"]
         left = [k for k, file in enumerate(plan.files) if done[k] != file.stat().st_size]
@@ -150,7 +151,9 @@ def _opened(path: Path, subject: str, plan: Plan, settings: Settings) -> h5py.Fi
             if handle.attrs.get("settings") == wanted and "source_bytes" in handle:
                 return handle
             handle.close()
-        except OSError:
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise bad_h5(path, error) from None
             LOG.warning("%s was left unreadable by an interrupted attempt; starting it again", path)
         path.unlink()
     handle = h5py.File(path, "w")

@@ -29,7 +29,7 @@ ROI_VOLUMES = (
     "streams",
     "Kastner2015",
 )
-PICTURE_BYTES = N_IMAGES * IMAGE_SIDE * IMAGE_SIDE * 3
+IMAGE_BYTES = N_IMAGES * IMAGE_SIDE * IMAGE_SIDE * 3
 SIMULATED_MARK = "SIMULATED.txt"  # lies at the root of a tree that was made from a simulated subject
 
 
@@ -113,8 +113,8 @@ def expected(subject: str, version: str, n_sessions: int = 0) -> list[Expected]:
     voxels = known.grid[0] * known.grid[1] * known.grid[2]
     files = [
         Expected(DESIGN, "order of the trials"),
-        Expected(STIM_INFO, "COCO ids of the pictures"),
-        Expected(STIMULI, "the 73,000 pictures", PICTURE_BYTES, PICTURE_BYTES),
+        Expected(STIM_INFO, "COCO ids of the images"),
+        Expected(STIMULI, "the 73,000 images", IMAGE_BYTES, IMAGE_BYTES),
         *(Expected(path, "captions of the images (COCO 2017 annotations)") for path in COCO_CAPTIONS),
     ]
     for volume in ROI_VOLUMES:

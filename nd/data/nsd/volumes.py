@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from nd.data.nsd import tree
 from nd.data.nsd.facts import person
+from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError, did_you_mean
+from nd.files import unreadable
 
 LOG = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ class Mask:
 def read_mask(root: Path, subject: str, mask: str) -> Mask:
     """The mask that ``data.mask`` names: an ROI volume of the tree, or a NIfTI file of one's own.
 
-    Raises UserError where it is missing, damaged or empty, or where nsdgeneral is not as large as NSD's.
+    Raises UserError where it is missing, damaged, empty or not of whole numbers, or where nsdgeneral is not as large
+    as NSD's.
     """
     own = mask.endswith((".nii", ".nii.gz"))
     path = Path(mask).expanduser() if own else root / tree.roi_path(subject, mask)
@@ -51,7 +54,7 @@ def read_mask(root: Path, subject: str, mask: str) -> Mask:
         names = sorted(p.name.removesuffix(".nii.gz") for p in path.parent.glob("*.nii.gz"))
         hint = "" if own else f"{did_you_mean(mask, names)} ROI volumes there: {', '.join(names) or 'none'}."
         raise UserError(f"data.mask={mask}: {path} does not exist.{hint}")
-    volume = read_volume(path)
+    volume = _labels(path, read_volume(path))
     ijk = np.argwhere(volume > 0)
     if not len(ijk):
         raise UserError(f"{path} holds no voxel above 0, so nothing would be kept. Choose another data.mask.")
@@ -67,7 +70,10 @@ def read_mask(root: Path, subject: str, mask: str) -> Mask:
 def read_rois(root: Path, subject: str, mask: Mask) -> dict[str, NDArray[np.bool_]]:
     """Masks (V,) of every ROI of the volumes that are there: whole volumes, their labels, and V1 to V3.
 
-    Raises UserError where a volume is damaged or lies on another grid.
+    An ROI without a voxel in the mask is said and kept empty.
+
+    Raises UserError where a volume is damaged, lies on another grid or holds fractions, and where two ROIs would have
+    one name.
     """
     rois: dict[str, NDArray[np.bool_]] = {}
     for name in tree.ROI_VOLUMES:
@@ -75,15 +81,31 @@ def read_rois(root: Path, subject: str, mask: Mask) -> dict[str, NDArray[np.bool
         if not path.is_file():
             LOG.warning("%s is missing; the ROIs of %s are left out", path, name)
             continue
-        values = mask.take(on_grid(path, mask))
-        rois[name] = values > 0
+        values = _labels(path, mask.take(on_grid(path, mask)))
+        _add(rois, name, values > 0, path)
         if name != "nsdgeneral":
-            for label, text in _labels(root, subject, name, values).items():
-                rois[text if name in OWN_NAMES else f"{name}.{text}"] = values == label
-    for name, halves in MERGED.items():
-        if all(half in rois for half in halves):
-            rois[name] = rois[halves[0]] | rois[halves[1]]
+            for label, text in _names(root, subject, name, values).items():
+                _add(rois, text if name in OWN_NAMES else f"{name}.{text}", values == label, path)
+    for name, (ventral, dorsal) in MERGED.items():
+        if ventral in rois and dorsal in rois:
+            _add(rois, name, rois[ventral] | rois[dorsal], root / tree.roi_path(subject, "prf-visualrois"))
+    empty = [name for name, inside in rois.items() if not inside.any()]
+    if empty:
+        LOG.warning("%s: no voxel that is kept lies in %s; such ROIs cannot be chosen", subject, ", ".join(empty))
     return rois
+
+
+def _labels(path: Path, values: NDArray[Any]) -> NDArray[np.int64]:
+    """The labels of a volume, which may have been saved again with a scale."""
+    advice = "Labels and masks are whole numbers, 0 outside: cut a map off at a threshold first (values > 0.5)."
+    return whole_numbers(values, str(path), lowest=-1000, within=RESAVED, advice=advice)
+
+
+def _add(rois: dict[str, NDArray[np.bool_]], name: str, inside: NDArray[np.bool_], path: Path) -> None:
+    """Add an ROI under a name that none has yet: a second one would take the place of the first."""
+    if name in rois:
+        raise UserError(f"{path}: there are two ROIs {name!r}. Give one of them another name in its label table.")
+    rois[name] = inside
 
 
 def on_grid(path: Path, mask: Mask) -> NDArray[Any]:
@@ -97,24 +119,37 @@ def on_grid(path: Path, mask: Mask) -> NDArray[Any]:
     return volume
 
 
-def _labels(root: Path, subject: str, name: str, values: NDArray[Any]) -> dict[int, str]:
+def _names(root: Path, subject: str, name: str, values: NDArray[np.int64]) -> dict[int, str]:
     """Names of the labels above 0; numbers where there is no table."""
     tables = [root / path for path in tree.label_paths(subject, name)]
     table = next((path for path in tables if path.is_file()), None)
     if table is None:
-        present = sorted({int(v) for v in np.unique(values) if v > 0})
+        present = [int(label) for label in np.unique(values) if label > 0]
         LOG.warning("no label table of %s (%s); its ROIs are called by number", name, tables[0])
         return {label: f"{name}-{label}" for label in present}
     return {label: text for label, text in read_labels(table).items() if label > 0}
 
 
 def read_labels(path: Path) -> dict[int, str]:
-    """A FreeSurfer colour table: a number and a name on every line. A damaged one is a UserError."""
+    """Read a FreeSurfer colour table: a number and a name on every line; lines that begin with # are passed over.
+
+    UserError: damaged, or two labels of one name or number.
+    """
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {int(words[0]): words[1].replace("/", "_") for words in lines}
-    except (ValueError, IndexError, UnicodeDecodeError, OSError) as error:
+        lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        pairs = [(int(words[0]), words[1].replace("/", "_")) for words in lines if not words[0].startswith("#")]
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (ValueError, IndexError) as error:
         raise UserError(f"{path} is not a table of labels ('1 V1v' on a line): {error}. Fetch it again.") from None
+    labels, names = [label for label, _ in pairs], [text for label, text in pairs if label > 0]
+    twice = [value for column in (labels, names) for n, value in enumerate(column) if value in column[:n]]
+    if twice:
+        raise UserError(
+            f"{path} holds {twice[0]!r} twice, so that the voxels of one label would be lost. Give every label a "
+            "number and a name of its own."
+        )
+    return dict(pairs)
 
 
 def read_volume(path: Path) -> NDArray[Any]:
@@ -141,8 +176,8 @@ def open_nifti(path: Path) -> Any:
     try:
         # Kept open, so that reading one volume after the other unpacks a compressed file once and not every time.
         return nibabel.load(path, keep_file_open=True)
-    except PermissionError:
-        raise UserError(f"{path} cannot be read: permission denied. Check the file's owner and mode.") from None
+    except PermissionError as error:
+        raise unreadable(path, error) from None
     except (nibabel.filebasedimages.ImageFileError, *NIFTI_ERRORS) as error:
         raise UserError(f"{path} is not a readable NIfTI file ({_short(error)}). Fetch it again.") from None
 

@@ -1,4 +1,4 @@
-"""Pictures in an HDF5 dataset, read one by one as RGB bytes whatever form they were stored in.
+"""Images in an HDF5 dataset, read one by one as RGB bytes whatever form they were stored in.
 
 The dataset may lie in another file that the first one links to. uint8 is taken as it is; floats in [0, 1] become
 round(255 x). A contiguous dataset is read through a memory map that lives for one call; a chunked one with a cache that
@@ -9,6 +9,7 @@ between calls, so a reader can be copied to worker processes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from nd.data.rows import follow
+from nd.data.links import follow
 from nd.errors import UserError
 from nd.files import open_h5
 
@@ -25,11 +26,11 @@ CACHE_BYTES = 256 << 20  # most that the chunks of one image may take
 FEWEST_SLOTS = 521  # HDF5's own default
 
 
-class PictureFile:
+class ImageFile:
     """The images in dataset ``name`` of an HDF5 file: (N, H, W, 3) or (N, 3, H, W), uint8 or floats in [0, 1].
 
     Attributes: ``path`` as given; ``file`` where the pixels lie (the target of a link); ``layout`` "HWC" or "CHW";
-    ``n_pictures`` N; ``shape`` (H, W, 3) of an image as it is handed out.
+    ``n_images`` N; ``shape`` (H, W, 3) of an image as it is handed out.
     """
 
     def __init__(self, path: Path, name: str = "images", layout: str = "") -> None:
@@ -58,7 +59,7 @@ class PictureFile:
         return found[0]
 
     @property
-    def n_pictures(self) -> int:
+    def n_images(self) -> int:
         """How many images the dataset holds."""
         return int(self._stored[0])
 
@@ -79,15 +80,15 @@ class PictureFile:
             for position in order:
                 yield int(position), self._bytes(self._read(dataset, int(rows[position]), ids[position]), ids[position])
 
-    def _open(self) -> h5py.File:
+    def _open(self) -> AbstractContextManager[h5py.File]:
         """The file with the pixels, its cache fit for the chunks that one image meets."""
         if self._chunks is None:
-            return h5py.File(self.file, "r")
+            return open_h5(self.file)
         sides = zip(self._stored[1:], self._chunks[1:], strict=True)
         n_chunks = int(np.prod([-(-side // chunk) for side, chunk in sides]))
         n_bytes = n_chunks * int(np.prod(self._chunks)) * self._dtype.itemsize
         slots = max(FEWEST_SLOTS, 10 * n_chunks)
-        return h5py.File(self.file, "r", rdcc_nbytes=min(CACHE_BYTES, max(1 << 20, n_bytes)), rdcc_nslots=slots)
+        return open_h5(self.file, rdcc_nbytes=min(CACHE_BYTES, max(1 << 20, n_bytes)), rdcc_nslots=slots)
 
     def _read(self, dataset: h5py.Dataset, row: int, image: int) -> NDArray[Any]:
         try:
