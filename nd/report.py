@@ -9,7 +9,7 @@ from nd.config.application import verb
 from nd.run import with_target
 from nd.runs.folder import command_for
 from nd.table import read_table
-from nd.tables.curves import learning_of
+from nd.tables.learning_curves import learning_of
 
 
 def report(cfg: Config) -> None:
