@@ -21,7 +21,7 @@ from nd.mappers.training.folds import pretrained_path
 from nd.run import with_target
 from nd.runs.chain import pretrain_of
 from nd.runs.folder import RunFolder
-from nd.tables.curves import Curve, Learning, Stage, curve_of, learning_of, stages_of, terms
+from nd.tables.learning_curves import Curve, Learning, Stage, curve_of, learning_of, stages_of, terms
 from nd.tables.plots import learning_plot, svg
 from nd.tables.specs import Column, Entry, Row, TableSpec
 from nd.tables.table import Table, collect

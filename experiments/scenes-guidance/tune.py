@@ -39,8 +39,8 @@ from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.parts import partition
 from nd.generate.sampler import GuidedSampler, point_of
 from nd.generate.training import part_ids
+from nd.metrics.intervals import bootstrap_interval, paired_difference
 from nd.metrics.score import score_images
-from nd.metrics.statistics import bootstrap_interval, paired_difference
 from nd.predict import predict
 from nd.prepare import prepare
 from nd.runs.folder import RunFolder
