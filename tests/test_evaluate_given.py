@@ -201,7 +201,7 @@ def test_images_the_subject_never_saw_have_no_place(
     path = as_npy(tmp_path / "x.npy", pictures)
     seen = Subject(subject_path(cfg))
     fewer = seen.only(seen.image_id != ids[3])
-    monkeypatch.setattr("nd.evaluation.external.open_subject", lambda _: fewer)
+    monkeypatch.setattr("nd.evaluation.external_images.open_subject", lambda _: fewer)
     with pytest.raises(UserError, match=rf"no trial of 1 of the 12 images \[{ids[3]}\], so their place is not known"):
         read_external(given(cfg, path, order="first_appearance"))
 

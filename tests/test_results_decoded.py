@@ -61,7 +61,7 @@ def test_evaluate_adds_retrieval_by_what_was_decoded(cfg: Config, capsys: pytest
         assert (found["n_images"], found["n_candidates"], found["all_images"]) == (12, 12, True)
     run = RunFolder.open(cfg, "predict")
     with h5py.File(run.path / "predictions.h5") as file:
-        decoded = file["pixels"][::-1]
+        decoded = file["pixels"][()][::-1]
     true = Stimuli(stimuli_path(cfg)).images(np.array(part_ids(cfg))) / np.float32(255)
     spectra = [
         np.linalg.svd(x.reshape(12, -1) - x.reshape(12, -1).mean(0), compute_uv=False) ** 2 for x in (decoded, true)

@@ -26,7 +26,7 @@ from PIL import Image
 
 from nd.data.npy import open_npy
 from nd.data.number_list import LARGEST
-from nd.data.own_images import DAMAGE, SUFFIXES
+from nd.data.own_pictures import DAMAGE, SUFFIXES
 from nd.errors import UserError
 from nd.evaluation.reconstructions import Wanted, check_external_ids, check_unique
 from nd.files import open_h5
