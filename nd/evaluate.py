@@ -2,14 +2,14 @@
 
 Writes into the run folder ``scores.json`` (mean, interval, chance level of every metric, and what they are comparable
 with) and ``per_image.csv`` (one row per image: ``image_id`` and every metric, repeats averaged; an empty cell is a
-score that does not exist, such as identification within a class of one). ``scores.json`` also holds retrieval by the
-decoded targets (``nd.metrics.retrieval``), where predictions and true targets are there, and brain correlation by ROI
-where ``protocol.brain`` names a layer (``nd.evaluation.brain``).
+score that does not exist, such as identification within a class of one). ``scores.json`` also holds what the decoded
+targets alone say (``nd.evaluation.decoded_targets``), where predictions and true targets are there, the noise ceiling
+of the voxels, and brain correlation by ROI where ``protocol.brain`` names a layer (``nd.evaluation.brain_scores``).
 
 With ``images=<folder or file>`` reconstructions made elsewhere are scored instead of those of a reconstruct run: a
 folder of ``<image id>.png`` or ``<image id>_<repeat>.png``, or an .h5, .npy or .pt of all of them
-(``nd.evaluation.external`` says which forms). Data, subject, part and protocol are chosen as ever; nothing else is
-read. The run folder belongs to the content of the images, wherever they lie.
+(``nd.evaluation.external_images`` says which forms). Data, subject, part and protocol are chosen as ever; nothing else
+is read. The run folder belongs to the content of the images, wherever they lie.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from numpy.typing import NDArray
 
 from nd.config import Config
 from nd.config.application import verb
-from nd.data.prepared import Stimuli, split_of, stimuli_path
-from nd.evaluation.brain import brain_lines, brain_scores
-from nd.evaluation.decoded import decoded_retrieval
-from nd.evaluation.external import read_given
+from nd.data.prepared import Stimuli, same_across, split_of, stimuli_path
+from nd.data.same_images import named
+from nd.evaluation.brain_scores import brain_lines, brain_scores, voxel_ceiling
+from nd.evaluation.decoded_targets import decoded_scores
+from nd.evaluation.external_images import read_external
 from nd.evaluation.reconstructions import Stored, check_ids, read_images
+from nd.evaluation.scores import one_metric, per_image_csv, score_table
 from nd.files import sha256_json, write_json, write_text
 from nd.generate.inputs import part_ids
 from nd.launch import is_rank_zero
 from nd.machine import pick_device
-from nd.metrics.aggregation import AGGREGATIONS
 from nd.metrics.protocol import describe, weights_found
+from nd.metrics.repeats import AGGREGATIONS
 from nd.metrics.retrieval import retrieval_lines
 from nd.metrics.score import PerImage, score_images
-from nd.metrics.summary import one_metric, per_image_csv, score_table
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import reads_predictions
 from nd.tables.wandb import check_logger, log_scores
@@ -45,24 +46,26 @@ from nd.tables.wandb import check_logger, log_scores
 def evaluate(cfg: Config) -> Path:
     """Score the images given or those of the matching reconstruct run; returns the run folder."""
     check_logger(cfg)
-    given = read_given(cfg) if cfg.images else None
-    cfg = replace(cfg, images_hash=given.hash) if given else cfg
+    external = read_external(cfg) if cfg.images else None
+    cfg = replace(cfg, images_hash=external.hash) if external else cfg
     folder = RunFolder.open(cfg, "evaluate")
     if not is_rank_zero(cfg.trainer):  # one process scores; the others were only needed to make the images
         return folder.path
-    inputs = {"images": given.hash if given else found(cfg, "reconstruct").fingerprint}
+    inputs = {"images": external.hash if external else found(cfg, "reconstruct").fingerprint}
     if folder.is_done(inputs):
         print(f"{folder.path} is finished; nothing to do")
         log_scores(cfg, folder)
         return folder.path
-    images, image_ids, facts = (given.images, given.image_ids, given.facts) if given else reconstructed(cfg)
+    images, image_ids, facts = (external.images, external.image_ids, external.facts) if external else reconstructed(cfg)
     scored = compare(cfg, images, image_ids)
     of_brain, by_roi = brain_scores(cfg, scored.kept, image_ids, pick_device(cfg.trainer.accelerator))
     scored = replace(scored, scores=scored.scores | of_brain)
     with folder.writing(cfg, inputs):
         write_text(folder.path / "per_image.csv", per_image_csv(image_ids, scored.scores))
         summary = summarise(cfg, scored, image_ids, facts)
-        summary |= {"retrieval": decoded_retrieval(cfg, image_ids), "brain": by_roi}
+        decoded = decoded_scores(cfg, image_ids)
+        summary |= {"retrieval": decoded.retrieval, "brain": by_roi, "voxels": voxel_ceiling(cfg)}
+        summary |= {"decoded": {"run": decoded.run, "diversity": decoded.diversity}, "same_images": same_images(cfg)}
         write_json(folder.path / "scores.json", summary)
     log_scores(cfg, folder)
     print("\n".join([score_table(summary), *retrieval_lines(summary["retrieval"]), *brain_lines(by_roi)]))
@@ -71,7 +74,7 @@ def evaluate(cfg: Config) -> Path:
 
 
 def reconstructed(cfg: Config) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int32], dict[str, Any]]:
-    """Pictures (N, R, H, W, 3), ids (N,) and attributes of the matching reconstruct run, made sure to be all."""
+    """Images (N, R, H, W, 3), ids (N,) and attributes of the matching reconstruct run, made sure to be all."""
     path = found(cfg, "reconstruct").path / "images.h5"
     images, image_ids, facts = read_images(path)
     check_ids(image_ids, part_ids(cfg)[: cfg.debug.limit_images or None], path)
@@ -87,6 +90,12 @@ def compare(cfg: Config, images: Stored | NDArray[Any], image_ids: NDArray[np.in
     return score_images(images, shown, cfg.protocol, labels, kept, pick_device(cfg.trainer.accelerator))
 
 
+def same_images(cfg: Config) -> dict[str, str]:
+    """Say which training images are ("equal") or nearly are ("near") test images; nothing where none is."""
+    found = same_across(cfg)
+    return {kind: named(pairs) for kind, pairs in (("equal", found.equal), ("near", found.near)) if pairs}
+
+
 def summarise(cfg: Config, scored: PerImage, image_ids: NDArray[np.int32], facts: dict[str, Any]) -> dict[str, Any]:
     """Everything ``scores.json`` holds: the metrics with their intervals, and what they are comparable with."""
     return {
@@ -96,7 +105,7 @@ def summarise(cfg: Config, scored: PerImage, image_ids: NDArray[np.int32], facts
         "aggregation": AGGREGATIONS[cfg.protocol.aggregation],
         "n_images": len(image_ids),
         "n_repeats": scored.n_repeats,
-        "n_constant_pictures": scored.n_constant,
+        "n_constant_images": scored.n_constant,
         "test_set": sha256_json([int(i) for i in image_ids]),
         "split": {"name": cfg.data.split, "hash": split_of(cfg).hash, "part": cfg.part},
         "subject": cfg.subject.name,

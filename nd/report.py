@@ -8,7 +8,7 @@ from nd.config import Config
 from nd.config.application import verb
 from nd.runs.folder import command_for
 from nd.table import read_table
-from nd.tables.curves import learning_of
+from nd.tables.learning_curves import learning_of
 from nd.tables.specs import rows_of
 
 

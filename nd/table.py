@@ -5,14 +5,10 @@ With `check=true` the scores are compared with the expected values of the spec; 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from nd.config import Config
 from nd.config.application import derive, verb
-from nd.evaluation.ceiling import ceilings_of
-from nd.evaluation.diversity import diversities_of
-from nd.evaluation.panel import image_findings
 from nd.runs.folder import command_for
 from nd.tables.formats import text, write_table
 from nd.tables.specs import expand, load_spec, rows_of
@@ -24,21 +20,7 @@ def read_table(cfg: Config) -> Table:
     spec = load_spec(cfg.table)
     named = any(item.startswith("table=") for item in cfg.overrides)
     command = command_for(cfg, "run", *([] if named else [f"table={cfg.table}"]))
-    return completed(collect(spec, expand(spec, cfg, derive), command))
-
-
-def completed(table: Table) -> Table:
-    """Add to a table's panel what is read from data, predictions and targets; nothing where it has no panel."""
-    if not table.panel.standings:
-        return table
-    entries = [row.entry for row in table.rows]
-    panel = replace(
-        table.panel,
-        findings=[*image_findings(entries), *table.panel.findings],
-        decoded=diversities_of(entries),
-        ceilings=ceilings_of(entries),
-    )
-    return replace(table, panel=panel)
+    return collect(spec, expand(spec, cfg, derive), command)
 
 
 def table(cfg: Config) -> int:

@@ -13,7 +13,7 @@ from nd.config.application import compose
 from nd.doctor import weights
 from nd.doctor.need import Need
 from nd.doctor.report import doctor
-from nd.metrics.networks import table
+from nd.metrics import networks
 
 # Networks of published protocols, with the megabytes and the places that their publishers state.
 MINDEYE2 = {
@@ -75,9 +75,9 @@ def test_put_where_the_doctor_says_a_file_is_found(tmp_path: Path) -> None:
 
 
 def test_a_published_file_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alexnet = table.NETWORKS["alexnet"]
+    alexnet = networks.NETWORKS["alexnet"]
     digits = "6e340b9cffb37a98"  # SHA-256 of one byte of zero
-    monkeypatch.setitem(table.NETWORKS, "alexnet", replace(alexnet, weights=replace(alexnet.weights, sha256=digits)))
+    monkeypatch.setitem(networks.NETWORKS, "alexnet", replace(alexnet, weights=replace(alexnet.weights, sha256=digits)))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     path = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
     path.write_bytes(b"\0")
@@ -104,7 +104,7 @@ def test_random_weights_need_no_files() -> None:
 def test_the_package_may_hold_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
     own = ["protocol.network=efficientnet_lite0"]
     assert judges(*own)["scoring network"].state == "ok"
-    monkeypatch.setattr("nd.metrics.networks.lite.WEIGHTS_SHA256", "0" * 64)
+    monkeypatch.setattr("nd.metrics.efficientnet_lite.WEIGHTS_SHA256", "0" * 64)
     need = judges(*own)["scoring network"]
     assert need.state == "wrong"
     assert "wanted 000000000000...: other weights would give other scores" in need.note

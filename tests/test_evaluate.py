@@ -17,12 +17,12 @@ from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
 from nd.evaluate import evaluate
 from nd.evaluation.reconstructions import Stored, read_images
+from nd.evaluation.scores import read_per_image, read_scores
 from nd.files import read_json
 from nd.generate.inputs import part_ids
 from nd.metrics.correlation import pixcorr
 from nd.metrics.images import to_float
 from nd.runs.folder import RunFolder
-from nd.tables.scores import read_per_image, read_scores
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_writes_scores_and_one_row_per_image(cfg: Config, capsys: pytest.Capture
     summary = read_json(path / "scores.json")
     assert summary["n_images"] == len(ids)
     assert summary["n_repeats"] == 2
-    assert summary["n_constant_pictures"] == 1
+    assert summary["n_constant_images"] == 1
     assert (summary["oracle"], summary["simulated"], summary["control"]) == (False, True, "none")
     assert summary["protocol"]["name"].startswith("scenes-changed-"), "no network is not the scenes protocol"
     score = summary["metrics"]["two_way_pixels"]

@@ -19,12 +19,12 @@ from nd.config.application import check, compose
 from nd.data.prepared import Stimuli, Subject, stimuli_path, subject_path
 from nd.errors import UserError
 from nd.evaluate import evaluate
-from nd.evaluation.external import read_given
+from nd.evaluation.external_images import read_external
+from nd.evaluation.scores import read_scores
 from nd.files import read_json
 from nd.generate.inputs import part_ids
 from nd.runs.folder import RunFolder
 from nd.runs.identity import identity_of
-from nd.tables.scores import read_scores
 
 Pictures = NDArray[Any]
 
@@ -120,10 +120,10 @@ FORMS: dict[str, Callable[[Path, Pictures, list[int]], Path]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_files_with_ids(form: str, cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
-    read = read_given(given(cfg, FORMS[form](tmp_path, pictures, ids)))
+    read = read_external(given(cfg, FORMS[form](tmp_path, pictures, ids)))
     np.testing.assert_array_equal(read.images, pictures)
     assert read.image_ids.tolist() == ids
-    assert read.hash == read_given(given(cfg, saved(tmp_path / "pngs", by_id(pictures, ids)))).hash
+    assert read.hash == read_external(given(cfg, saved(tmp_path / "pngs", by_id(pictures, ids)))).hash
 
 
 @pytest.mark.parametrize("write", [as_npy, lambda path, x: as_pt(path.with_suffix(".pt"), torch.from_numpy(x)), as_h5])
@@ -134,14 +134,14 @@ def test_files_without_ids_and_repeats(
     suffix = ".h5" if write is as_h5 else ".npy"
     plain = pictures[:, 0]
     path = write(tmp_path / f"x{suffix}", np.moveaxis(plain, -1, 1) if channels_first else plain)
-    read = read_given(given(cfg, path, order="canonical"))
+    read = read_external(given(cfg, path, order="canonical"))
     np.testing.assert_array_equal(read.images, pictures[:, :1])
     assert read.image_ids.tolist() == part_ids(cfg)
 
 
 def test_floats_are_scored_as_they_are(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
     floats = pictures[:, 0].astype(np.float32) / 255
-    read = read_given(given(cfg, as_h5(tmp_path / "x.h5", floats, ids)))
+    read = read_external(given(cfg, as_h5(tmp_path / "x.h5", floats, ids)))
     assert read.images.dtype == np.float32
     scores = read_json(evaluate(given(cfg, tmp_path / "x.h5")) / "scores.json")["metrics"]
     evaluated = evaluate(given(cfg, as_h5(tmp_path / "y.h5", pictures[:, 0], ids)))
@@ -149,7 +149,7 @@ def test_floats_are_scored_as_they_are(cfg: Config, pictures: Pictures, ids: lis
         scores["ssim"]["mean"], abs=1e-6
     )
     halves = as_pt(tmp_path / "x.pt", torch.from_numpy(floats).bfloat16())
-    assert read_given(given(cfg, halves, order="canonical")).images.max() <= 1
+    assert read_external(given(cfg, halves, order="canonical")).images.max() <= 1
 
 
 def test_what_a_file_says_of_itself_is_kept(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
@@ -177,10 +177,10 @@ def test_first_appearance_is_the_order_of_the_trials(
     assert order != ids, "this test needs a subject who saw the images in another order"
     in_order = pictures[[ids.index(i) for i in order]]
     source = saved(tmp_path / "pngs", {f"{k:05d}.png": repeats[0] for k, repeats in enumerate(in_order)})
-    read = read_given(given(cfg, source, order="first_appearance"))
+    read = read_external(given(cfg, source, order="first_appearance"))
     np.testing.assert_array_equal(read.images, pictures[:, :1])
     assert read.image_ids.tolist() == ids
-    other = read_given(given(cfg, source, order="canonical"))
+    other = read_external(given(cfg, source, order="canonical"))
     np.testing.assert_array_equal(other.images[:, 0], in_order[:, 0])
     assert other.hash != read.hash
 
@@ -188,10 +188,10 @@ def test_first_appearance_is_the_order_of_the_trials(
 def test_positions_are_numbers_not_letters(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
     for stem in ("{}", "sub1_picture{}_best"):
         names = {stem.format(k) + ".png": repeats[0] for k, repeats in enumerate(pictures)}  # 10 after 9
-        read = read_given(given(cfg, saved(tmp_path / stem, names), order="canonical"))
+        read = read_external(given(cfg, saved(tmp_path / stem, names), order="canonical"))
         np.testing.assert_array_equal(read.images[:, 0], pictures[:, 0])
     names = {f"{k}_{r}.png": x for k, repeats in enumerate(pictures) for r, x in enumerate(repeats)}
-    read = read_given(given(cfg, saved(tmp_path / "repeats", names), order="canonical"))
+    read = read_external(given(cfg, saved(tmp_path / "repeats", names), order="canonical"))
     np.testing.assert_array_equal(read.images, pictures)
 
 
@@ -201,9 +201,9 @@ def test_images_the_subject_never_saw_have_no_place(
     path = as_npy(tmp_path / "x.npy", pictures)
     seen = Subject(subject_path(cfg))
     fewer = seen.only(seen.image_id != ids[3])
-    monkeypatch.setattr("nd.evaluation.external.open_subject", lambda _: fewer)
+    monkeypatch.setattr("nd.evaluation.external_images.open_subject", lambda _: fewer)
     with pytest.raises(UserError, match=rf"no trial of 1 of the 12 images \[{ids[3]}\], so their place is not known"):
-        read_given(given(cfg, path, order="first_appearance"))
+        read_external(given(cfg, path, order="first_appearance"))
 
 
 # ---- refusals
@@ -351,8 +351,8 @@ def test_data_protocol_and_part_count(cfg: Config) -> None:
 
 def test_a_hash_that_is_given_is_held_against(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
     source = as_h5(tmp_path / "x.h5", pictures, ids)
-    right = read_given(given(cfg, source)).hash
-    assert read_given(given(cfg, source, images_hash=right)).hash == right
+    right = read_external(given(cfg, source)).hash
+    assert read_external(given(cfg, source, images_hash=right)).hash == right
     refused(cfg, source, rf"holds other images \(hash {right}\) than images_hash=abc", images_hash="abc")
 
 

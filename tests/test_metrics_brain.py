@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from nd.errors import UserError
-from nd.metrics.brain import Encoder, areas, brain_correlation, ceilings_of
+from nd.evaluation.brain_correlation import Encoder, areas, brain_correlation, ceilings_of
 
 N_TRAIN, N_TEST, REPEATS, D, V = 2000, 80, 3, 20, 60
 RATIOS = np.repeat([0.9, 0.3], V // 2)  # ncsnr: a good area and a noisy one

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from nd.errors import UserError
 from nd.metrics import identification
-from nd.metrics.consistency import SIMILARITIES, repeat_consistency
 from nd.metrics.correlation import feature_distance, pearson, pixcorr
 from nd.metrics.identification import correlation_matrix, equal_rows, two_way_identification
-from nd.metrics.images import check_pictures, is_constant, resize, to_float
+from nd.metrics.images import check_images, is_constant, resize, to_float
+from nd.metrics.repeats import SIMILARITIES, repeat_consistency
 from nd.metrics.ssim import ssim
 
 
@@ -285,7 +285,7 @@ def test_consistency_of_equal_repeats_is_one_and_needs_two() -> None:
 )
 def test_bad_pictures_are_refused(images: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=f"mine: .*{message}"):
-        check_pictures(images, "mine")
+        check_images(images, "mine")
 
 
 def test_uint8_and_float_pictures_are_the_same() -> None:

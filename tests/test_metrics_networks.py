@@ -20,15 +20,11 @@ from torchvision import models
 from torchvision.transforms import v2
 
 from nd.errors import UserError
-from nd.metrics import network
+from nd.metrics import features, network_layers
 from nd.metrics.images import resize, to_float
-from nd.metrics.measures import View
-from nd.metrics.networks import clip_image, imagenet
-from nd.metrics.networks.clip_image import VisionShape, clip_vit_b32
-from nd.metrics.networks.layers import Tapped
-from nd.metrics.networks.table import NETWORKS, network_named, scaled
-from nd.metrics.networks.weights import FIELD, Weights
-from nd.metrics.pairs import pair_distance
+from nd.metrics.measures import MEASURES, View
+from nd.metrics.network_layers import Tapped, VisionShape, clip_vit_b32
+from nd.metrics.networks import FIELD, NETWORKS, Weights, network_named, scaled
 
 TINY = VisionShape(32, 2, 2, 112, 8, "ViT-B-32-quickgelu")
 
@@ -64,7 +60,7 @@ def test_alexnet_is_read_after_its_second_and_fifth_relu(whole_alexnet: nn.Modul
         assert isinstance(module, nn.ReLU)
         module.register_forward_hook(lambda _m, _i, output, index=index: seen.update({index: output.clone()}))
     x = noise(2, 3, 224, 224) - 0.5
-    ours = imagenet.alexnet({k: v.clone() for k, v in whole_alexnet.state_dict().items()}).eval()
+    ours = network_layers.alexnet({k: v.clone() for k, v in whole_alexnet.state_dict().items()}).eval()
     with torch.inference_mode():
         whole_alexnet(x)
         got = ours(x)
@@ -81,18 +77,18 @@ def test_swav_is_read_without_its_heads_and_prefix() -> None:
     reference = models.resnet50(weights=None).eval()
     state = {f"module.{key}": value for key, value in reference.state_dict().items() if not key.startswith("fc.")}
     heads = {"module.projection_head.0.weight": torch.zeros(2), "module.prototypes.weight": torch.zeros(2)}
-    ours = imagenet.swav_resnet50(state | heads).eval()
+    ours = network_layers.swav_resnet50(state | heads).eval()
     reference.fc = nn.Identity()  # type: ignore[assignment]
     x = noise(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(ours(x)["avgpool"], reference(x))
     state.pop("module.layer1.0.conv1.weight")
     with pytest.raises(RuntimeError, match=r"layer1\.0\.conv1\.weight"):
-        imagenet.swav_resnet50(state)
+        network_layers.swav_resnet50(state)
 
 
 def test_inception_undoes_imagenets_normalisation() -> None:
-    ours = imagenet.inception_v3(None).eval()
+    ours = network_layers.inception_v3(None).eval()
     first: list[Tensor] = []
     ours.network.Conv2d_1a_3x3.register_forward_pre_hook(lambda _m, inputs: first.append(inputs[0].clone()))
     pixels = noise(1, 3, 80, 80)
@@ -105,7 +101,7 @@ def test_inception_undoes_imagenets_normalisation() -> None:
 def test_efficientnet_is_read_at_its_pooled_features() -> None:
     torch.manual_seed(3)
     reference = models.efficientnet_b1(weights=None).eval()
-    ours = imagenet.efficientnet_b1(reference.state_dict()).eval()
+    ours = network_layers.efficientnet_b1(reference.state_dict()).eval()
     x = noise(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(ours(x)["avgpool"], reference.features(x).mean((-2, -1)))
@@ -138,10 +134,10 @@ def quick_gelu_vit(state: dict[str, Tensor], x_BCHW: Tensor) -> Tensor:
 
 def test_clip_is_its_formula_and_leaves_the_text_half_unread() -> None:
     torch.manual_seed(4)
-    state = clip_image.clip_image(TINY, None).network.state_dict()
+    state = network_layers.clip_image(TINY, None).network.state_dict()
     state = {key: value + 0.1 * torch.randn_like(value) for key, value in state.items() if value.is_floating_point()}
     extra = {"text_model.final_layer_norm.weight": torch.ones(2), "logit_scale": torch.ones(())}
-    ours = clip_image.clip_image(TINY, state | extra).eval()
+    ours = network_layers.clip_image(TINY, state | extra).eval()
     x = noise(2, 3, 224, 224)
     with torch.inference_mode():
         torch.testing.assert_close(ours(x)["embedding"], quick_gelu_vit(state, x), atol=1e-5, rtol=1e-5)
@@ -172,9 +168,9 @@ def test_a_view_resizes_as_it_says() -> None:
     once = F.interpolate(floats, (64, 64), mode="bilinear", antialias=False, align_corners=False)
     twice = F.interpolate(once, (50, 50), mode="bilinear", antialias=False, align_corners=False)
     view = View("alexnet", 50, antialias=False, via=64)
-    torch.testing.assert_close(network.seen_by(floats, view), twice)
+    torch.testing.assert_close(features.seen_by(floats, view), twice)
     sharp = v2.functional.resize(floats, [50, 50], v2.InterpolationMode.BILINEAR, antialias=True)
-    torch.testing.assert_close(network.seen_by(floats, View("alexnet", 50)), sharp, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(features.seen_by(floats, View("alexnet", 50)), sharp, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
@@ -202,10 +198,10 @@ def test_random_weights_are_the_same_each_time_and_disturb_no_seed() -> None:
     torch.manual_seed(5)
     wanted = torch.rand(1)
     torch.manual_seed(5)
-    first = network.features(images, view, network.RANDOM)
+    first = features.features(images, view, features.RANDOM)
     assert torch.equal(torch.rand(1), wanted)
-    network.loaded.cache_clear()
-    again = network.features(images, view, network.RANDOM)
+    features.loaded.cache_clear()
+    again = features.features(images, view, features.RANDOM)
     assert torch.equal(first["features.11"], again["features.11"])
     assert not first["features.4"].is_inference()
 
@@ -221,7 +217,7 @@ FREE = Weights("small", "the small one", "small.pth.tar", "https://example.org/s
 
 def test_absent_weights_say_everything() -> None:
     with pytest.raises(UserError) as caught:
-        network.features(pictures(1), View("alexnet", 64))
+        features.features(pictures(1), View("alexnet", 64))
     text = str(caught.value)
     for part in (
         "torchvision's AlexNet",
@@ -306,14 +302,15 @@ def test_lpips_sees_its_range_and_says_when_it_is_absent(monkeypatch: pytest.Mon
             assert x.shape[-2:] == (256, 256)
             return (x - y).abs().mean((1, 2, 3)).view(-1, 1, 1, 1)
 
+    monkeypatch.setattr(features, "_BUILT", {})
     monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Fake))
     black, white = np.zeros((2, 16, 16, 3), np.uint8), np.full((2, 16, 16, 3), 255, np.uint8)
-    got = pair_distance(white, black, View("lpips", 256))
+    got = features.pair_scores(white, black, MEASURES["lpips_256"])
     np.testing.assert_allclose(got, [2, 2])  # from -1 to 1
     assert got.dtype == torch.float64
     monkeypatch.setitem(sys.modules, "dreamsim", None)
     with pytest.raises(UserError, match=r"needs the package dreamsim.*pip install dreamsim"):
-        pair_distance(white, black, View("dreamsim", 224))
+        features.pair_scores(white, black, MEASURES["dreamsim_224"])
 
 
 def test_weights_that_a_package_cannot_fetch_are_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +319,7 @@ def test_weights_that_a_package_cannot_fetch_are_said_so(monkeypatch: pytest.Mon
 
     monkeypatch.setitem(sys.modules, "dreamsim", SimpleNamespace(dreamsim=fails))
     with pytest.raises(UserError, match=r"dreamsim: its weights cannot be loaded \(no route to host\)"):
-        pair_distance(pictures(2), pictures(2), View("dreamsim", 224))
+        features.pair_scores(pictures(2), pictures(2), MEASURES["dreamsim_224"])
 
 
 def test_a_tap_keeps_nothing() -> None:

@@ -8,10 +8,17 @@ import torch
 from scipy.spatial.distance import cosine as scipy_cosine
 
 from nd.errors import UserError
-from nd.metrics.aggregation import AGGREGATIONS, of_repeats, pixel_mean, repeats_of
-from nd.metrics.consistency import SIMILARITIES, consistencies, pair_similarities, repeat_consistency
-from nd.metrics.pooling import FEW, over_seeds, pooled_interval, subjects_note
-from nd.metrics.statistics import bootstrap_interval
+from nd.metrics.intervals import FEW, bootstrap_interval, over_seeds, pooled_interval, subjects_note
+from nd.metrics.repeats import (
+    AGGREGATIONS,
+    SIMILARITIES,
+    consistencies,
+    of_repeats,
+    pair_similarities,
+    pixel_mean,
+    repeat_consistency,
+    repeats_of,
+)
 
 RNG = np.random.default_rng(0)
 SCORES = [RNG.normal(mean, 0.2, 50) for mean in (0.3, 0.5, 0.6, 0.45)]

@@ -17,16 +17,16 @@ from scipy.spatial.distance import correlation as scipy_correlation
 
 from nd.config import ProtocolConfig
 from nd.errors import UserError
-from nd.metrics import cache, network
-from nd.metrics.cache import features_path, stimulus_features
-from nd.metrics.consistency import SIMILARITIES
+from nd.metrics import efficientnet_lite as lite
+from nd.metrics import features
 from nd.metrics.efficientnet_lite import EfficientNetLite0, SameConv2d
+from nd.metrics.features import features_path, stimulus_features
 from nd.metrics.identification import two_way_identification
 from nd.metrics.images import resize, to_float
-from nd.metrics.measures import CONSISTENCIES, LEVELS, View
-from nd.metrics.networks import lite
+from nd.metrics.measures import CONSISTENCIES, LEVELS, View, columns
 from nd.metrics.protocol import PINNED, describe
-from nd.metrics.score import METRICS, score_images
+from nd.metrics.repeats import SIMILARITIES
+from nd.metrics.score import score_images
 from nd.scenes.draw import draw_many
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +84,7 @@ def test_a_changed_protocol_loses_its_name(change: dict[str, Any]) -> None:
 def test_network_recognises_photographs() -> None:
     from skimage.data import chelsea, coffee, stereo_motorcycle
 
-    model = lite.efficientnet_lite0(lite.read_state()).network.eval()
+    model = lite.levels(lite.read_state()).network.eval()
     for photograph, classes in (
         (chelsea(), {281, 282, 285}),
         (coffee(), {967, 968, 504}),
@@ -99,14 +99,14 @@ def test_network_recognises_photographs() -> None:
 @needs_weights
 def test_features_are_those_of_one_image_at_a_time_and_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     images = scenes(3)
-    monkeypatch.setattr(network, "BATCH", 2)
-    together = network.features(images, VIEW)
+    monkeypatch.setattr(features, "BATCH", 2)
+    together = features.features(images, VIEW)
     assert {level: tuple(values.shape) for level, values in together.items()} == {
         "low": (3, 24 * 32 * 32),
         "mid": (3, 80 * 8 * 8),
         "high": (3, 1280),
     }
-    alone = network.features(images[2:], VIEW)
+    alone = features.features(images[2:], VIEW)
     for level, values in together.items():
         torch.testing.assert_close(values[2:], alone[level], rtol=1e-4, atol=1e-4)
         assert not values.requires_grad
@@ -156,7 +156,7 @@ def test_stimulus_features_are_computed_once_and_again_when_damaged(
     stimuli = scenes(3)
     first = stimulus_features(stimuli, VIEW, LEVELS, folder=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "features", lambda *_: pytest.fail("computed again"))
+        patch.setattr(features, "features", lambda *_: pytest.fail("computed again"))
         again = stimulus_features(stimuli, VIEW, LEVELS, folder=tmp_path)
     assert all(torch.equal(first[level], again[level]) for level in LEVELS)
     path = features_path(tmp_path, stimuli, VIEW)
@@ -172,7 +172,7 @@ def test_features_are_kept_by_content(tmp_path: Path) -> None:
         features_path(tmp_path, stimuli, VIEW),
         features_path(tmp_path, stimuli[::-1], VIEW),
         *(features_path(tmp_path, stimuli, replace(VIEW, **change)) for change in CHANGES_OF_A_VIEW),
-        features_path(tmp_path, stimuli, VIEW, network.RANDOM),
+        features_path(tmp_path, stimuli, VIEW, features.RANDOM),
     ]
     assert len(set(paths)) == len(paths)
     assert features_path(tmp_path, stimuli.copy(), VIEW) == paths[0]
@@ -201,9 +201,9 @@ def test_scores_equal_the_functions_applied_by_hand() -> None:
     stimuli = scenes(8)
     images = noisy(stimuli, 2)
     scored = score_images(images, stimuli, SCENES).scores
-    assert list(scored) == [name for name in METRICS if name in SCORES_OF_SCENES]
-    true = network.features(stimuli, VIEW)
-    pred = [network.features(images[:, r], VIEW) for r in range(2)]
+    assert list(scored) == [name for name in columns() if name in SCORES_OF_SCENES]
+    true = features.features(stimuli, VIEW)
+    pred = [features.features(images[:, r], VIEW) for r in range(2)]
     high = np.mean([[scipy_correlation(p, t) for p, t in zip(q["high"], true["high"], strict=True)] for q in pred], 0)
     np.testing.assert_allclose(scored["feature_distance"], high, atol=1e-5)
     low = np.mean([two_way_identification(p["low"], true["low"]).numpy() for p in pred], 0)
@@ -216,7 +216,7 @@ def test_scores_equal_the_functions_applied_by_hand() -> None:
 def test_perfect_pictures_get_the_best_of_everything() -> None:
     stimuli = scenes(6)
     scored = score_images(np.stack([stimuli, stimuli], 1), stimuli, SCENES)
-    best = {name: 0.0 if metric.better == "lower" else 1.0 for name, metric in METRICS.items()}
+    best = {name: 0.0 if metric.better == "lower" else 1.0 for name, metric in columns().items()}
     for name, values in scored.scores.items():
         np.testing.assert_allclose(values, best[name], atol=1e-6, err_msg=name)
     assert scored.n_constant == 0
@@ -231,7 +231,7 @@ def test_more_of_the_stimulus_is_better_on_every_metric() -> None:
         for share in (0.7, 0.3)
     )
     for name in good:
-        sign = 1 if METRICS[name].better == "higher" else -1
+        sign = 1 if columns()[name].better == "higher" else -1
         assert sign * (good[name].mean() - bad[name].mean()) > 0, name
 
 
@@ -291,7 +291,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
         score_images(images[:3], stimuli, PIXELS_ONLY)
     with pytest.raises(UserError, match=r"reconstructions \(4, 64, 64, 3\).*\(images, repeats, H, W, 3\)"):
         score_images(stimuli, stimuli, PIXELS_ONLY)
-    with pytest.raises(UserError, match="64 x 60 pixels; square pictures"):
+    with pytest.raises(UserError, match="64 x 60 pixels; square images"):
         score_images(images[..., :60, :], stimuli, PIXELS_ONLY)
     with pytest.raises(UserError, match=r"reconstructions: .* Repeat the channel"):
         score_images(images[..., :1], stimuli, PIXELS_ONLY)

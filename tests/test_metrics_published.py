@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from nd.config import ProtocolConfig
 from nd.errors import UserError
-from nd.metrics import cache, network
+from nd.metrics import features
 from nd.metrics.images import resize, to_float
-from nd.metrics.measures import KINDS, MEASURES, METRICS, by_view, measures_of
-from nd.metrics.networks.table import NETWORKS
+from nd.metrics.measures import KINDS, MEASURES, by_view, columns, measures_of
+from nd.metrics.networks import NETWORKS
 from nd.metrics.protocol import check_number, describe, settings_hash, weights_found
 from nd.metrics.score import score_images
 
@@ -58,7 +58,7 @@ class Arithmetic(nn.Module):
 
 @pytest.fixture
 def _arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "loaded", lambda name, folder, device: Arithmetic())
+    monkeypatch.setattr(features, "loaded", lambda name, folder, device: Arithmetic())
 
 
 def golden(cfg: ProtocolConfig) -> dict[str, float]:
@@ -146,7 +146,7 @@ def test_other_definitions_have_other_columns() -> None:
     assert "swav_224" in row, "a distance has no rule of identification"
     shared = set(golden(protocol("mindeye2"))) & set(golden(protocol("brain_diffuser")))
     assert shared == {"pixcorr", "ssim"}
-    definitions = {str(measure) for measure in MEASURES.values()}
+    definitions = {str(replace(measure, name="")) for measure in MEASURES.values()}
     assert len(definitions) == len(MEASURES), "two names for one definition"
 
 
@@ -174,13 +174,13 @@ def test_features_of_the_stimuli_are_kept_by_view_and_one_network_is_there_at_a_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[tuple[str, int]] = []
-    true_features = network.features
+    true_features = features.features
 
     def counted(images: np.ndarray, view: Any, folder: str = "", *_: Any) -> dict[str, Tensor]:
         passes.append((view.network, len(images)))
         return true_features(images, view, folder)
 
-    for module in ("nd.metrics.cache", "nd.metrics.score"):
+    for module in ("nd.metrics.features", "nd.metrics.score"):
         monkeypatch.setattr(f"{module}.features", counted)
     cfg = protocol("mindeye2")
     one = score_images(waves(0.4)[:, None], waves(0), cfg, cache=tmp_path)
@@ -211,8 +211,8 @@ def test_tables_of_measures_are_whole() -> None:
         assert measure.kind == "pair" or measure.view.network in NETWORKS
         assert str(measure.view.size) in name
         assert ("_pil" in name) == (measure.view.arithmetic == "bytes")
-        assert METRICS[name].better == ("lower" if measure.kind in ("distance", "pair") else "higher")
-        assert (METRICS[name].chance is not None) == (measure.kind == "two_way") == (f"{name}_row" in METRICS)
+        assert columns()[name].better == ("lower" if measure.kind in ("distance", "pair") else "higher")
+        assert (columns()[name].chance is not None) == (measure.kind == "two_way") == (f"{name}_row" in columns())
 
 
 def test_mindeye_and_brain_diffuser_differ_as_published() -> None:
@@ -260,7 +260,7 @@ def test_all_absent_weights_are_named_before_any_work(monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("_arithmetic")
 def test_a_damaged_file_of_features_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     view = MEASURES["swav_224"].view
-    path = cache.features_path(tmp_path, waves(0), view, network.RANDOM)
+    path = features.features_path(tmp_path, waves(0), view, features.RANDOM)
     path.write_bytes(b"broken")
-    cache.stimulus_features(waves(0), view, ["avgpool"], network.RANDOM, tmp_path)
+    features.stimulus_features(waves(0), view, ["avgpool"], features.RANDOM, tmp_path)
     assert "damaged" in caplog.text

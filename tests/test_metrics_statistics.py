@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from nd.errors import UserError
-from nd.metrics.statistics import bootstrap_interval, paired_difference
+from nd.metrics.intervals import bootstrap_interval, paired_difference
 
 
 @pytest.mark.parametrize(("method", "scipy_method"), [("bca", "BCa"), ("percentile", "percentile")])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nd.metrics.measures import METRICS
-from nd.metrics.summary import score_table
+from nd.evaluation.scores import score_table
+from nd.metrics.measures import columns
 
 LONG = "consistency_feature_variance"
 
@@ -26,5 +26,5 @@ def test_numbers_stand_below_each_other(names: tuple[str, ...], place: int) -> N
 
 
 def test_every_metric_has_a_space_after_its_name() -> None:
-    _, *rows = lines(*METRICS)
-    assert {row.index("0.2500") for row in rows} == {2 + max(map(len, METRICS)) + 2}
+    _, *rows = lines(*columns())
+    assert {row.index("0.2500") for row in rows} == {2 + max(map(len, columns())) + 2}

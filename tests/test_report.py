@@ -17,8 +17,8 @@ from PIL import Image
 
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
-from nd.tables.curves import Curve, Learning, Stage
-from nd.tables.pictures import cell_side, evenly_ranked, gallery, grid_image
+from nd.tables.gallery import cell_side, evenly_ranked, gallery, grid_image
+from nd.tables.learning_curves import Curve, Learning, Stage
 from nd.tables.plots import score_plot, svg, tuning_plot
 from nd.tables.report import write_report
 from nd.tables.specs import Column, Entry, Pair, Row, TableSpec
@@ -46,7 +46,7 @@ def table(tmp_path: Path) -> Table:
     spec = TableSpec(
         name="tiny", folder=tmp_path, title="A <b> & c", experiment="scenes", subjects=["subj01"],
         columns=[Column(metric="pixcorr", name="PixCorr"), Column(metric="two_way_low", name="low", percent=True)],
-        rows=ROWS, pictures=["decoded & guided", "truth"], curve="tuning.json",
+        rows=ROWS, images=["decoded & guided", "truth"], curve="tuning.json",
         paired=[Pair(a="decoded & guided", b="mean", metrics=["pixcorr"])],
     )  # fmt: skip
     configs = [config(tmp_path) for _ in ROWS]
@@ -115,13 +115,13 @@ def test_pictures_are_those_of_the_runs_beside_their_stimuli(table: Table, tmp_p
     assert shown.ranks == [1, 5, 8]
     assert shown.scores == [[None] * 3, [0.7, 0.3, 0.0], [0.7, 0.3, 0.0]]
     wanted = Stimuli(stimuli_path(table.rows[0].entry.cfg)).images(np.array(shown.image_ids))
-    np.testing.assert_array_equal(shown.pictures[0], wanted)
-    assert (shown.pictures[1] == 0).all()  # the first repeat is black, later ones are not
+    np.testing.assert_array_equal(shown.images[0], wanted)
+    assert (shown.images[1] == 0).all()  # the first repeat is black, later ones are not
     assert "not picked by eye" in shown.rule
     html, _ = write_report(table, tmp_path / "results", "nd run")
     first = re.search(r"data:image/png;base64,([^\"]+)", html.read_text(encoding="utf-8"))
     assert first is not None
-    best = gallery(table).pictures[0][0]
+    best = gallery(table).images[0][0]
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(base64.b64decode(first[1])))), best)
 
 
@@ -142,7 +142,7 @@ def test_the_grid_holds_every_picture(table: Table) -> None:
     image = np.array(grid_image(shown, "title"))
     cell = cell_side(SIDE)
     corner = image[40 : 40 + cell, 210 : 210 + cell]
-    np.testing.assert_array_equal(corner[:: cell // SIDE, :: cell // SIDE], shown.pictures[0][0])
+    np.testing.assert_array_equal(corner[:: cell // SIDE, :: cell // SIDE], shown.images[0][0])
 
 
 def test_trained_networks_show_how_they_were_trained(table: Table, tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_trained_networks_show_how_they_were_trained(table: Table, tmp_path: Pat
 
 
 def test_a_table_without_pictures_says_so(table: Table) -> None:
-    with pytest.raises(UserError, match=r"shows no images\. Name rows of it in its spec as `pictures:`"):
-        gallery(replace(table, spec=replace(table.spec, pictures=[])))
+    with pytest.raises(UserError, match=r"shows no images\. Name rows of it in its spec as `images:`"):
+        gallery(replace(table, spec=replace(table.spec, images=[])))
 
 
 def test_a_curve_that_is_no_curve_is_refused(table: Table, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,17 +17,17 @@ from nd.config import Config, PathsConfig, ProtocolConfig
 from nd.config.rules import contradictions
 from nd.data.prepared import Stimuli, mean_betas, open_subject, split_of, stimuli_path
 from nd.evaluate import evaluate
-from nd.evaluation import brain
-from nd.evaluation.brain import brain_lines
+from nd.evaluation import brain_scores
+from nd.evaluation.brain_correlation import BrainCorrelation, Encoder
+from nd.evaluation.brain_scores import brain_lines
+from nd.evaluation.scores import read_per_image
 from nd.files import read_json
 from nd.generate.inputs import TrainingImages, part_ids
-from nd.metrics.brain import BrainCorrelation, Encoder
+from nd.metrics.features import RANDOM, features
 from nd.metrics.measures import encoded_layers
-from nd.metrics.network import RANDOM, features
 from nd.metrics.noise_ceiling import pattern_ceiling, repeat_ceiling
 from nd.metrics.protocol import describe
 from nd.runs.folder import RunFolder
-from nd.tables.scores import read_per_image
 
 
 @pytest.fixture
@@ -100,13 +100,13 @@ def test_the_ceiling_comes_from_repeats_else_from_ncsnr_else_from_nowhere(
     encoder = Encoder.fit(np.random.default_rng(0).normal(size=(len(past), 3)), past)
     rows = np.stack([subject.rows_of([i]) for i in ids])
     trials = ((subject.voxels(rows.ravel()) - past.mean(0)) / past.std(0)).reshape(*rows.shape, -1)
-    assert brain._ceilings(subject, encoder, ids)["all"] == pytest.approx(repeat_ceiling(trials), abs=1e-5)
+    assert brain_scores._ceilings(subject, encoder, ids)["all"] == pytest.approx(repeat_ceiling(trials), abs=1e-5)
     uneven = subject.only(np.arange(len(subject.image_id)) != rows[0, 0])
     uneven.ncsnr = np.full(subject.n_voxels, 0.5, np.float32)
     counts = np.r_[rows.shape[1] - 1, np.full(len(ids) - 1, rows.shape[1])]
-    assert brain._ceilings(uneven, encoder, ids)["all"] == pytest.approx(pattern_ceiling(uneven.ncsnr, counts))
+    assert brain_scores._ceilings(uneven, encoder, ids)["all"] == pytest.approx(pattern_ceiling(uneven.ncsnr, counts))
     uneven.ncsnr = None
-    assert brain._ceilings(uneven, encoder, ids) == {}
+    assert brain_scores._ceilings(uneven, encoder, ids) == {}
     assert "ceiling unknown" in brain_lines({"brain_high": {"all": {
         "mean": 0.1, "lo": 0, "hi": 0.2, "seen": 0.3, "ceiling": None, "n_voxels": 12,
     }}})[0]  # fmt: skip
@@ -114,9 +114,9 @@ def test_the_ceiling_comes_from_repeats_else_from_ncsnr_else_from_nowhere(
 
 def test_features_of_training_pictures_are_computed_once(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     training, measure = TrainingImages(cfg), encoded_layers(cfg.protocol)["high"]
-    once = brain.training_features(cfg, training, 0, measure, torch.device("cpu"))
-    monkeypatch.setattr(brain, "features", lambda *_: pytest.fail("computed again"))
-    np.testing.assert_array_equal(brain.training_features(cfg, training, 0, measure, torch.device("cpu")), once)
+    once = brain_scores.training_features(cfg, training, 0, measure, torch.device("cpu"))
+    monkeypatch.setattr(brain_scores, "features", lambda *_: pytest.fail("computed again"))
+    np.testing.assert_array_equal(brain_scores.training_features(cfg, training, 0, measure, torch.device("cpu")), once)
     assert once.shape == (len(split_of(cfg).folds[0].seen), 1280)
 
 
@@ -125,11 +125,11 @@ def test_images_of_several_folds_come_back_to_their_places() -> None:
         {"all": BrainCorrelation(np.array(values), 0.0, ceiling, 5)}
         for values, ceiling in (([0.1, 0.3], 0.8), ([0.2], 0.5))
     )
-    got = brain._over_folds(parts, [np.array([0, 2]), np.array([1])])["all"]
+    got = brain_scores._over_folds(parts, [np.array([0, 2]), np.array([1])])["all"]
     np.testing.assert_allclose(got.per_image, [0.1, 0.2, 0.3])
     assert (got.mean, got.ceiling) == (pytest.approx(0.2), pytest.approx(0.7))
     unknown = (parts[0], {"all": replace(parts[1]["all"], ceiling=None)})
-    assert brain._over_folds(unknown, [np.array([0, 2]), np.array([1])])["all"].ceiling is None
+    assert brain_scores._over_folds(unknown, [np.array([0, 2]), np.array([1])])["all"].ceiling is None
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,9 @@ from nd.errors import UserError
 from nd.mappers.checkpoint import target_path
 from nd.mappers.training.fit import Files
 from nd.mappers.training.folds import pretrained_path
-from nd.run import with_target
 from nd.runs.chain import pretrain_of
 from nd.runs.folder import RunFolder
-from nd.tables.curves import Curve, Learning, Stage, curve_of, learning_of, stages_of, terms
+from nd.tables.learning_curves import Curve, Learning, Stage, curve_of, learning_of, stages_of, terms
 from nd.tables.plots import learning_plot, svg
 from nd.tables.specs import Column, Entry, Row, TableSpec
 from nd.tables.table import Table, collect
@@ -162,26 +161,26 @@ def test_rows_that_read_the_same_networks_share_curves(tmp_path: Path, caplog: p
     oracle, ridge, floor = (trained(tmp_path, "z", "c") for _ in range(3))
     oracle.features, ridge.mapper.name, floor.method.generator = "oracle", "ridge", "mean_image"
     for target in ("z", "c"):
-        cfg = with_target(decoded, target)
+        cfg = decoded.with_target(target)
         write_curve(folder_of(cfg), n_epochs=5)
         write_curve(folder_of(pretrain_of(cfg)), n_epochs=3)
     rows = {"decoded": decoded, "unguided": unguided, "true": oracle, "ridge": ridge, "mean": floor}
-    found = learning_of(table_of(tmp_path, rows), with_target)
+    found = learning_of(table_of(tmp_path, rows))
     assert [(learning.rows, learning.target) for learning in found] == [
         (("decoded", "unguided"), "z"), (("decoded", "unguided"), "c"),
     ]  # fmt: skip
     assert [len(stage.curves[0].losses["total"]) for stage in found[1].stages] == [3, 5]
     assert list(found[1].stages[1].curves[0].losses) == ["total", "tokens", "contrast"]
     assert not caplog.messages
-    assert not learning_of(table_of(tmp_path, {"ridge": ridge, "mean": floor}), with_target)
+    assert not learning_of(table_of(tmp_path, {"ridge": ridge, "mean": floor}))
 
 
 def test_a_network_of_all_targets_is_shown_target_by_target(tmp_path: Path) -> None:
     cfg = trained(tmp_path, "z", "c", "g", share="all")
-    folders = {folder_of(with_target(cfg, target)) for target in "zcg"}
+    folders = {folder_of(cfg.with_target(target)) for target in "zcg"}
     assert len(folders) == 1
     write_curve(folders.pop(), names=("z", "c", "g"))
-    found = learning_of(table_of(tmp_path, {"a": cfg}), with_target)
+    found = learning_of(table_of(tmp_path, {"a": cfg}))
     totals = {learning.target: learning.stages[0].curves[0].losses["total"][0][1] for learning in found}
     assert totals == {"z": 8.0, "c": 0.75, "g": 3.0}
 
@@ -190,7 +189,7 @@ def test_of_several_subjects_each_has_curves_of_its_own(tmp_path: Path, caplog: 
     cfg = trained(tmp_path)
     cfg.training.pretrain = False
     write_curve(folder_of(cfg))
-    found = learning_of(table_of(tmp_path, {"a": cfg}, ("subj01", "subj02")), with_target)
+    found = learning_of(table_of(tmp_path, {"a": cfg}, ("subj01", "subj02")))
     assert [learning.rows for learning in found] == [("a (subj01)",)]  # the other's are gone
     assert "holds no learning curve" in caplog.text
 

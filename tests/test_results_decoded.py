@@ -1,4 +1,4 @@
-"""Retrieval by decoded targets in scores.json: there where predictions and true targets are, else left out."""
+"""What decoded targets say in scores.json: there where predictions and true targets are, else left out."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from helpers_config import method_settings, target_settings
 from nd.config import Config, PathsConfig, ProtocolConfig
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.evaluate import evaluate
-from nd.evaluation import decoded
-from nd.evaluation.decoded import decoded_retrieval
+from nd.evaluation import decoded_targets
+from nd.evaluation.decoded_targets import DecodedScores, decoded_scores
 from nd.extract import extract
 from nd.files import read_json
 from nd.generate.inputs import part_ids
@@ -60,6 +60,17 @@ def test_evaluate_adds_retrieval_by_what_was_decoded(cfg: Config, capsys: pytest
     for found in summary["retrieval"].values():
         assert found["mean"] == pytest.approx(9 / 12)
         assert (found["n_images"], found["n_candidates"], found["all_images"]) == (12, 12, True)
+    run = RunFolder.open(cfg, "predict")
+    with h5py.File(run.path / "predictions.h5") as file:
+        decoded = file["pixels"][()][::-1]
+    true = Stimuli(stimuli_path(cfg)).images(np.array(part_ids(cfg))) / np.float32(255)
+    spectra = [
+        np.linalg.svd(x.reshape(12, -1) - x.reshape(12, -1).mean(0), compute_uv=False) ** 2 for x in (decoded, true)
+    ]
+    wanted = [shares.sum() ** 2 / (shares**2).sum() for shares in spectra]
+    assert summary["decoded"]["run"] == run.run_id
+    found = summary["decoded"]["diversity"]["pixels"]
+    assert (found["predicted"], found["true"], found["n"]) == (*(pytest.approx(w, rel=1e-4) for w in wanted), 12)
     out = capsys.readouterr().out
     assert "retrieval_pixels_image" in out
     assert "chance 0.0833, all 12 images" in out
@@ -67,16 +78,16 @@ def test_evaluate_adds_retrieval_by_what_was_decoded(cfg: Config, capsys: pytest
 
 def test_nothing_where_something_is_not_there(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = np.array(part_ids(cfg), np.int32)
-    assert decoded_retrieval(cfg, ids) == {}, "no predictions"
+    assert decoded_scores(cfg, ids) == DecodedScores(), "no predictions"
     predicted(cfg, wrong=0)
-    assert decoded_retrieval(cfg, ids) == {}, "no store"
+    assert decoded_scores(cfg, ids) == DecodedScores(), "no store"
     extract(cfg)
-    assert decoded_retrieval(cfg, ids)["retrieval_pixels_brain"]["mean"] == 1
-    assert decoded_retrieval(replace(cfg, features="oracle"), ids) == {}
-    assert decoded_retrieval(replace(cfg, images_hash="abc"), ids) == {}
-    assert decoded_retrieval(cfg, ids[:1]) == {}
-    monkeypatch.setattr(decoded, "MOST_NUMBERS", 12_287)  # one less than 64 x 64 x 3
-    assert decoded_retrieval(cfg, ids) == {}
+    assert decoded_scores(cfg, ids).retrieval["retrieval_pixels_brain"]["mean"] == 1
+    assert decoded_scores(replace(cfg, features="oracle"), ids) == DecodedScores()
+    assert decoded_scores(replace(cfg, images_hash="abc"), ids) == DecodedScores()
+    assert decoded_scores(cfg, ids[:1]) == DecodedScores()
+    monkeypatch.setattr(decoded_targets, "MOST_NUMBERS", 12_287)  # one less than 64 x 64 x 3
+    assert decoded_scores(cfg, ids) == DecodedScores()
 
 
 def test_runs_can_be_scored_where_the_weights_are_gone(cfg: Config) -> None:
@@ -85,4 +96,4 @@ def test_runs_can_be_scored_where_the_weights_are_gone(cfg: Config) -> None:
     folder = RunFolder.open(cfg, "predict")
     with folder.writing(cfg), h5py.File(folder.path / "predictions.h5", "w") as handle:
         handle["image_id"], handle["c"] = ids, np.zeros((len(ids), 2, 3), np.float32)
-    assert decoded_retrieval(cfg, ids) == {}
+    assert decoded_scores(cfg, ids) == DecodedScores()

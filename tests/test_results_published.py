@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,15 @@ import yaml
 from helpers_results import N_IMAGES, config, fake_scores
 
 from nd.errors import UserError
-from nd.metrics.pooling import pooled_interval
-from nd.tables import formats, sheets
+from nd.metrics.intervals import pooled_interval
+from nd.tables import formats
 from nd.tables.blocks import blocks
-from nd.tables.means import MeanRow, check_seeds
+from nd.tables.csv_export import csv_files
+from nd.tables.gallery import Gallery
 from nd.tables.published import BOUNDS, FOLDER, Published, find_published, load_set, sets
-from nd.tables.report import block_html, scores_html
+from nd.tables.report import page
 from nd.tables.specs import Averaged, Column, Entry, Row, TableSpec, load_spec
+from nd.tables.statistics import MeanRow, check_seeds
 from nd.tables.table import Table, collect
 
 SPEC = TableSpec(
@@ -27,6 +30,7 @@ SPEC = TableSpec(
     columns=[Column(metric="pixcorr", name="PixCorr"), Column(metric="clip", name="CLIP", percent=True)],
     rows=[Row(label="a"), Row(label="b", overrides=["seed=43"])],
 )  # fmt: skip
+NO_IMAGES = Gallery([], [], [], [], [], "")
 PIXCORR = np.random.default_rng(0).uniform(0.2, 0.6, (2, 2, N_IMAGES))  # subject, row, image
 
 
@@ -172,18 +176,18 @@ def test_published_scores_have_blocks_of_their_own(table: Table) -> None:
     ]
     assert any(note == "quoted: quoted by others" for note in first.notes)
     assert any("inferred or unchecked: DREAM, Takagi" in note for note in first.notes)
-    assert all("published" not in cell for line in formats._grid(table, formats.with_interval) for cell in line)
+    assert all("published" not in cell for line in formats.score_grid(table, formats.with_interval) for cell in line)
     for shape in (formats.text, formats.markdown, formats.latex):
         made = shape(table)
         assert "Published values of another protocol (as printed, NSD 37 sessions" in made
         assert made.count("DREAM (published)") == 1
         assert made.index("DREAM (published)") > made.index("b ")
     assert formats.latex(table).count(r"\begin{table}") == 3
-    page = block_html(first)
-    assert "<td>DREAM (published)</td>" in page
-    assert "DREAM" not in scores_html(table)
-    assert "DREAM" not in formats.comma_separated(table)
-    lines = list(csv.DictReader(io.StringIO(sheets.published_csv(table))))
+    text = page(table, NO_IMAGES, "nd run")
+    assert text.count("<td>DREAM (published)</td>") == 1
+    assert text.index("DREAM") > text.index(f"<h2>{first.heading}</h2>")
+    assert "DREAM" not in csv_files(table)[".csv"]
+    lines = list(csv.DictReader(io.StringIO(csv_files(table)["-published.csv"])))
     assert len(lines) == 24
     assert (lines[8]["method"], lines[8]["metric"], lines[8]["value"]) == ("Takagi & Nishimoto", "pixcorr", "")
 
@@ -206,8 +210,8 @@ def test_only_the_very_protocol_shares_a_column(tmp_path: Path) -> None:
             path.read_text(encoding="utf-8").replace('"simulated": true', '"simulated": false'), encoding="utf-8"
         )
     beside = collect(replace(SPEC, published=[same]), made, "nd run")
-    assert "| X (published) | 8 | 0.300 | - |" in formats.markdown(beside)
-    assert "<td>X (published)</td><td>8</td><td>0.300</td><td>-</td>" in scores_html(beside)
+    assert re.search(r"\| X \(published\) +\| +8 \| +0.300 \| +- \|", formats.markdown(beside))
+    assert "<td>X (published)</td><td>8</td><td>0.300</td><td>-</td>" in page(beside, NO_IMAGES, "nd run")
     assert blocks(beside) == []
     others = {"version": 2}, {"version": None}, {"n_images": 7}, {"n_images": None}, {"protocol": "nd"}
     for change in others:
@@ -250,7 +254,7 @@ def test_several_subjects_have_a_block_of_means(tmp_path: Path) -> None:
     assert block.heading == "Mean over subjects (subj01, subj02)"
     assert "2 subjects and the images, which they share, are drawn" in block.notes[0].lower()
     assert f"{wanted.mean:.3f} [{wanted.lo:.3f}, {wanted.hi:.3f}]" in formats.markdown(made)
-    lines = list(csv.DictReader(io.StringIO(sheets.means_csv(made))))
+    lines = list(csv.DictReader(io.StringIO(csv_files(made)["-means.csv"])))
     assert (lines[0]["subjects"], lines[0]["n_images"]) == ("subj01 subj02", str(N_IMAGES))
     paths = formats.write_table(made, tmp_path / "results")
     assert [path.name for path in paths] == ["tiny.md", "tiny.csv", "tiny.tex", "tiny-means.csv"]

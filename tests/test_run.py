@@ -19,7 +19,7 @@ import nd.table
 from nd.config import Config
 from nd.config.application import compose, derive
 from nd.errors import UserError
-from nd.run import action_of, entries_of, with_target
+from nd.run import action_of, entries_of
 from nd.runs.chain import Chain, Step, StepFailed, check_finished, needs_own_process, steps_of
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import run_id
@@ -168,8 +168,8 @@ def test_runs_made_from_an_earlier_version_of_a_run_are_found(verbs: Recorder, t
 def test_steps_find_the_runs_that_the_verbs_look_for() -> None:
     cfg = compose(["target.layers=[0,1,2]", "guidance.layer_weights=[1,1,1]", "experiment=scenes"])
     for name in ("z", "c", "g", "pixels"):
-        assert run_id("train", with_target(cfg, name)) == run_id("train", derive(cfg, f"target={name}"))
-    assert with_target(cfg, "g").overrides[-1] == "target=g"
+        assert run_id("train", cfg.with_target(name)) == run_id("train", derive(cfg, f"target={name}"))
+    assert cfg.with_target("g").overrides[-1] == "target=g"
 
 
 def test_without_a_table_the_composed_configuration_is_the_only_row() -> None:

@@ -30,10 +30,10 @@ import yaml
 
 from nd.config import ProtocolConfig
 from nd.files import write_json
-from nd.metrics.aggregation import repeats_of
+from nd.metrics.features import RANDOM, features, loaded
 from nd.metrics.identification import two_way_identification
 from nd.metrics.measures import by_view, measures_of
-from nd.metrics.network import RANDOM, features, loaded
+from nd.metrics.repeats import repeats_of
 from nd.metrics.score import by_pixels, one_measure
 
 PROTOCOLS = Path(__file__).parents[2] / "conf" / "protocol"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.files import write_json
-from nd.metrics.statistics import METHODS, bootstrap_means_of_many, interval_ends
+from nd.metrics.intervals import METHODS, bootstrap_means_of_many, interval_ends
 
 HERE = Path(__file__).parent
 SIZES = (20, 40, 200, 1000)

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from nd.config.application import compose
 from nd.data.prepared import split_of
+from nd.evaluation.scores import read_per_image
 from nd.files import write_json
-from nd.metrics.statistics import bootstrap_means
+from nd.metrics.intervals import bootstrap_means
 from nd.run import run
 from nd.table import read_table
-from nd.tables.scores import read_per_image
 from nd.tables.table import Table
 
 HERE = Path(__file__).parent

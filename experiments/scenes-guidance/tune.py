@@ -38,8 +38,8 @@ from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.inputs import FeatureSource, PredictedFeatures, TrueFeatures, part_ids
 from nd.generate.parts import partition
 from nd.generate.sampler import GuidedSampler, point_of
+from nd.metrics.intervals import bootstrap_interval, paired_difference
 from nd.metrics.score import score_images
-from nd.metrics.statistics import bootstrap_interval, paired_difference
 from nd.predict import predict
 from nd.prepare import prepare
 from nd.runs.folder import RunFolder

@@ -33,7 +33,7 @@ from nd.mappers.checkpoint import load, saved_path
 from nd.mappers.folds import origin_of, predict_fold
 from nd.mappers.network.heads import slices_of
 from nd.mappers.two_stage import TwoStage
-from nd.metrics.statistics import Interval, bootstrap_interval, paired_difference
+from nd.metrics.intervals import Interval, bootstrap_interval, paired_difference
 from nd.prepare import prepare
 from nd.runs.folder import RunFolder
 from nd.targets.store import TargetStore, store_path

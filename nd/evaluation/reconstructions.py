@@ -25,7 +25,7 @@ class Wanted:
     in_order: NDArray[np.int32] | None = None
     order: str = ""
 
-    def by_position(self, n_pictures: int, what: str) -> NDArray[np.int32]:
+    def by_position(self, n_images: int, what: str) -> NDArray[np.int32]:
         """Ids (N,) of images that carry none. UserError: no order is given, or another count of images."""
         if self.in_order is None:
             raise UserError(
@@ -33,16 +33,16 @@ class Wanted:
                 "<image id>.png or <image id>_<repeat>.png (in .h5 and .pt: add image_id), or say what order they are "
                 "in: order=canonical (rising image ids) or order=first_appearance (in the subject's trials)."
             )
-        if n_pictures != len(self.ids):
+        if n_images != len(self.ids):
             raise UserError(
-                f"{what} are {n_pictures} images, but the split has {len(self.ids)}; matched by position "
+                f"{what} are {n_images}, but the split has {len(self.ids)}; matched by position "
                 f"(order={self.order}) they must be as many. Add or remove images, or name them by image id."
             )
         return self.in_order
 
 
 class Stored:
-    """Pictures (N, R, H, W, 3) of a file, sliced like an array and read as they are asked for.
+    """Images (N, R, H, W, 3) of a file, sliced like an array and read as they are asked for.
 
     Five images of 512 px for each of 1,000 images are 4 GB.
     """
@@ -65,7 +65,7 @@ class Stored:
 
 
 def read_images(path: Path) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int32], dict[str, Any]]:
-    """Pictures (N, R, H, W, 3) and their ids (N,), both in rising order of ids, and the file's attributes.
+    """Images (N, R, H, W, 3) and their ids (N,), both in rising order of ids, and the file's attributes.
 
     Bytes in that order stay in the file until they are asked for.
     """
@@ -82,11 +82,11 @@ def read_images(path: Path) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int3
     return images[:][order], image_ids[order], facts
 
 
-def check_unique(image_ids: NDArray[Any], n_pictures: int, path: Path) -> None:
+def check_unique(image_ids: NDArray[Any], n_images: int, path: Path) -> None:
     """Raise UserError unless every image has an id of its own."""
     n_ids = len(np.unique(image_ids))
-    if n_pictures != len(image_ids) or n_ids != len(image_ids):
-        raise UserError(f"{path}: {n_pictures} images for {n_ids} different image ids; one each is wanted.")
+    if n_images != len(image_ids) or n_ids != len(image_ids):
+        raise UserError(f"{path}: {n_images} images for {n_ids} different image ids; one each is wanted.")
 
 
 def check_ids(
@@ -101,7 +101,7 @@ def check_ids(
         )
 
 
-def check_given_ids(image_ids: NDArray[np.int32], wanted: Wanted, source: Path, said: str = "") -> None:
+def check_external_ids(image_ids: NDArray[np.int32], wanted: Wanted, source: Path, said: str = "") -> None:
     """``check_ids`` for images made elsewhere; ``said``: what else is to be known of them."""
     hint = "Add or remove those, or choose the data, subject and split they were made for."
     if len(image_ids) == len(wanted.ids):

@@ -27,7 +27,7 @@ from nd.generate.decoders import picture_decoder
 from nd.generate.guidance import FeatureGuidance, guided_noise, kappa_at, layer_weights
 from nd.generate.sampler import LOSS_SCALE, check, spread
 from nd.interface.array_scores import channels_last
-from nd.metrics.images import check_pictures, to_float
+from nd.metrics.images import check_images, to_float
 
 LAYERS = (0, 1, 2, 3, 4, 5)
 
@@ -87,7 +87,7 @@ def tower_features(tower: Any, images: Any, layers: Sequence[int] = LAYERS) -> T
         (B, L, T, D) float32 on the tower's device: outputs of each block's MLP branch, class token first.
     """
     checked = channels_last(images, "images", 4)
-    check_pictures(checked, "images")
+    check_images(checked, "images")
     backbone = _tower_of(tower)
     with torch.no_grad():
         seen = backbone.tower_input(to_float(checked).to(backbone.device))

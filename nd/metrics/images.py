@@ -1,4 +1,4 @@
-"""Pictures as the metrics want them: checked, as floats in [0, 1], channels first, resized with everything said.
+"""Images as the metrics want them: checked, as floats in [0, 1], channels first, resized with everything said.
 
 N images, R repeats, B batch, C = 3 channels (RGB), H W image.
 """
@@ -22,7 +22,7 @@ RESIZES = ("floats", "bytes")
 LUMA = (0.2125, 0.7154, 0.0721)
 
 
-def check_pictures(images: NDArray[Any], what: str) -> None:
+def check_images(images: NDArray[Any], what: str) -> None:
     """Raise UserError unless ``images`` is (..., H, W, 3), uint8 or finite floats in [0, 1]; ``what`` names them."""
     if images.ndim < 3 or images.shape[-1] != 3:
         raise UserError(
@@ -84,8 +84,8 @@ def _by_pillow(images_BCHW: Tensor, size: int, method: str, antialias: bool) -> 
     if not antialias:
         raise UserError("resize: Pillow (arithmetic bytes) always low-passes; antialias=false needs arithmetic floats.")
     kind = Image.Resampling[method.upper()]
-    pictures = (images_BCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    sized = [np.asarray(Image.fromarray(picture).resize((size, size), kind)) for picture in pictures]
+    images = (images_BCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    sized = [np.asarray(Image.fromarray(image).resize((size, size), kind)) for image in images]
     return to_float(np.stack(sized))
 
 

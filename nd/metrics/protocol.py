@@ -7,28 +7,29 @@ scenes v1: 64 px, the size of its stimuli, so nothing is resized for PixCorr and
 bilinearly enlarged to 128 px. digits69 v1: 28 px; grey digits are outside what an ImageNet network knows, so there are
 no feature levels; identification by pixels, and among the images of the same digit.
 
-nd v1: natural pictures: pixel metrics at 256 px, EfficientNet-Lite0 at 224 px, the size it was trained at.
+nd v1: natural images: pixel metrics at 256 px, EfficientNet-Lite0 at 224 px, the size it was trained at.
 
 brain_diffuser, mindeye1, mindeye2, minddiffuser: the protocols of published tables, each on the test set it was used
 on; what is not known of them is said in their files.
 
 All: all images of the part are each other's distractors, in any order; ``aggregation`` says what is made of the repeats
-of an image (``nd.metrics.aggregation``); intervals are over images.
+of an image (``nd.metrics.repeats``); intervals are over images.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nd.config import ProtocolConfig
 from nd.errors import UserError
 from nd.files import sha256_json
+from nd.metrics.efficientnet_lite import LEVEL_BLOCKS
 from nd.metrics.measures import Measure, measures_of
-from nd.metrics.networks.lite import LEVEL_BLOCKS
-from nd.metrics.networks.table import NETWORKS, network_named
-from nd.metrics.networks.weights import OFFLINE
+from nd.metrics.networks import NETWORKS, OFFLINE, network_named
 from nd.metrics.ssim import WINDOW
+
+if TYPE_CHECKING:
+    from nd.config import ProtocolConfig
 
 # Name and version to the hash of the settings. To change a setting, add a version; never edit a line.
 PINNED = {
@@ -60,13 +61,15 @@ def settings(protocol: ProtocolConfig) -> dict[str, Any]:
 
 
 def _definition(measure: Measure) -> dict[str, Any]:
-    network = NETWORKS.get(measure.view.network)  # none: the network of a package
-    return asdict(measure) | {"weights": network.pinned if network else ""}
+    """What decides a measure's values. A network of this package is known by its weights, other code by its name."""
+    network = NETWORKS.get(measure.view.network)
+    made_by = {"weights": network.pinned} if network else {"weights": "", "score": measure.score}
+    return {"view": asdict(measure.view), "layer": measure.layer, "kind": measure.kind} | made_by
 
 
 def settings_hash(protocol: ProtocolConfig) -> str:
     """Hash of the settings that are not defaults, so that a new field with a default keeps every old protocol."""
-    defaults, values = asdict(ProtocolConfig()), settings(protocol)
+    defaults, values = asdict(type(protocol)()), settings(protocol)
     return sha256_json({name: value for name, value in values.items() if defaults.get(name) != value})
 
 

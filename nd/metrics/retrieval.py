@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from nd.errors import UserError
@@ -127,6 +127,6 @@ def retrieval_lines(summaries: dict[str, dict[str, Any]]) -> list[str]:
 
 def _summarised(shares_L: NDArray[np.float64], n_images: int, n_candidates: int) -> Retrieval:
     n_loops, mean = len(shares_L), float(shares_L.mean())
-    half = float(norm.ppf((1 + LEVEL) / 2) * shares_L.std() / np.sqrt(n_loops))
+    half = float(ndtri((1 + LEVEL) / 2) * shares_L.std() / np.sqrt(n_loops))
     everything = n_candidates == n_images
     return Retrieval(mean, mean - half, mean + half, 1 / n_candidates, n_images, n_candidates, n_loops, everything)

@@ -13,37 +13,24 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nd.config import ProtocolConfig
 from nd.errors import UserError
-from nd.metrics.aggregation import Repeat, of_repeats, repeats_of
-from nd.metrics.cache import stimulus_features
-from nd.metrics.consistency import consistencies
-from nd.metrics.correlation import cosine, feature_distance, pixcorr
+from nd.metrics.correlation import cosine, feature_distance
+from nd.metrics.features import CPU, RANDOM, Features, features, pair_scores, stimulus_features
 from nd.metrics.identification import two_way_identification
-from nd.metrics.images import check_pictures, is_constant, resize, to_float
-from nd.metrics.measures import (
-    LEVELS,
-    METRICS,
-    OWN_NETWORK,
-    PER_COLUMN,
-    ROW,
-    Measure,
-    View,
-    by_view,
-    encoded_layers,
-    measures_of,
-)
-from nd.metrics.network import CPU, RANDOM, Features, features
-from nd.metrics.pairs import pair_distance
+from nd.metrics.images import check_images, is_constant, resize, to_float
+from nd.metrics.measures import LEVELS, OWN_NETWORK, ROW, Measure, View, by_view, columns, encoded_layers, measures_of
 from nd.metrics.protocol import check_number, check_protocol, weights_found
-from nd.metrics.ssim import ssim
+from nd.metrics.repeats import Repeat, consistencies, of_repeats, repeats_of
+
+if TYPE_CHECKING:
+    from nd.config import ProtocolConfig
 
 PIXEL_BATCH = 4  # images whose pixels are held as floats at once: at 425 px SSIM needs 130 MB for each
 Scores = dict[str, Tensor]
@@ -53,7 +40,7 @@ Scores = dict[str, Tensor]
 class Kept:
     """Features of one layer that brain correlation goes on with: images (N, R, D) and stimuli (N, D), float32."""
 
-    pictures: NDArray[np.float32]
+    images: NDArray[np.float32]
     stimuli: NDArray[np.float32]
 
 
@@ -120,13 +107,13 @@ def score_images(
     for view, measures in by_view(measures_of(protocol)).items():
         found, further = by_features(repeats, stimuli_NHW3, view, measures, judge)
         scores, kept = scores | found, kept | further
-    ordered = {name: scores[name].numpy() for name in METRICS if name in scores}
+    ordered = {name: scores[name].numpy() for name in columns() if name in scores}
     return PerImage(ordered, n_constant, len(repeats), kept)
 
 
 def _check(images: Any, stimuli: NDArray[Any], protocol: ProtocolConfig) -> None:
-    check_pictures(images, "reconstructions")
-    check_pictures(stimuli, "stimuli")
+    check_images(images, "reconstructions")
+    check_images(stimuli, "stimuli")
     if images.ndim != 5 or stimuli.ndim != 4:
         raise UserError(
             f"reconstructions {images.shape} and stimuli {stimuli.shape} were found; "
@@ -142,7 +129,7 @@ def _check(images: Any, stimuli: NDArray[Any], protocol: ProtocolConfig) -> None
 
 
 def sized(images_NHW3: NDArray[Any], protocol: ProtocolConfig) -> Tensor:
-    """Pictures as the pixel metrics see them: (N, 3, S, S) float32 in [0, 1]."""
+    """Images as the pixel metrics see them: (N, 3, S, S) float32 in [0, 1]."""
     images = to_float(np.asarray(images_NHW3))
     for side in (protocol.picture_size, protocol.image_size):
         if side:
@@ -152,19 +139,18 @@ def sized(images_NHW3: NDArray[Any], protocol: ProtocolConfig) -> Tensor:
 
 def by_pixels(repeats: Sequence[Repeat], stimuli_NHW3: NDArray[Any], protocol: ProtocolConfig) -> tuple[Scores, int]:
     """Scores (N,) that need an image's own pixels alone, with the consistency of its repeats; and constant images."""
-    name = PER_COLUMN if protocol.ssim == "per_column" else "ssim"
-    parts, n_constant = defaultdict(list), 0
+    by_pixel = [measure for measure in measures_of(protocol).values() if measure.kind == "pixels"]
+    batches, n_constant = defaultdict(list), 0
     for start in range(0, len(stimuli_NHW3), PIXEL_BATCH):
         batch = slice(start, start + PIXEL_BATCH)
         true, preds = sized(stimuli_NHW3[batch], protocol), [sized(repeat[batch], protocol) for repeat in repeats]
         n_constant += sum(int(is_constant(pred).sum()) for pred in preds)
-        scores = {"pixcorr": [pixcorr(p, true) for p in preds], name: [ssim(p, true, protocol.ssim) for p in preds]}
-        found = _made_one(scores, protocol)
+        found = _made_one({one.name: [one.function(p, true) for p in preds] for one in by_pixel}, protocol)
         for kind in ("pixcorr", "ssim") if len(preds) > 1 else ():
             found |= consistencies(torch.stack(preds, 1), kind)
         for column, values in found.items():
-            parts[column].append(values)
-    return {name: torch.cat(values) for name, values in parts.items()}, n_constant
+            batches[column].append(values)
+    return {name: torch.cat(values) for name, values in batches.items()}, n_constant
 
 
 def identified_by_pixels(
@@ -175,38 +161,38 @@ def identified_by_pixels(
     among = wanted if groups is None else wanted | {"label_two_way": groups}
     if not among:
         return {}
-    true, parts = sized(stimuli_NHW3, protocol), defaultdict(list)
+    true, of_each = sized(stimuli_NHW3, protocol), defaultdict(list)
     for repeat in repeats:
         pred = sized(repeat[:], protocol)
         for name, chosen in among.items():
             shares = two_way_identification(pred, true, chosen, protocol.identification)
-            parts[_column(name, protocol)].append(shares)
-    return _made_one(parts, protocol)
+            of_each[_column(name, protocol)].append(shares)
+    return _made_one(of_each, protocol)
 
 
 def by_features(
     repeats: Sequence[Repeat], stimuli_NHW3: NDArray[Any], view: View, measures: dict[str, Measure], judge: Judge
 ) -> tuple[Scores, dict[str, Kept]]:
     """Scores (N,) of all measures of a view, with the consistency of the repeats by the protocol's own high level."""
-    pairs = {name for name, measure in measures.items() if measure.kind == "pair"}
     layers = {measure.layer for measure in measures.values() if measure.kind != "pair"}
-    parts, held = defaultdict(list), defaultdict[str, list[Tensor]](list)
+    of_each, held = defaultdict(list), defaultdict[str, list[Tensor]](list)
     keep = judge.kept_layers(view) | ({"": LEVELS[-1]} if view.network == OWN_NETWORK and len(repeats) > 1 else {})
     true = stimulus_features(stimuli_NHW3, view, layers, judge.weights, judge.cache, judge.device) if layers else {}
     for repeat in repeats:
-        for name in pairs:
-            parts[name].append(pair_distance(repeat, stimuli_NHW3, view))
         pred: Features = features(repeat, view, judge.weights, judge.device) if layers else {}
-        for name in measures.keys() - pairs:
-            measure = measures[name]
-            value = one_measure(measure.kind, pred[measure.layer], true[measure.layer], judge.protocol.identification)
-            parts[_column(name, judge.protocol)].append(value)
+        for name, measure in measures.items():
+            if measure.kind == "pair":
+                value = pair_scores(repeat, stimuli_NHW3, measure)
+            else:
+                sides = pred[measure.layer], true[measure.layer]
+                value = one_measure(measure.kind, *sides, judge.protocol.identification)
+            of_each[_column(name, judge.protocol)].append(value)
         for name, layer in keep.items():
             held[name].append(pred[layer])
     stacked = {name: torch.stack(values, 1) for name, values in held.items()}
     consistency = consistencies(stacked.pop(""), "feature") if "" in stacked else {}
     kept = {name: Kept(values.numpy(), true[keep[name]].numpy()) for name, values in stacked.items()}
-    return _made_one(parts, judge.protocol) | consistency, kept
+    return _made_one(of_each, judge.protocol) | consistency, kept
 
 
 def one_measure(kind: str, pred_ND: Tensor, true_ND: Tensor, rule: str) -> Tensor:
@@ -216,11 +202,11 @@ def one_measure(kind: str, pred_ND: Tensor, true_ND: Tensor, rule: str) -> Tenso
     return cosine(pred_ND, true_ND) if kind == "cosine" else feature_distance(pred_ND, true_ND)
 
 
-def _made_one(parts: Mapping[str, Sequence[Tensor]], protocol: ProtocolConfig) -> Scores:
+def _made_one(of_each: Mapping[str, Sequence[Tensor]], protocol: ProtocolConfig) -> Scores:
     """One score (N,) of those of every repeat, by column."""
-    return {name: of_repeats(values, protocol.aggregation, METRICS[name].better) for name, values in parts.items()}
+    return {name: of_repeats(values, protocol.aggregation, columns()[name].better) for name, values in of_each.items()}
 
 
 def _column(name: str, protocol: ProtocolConfig) -> str:
     """Row-wise identification has columns of its own."""
-    return name + ROW if protocol.identification == "row" and METRICS[name].chance else name
+    return name + ROW if protocol.identification == "row" and columns()[name].chance else name

@@ -59,3 +59,8 @@ def ssim(x_BCHW: Tensor, y_BCHW: Tensor, windows: str = "2d") -> Tensor:
         (mean_x**2 + mean_y**2 + C1) * (var_x + var_y + C2)
     )
     return similarity.mean(dim=(-2, -1))
+
+
+def ssim_per_column(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+    """SSIM (B,) with windows along columns alone, as ``ssim`` with ``windows="per_column"``."""
+    return ssim(x_BCHW, y_BCHW, "per_column")

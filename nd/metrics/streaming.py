@@ -16,11 +16,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from nd.errors import UserError, unknown
-from nd.metrics.consistency import SIMILARITIES, repeat_consistency
-from nd.metrics.correlation import feature_distance, pixcorr
+from nd.errors import UserError
 from nd.metrics.identification import two_way_identification
-from nd.metrics.ssim import ssim
 
 PairScore = Callable[[Tensor, Tensor], Tensor]
 
@@ -73,11 +70,12 @@ class PerImageMetric(Metric):
 
 
 class PairMetric(PerImageMetric):
-    """A metric whose value for an image needs that image and its reconstruction alone."""
+    """A metric whose value for an image needs that image and its reconstruction alone, such as ``PairMetric(ssim)``."""
 
     value: list[Tensor]
 
     def __init__(self, score: PairScore) -> None:
+        """score: of two batches (B, ...), reconstructions first, to (B,)."""
         super().__init__()
         self.score = score
         self.add_state("value", default=[], dist_reduce_fx="cat")
@@ -91,43 +89,6 @@ class PairMetric(PerImageMetric):
     def _scores(self) -> tuple[Tensor, Tensor]:
         ids, _, index = self._items()
         return ids, dim_zero_cat(self.value).cpu()[index]
-
-
-class PixCorr(PairMetric):
-    """Streaming ``pixcorr``."""
-
-    def __init__(self) -> None:
-        super().__init__(pixcorr)
-
-
-class SSIM(PairMetric):
-    """Streaming ``ssim``."""
-
-    def __init__(self) -> None:
-        super().__init__(ssim)
-
-
-class FeatureDistance(PairMetric):
-    """Streaming ``feature_distance``."""
-
-    def __init__(self) -> None:
-        super().__init__(feature_distance)
-
-
-class RepeatConsistency(PairMetric):
-    """Streaming ``repeat_consistency``; all repeats of an image are given at once."""
-
-    def __init__(self, similarity: str) -> None:
-        """``similarity``: pixcorr, ssim or feature."""
-        if similarity not in SIMILARITIES:
-            raise unknown("similarity", similarity, SIMILARITIES)
-        super().__init__(SIMILARITIES[similarity])
-
-    def update(self, repeats_BR: Tensor, image_id: Tensor) -> None:  # type: ignore[override]
-        """Add a batch: ``repeats_BR`` (B, R, ...), ``image_id`` (B,)."""
-        scores = repeat_consistency(repeats_BR, self.score)
-        self._remember(image_id, 0, len(scores))
-        self.value.append(scores)
 
 
 class TwoWayIdentification(PerImageMetric):

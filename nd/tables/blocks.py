@@ -1,16 +1,43 @@
-"""What stands beside the scores of a table in grids of its own: validity panel, means, and published scores.
+"""What stands beside the scores of a table in grids of its own: sanity checks, means, and published scores.
 
 Published scores of one protocol make one block. They are in no column with computed ones.
 """
 
 from __future__ import annotations
 
-from nd.metrics.pooling import Pooled
-from nd.tables.block import Block
-from nd.tables.panel_block import panel_blocks
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nd.metrics.intervals import Pooled
 from nd.tables.published import SEEN, Published
+from nd.tables.sanity_checks import Decoded, Finding, Standing
 from nd.tables.specs import Column
 from nd.tables.table import Table
+
+CHECKS = "Sanity checks: methods between their floors and their ceiling"
+NONE_FOUND = (
+    "nothing found: every method is above its floors and controls, below its oracle, and controls are at chance"
+)
+DIVERSITY = "Diversity: effective dimension of what was decoded, and of the true features of the same images"
+DIVERSITY_HOW = (
+    "effective dimension: participation ratio of the eigenvalues of the covariance over images; a decoder that names "
+    "one of a few stored answers has few dimensions"
+)
+HOW = (
+    "differences are over the same images, positive where the row named first is better, with uncorrected 95% "
+    "intervals; no better: the interval holds 0; share of the way: from the best floor (0%) to the best oracle (100%)"
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A grid with a heading; its first line names the columns."""
+
+    heading: str
+    grid: list[list[str]]
+    notes: list[str] = field(default_factory=list)
 
 
 def blocks(table: Table) -> list[Block]:
@@ -19,7 +46,7 @@ def blocks(table: Table) -> list[Block]:
     groups: dict[tuple[object, ...], list[Published]] = {}
     for row in table.published_apart:
         groups.setdefault((row.protocol, row.version, row.n_images, tuple(row.subjects)), []).append(row)
-    return panel_blocks(table) + means + [_published(table, rows) for rows in groups.values()]
+    return _sanity_blocks(table) + means + [_published(table, rows) for rows in groups.values()]
 
 
 def _means(table: Table) -> Block:
@@ -82,7 +109,7 @@ def published_label(row: Published) -> str:
 
 
 def _value(value: float | None, column: Column) -> str:
-    return "-" if value is None else column.shown(value)
+    return "-" if value is None or math.isnan(value) else column.shown(value)
 
 
 def _notes(rows: list[Published]) -> list[str]:
@@ -96,3 +123,74 @@ def _notes(rows: list[Published]) -> list[str]:
         *([f"protocol and number of images are inferred or unchecked: {', '.join(unsure)}"] if unsure else []),
         *(f"{row.label}: {row.note}" for row in rows if row.note),
     ]
+
+
+# ---- sanity checks
+
+
+def _sanity_blocks(table: Table) -> list[Block]:
+    """The sanity checks of a table: a grid of where methods stand, the findings in words, and the diversity."""
+    checks = table.sanity
+    if not checks.standings:
+        return []
+    several = len(table.subjects) > 1
+    head = ["", *(["subject"] if several else []), "score", "best floor", "method", "oracle", "share of the way"]
+    lines = [_line(standing, table.columns, several) for standing in checks.standings]
+    findings = _sentences(checks.findings, table.columns, several) or [NONE_FOUND]
+    ceilings = [_ceiling(subject, found) for subject, found in checks.voxels.items()]
+    return [Block(CHECKS, [head, *lines], [*findings, HOW, *ceilings]), *_diversity(checks.decoded, several)]
+
+
+def _ceiling(subject: str, found: dict[str, Any]) -> str:
+    return (
+        f"noise ceiling of {subject}'s {found['n_voxels']} voxels, the explainable share of the variance of means over "
+        f"{found['n_trials']:.3g} trials: median {found['median']:.2f}, 95th percentile {found['high']:.2f}"
+    )
+
+
+def _diversity(decoded: Sequence[Decoded], several: bool) -> list[Block]:
+    if not decoded:
+        return []
+    who = ["decoded for", *(["subject"] if several else [])]
+    head = [*who, "target", "images", "predicted", "true", "predicted / true"]
+    lines = [
+        [
+            ", ".join(one.labels),
+            *([one.subject] if several else []),
+            one.target,
+            str(one.n),
+            *(f"{value:.1f}" for value in (one.predicted, one.true)),
+            f"{one.ratio:.2f}",
+        ]
+        for one in decoded
+    ]
+    return [Block(DIVERSITY, [head, *lines], [DIVERSITY_HOW])]
+
+
+def _line(standing: Standing, columns: Sequence[Column], several: bool) -> list[str]:
+    column = _column(standing.metric, columns)
+    values = [_value(value, column) for value in (standing.floor, standing.score, standing.oracle)]
+    share = "-" if math.isnan(standing.share) else f"{standing.share:.0%}"
+    return [standing.label, *([standing.subject] if several else []), column.title, *values, share]
+
+
+def _sentences(findings: Sequence[Finding], columns: Sequence[Column], several: bool) -> list[str]:
+    """One line for each thing said of a row, with the metrics it holds for."""
+    together: dict[tuple[str, str, str], list[str]] = {}
+    for one in findings:
+        together.setdefault((one.label, one.subject, one.text), []).extend(_numbers(one, columns))
+    return [
+        f"{label}{f', {subject}' if several else ''}: {text}" + (f" ({'; '.join(numbers)})" if numbers else "")
+        for (label, subject, text), numbers in together.items()
+    ]
+
+
+def _numbers(finding: Finding, columns: Sequence[Column]) -> list[str]:
+    if finding.difference is None:
+        return []
+    column, found = _column(finding.metric, columns), finding.difference
+    return [f"{column.title} {column.shown(found.mean)} [{column.shown(found.lo)}, {column.shown(found.hi)}]"]
+
+
+def _column(metric: str, columns: Sequence[Column]) -> Column:
+    return next(column for column in columns if column.metric == metric)

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from nd.tables.curves import TOTAL, Curve, Learning, Series
+from nd.tables.learning_curves import TOTAL, Curve, Learning, Series
 from nd.tables.specs import Column
 from nd.tables.table import Table
 

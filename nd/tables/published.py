@@ -20,10 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from nd.errors import UserError, unknown
-from nd.tables.mapping import build, build_all
+from nd.errors import unknown
+from nd.tables.yaml_files import build, build_all, read_yaml, refuse
 
 FOLDER = Path(__file__).with_suffix("")
 SEEN = {"paper": "seen in the paper", "output": "seen in output of released code", "quoted": "quoted by others"}
@@ -120,18 +118,12 @@ def find_published(name: str) -> list[Published]:
 @cache
 def load_set(path: Path) -> dict[str, Published]:
     """Read a file of published scores; its rows by id. All problems are told in one ``UserError``."""
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as published scores: {error}") from None
-    problems: list[str] = []
-    parts = {"rows": build_all(SetRow, given, "rows", problems)} if isinstance(given, dict) else {}
-    whole = build(PublishedSet, given | parts if parts else given, path.name, problems)
-    rows: dict[str, Published] = {}
-    if whole is not None and not problems:
-        rows = _rows(whole, problems)
-    if problems:
-        raise UserError(f"{path} cannot be used:\n  - " + "\n  - ".join(problems))
+    given, problems = read_yaml(path, "published scores"), list[str]()
+    if isinstance(given, dict):
+        given |= {"rows": build_all(SetRow, given, "rows", problems)}
+    whole = build(PublishedSet, given, path.name, problems)
+    rows = _rows(whole, problems) if whole is not None and not problems else {}
+    refuse(path, problems)
     return rows
 
 

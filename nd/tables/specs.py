@@ -17,13 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nd.config import Config
 from nd.config.overrides import quoted
 from nd.errors import UserError, unknown
-from nd.tables.mapping import build, build_all
 from nd.tables.published import Published, find_published
+from nd.tables.yaml_files import build, build_all, read_yaml, refuse
 
 ROLES = ("method", "oracle", "control", "floor", "reference")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -88,12 +86,11 @@ class TableSpec:
     columns: list[Column]
     rows: list[Row]
     paired: list[Pair] = field(default_factory=list)
-    pictures: list[str] = field(default_factory=list)  # rows the report shows beside the stimulus
+    images: list[str] = field(default_factory=list)  # rows the report shows beside the stimulus
     curve: str = ""  # tuning.json, relative to the spec's folder
     expected: dict[str, dict[str, float]] = field(default_factory=dict)
     tolerance: float = 0.01
     published: list[Published] = field(default_factory=list)
-
     averaged: list[Averaged] = field(default_factory=list)
 
     def row(self, label: str) -> Row:
@@ -155,22 +152,14 @@ def _published(given: Any, problems: list[str]) -> list[Published]:
 def load_spec(name: str) -> TableSpec:
     """Read ``experiments/<name>.yaml``, or a spec of your own given by its path; all problems in one ``UserError``."""
     path = _spec_path(name)
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    problems: list[str] = []
-    parts: dict[str, Any] = {}
+    given, problems = read_yaml(path, "a table spec"), list[str]()
     if isinstance(given, dict):
         kinds = {"columns": Column, "rows": Row, "paired": Pair, "averaged": Averaged}
-        parts = {key: build_all(kind, given, key, problems) for key, kind in kinds.items()}
-        parts["published"] = _published(given.get("published") or [], problems)
-        given = given | parts
+        given |= {key: build_all(kind, given, key, problems) for key, kind in kinds.items()}
+        given |= {"published": _published(given.get("published") or [], problems)}
     spec = build(TableSpec, given, path.name, problems, name=path.stem, folder=path.parent)
-    if spec is not None and not problems:
-        problems = _inconsistencies(spec)
-    if problems or spec is None:
-        raise UserError(f"{path} cannot be used:\n  - " + "\n  - ".join(problems))
+    refuse(path, problems or (_inconsistencies(spec) if spec else []))
+    assert spec is not None  # or there were problems
     return spec
 
 
@@ -183,7 +172,7 @@ def _inconsistencies(spec: TableSpec) -> list[str]:
             problems.append(str(unknown(f"role of row {row.label!r}:", row.role, ROLES)))
     used_labels = [("paired", x) for pair in spec.paired for x in (pair.a, pair.b)]
     used_labels += [("averaged", x) for mean in spec.averaged for x in mean.rows]
-    used_labels += [("pictures", x) for x in spec.pictures] + [("expected", x) for x in spec.expected]
+    used_labels += [("images", x) for x in spec.images] + [("expected", x) for x in spec.expected]
     problems += _missing("row", used_labels, labels)
     used_metrics = [("paired", x) for pair in spec.paired for x in pair.metrics]
     used_metrics += [("expected", x) for scores in spec.expected.values() for x in scores]

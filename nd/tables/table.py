@@ -1,20 +1,21 @@
-"""Run folders to one table: rows found by identity, refused when they may not stand beside each other."""
+"""Run folders to one table: rows found by identity, compared, averaged and checked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from nd.errors import UserError
-from nd.evaluation.panel import Judged, Panel, panel_of
-from nd.metrics.pooling import subjects_note
+from nd.evaluation.scores import PerImage, Score, read_per_image, read_scores
+from nd.metrics.intervals import subjects_note
 from nd.runs.folder import RunFolder, command_for
-from nd.tables.differences import Difference, PerImage, differences_of, power_note
-from nd.tables.judges import refuse_other_weights
-from nd.tables.means import MeanRow, means_of
 from nd.tables.published import Published
-from nd.tables.scores import RunScores, Score, read_per_image, read_scores
-from nd.tables.specs import Column, Entry, Row, TableSpec
+from nd.tables.rows import TableRow, refuse_incomparable
+from nd.tables.sanity_checks import SanityChecks, sanity_checks
+from nd.tables.specs import Column, Entry, TableSpec
+from nd.tables.statistics import Difference, MeanRow, differences_of, means_of, power_note
 
 ROLE_NOTES = {
     "oracle": "oracle: made from the true features of the test images; a ceiling, not decoding",
@@ -26,30 +27,6 @@ ROLE_NOTES = {
 
 
 @dataclass(frozen=True)
-class TableRow:
-    """One row for one subject: the entry of the spec, its evaluate run, and the scores there."""
-
-    entry: Entry
-    folder: RunFolder
-    run: RunScores
-
-    @property
-    def row(self) -> Row:
-        """The row of the spec."""
-        return self.entry.row
-
-    @property
-    def subject(self) -> str:
-        """Whose voxels."""
-        return self.entry.subject
-
-    @property
-    def label(self) -> str:
-        """The row's label, with its role unless it is a method."""
-        return self.row.label if self.row.role == "method" else f"{self.row.label} ({self.row.role})"
-
-
-@dataclass(frozen=True)
 class Table:
     """All rows of a spec; they share protocol, test set and number of images."""
 
@@ -57,7 +34,7 @@ class Table:
     rows: list[TableRow]
     differences: list[Difference]
     means: list[MeanRow] = field(default_factory=list)
-    panel: Panel = field(default_factory=Panel)
+    sanity: SanityChecks = field(default_factory=SanityChecks)
 
     @property
     def title(self) -> str:
@@ -136,8 +113,7 @@ class Table:
 
     def score(self, label: str, subject: str, metric: str) -> Score | None:
         """Return one score, or None where that row lacks it."""
-        row = next(row for row in self.rows if row.row.label == label and row.subject == subject)
-        return row.run.scores.get(metric)
+        return row_of(self.rows, label, subject).run.scores.get(metric)
 
 
 def collect(spec: TableSpec, entries: Sequence[Entry], command: str) -> Table:
@@ -149,27 +125,30 @@ def collect(spec: TableSpec, entries: Sequence[Entry], command: str) -> Table:
     missing = [entry for entry, folder in zip(entries, folders, strict=True) if not folder.is_done()]
     if missing:
         raise UserError(_missing_message(spec, missing, len(entries), command))
-    rows = [TableRow(entry, folder, read_scores(folder.path)) for entry, folder in zip(entries, folders, strict=True)]
-    _refuse_mixed(rows)
-    _refuse_mislabelled(rows)
-    _refuse_empty_columns(spec, rows)
-    refuse_other_weights([column.metric for column in spec.columns], [(row.entry.label, row.run) for row in rows])
+    rows = [
+        TableRow(entry, folder, read_scores(folder.path), by_image_id(read_per_image(folder.path / "per_image.csv")))
+        for entry, folder in zip(entries, folders, strict=True)
+    ]
+    refuse_incomparable(spec.columns, spec.name, rows)
 
     def per_image(label: str, subject: str) -> PerImage:
-        row = next(row for row in rows if row.row.label == label and row.subject == subject)
-        return read_per_image(row.run.path / "per_image.csv")
+        return row_of(rows, label, subject).per_image
 
     subjects = list(dict.fromkeys(entry.subject for entry in entries))
     differences = differences_of(spec.paired, subjects, per_image)
-    judged = [
-        Judged(e.row.label, e.row.role, e.subject, *_scores(row.run)) for e, row in zip(entries, rows, strict=True)
-    ]
-    panel = panel_of(judged, spec.columns)
-    return Table(spec, rows, differences, means_of(spec.averaged, entries, per_image), panel)
+    means = means_of(spec.averaged, entries, per_image)
+    return Table(spec, rows, differences, means, sanity_checks(rows, spec.columns))
 
 
-def _scores(run: RunScores) -> tuple[dict[str, Score], PerImage]:
-    return run.scores, read_per_image(run.path / "per_image.csv")
+def row_of(rows: Sequence[TableRow], label: str, subject: str) -> TableRow:
+    """Return the row of a label and a subject."""
+    return next(row for row in rows if row.row.label == label and row.subject == subject)
+
+
+def by_image_id(scores: PerImage) -> PerImage:
+    """Return per-image scores in the rising order of their ids."""
+    order = np.argsort(scores["image_id"], kind="stable")
+    return {name: values[order] for name, values in scores.items()}
 
 
 def _missing_message(spec: TableSpec, missing: Sequence[Entry], total: int, command: str) -> str:
@@ -178,57 +157,6 @@ def _missing_message(spec: TableSpec, missing: Sequence[Entry], total: int, comm
         f"{len(missing)} of {total} rows of table {spec.name} have not been run. To run all that is missing:\n"
         f"  {command}\nor one by one:{rows}"
     )
-
-
-def _refuse_mixed(rows: Sequence[TableRow]) -> None:
-    first = rows[0]
-    others = [row for row in rows if row.run.comparable != first.run.comparable]
-    if not others:
-        return
-    listed = "\n".join(f"  - {row.row.label} ({row.subject}): {_judged(row.run)}" for row in [first, *others])
-    listed += "".join(_changed_settings(first, other) for other in others)
-    raise UserError(
-        "these rows were scored under different protocols or on different images and cannot stand in one table:\n"
-        f"{listed}\nEvaluate them under one protocol and on the same images, or give them tables of their own."
-    )
-
-
-def _judged(run: RunScores) -> str:
-    """How and on what a run was scored."""
-    settings = f" (settings {run.settings_hash})" if run.settings_hash else ""
-    aggregation = f", {run.aggregation}" if run.aggregation else ""
-    return f"protocol {run.protocol}{settings}, {run.n_images} images, set {run.test_set}{aggregation}"
-
-
-def _changed_settings(first: TableRow, other: TableRow) -> str:
-    a, b = first.run.settings, other.run.settings
-    names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
-    changed = ", ".join(f"{name} {a.get(name, 'absent')} against {b.get(name, 'absent')}" for name in names)
-    return f"\n  {first.row.label} and {other.row.label} differ in {changed}" if changed else ""
-
-
-def _refuse_mislabelled(rows: Sequence[TableRow]) -> None:
-    """A row that saw the true features, or shuffled voxels, must be shown as such; the spec cannot say otherwise."""
-    for row in rows:
-        facts = (("oracle", "an oracle", row.run.oracle), ("control", "a control", row.run.control != "none"))
-        for role, kind, fact in facts:
-            if fact != (row.row.role == role):
-                is_or_not = "is" if fact else "is not"
-                raise UserError(
-                    f"row {row.row.label!r} has role {row.row.role!r}, but its run {is_or_not} {kind} run "
-                    f"({row.run.path}). Correct the role or the overrides in the table spec."
-                )
-    if len({row.run.simulated for row in rows}) > 1:
-        raise UserError("the table mixes rows from measured and from simulated fMRI. Give each a table of its own.")
-
-
-def _refuse_empty_columns(spec: TableSpec, rows: Sequence[TableRow]) -> None:
-    present = sorted({metric for row in rows for metric in row.run.scores})
-    absent = [column.metric for column in spec.columns if column.metric not in present]
-    if absent:
-        raise UserError(
-            f"no row of table {spec.name} has the scores {', '.join(absent)}. Scores there are: {', '.join(present)}."
-        )
 
 
 def unexpected(table: Table) -> list[str]:

@@ -1,13 +1,25 @@
-"""A mapping from a YAML file made into a dataclass; what does not fit is collected, to be told at once."""
+"""YAML files made into dataclasses; everything that does not fit is collected, to be told at once."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
-from nd.errors import did_you_mean
+import yaml
+
+from nd.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Return what a file holds. UserError, with ``what`` it should be: no such file, or no YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as {what}: {error}") from None
 
 
 def build(kind: type[T], given: Any, where: str, problems: list[str], **extra: Any) -> T | None:
@@ -31,3 +43,9 @@ def build_all(kind: type[T], given: dict[str, Any], key: str, problems: list[str
         return []
     built = [build(kind, item, f"{key}[{i}]", problems) for i, item in enumerate(items)]
     return [item for item in built if item is not None]
+
+
+def refuse(path: Path, problems: Sequence[str]) -> None:
+    """Raise UserError with all problems of a file, if there are any."""
+    if problems:
+        raise UserError(f"{path} cannot be used:\n  - " + "\n  - ".join(problems))

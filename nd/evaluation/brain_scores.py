@@ -1,8 +1,8 @@
-"""Brain correlation of a run's pictures: responses predicted from them against those measured, by ROI.
+"""Brain correlation of a run's images by ROI, and the noise ceiling of the voxels that its methods decode from.
 
-For every layer in ``protocol.brain`` an encoder (``nd.metrics.brain``) is fitted on training images of the same fold:
-from the layer's features of the images shown to the subject's voxels, those inside ``subject.roi``. Features of the
-training stimuli are kept under ``paths.cache``.
+For every layer in ``protocol.brain`` an encoder (``nd.evaluation.brain_correlation``) is fitted on training images of
+the same fold: from the layer's features of the images shown to the subject's voxels, those inside ``subject.roi``.
+Features of the training stimuli are kept under ``paths.cache``.
 
 N images, R repeats, D features, V voxels.
 """
@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 from nd.config import Config
 from nd.data.prepared import Stimuli, mean_betas, open_subject
 from nd.data.subject import Subject
+from nd.errors import UserError
+from nd.evaluation.brain_correlation import BrainCorrelation, Encoder, brain_correlation, ceilings_of
 from nd.files import sha256_json
-from nd.generate.inputs import TrainingImages
-from nd.metrics.brain import BrainCorrelation, Encoder, brain_correlation, ceilings_of
-from nd.metrics.cache import cached, digits_of
+from nd.generate.inputs import TrainingImages, part_ids
+from nd.metrics.features import cached, digits_of, features
+from nd.metrics.intervals import bootstrap_interval
 from nd.metrics.measures import BRAIN, Measure, encoded_layers
-from nd.metrics.network import features
+from nd.metrics.noise_ceiling import noise_ceiling
 from nd.metrics.score import Judge, Kept
-from nd.metrics.statistics import bootstrap_interval
 
 Scores = dict[str, NDArray[np.float64]]
 Found = dict[str, BrainCorrelation]
@@ -66,10 +67,10 @@ def brain_scores(
     columns: Scores = {}
     summaries: dict[str, dict[str, Any]] = {}
     for name, one in kept.items():
-        pictures, stimuli = _by_roi(cfg, encoded_layers(cfg.protocol)[name], one, image_ids, device)
-        columns[BRAIN + name] = next(iter(pictures.values())).per_image
+        images, stimuli = _by_roi(cfg, encoded_layers(cfg.protocol)[name], one, image_ids, device)
+        columns[BRAIN + name] = next(iter(images.values())).per_image
         summaries[BRAIN + name] = {
-            roi: _summary(found, stimuli[roi], cfg.protocol.n_boot) for roi, found in pictures.items()
+            roi: _summary(found, stimuli[roi], cfg.protocol.n_boot) for roi, found in images.items()
         }
     return columns, summaries
 
@@ -89,7 +90,7 @@ def _by_roi(
     """Correlations of images and of stimuli, by ROI, over all folds."""
     subject, training = open_subject(cfg), TrainingImages(cfg)
     fold_N = np.array([training.fold_of(int(image_id)) for image_id in image_ids])
-    parts: list[tuple[Found, Found]] = []
+    by_fold: list[tuple[Found, Found]] = []
     order = [np.flatnonzero(fold_N == fold) for fold in np.unique(fold_N)]
     for rows in order:
         fold = int(fold_N[rows[0]])
@@ -98,14 +99,14 @@ def _by_roi(
         )
         measured, rois = mean_betas(subject, image_ids[rows]), subject.inner_rois
         ceilings = _ceilings(subject, encoder, image_ids[rows])
-        parts.append(
+        by_fold.append(
             (
-                brain_correlation(encoder, kept.pictures[rows], measured, rois, ceilings),
+                brain_correlation(encoder, kept.images[rows], measured, rois, ceilings),
                 brain_correlation(encoder, kept.stimuli[rows], measured, rois),
             )
         )
-    pictures, stimuli = zip(*parts, strict=True)
-    return _over_folds(pictures, order), _over_folds(stimuli, order)
+    images, stimuli = zip(*by_fold, strict=True)
+    return _over_folds(images, order), _over_folds(stimuli, order)
 
 
 def training_features(
@@ -134,17 +135,37 @@ def _ceilings(subject: Subject, encoder: Encoder, image_ids: NDArray[np.int32]) 
     return {}
 
 
-def _over_folds(parts: tuple[Found, ...], order: list[NDArray[np.intp]]) -> Found:
+def _over_folds(by_fold: tuple[Found, ...], order: list[NDArray[np.intp]]) -> Found:
     """One result of those of all folds, images back at their places, ceilings averaged over images."""
     sizes, place = [len(rows) for rows in order], np.argsort(np.concatenate(order))
     made = {}
-    for roi, first in parts[0].items():
-        per_image = np.concatenate([part[roi].per_image for part in parts])[place]
-        ceilings = [part[roi].ceiling for part in parts]
+    for roi, first in by_fold[0].items():
+        per_image = np.concatenate([part[roi].per_image for part in by_fold])[place]
+        ceilings = [part[roi].ceiling for part in by_fold]
         known = [ceiling for ceiling in ceilings if ceiling is not None]
-        ceiling = float(np.average(known, weights=sizes)) if len(known) == len(parts) else None
+        ceiling = float(np.average(known, weights=sizes)) if len(known) == len(by_fold) else None
         made[roi] = BrainCorrelation(per_image, float(per_image.mean()), ceiling, first.n_voxels)
     return made
+
+
+def voxel_ceiling(cfg: Config) -> dict[str, Any] | None:
+    """Return what could be explained of the voxels: the share of variance of responses to the images of ``cfg.part``.
+
+    Responses are means over the trials of an image. Median and 95th percentile (``high``) over voxels, number of
+    voxels, mean number of trials. None where voxels are not prepared, or no signal-to-noise ratio of them is known.
+    """
+    try:
+        subject = open_subject(cfg)
+    except UserError:
+        return None  # images made elsewhere are scored without voxels
+    if subject.ncsnr is None:
+        return None
+    _, trials = np.unique(subject.image_id[np.isin(subject.image_id, part_ids(cfg))], return_counts=True)
+    if not len(trials):
+        return None
+    share_V = noise_ceiling(subject.ncsnr, trials)
+    median, high = (float(np.quantile(share_V, q)) for q in (0.5, 0.95))
+    return {"median": median, "high": high, "n_voxels": len(share_V), "n_trials": float(trials.mean())}
 
 
 def brain_lines(summaries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:

@@ -1,8 +1,12 @@
-"""The scores of one run as ``nd evaluate`` left them: a summary, one row per image, what they are comparable with."""
+"""The scores of one run: ``scores.json`` and ``per_image.csv`` as ``nd evaluate`` writes them and tables read them.
+
+N images.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,53 @@ from numpy.typing import NDArray
 
 from nd.errors import UserError
 from nd.files import read_json
+from nd.metrics.intervals import bootstrap_interval
+from nd.metrics.measures import columns
 
-BETTER = ("higher", "lower")
+NAME_WIDTH = 20  # of the column of names, unless one is longer
+PerImage = dict[str, NDArray[np.float64]]  # (N,) by metric; as read, image_id is one of them
+
+
+# ---- written
+
+
+def one_metric(name: str, values: NDArray[np.float64], n_boot: int) -> dict[str, Any]:
+    """Mean and 95% interval over images, the number of images, the value by chance, and which way is better."""
+    interval, metric = bootstrap_interval(values, n_boot), columns()[name]
+    return {
+        "mean": interval.mean, "lo": interval.lo, "hi": interval.hi, "n": interval.n,
+        "chance": metric.chance, "better": metric.better,
+    }  # fmt: skip
+
+
+def per_image_csv(image_ids: NDArray[np.int32], scores: PerImage) -> str:
+    """One row per image; numbers keep all their digits, so that differences between runs can be formed later."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image_id", *scores])
+    for row, image_id in enumerate(image_ids):
+        values = [float(column[row]) for column in scores.values()]
+        writer.writerow([int(image_id), *("" if np.isnan(value) else repr(value) for value in values)])
+    return text.getvalue()
+
+
+def score_table(summary: dict[str, Any]) -> str:
+    """The scores as aligned text."""
+    protocol, width = summary["protocol"], max([NAME_WIDTH, *map(len, summary["metrics"])])
+    lines = [
+        f"protocol {protocol['name']} v{protocol['version']}: {summary['n_images']} images, "
+        f"{summary['n_repeats']} repeats, 95% intervals over images"
+    ]
+    for name, score in summary["metrics"].items():
+        arrow = "up" if score["better"] == "higher" else "down"
+        chance = "" if score["chance"] is None else f"  chance {score['chance']:.2f}"
+        lines.append(
+            f"  {name:<{width}} {score['mean']:7.4f}  [{score['lo']:.4f}, {score['hi']:.4f}]  {arrow:<4}{chance}"
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+# ---- read
 
 
 @dataclass(frozen=True)
@@ -45,6 +94,9 @@ class RunScores:
     settings_hash: str = ""
     aggregation: str = ""  # of repeats and images
     weights: dict[str, str] = field(default_factory=dict)  # 12 digits of SHA-256, or "random", by network; old: none
+    decoded: dict[str, Any] = field(default_factory=dict)  # predict ``run`` and ``diversity`` of what was decoded
+    same_images: dict[str, str] = field(default_factory=dict)  # training images that "equal" test ones, or are "near"
+    voxels: dict[str, Any] | None = None  # what could be explained of the subject's voxels, where it is known
 
     @property
     def comparable(self) -> tuple[str, str, str, int, str]:
@@ -52,8 +104,12 @@ class RunScores:
         return self.protocol, self.settings_hash, self.test_set, self.n_images, self.aggregation
 
 
-def read_per_image(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Return the columns of ``per_image.csv`` by name, each (n,); ``image_id`` is one of them. Empty cells are NaN."""
+def read_per_image(path: Path) -> PerImage:
+    """Return the columns of ``per_image.csv`` by name, each (N,); ``image_id`` is one of them. Empty cells are NaN.
+
+    Raises:
+        UserError: no such file, or another one.
+    """
     try:
         with open(path, newline="", encoding="utf-8") as handle:
             rows = list(csv.DictReader(handle))
@@ -85,6 +141,9 @@ def read_scores(folder: Path) -> RunScores:
             settings_hash=given["protocol"].get("hash", ""),
             aggregation=given.get("aggregation", ""),
             weights=given.get("weights", {}),
+            decoded=given.get("decoded", {}),
+            same_images=given.get("same_images", {}),
+            voxels=given.get("voxels"),
         )
     except (KeyError, TypeError) as error:
         raise UserError(

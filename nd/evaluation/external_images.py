@@ -1,9 +1,8 @@
 """Anyone's reconstructions, matched to the images they are of: a folder of images, or an array in one file.
 
-A folder (``nd.evaluation.external_folder``) holds .png or .jpg files named ``<image id>`` or ``<image id>_<repeat>``;
-a file (``nd.evaluation.external_array``) is .h5, .npy or .pt with (N, H, W, 3), (N, R, H, W, 3) or channels first,
-uint8 or floats in [0, 1], and in .h5 and .pt an ``image_id`` (N,). Where there are no ids, ``order`` says what the
-n-th image is of:
+A folder holds .png or .jpg files named ``<image id>`` or ``<image id>_<repeat>``; a file is .h5, .npy or .pt with
+(N, H, W, 3), (N, R, H, W, 3) or channels first, uint8 or floats in [0, 1], and in .h5 and .pt an ``image_id`` (N,).
+Where there are no ids, ``order`` says what the n-th image is of:
 
 - ``canonical``: the n-th of the part's images by rising image id, the order of MindEye2's files.
 - ``first_appearance``: the n-th of them that the subject was shown, the order of NeuralDiffuser's released files
@@ -26,17 +25,16 @@ from numpy.typing import NDArray
 from nd.config import Config
 from nd.data.prepared import open_subject
 from nd.errors import UserError
-from nd.evaluation.external_array import ARRAYS, read_array
-from nd.evaluation.external_folder import read_folder
+from nd.evaluation.external_files import ARRAYS, read_array, read_folder
 from nd.evaluation.reconstructions import Wanted
 from nd.files import HASH_CHARS
 from nd.generate.inputs import part_ids
-from nd.metrics.images import check_pictures
+from nd.metrics.images import check_images
 
 
 @dataclass(frozen=True)
-class Given:
-    """Pictures (N, R, H, W, 3), uint8 or floats in [0, 1], their ids (N,) int32, rising, and what their file says."""
+class ExternalImages:
+    """Images (N, R, H, W, 3), uint8 or floats in [0, 1], their ids (N,) int32, rising, and what their file says."""
 
     images: NDArray[Any]
     image_ids: NDArray[np.int32]
@@ -47,12 +45,12 @@ class Given:
         """12 hexadecimal digits of the pixels and ids, the same from whatever form of file they came."""
         images = self.images
         digest = hashlib.sha256(f"{images.dtype.str}{images.shape}{self.image_ids.tolist()}".encode())
-        for picture in images:
-            digest.update(np.ascontiguousarray(picture).tobytes())
+        for image in images:
+            digest.update(np.ascontiguousarray(image).tobytes())
         return digest.hexdigest()[:HASH_CHARS]
 
 
-def read_given(cfg: Config) -> Given:
+def read_external(cfg: Config) -> ExternalImages:
     """Read the images of ``cfg.images`` and match them to the images of ``cfg.part``.
 
     Raises:
@@ -62,18 +60,18 @@ def read_given(cfg: Config) -> Given:
     """
     source, wanted = Path(cfg.images).expanduser(), wanted_of(cfg)
     if source.is_dir():
-        given = Given(*read_folder(source, wanted))
+        external = ExternalImages(*read_folder(source, wanted))
     elif source.suffix.lower() in ARRAYS:
-        given = Given(*read_array(source, wanted))
+        external = ExternalImages(*read_array(source, wanted))
     else:
         raise UserError(f"images={source}: wanted a folder of .png or .jpg, or one file {', '.join(ARRAYS)}.")
-    _check(given, source)
-    if cfg.images_hash not in ("", given.hash):
+    _check(external, source)
+    if cfg.images_hash not in ("", external.hash):
         raise UserError(
-            f"{source} holds other images (hash {given.hash}) than images_hash={cfg.images_hash} asks for. Give "
+            f"{source} holds other images (hash {external.hash}) than images_hash={cfg.images_hash} asks for. Give "
             "those images, or leave images_hash out: it is filled in."
         )
-    return given
+    return external
 
 
 def wanted_of(cfg: Config) -> Wanted:
@@ -105,8 +103,8 @@ def first_appearance(cfg: Config, ids: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.asarray(shown[np.sort(first)], np.int32)
 
 
-def _check(given: Given, source: Path) -> None:
-    height, width = given.images.shape[2:4]
+def _check(external: ExternalImages, source: Path) -> None:
+    height, width = external.images.shape[2:4]
     if height != width:
         long, short = max(height, width), min(height, width)
         beside = f" Where they are {long // short} images in one, cut them apart and save <image id>_<repeat>.png."
@@ -114,5 +112,5 @@ def _check(given: Given, source: Path) -> None:
             f"{source}: images of {width} x {height} pixels; square images are wanted. Crop them first."
             + (beside if long % short == 0 else "")
         )
-    for picture, image_id in zip(given.images, given.image_ids, strict=True):
-        check_pictures(picture, f"{source}: image {image_id}")
+    for image, image_id in zip(external.images, external.image_ids, strict=True):
+        check_images(image, f"{source}: image {image_id}")

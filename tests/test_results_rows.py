@@ -9,8 +9,8 @@ import pytest
 from helpers_results import N_IMAGES, config, fake_scores
 
 from nd.errors import UserError
-from nd.metrics.measures import METRICS
-from nd.tables.judges import networks_of
+from nd.metrics.measures import columns
+from nd.tables.rows import networks_of
 from nd.tables.specs import Column, Entry, Row, TableSpec
 from nd.tables.table import Table, collect
 
@@ -33,7 +33,7 @@ def wanted(metric: str) -> set[str]:
     return {NETWORK[begins]} - {""}
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", columns())
 def test_every_column_knows_its_network(metric: str) -> None:
     assert networks_of(metric, {*NETWORK.values()} - {""}) == wanted(metric)
     assert networks_of(metric, []) == set()

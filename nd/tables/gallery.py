@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -22,8 +22,8 @@ from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
 from nd.files import atomic_path, open_h5
 from nd.runs.folder import found
-from nd.tables.scores import read_per_image
-from nd.tables.table import Table, TableRow
+from nd.tables.rows import TableRow
+from nd.tables.table import Table
 
 N_SHOWN = 12
 RANKED_BY = "pixcorr"
@@ -32,14 +32,19 @@ CELL, GAP, LABEL_WIDTH, LABEL_SIZE = 120, 4, 210, 16  # of the PNG grid, pixels;
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures to show, L rows of K, with a label per row and what is said of each."""
+    """Images to show, L rows of K, with a label per row and what is said of each."""
 
     labels: list[str]
-    pictures: list[NDArray[np.uint8]]  # per label, (K, H, W, 3)
+    images: list[NDArray[np.uint8]]  # per label, (K, H, W, 3)
     scores: list[list[float | None]]  # PixCorr of each image's images; None for the stimuli
     image_ids: list[int]
     ranks: list[int]
     rule: str
+
+    def lines(self) -> Iterator[tuple[str, list[str], list[float | None]]]:
+        """Label, images as URIs, and scores of each row."""
+        for label, images, scores in zip(self.labels, self.images, self.scores, strict=True):
+            yield label, [data_uri(png(image), "png") for image in images], scores
 
 
 def evenly_ranked(values_N: NDArray[np.float64], n_shown: int) -> NDArray[np.intp]:
@@ -50,20 +55,20 @@ def evenly_ranked(values_N: NDArray[np.float64], n_shown: int) -> NDArray[np.int
 
 
 def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
-    """Return the images of the spec's ``pictures`` rows for the first subject, first repeat, stimuli on top."""
-    rows = [row for row in table.rows if row.subject == table.subjects[0] and row.row.label in table.spec.pictures]
-    rows.sort(key=lambda row: table.spec.pictures.index(row.row.label))
+    """Return the images of the spec's ``images`` rows for the first subject, first repeat, stimuli on top."""
+    rows = [row for row in table.rows if row.subject == table.subjects[0] and row.row.label in table.spec.images]
+    rows.sort(key=lambda row: table.spec.images.index(row.row.label))
     if not rows:
-        raise UserError(f"table {table.spec.name} shows no images. Name rows of it in its spec as `pictures:`.")
+        raise UserError(f"table {table.spec.name} shows no images. Name rows of it in its spec as `images:`.")
     ranked = next((row for row in reversed(rows) if row.row.role == "method"), rows[0])
-    columns = read_per_image(ranked.run.path / "per_image.csv")
+    columns = ranked.per_image
     chosen = evenly_ranked(columns[RANKED_BY], n_shown)
     ids = [int(i) for i in columns["image_id"][chosen]]
     order = np.argsort(-columns[RANKED_BY], kind="stable")
     stimuli = Stimuli(stimuli_path(rows[0].entry.cfg)).images(np.array(ids))
     return Gallery(
         labels=["stimulus", *(row.label for row in rows)],
-        pictures=[stimuli, *(_pictures(row, ids) for row in rows)],
+        images=[stimuli, *(_images(row, ids) for row in rows)],
         scores=[[None] * len(ids), *(_scores(row, ids) for row in rows)],
         image_ids=ids,
         ranks=[int(np.flatnonzero(order == position)[0]) + 1 for position in chosen],
@@ -74,19 +79,15 @@ def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
     )
 
 
-def _pictures(row: TableRow, ids: list[int]) -> NDArray[np.uint8]:
+def _images(row: TableRow, ids: list[int]) -> NDArray[np.uint8]:
     path = found(row.entry.cfg, "reconstruct").path / "images.h5"
     with open_h5(path) as handle:
         position = {int(image_id): k for k, image_id in enumerate(handle["image_id"][()])}
-        return np.stack([_first_repeat(handle["images"], position[image_id]) for image_id in ids])
-
-
-def _first_repeat(images: h5py.Dataset, position: int) -> NDArray[np.uint8]:
-    return np.asarray(images[position, 0])
+        return np.stack([np.asarray(handle["images"][position[image_id], 0]) for image_id in ids])
 
 
 def _scores(row: TableRow, ids: list[int]) -> list[float | None]:
-    columns = read_per_image(row.run.path / "per_image.csv")
+    columns = row.per_image
     by_id = dict(zip(columns["image_id"].astype(int).tolist(), columns[RANKED_BY].tolist(), strict=True))
     return [by_id[image_id] for image_id in ids]
 
@@ -109,14 +110,14 @@ def cell_side(side: int) -> int:
 
 
 def grid_image(shown: Gallery, title: str) -> Image.Image:
-    """Return the gallery as one picture: a labelled row for the stimuli and for each method."""
-    cell = cell_side(shown.pictures[0].shape[1])
+    """Return the gallery as one image: a labelled row for the stimuli and for each method."""
+    cell = cell_side(shown.images[0].shape[1])
     step = cell + GAP
     size = (LABEL_WIDTH + step * len(shown.image_ids) + GAP, 40 + step * len(shown.labels) + GAP)
     canvas = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(LABEL_SIZE)
     draw.text((GAP + 6, 10), title, fill="#222222", font=font)
-    for line, (label, images) in enumerate(zip(shown.labels, shown.pictures, strict=True)):
+    for line, (label, images) in enumerate(zip(shown.labels, shown.images, strict=True)):
         top = 40 + line * step
         draw.multiline_text((GAP + 6, top + cell // 2), _wrapped(label), fill="#222222", font=font, anchor="lm")
         for column, image in enumerate(images):

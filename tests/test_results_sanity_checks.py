@@ -1,11 +1,10 @@
-"""The validity panel: cheats are exposed, honest rows are not, and every number is one that the rows hold."""
+"""Sanity checks: cheats are exposed, honest rows are not, and every number is one that the rows hold."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,15 @@ import pytest
 from helpers_results import config, fake_scores
 from numpy.typing import NDArray
 
-from nd.errors import UserError
-from nd.evaluation import diversity as module
-from nd.evaluation.ceiling import ceilings_of
-from nd.evaluation.diversity import decoded_diversity, diversities_of
-from nd.evaluation.panel import Finding, Judged, Panel, best, better_by, has_room, panel_of, same_images
+from nd.data.prepared import open_subject
+from nd.evaluation.brain_scores import voxel_ceiling
+from nd.evaluation.scores import Score
 from nd.metrics.diversity import diversity
 from nd.prepare import prepare
-from nd.runs.folder import RunFolder
+from nd.tables.blocks import NONE_FOUND
+from nd.tables.csv_export import csv_files
 from nd.tables.formats import latex, markdown, text
-from nd.tables.panel_block import NONE_FOUND
-from nd.tables.scores import Score
-from nd.tables.sheets import sheets_of
+from nd.tables.sanity_checks import Finding, Judged, SanityChecks, best, better_by, has_room, judge, same_images
 from nd.tables.specs import Column, Entry, Row, TableSpec
 from nd.tables.table import Table, collect
 
@@ -81,16 +77,20 @@ def judged(name: str, scores: Scores, **changes: Any) -> Judged:
     return Judged(name, facts["role"], facts["subject"], found, per_image)
 
 
-def panel(rows: dict[str, Scores], *methods: str) -> Panel:
-    return panel_of([judged(name, rows[name]) for name in (*methods, *ROLES)], COLUMNS)
+def checked(rows: list[Judged], *metrics: str) -> SanityChecks:
+    return SanityChecks(*judge(rows, metrics))
 
 
-def said(panel: Panel, label: str) -> list[str]:
-    return [finding.text for finding in panel.findings if finding.label == label]
+def checks(rows: dict[str, Scores], *methods: str) -> SanityChecks:
+    return checked([judged(name, rows[name]) for name in (*methods, *ROLES)], "pixcorr", "two_way_low")
+
+
+def said(checks: SanityChecks, label: str) -> list[str]:
+    return [finding.text for finding in checks.findings if finding.label == label]
 
 
 def test_an_honest_method_gives_no_finding(rows: dict[str, Scores]) -> None:
-    found = panel(rows, "honest")
+    found = checks(rows, "honest")
     assert found.findings == []
     standing = found.standings[0]
     floor = max(rows[name]["pixcorr"].mean() for name in ("nearest", "mean", "random"))
@@ -101,7 +101,7 @@ def test_an_honest_method_gives_no_finding(rows: dict[str, Scores]) -> None:
 
 
 def test_a_method_that_returns_training_images_is_exposed(rows: dict[str, Scores]) -> None:
-    found = panel(rows, "cheat")
+    found = checks(rows, "cheat")
     assert (
         "has the very scores of nearest (floor) for 40 of 40 images: it shows what that floor shows"
         in said(found, "cheat")[0]
@@ -112,26 +112,26 @@ def test_a_method_that_returns_training_images_is_exposed(rows: dict[str, Scores
     assert (worse[0].difference.mean, worse[0].difference.lo, worse[0].difference.hi) == (0, 0, 0)
     # Other training images than the floor's do not help it.
     swapped = rows | {"cheat": {name: values[::-1].copy() for name, values in rows["cheat"].items()}}
-    texts = said(panel(swapped, "cheat"), "cheat")
+    texts = said(checks(swapped, "cheat"), "cheat")
     assert texts[:2] == ["no better than nearest (floor)"] * 2
     assert not any("very scores" in text for text in texts)
 
 
 def test_a_method_that_uses_test_targets_is_exposed(rows: dict[str, Scores]) -> None:
-    above = [f for f in panel(rows, "leak").findings if "test targets must have leaked" in f.text]
+    above = [f for f in checks(rows, "leak").findings if "test targets must have leaked" in f.text]
     assert [f.metric for f in above] == ["pixcorr"]
     assert above[0].text.startswith("above oracle (oracle), as no decoder can be")
     assert above[0].difference is not None
     assert above[0].difference.lo > 0
     # Made with the oracle's own features: the same images.
-    told = said(panel(rows, "told"), "told")
+    told = said(checks(rows, "told"), "told")
     assert told[0].startswith("has the very scores of oracle (oracle) for 40 of 40 images")
     assert "test targets have leaked" in told[0]
-    assert any(text.startswith("as good as oracle (oracle)") for text in said(panel(rows, "near"), "near"))
+    assert any(text.startswith("as good as oracle (oracle)") for text in said(checks(rows, "near"), "near"))
 
 
 def test_a_method_that_does_not_look_at_voxels_is_exposed(rows: dict[str, Scores]) -> None:
-    texts = said(panel(rows, "blind"), "blind")
+    texts = said(checks(rows, "blind"), "blind")
     assert "has the very scores of shuffled (control) for 40 of 40 images: it shows the same whatever" in texts[0]
     assert "no better than shuffled (control): nothing here shows that it uses the voxels" in texts
     assert "worse than nearest (floor)" in texts
@@ -139,7 +139,7 @@ def test_a_method_that_does_not_look_at_voxels_is_exposed(rows: dict[str, Scores
 
 def test_a_control_above_chance_is_exposed(rows: dict[str, Scores]) -> None:
     fooled = rows | {"shuffled": rows["nearest"]}
-    (finding,) = [f for f in panel(fooled, "honest").findings if f.label == "shuffled"]
+    (finding,) = [f for f in checks(fooled, "honest").findings if f.label == "shuffled"]
     assert finding.text == "control above chance: something other than the voxels is used"
     assert finding.metric == "two_way_low"  # no value by chance is known of PixCorr
     assert finding.difference is not None
@@ -148,7 +148,7 @@ def test_a_control_above_chance_is_exposed(rows: dict[str, Scores]) -> None:
 
 def test_a_metric_whose_floor_is_as_good_as_its_oracle_judges_no_leak(rows: dict[str, Scores]) -> None:
     blurred = rows | {"mean": rows["oracle"], "leak": rows["leak"]}
-    found = panel(blurred, "leak")
+    found = checks(blurred, "leak")
     assert (
         said(found, "oracle")
         == ["not better than mean (floor): here the metric cannot tell good images from bad ones"] * 2
@@ -164,33 +164,29 @@ def test_lower_is_better_turns_the_difference_round() -> None:
     assert gain is not None
     assert gain.lo > 0.3
     assert best([b, judged("random", close)], "floor", "feature_distance").label == "random"  # type: ignore[union-attr]
-    columns = [Column(metric="feature_distance")]
-    assert panel_of([a, b], columns).findings == []
-    assert [f.text for f in panel_of([judged("a", far), judged("mean", close)], columns).findings] == [
-        "worse than mean (floor)"
-    ]
+    assert checked([a, b], "feature_distance").findings == []
+    worse = checked([judged("a", far), judged("mean", close)], "feature_distance").findings
+    assert [f.text for f in worse] == ["worse than mean (floor)"]
 
 
 def test_only_what_can_be_judged_is_judged() -> None:
     scores = {"pixcorr": RNG.uniform(size=N), "consistency_pixcorr": np.ones(N)}
-    columns = [*COLUMNS, Column(metric="consistency_pixcorr")]
-    assert panel_of([judged("a", scores), judged("b", scores)], columns) == Panel()  # no floor, oracle or control
-    found = panel_of([judged("a", scores), judged("mean", {"pixcorr": np.full(N, np.nan)})], columns)
+    metrics = ("pixcorr", "two_way_low", "consistency_pixcorr")
+    assert checked([judged("a", scores), judged("b", scores)], *metrics) == SanityChecks()  # nothing to judge by
+    found = checked([judged("a", scores), judged("mean", {"pixcorr": np.full(N, np.nan)})], *metrics)
     assert [standing.metric for standing in found.standings] == ["pixcorr"]
     assert found.findings == []
     one, other = judged("a", scores), judged("mean", scores, subject="subj02")
-    assert panel_of([one, other], columns).findings == []  # rows of other subjects say nothing
+    assert checked([one, other], *metrics).findings == []  # rows of other subjects say nothing
     assert has_room([one], "pixcorr")
 
 
-def test_same_images_needs_telling_metrics_and_the_order_of_ids() -> None:
+def test_same_images_needs_telling_metrics() -> None:
     ties = {"two_way_low": np.repeat([0.5, 1.0], N // 2)}
     assert same_images(judged("a", ties), judged("mean", ties)).size == 0
     values = RNG.uniform(size=N)
     a, b = judged("a", {"pixcorr": values}), judged("mean", {"pixcorr": values[::-1].copy()})
     assert same_images(a, b).sum() == 0
-    b.per_image["image_id"] = b.per_image["image_id"][::-1].copy()
-    assert same_images(a, b).all()
 
 
 @pytest.fixture
@@ -211,16 +207,16 @@ def table(rows: dict[str, Scores], tmp_path: Path) -> Table:
 
 def test_a_table_says_it(table: Table, rows: dict[str, Scores]) -> None:
     shown = text(table)
-    assert "Validity panel: methods between their floors and their ceiling" in shown
+    assert "Sanity checks: methods between their floors and their ceiling" in shown
     assert "cheat: has the very scores of nearest (floor) for 40 of 40 images" in shown
     assert "cheat: no better than nearest (floor) (PixCorr 0.000 [0.000, 0.000]; low 0.0% [0.0%, 0.0%])" in shown
     assert "leak: above oracle (oracle), as no decoder can be: test targets must have leaked (PixCorr 0." in shown
     assert NONE_FOUND not in shown
     for shape in (markdown, latex):
-        assert "Validity panel" in shape(table)
+        assert "Sanity checks: methods" in shape(table)
     line = next(line for line in shown.splitlines() if line.lstrip().startswith("leak") and "PixCorr" in line)
     assert f"{rows['leak']['pixcorr'].mean():.3f}" in line
-    (first, *_) = csv.DictReader(io.StringIO(sheets_of(table)["panel"](table)))
+    (first, *_) = csv.DictReader(io.StringIO(csv_files(table)["-sanity-checks.csv"]))
     assert (first["label"], first["metric"]) == ("cheat", "pixcorr")
     floors = [rows[name]["pixcorr"].mean() for name in ("nearest", "mean")]
     assert float(first["floor"]) == max(floors)
@@ -229,85 +225,76 @@ def test_a_table_says_it(table: Table, rows: dict[str, Scores]) -> None:
 
 
 def test_a_clean_table_says_so(table: Table) -> None:
-    clean = Table(table.spec, table.rows, [], panel=Panel(table.panel.standings, []))
+    clean = Table(table.spec, table.rows, [], sanity=replace(table.sanity, findings=[]))
     assert NONE_FOUND in text(clean)
-    named = Table(table.spec, table.rows, [], panel=Panel(table.panel.standings, [Finding("a", "subj01", "as it is")]))
+    named = Table(
+        table.spec, table.rows, [], sanity=replace(table.sanity, findings=[Finding("a", "subj01", "as it is")])
+    )
     assert "  a: as it is\n" in text(named)
 
 
-def write_store(path: Path, values_NP: NDArray[np.float32]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file["features"] = values_NP
-        file["image_id"] = np.arange(len(values_NP), dtype=np.int32)
-        file["reference"] = np.zeros((4, 3), np.float32)
-        texts = {"fingerprint": "0", "target": "t", "details": "{}", "versions": "{}"}
-        file.attrs.update({"shape": json.dumps(values_NP.shape[1:]), **texts})
-    return path
+def test_scores_are_compared_in_the_order_of_ids_whatever_that_of_lines(table: Table) -> None:
+    path = table.rows[0].run.path / "per_image.csv"
+    head, *lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([head, *lines[::-1]]), encoding="utf-8")
+    again = collect(table.spec, [row.entry for row in table.rows], "nd run table=tiny")
+    assert repr(again.sanity) == repr(table.sanity)
 
 
-def write_predictions(path: Path, values_NP: NDArray[np.float32], ids: NDArray[np.int32], *names: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file["image_id"] = ids
-        for name in names:
-            file[name] = values_NP
-    return path
-
-
-def test_diversity_is_that_of_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = RNG.normal(size=(30, 12)).astype(np.float32)
-    ids = np.array([9, 4, 20, 7, 28, 1], np.int32)
-    predicted = (true[ids] * np.geomspace(1, 0.01, 12)).astype(np.float32)
-    store = write_store(tmp_path / "s-t-0.h5", true)
-    made = write_predictions(tmp_path / "predictions.h5", predicted, ids, "t")
-    got, wanted = decoded_diversity(made, store, "t"), diversity(predicted, true[ids])
-    assert (got.predicted, got.true, got.n) == (pytest.approx(wanted.predicted), pytest.approx(wanted.true), 6)
-    assert got.ratio < 0.9
-    with pytest.raises(UserError, match=r"has no predictions of 'other'"):
-        decoded_diversity(made, store, "other")
-    monkeypatch.setattr(module, "MOST_NUMBERS", 11)
-    with pytest.raises(UserError, match=r"12 numbers an image are more than the 11 that are held in memory for it"):
-        decoded_diversity(made, store, "t")
-
-
-def test_rows_that_share_predictions_share_a_line_and_what_is_gone_is_left_out(
-    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    leak = next(row.entry for row in table.rows if row.row.label == "leak")
-    again = replace(leak, row=replace(leak.row, label="again"))
-    values = RNG.normal(size=(8, 5)).astype(np.float32)
-    store = write_store(tmp_path / "s-z-0.h5", values)
-    monkeypatch.setattr("nd.targets.store.store_path", lambda cfg, name: store)
-    write_predictions(
-        RunFolder.open(leak.cfg, "predict").path / "predictions.h5", values, np.arange(8, dtype=np.int32), "z"
-    )
-    found = diversities_of([row.entry for row in table.rows] + [again], lambda cfg, name: cfg)
-    assert [(one.labels, one.target, one.diversity.ratio) for one in found] == [
-        (("cheat", "leak", "again"), "z", 1.0)  # seeds differ, which changes no ridge regression
+def test_rows_that_share_predictions_share_a_line(rows: dict[str, Scores], tmp_path: Path) -> None:
+    true = RNG.normal(size=(30, 12))
+    few = asdict(diversity(true * np.geomspace(1, 0.01, 12), true))
+    all_the_same, no_targets = asdict(diversity(true, true)), {"run": "", "diversity": {}}
+    said_by_run = {
+        "cheat": {"run": "p1", "diversity": {"z": few, "c": all_the_same}},
+        "leak": {"run": "p2", "diversity": {"z": all_the_same}},
+        "near": {"run": "p1", "diversity": {"z": few, "c": all_the_same}},
+        "oracle": {"run": "p3", "diversity": {"z": few}},  # no method
+        "mean": no_targets,
+    }
+    entries = []
+    for seed, (name, decoded) in enumerate(said_by_run.items()):
+        cfg = config(tmp_path)
+        cfg.seed, cfg.features = seed, "oracle" if name == "oracle" else "predicted"
+        fake_scores(cfg, rows[name], decoded=decoded)
+        entries.append(Entry(Row(label=name, role=ROLES.get(name, "method")), cfg.subject.name, cfg))
+    spec = TableSpec(name="tiny", folder=Path(), title="T", experiment="scenes", subjects=["subj01"],
+                     columns=COLUMNS, rows=[e.row for e in entries])  # fmt: skip
+    made = collect(spec, entries, "nd run table=tiny")
+    assert [(one.labels, one.target) for one in made.sanity.decoded] == [
+        (("cheat", "near"), "z"), (("cheat", "near"), "c"), (("leak",), "z"),
+    ]  # fmt: skip
+    assert (made.sanity.decoded[0].ratio, made.sanity.decoded[0].n) == (few["predicted"] / few["true"], 30)
+    shown = text(made)
+    assert "Diversity: effective dimension of what was decoded" in shown
+    line = next(line.split() for line in shown.splitlines() if line.split()[:3] == ["cheat,", "near", "z"])
+    assert line[3:] == [
+        "30",
+        *(f"{few[name]:.1f}" for name in ("predicted", "true")),
+        f"{few['predicted'] / few['true']:.2f}",
     ]
-    assert "the diversity of c of cheat (subj01) is left out" in caplog.text
-    assert "the diversity of z" not in caplog.text
-    full = text(replace(table, panel=replace(table.panel, decoded=found)))
-    assert "Diversity: effective dimension of what was decoded" in full
-    assert any(line.split()[:5] == ["cheat,", "leak,", "again", "z", "8"] for line in full.splitlines())
 
 
-def test_the_noise_ceiling_of_the_voxels(table: Table, caplog: pytest.LogCaptureFixture) -> None:
-    entries = [row.entry for row in table.rows]
-    assert ceilings_of(entries) == []
-    assert "the noise ceiling of subj01 is left out" in caplog.text
-    for entry in entries:
-        data = entry.cfg.data
-        data.n_train, data.n_val, data.n_test, data.n_voxels, data.subjects = 20, 5, 5, 40, ["subj01"]
-    prepare(entries[0].cfg)
-    (found,) = ceilings_of(entries)
-    with h5py.File(Path(entries[0].cfg.paths.data) / "scenes" / "subj01.h5") as file:
+def test_the_noise_ceiling_of_the_voxels(rows: dict[str, Scores], tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    assert voxel_ceiling(cfg) is None, "nothing is prepared"
+    data = cfg.data
+    data.n_train, data.n_val, data.n_test, data.n_voxels, data.subjects = 20, 5, 5, 40, ["subj01"]
+    prepare(cfg)
+    found = voxel_ceiling(cfg)
+    assert found is not None
+    with h5py.File(Path(cfg.paths.data) / "scenes" / "subj01.h5") as file:
         ncsnr = file["ncsnr"][:].astype(np.float64)
     share = ncsnr**2 / (ncsnr**2 + 1 / 3)
-    assert found.median == pytest.approx(np.median(share))
-    assert found.high == pytest.approx(np.percentile(share, 95))
-    assert (found.n_voxels, found.n_trials) == (len(ncsnr), 3)
-    shown = text(replace(table, panel=replace(table.panel, ceilings=[found])))
+    assert found["median"] == pytest.approx(np.median(share))
+    assert found["high"] == pytest.approx(np.percentile(share, 95))
+    assert (found["n_voxels"], found["n_trials"]) == (open_subject(cfg).n_voxels, 3)
+    floor = replace(cfg, seed=5)
+    fake_scores(cfg, rows["honest"], voxels=found)
+    fake_scores(floor, rows["mean"])
+    entries = [Entry(Row(label="a"), "subj01", cfg), Entry(Row(label="b", role="floor"), "subj01", floor)]
+    spec = TableSpec(name="tiny", folder=Path(), title="T", experiment="scenes", subjects=["subj01"],
+                     columns=COLUMNS, rows=[e.row for e in entries])  # fmt: skip
+    shown = text(collect(spec, entries, "nd run"))
     assert f"noise ceiling of subj01's {len(ncsnr)} voxels" in shown
     assert f"means over 3 trials: median {np.median(share):.2f}" in shown

@@ -1,27 +1,35 @@
-"""A folder of reconstructions: .png or .jpg files named by image id, or in a known order.
+"""Reconstructions made elsewhere, read from a folder of images or from an array in one file.
 
-``12.png`` and ``000012_0.png`` are of image 12, the second its repeat 0. With an order given, numbers in names are
-positions: ``00000.png`` is the first image, ``3_1.png`` repeat 1 of the fourth; other names hold one image each and
-come in the order of their names, numbers inside them compared as numbers.
+A folder holds .png or .jpg files: ``12.png`` and ``000012_0.png`` are of image 12, the second its repeat 0. With an
+order given, numbers in names are positions: ``00000.png`` is the first image, ``3_1.png`` repeat 1 of the fourth; other
+names hold one image each and come in the order of their names, numbers inside them compared as numbers.
+
+A file is .h5 (``images``, optional ``image_id``), .npy, or .pt: a tensor, or a dict of the names of .h5, read without
+running any code it may carry. Channels are last, or first as PyTorch has them.
 
 N images, R repeats, H W image.
 """
 
 from __future__ import annotations
 
+import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from nd.data.npy import open_npy
 from nd.data.own_images import DAMAGE, SUFFIXES
-from nd.data.whole_numbers import LARGEST
+from nd.data.whole_numbers import LARGEST, whole_numbers
 from nd.errors import UserError
-from nd.evaluation.reconstructions import Wanted, check_given_ids
+from nd.evaluation.reconstructions import Wanted, check_external_ids, check_unique
+from nd.files import open_h5
 
 NUMBERED = re.compile(r"([0-9]+)(?:_([0-9]+))?")
 Repeats = dict[int, Path]
@@ -60,7 +68,7 @@ def _by_name(files: list[Path], folder: Path, wanted: Wanted) -> dict[int, Repea
         wanted.by_position(len(files), f"{folder}: its images (such as {files[0].name})")
     by_id, ignored = _grouped(named, folder), len(files) - len(named)
     said = f" Left out, since not named by image id: {ignored}." if ignored else ""
-    check_given_ids(np.array(sorted(by_id), np.int32), wanted, folder, said)
+    check_external_ids(np.array(sorted(by_id), np.int32), wanted, folder, said)
     return by_id
 
 
@@ -105,11 +113,11 @@ def _check_repeats(by_id: dict[int, Repeats], folder: Path) -> None:
 
 def _pixels(files_NR: list[list[Path]], ids: list[int]) -> NDArray[np.uint8]:
     """(N, R, H, W, 3) uint8, read one by one."""
-    first = _image(files_NR[0][0], ids[0])
+    first = _read(files_NR[0][0], ids[0])
     out = np.empty((len(files_NR), len(files_NR[0]), *first.shape), np.uint8)
     for n, files in enumerate(files_NR):
         for r, path in enumerate(files):
-            image = _image(path, ids[n])
+            image = _read(path, ids[n])
             if image.shape != first.shape:
                 raise UserError(
                     f"{path} (image {ids[n]}) has {_size(image)} pixels, but {files_NR[0][0].name} {_size(first)}; "
@@ -119,7 +127,7 @@ def _pixels(files_NR: list[list[Path]], ids: list[int]) -> NDArray[np.uint8]:
     return out
 
 
-def _image(path: Path, image_id: int) -> NDArray[Any]:
+def _read(path: Path, image_id: int) -> NDArray[Any]:
     """(H, W, 3) uint8. UserError: damaged, or of another mode than RGB."""
     try:
         with Image.open(path) as image:
@@ -138,3 +146,93 @@ def _image(path: Path, image_id: int) -> NDArray[Any]:
 
 def _size(image: NDArray[Any]) -> str:
     return f"{image.shape[1]} x {image.shape[0]}"
+
+
+# ---- an array
+
+IMAGES, IDS = "images", "image_id"
+FORMS = "(N, H, W, 3), (N, R, H, W, 3), (N, 3, H, W) or (N, R, 3, H, W)"
+Content = tuple[NDArray[Any], NDArray[Any] | None, dict[str, Any]]
+
+
+def read_array(path: Path, wanted: Wanted) -> tuple[NDArray[Any], NDArray[np.int32], dict[str, Any]]:
+    """Images (N, R, H, W, 3) and ids (N,), both by rising id, and the attributes of an .h5.
+
+    Raises:
+        UserError: another form, grey images, ids that are missing, foreign or doubled, no ids and no order, ids
+            beside an order, an unreadable file.
+    """
+    values, ids, facts = ARRAYS[path.suffix.lower()](path)
+    images = with_repeats(values, path)
+    if ids is None:
+        ids = wanted.by_position(len(images), f"{path}: its images")
+    elif wanted.order:
+        raise UserError(f"{path} holds {IDS}, which says what each image is of; leave order={wanted.order} out.")
+    else:
+        ids = whole_numbers(ids, f"{path}: {IDS}")
+        check_unique(ids, len(images), path)
+        check_external_ids(ids.astype(np.int32), wanted, path)
+    order = np.argsort(ids)
+    return images[order], np.asarray(ids, np.int32)[order], facts
+
+
+def with_repeats(values: NDArray[Any], path: Path) -> NDArray[Any]:
+    """(N, R, H, W, 3) of images in any of ``FORMS``. UserError: another one."""
+    last, first = values.ndim in (4, 5) and values.shape[-1] == 3, values.ndim in (4, 5) and values.shape[-3] == 3
+    if not (last or first) or 0 in values.shape:
+        grey = values.ndim == 3 or (values.ndim in (4, 5) and 1 in (values.shape[-1], values.shape[-3]))
+        advice = " Greyscale images are wanted as RGB: repeat their channel three times." if grey else ""
+        raise UserError(f"{path}: shape {values.shape} was found, RGB images {FORMS} are wanted.{advice}")
+    images = values if last else np.moveaxis(values, -3, -1)
+    return images if images.ndim == 5 else images[:, None]
+
+
+def _from_h5(path: Path) -> Content:
+    with open_h5(path) as handle:
+        if not isinstance(handle.get(IMAGES), h5py.Dataset):
+            raise UserError(f"{path} has no dataset {IMAGES}; it holds {', '.join(handle) or 'nothing'}. Name it so.")
+        try:
+            ids = handle[IDS][()] if IDS in handle else None
+            return handle[IMAGES][()], _numbers(ids, path), dict(handle.attrs)
+        except OSError as error:
+            raise UserError(f"{path} is damaged ({error}). Write it again.") from None
+
+
+def _from_npy(path: Path) -> Content:
+    return open_npy(path, "uint8"), None, {}
+
+
+def _from_pt(path: Path) -> Content:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n", 1)[0][:120]
+        raise UserError(
+            f"{path} cannot be read as plain tensors ({reason}). Save the tensor alone: torch.save(images, path)."
+        ) from None
+    held = content if isinstance(content, dict) else {IMAGES: content}
+    if not isinstance(held.get(IMAGES), torch.Tensor):
+        names = ", ".join(str(name) for name in held) if held is content else type(content).__name__
+        raise UserError(f"{path} holds {names}; wanted a tensor, or a dict with {IMAGES} and perhaps {IDS}.")
+    images = held[IMAGES]
+    images = images.float() if images.dtype == torch.bfloat16 else images  # numpy has no bfloat16
+    ids = held.get(IDS)
+    return images.numpy(force=True), _numbers(None if ids is None else np.asarray(ids), path), {}
+
+
+def _numbers(ids: Any, path: Path) -> NDArray[Any] | None:
+    """The ids (N,) as they are, if there are any. UserError: not whole numbers (N,)."""
+    if ids is None:
+        return None
+    if np.ndim(ids) != 1 or np.asarray(ids).dtype.kind not in "iu":
+        found = f"{np.asarray(ids).dtype} {np.shape(ids)}"
+        raise UserError(f"{path}: {IDS} is {found}; whole numbers (N,), one for each image, are wanted.")
+    return np.asarray(ids)
+
+
+ARRAYS: dict[str, Callable[[Path], Content]] = {
+    ".h5": _from_h5,
+    ".hdf5": _from_h5,
+    ".npy": _from_npy,
+    ".pt": _from_pt,
+}

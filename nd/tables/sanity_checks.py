@@ -3,7 +3,8 @@
 Per method and metric: the best floor (what needs no reconstruction), the best oracle (what the true features of the
 test images give), and the share of the way from one to the other. Findings are what a reader should know first: a
 method that does not beat a floor or its own control, one that reaches an oracle and so must have been told, one whose
-images are those of another row, a control above chance, a metric whose floor is as good as its oracle.
+images are those of another row, a control above chance, a metric whose floor is as good as its oracle. Beside them:
+how varied the decoded targets are, and how much of the voxels could be explained at all.
 
 Differences are over the same images, with 95% intervals; no correction is made for their number.
 """
@@ -12,19 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nd.data.prepared import same_across
-from nd.data.same_images import named
-from nd.errors import UserError
-from nd.evaluation.ceiling import VoxelCeiling
-from nd.evaluation.diversity import Decoded
-from nd.metrics.statistics import Interval, paired_difference
-from nd.tables.differences import PerImage
-from nd.tables.scores import Score
-from nd.tables.specs import Column, Entry
+from nd.evaluation.scores import PerImage, Score
+from nd.metrics.intervals import Interval, paired_difference
+from nd.tables.rows import TableRow
+from nd.tables.specs import Column
 
 NEAR = 0.9  # of the way from the best floor to the oracle: further than decoding from measured voxels comes
 SAME_SHARE = 0.5  # of the images with the very scores of another row, from which on it is said
@@ -43,7 +40,7 @@ NO_BETTER_MEANS = {
 
 @dataclass(frozen=True)
 class Judged:
-    """A row as the panel sees it: its role, its scores, and those of every image."""
+    """A row as it is judged: its role, its scores, and those of every image in the order of their ids."""
 
     label: str
     role: str
@@ -80,19 +77,81 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """All standings and findings of a table; how varied what was decoded is; how much the voxels could tell."""
+class Decoded:
+    """Effective dimensions of one target's predictions and of its true values, and the rows that share them."""
+
+    labels: tuple[str, ...]
+    subject: str
+    target: str
+    predicted: float
+    true: float
+    n: int
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over true; NaN where the targets do not vary."""
+        return self.predicted / self.true if self.true else float("nan")
+
+
+@dataclass(frozen=True)
+class SanityChecks:
+    """All standings and findings of a table, and what its runs say of decoded targets and voxels.
+
+    ``voxels``: by subject what could be explained of its voxels (``nd.evaluation.brain_scores.voxel_ceiling``).
+    """
 
     standings: list[Standing] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     decoded: list[Decoded] = field(default_factory=list)
-    ceilings: list[VoxelCeiling] = field(default_factory=list)
+    voxels: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def panel_of(rows: Sequence[Judged], columns: Sequence[Column]) -> Panel:
-    """Judge the rows with role ``method`` by those with role ``floor``, ``oracle`` and ``control``, by subject."""
-    metrics = [column.metric for column in columns if not column.metric.startswith(NOT_JUDGED)]
-    standings, findings = [], []
+def sanity_checks(rows: Sequence[TableRow], columns: Sequence[Column]) -> SanityChecks:
+    """Check the rows of a table; nothing where no row is a floor, an oracle or a control."""
+    judged = [Judged(row.row.label, row.row.role, row.subject, row.run.scores, row.per_image) for row in rows]
+    standings, findings = judge(judged, [column.metric for column in columns])
+    if not standings:
+        return SanityChecks(standings, findings)
+    findings = [*_same_images(rows), *findings]
+    voxels = {row.subject: row.run.voxels for row in rows if row.run.voxels}
+    return SanityChecks(standings, findings, decoded_of(rows), voxels)
+
+
+def _same_images(rows: Sequence[TableRow]) -> Iterator[Finding]:
+    """Say of every subject which test images are training images too."""
+    for subject, found in {row.subject: row.run.same_images for row in rows}.items():
+        for kind, how in (("equal", "are"), ("near", "are nearly")):
+            if kind in found:
+                text = f"training images {how} test images ({found[kind]}): naming one of those scores for it"
+                yield Finding("images", subject, text)
+
+
+def decoded_of(rows: Sequence[TableRow]) -> list[Decoded]:
+    """Return the diversity of what was decoded for the rows with role ``method``, rows that share it together."""
+    sharing: dict[tuple[str, str], list[TableRow]] = {}
+    for row in rows:
+        for target in row.run.decoded.get("diversity", {}) if row.row.role == "method" else ():
+            sharing.setdefault((row.run.decoded["run"], target), []).append(row)
+    return [
+        Decoded(tuple(row.row.label for row in group), group[0].subject, target, **found)
+        for (_, target), group in sharing.items()
+        for found in (group[0].run.decoded["diversity"][target],)
+    ]
+
+
+def judge(rows: Sequence[Judged], metrics: Sequence[str]) -> tuple[list[Standing], list[Finding]]:
+    """Judge the rows with role ``method`` by those with role ``floor``, ``oracle`` and ``control``, by subject.
+
+    Args:
+        rows: of one table.
+        metrics: its columns; those that are no quality are left out.
+
+    Returns:
+        Where every method stands in every metric, and what is to be said.
+    """
+    metrics = [metric for metric in metrics if not metric.startswith(NOT_JUDGED)]
+    standings: list[Standing] = []
+    findings: list[Finding] = []
     for subject in dict.fromkeys(row.subject for row in rows):
         own = [row for row in rows if row.subject == subject]
         if not {row.role for row in own} & {"floor", "oracle", "control"}:
@@ -101,30 +160,16 @@ def panel_of(rows: Sequence[Judged], columns: Sequence[Column]) -> Panel:
         findings += [*_without_room(own, crowded), *_controls(own, metrics)]
         for method in (row for row in own if row.role == "method"):
             findings += _of_method(method, own, metrics, crowded)
-            standings += [standing(method, own, metric) for metric in metrics if metric in method.scores]
-    return Panel(standings, findings)
+            standings += [standing(method, own, m, m not in crowded) for m in metrics if m in method.scores]
+    return standings, findings
 
 
-def image_findings(entries: Sequence[Entry]) -> Iterator[Finding]:
-    """Say of every subject whether test images are training images too, as far as its prepared data are there."""
-    for subject, entry in {entry.subject: entry for entry in entries}.items():
-        try:
-            found = same_across(entry.cfg)
-        except UserError:
-            continue
-        for pairs, how in ((found.equal, "are"), (found.near, "are nearly")):
-            if pairs:
-                n_test = len({test for _, test in pairs})
-                text = f"{n_test} test images {how} training images ({named(pairs)}): naming one of those scores for it"
-                yield Finding("images", subject, text)
-
-
-def standing(method: Judged, rows: Sequence[Judged], metric: str) -> Standing:
-    """Place a method between the best floor and the best oracle."""
+def standing(method: Judged, rows: Sequence[Judged], metric: str, room_is_sure: bool) -> Standing:
+    """Place a method between the best floor and the best oracle, where there is room between them."""
     score = method.scores[metric].mean
     floor, oracle = (_mean(best(rows, role, metric), metric) for role in ("floor", "oracle"))
     room = oracle - floor
-    share = (score - floor) / room if has_room(rows, metric) and room else float("nan")
+    share = (score - floor) / room if room_is_sure and room else float("nan")
     return Standing(method.label, method.subject, metric, score, floor, oracle, share)
 
 
@@ -147,7 +192,7 @@ def better_by(a: Judged, b: Judged, metric: str) -> Interval | None:
     """By how much ``a`` is better than ``b``, whichever way the metric points; None without images in common."""
     if metric not in a.per_image or metric not in b.per_image:
         return None
-    x, y = _in_order(a, metric), _in_order(b, metric)
+    x, y = a.per_image[metric], b.per_image[metric]
     if len(x) != len(y) or np.isnan(x - y).all():
         return None
     return paired_difference(x, y) if _sign(a, metric) > 0 else paired_difference(y, x)
@@ -230,7 +275,7 @@ def same_images(a: Judged, b: Judged) -> NDArray[np.bool_]:
     """
     common = [m for m in a.per_image if m in b.per_image and m != "image_id" and not m.startswith(NOT_JUDGED)]
     telling = [m for m in common if _is_telling(b, m)]
-    pairs = [(_in_order(a, m), _in_order(b, m)) for m in telling]
+    pairs = [(a.per_image[m], b.per_image[m]) for m in telling]
     if not pairs or any(len(x) != len(y) for x, y in pairs):
         return np.zeros(0, bool)
     return np.all([np.isclose(x, y, rtol=0, atol=SAME, equal_nan=True) for x, y in pairs], axis=0)
@@ -240,10 +285,6 @@ def _is_telling(row: Judged, metric: str) -> bool:
     """Whether scores differ from image to image, as those of more than half of the images do."""
     values = row.per_image[metric]
     return 2 * len(np.unique(values)) > len(values)
-
-
-def _in_order(row: Judged, metric: str) -> NDArray[np.float64]:
-    return row.per_image[metric][np.argsort(row.per_image["image_id"])]
 
 
 def _sign(row: Judged, metric: str) -> int:

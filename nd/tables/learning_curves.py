@@ -18,7 +18,8 @@ from nd.files import read_json
 from nd.runs.chain import pretrain_of, steps_of
 from nd.runs.folder import RunFolder
 from nd.runs.identity import mapper_of
-from nd.tables.table import Table, TableRow
+from nd.tables.rows import TableRow
+from nd.tables.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,11 @@ TOTAL = "total"
 class Curve:
     """What one fold of a stage says of one target.
 
-    Attributes: ``losses`` in training, weighted as they were summed: the ``total`` first, then by term where there are
-    several (of a target with several parts, the sum over them); ``scores`` on validation images by metric; ``kept`` the
-    epochs after which the weights that were kept were taken, None where that is not known.
+    Attributes:
+        losses: in training, weighted as they were summed: the ``total`` first, then by term where there are several (of
+            a target with several slices, the sum over them).
+        scores: on validation images, by metric.
+        kept: the epochs after which the weights that were kept were taken, None where that is not known.
     """
 
     losses: dict[str, Series]
@@ -128,14 +131,14 @@ def add(series: dict[str, Series], n_epochs: int, values: dict[str, Any]) -> Non
 
 
 def terms(losses: dict[str, Any], target: str) -> dict[str, float]:
-    """Return a target's loss and, where there are several, its terms, from losses named "part/term".
+    """Return a target's loss and, where there are several, its terms, from losses named "slice/term".
 
-    The parts of target g are called g_0, g_1, ...; every other target is one part of its own name.
+    The slices of target g are called g_0, g_1, ...; every other target is one slice of its own name.
     """
     by_term: dict[str, float] = {}
     for name, value in losses.items():
-        part, _, term = name.partition("/")
-        if part == target or part.removeprefix(f"{target}_").isdecimal():
+        piece, _, term = name.partition("/")
+        if piece == target or piece.removeprefix(f"{target}_").isdecimal():
             by_term[term] = by_term.get(term, 0.0) + float(value)
     total = {TOTAL: sum(by_term.values())} if by_term else {}
     return total | (by_term if len(by_term) > 1 else {})

@@ -1,17 +1,20 @@
-"""Several images of one stimulus made into one score: by name, because each means something else.
+"""Several reconstructions of one stimulus: made into one score, by name, and how alike they are.
 
 ``each``        every repeat is scored, scores are averaged: what one image is worth. All tables here use it.
 ``first``       the first repeat alone, as published protocols do that sample one image.
 ``best``        the best-scored repeat, metric by metric: it takes the true image to choose, so it is a ceiling.
 ``pixel_mean``  the repeats are averaged as images before scoring: noise cancels, which raises pixel scores and blurs.
 
-N images, R repeats, n some images, H W image.
+Published claims of consistency name no formula; whether guidance raises it depends on the measure, so three are given.
+
+N images, R repeats, n some images, H W image; B stimuli, C H W image, D features, P pairs of repeats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,12 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nd.errors import UserError, unknown
+from nd.metrics.correlation import cosine, pixcorr
+from nd.metrics.ssim import ssim
 
+Similarity = Callable[[Tensor, Tensor], Tensor]
+SIMILARITIES: dict[str, Similarity] = {"pixcorr": pixcorr, "ssim": ssim, "feature": cosine}
 # What tables and scores.json say of each; the words take part in what may be compared.
 AGGREGATIONS = {
     "each": "each repeat scored, repeats averaged within an image, interval over images",
     "first": "first repeat of an image scored, interval over images",
-    "best": "best repeat of an image by each metric, chosen by the true picture: a ceiling; interval over images",
+    "best": "best repeat of an image by each metric, chosen by the true image: a ceiling; interval over images",
     "pixel_mean": "repeats averaged as images and then scored, interval over images",
 }
 BETTER = ("higher", "lower")
@@ -84,3 +91,40 @@ def pixel_mean(images_NRHW3: NDArray[Any]) -> NDArray[np.float32]:
     """(N, H, W, 3) float32 in [0, 1]: the mean image of the repeats, of uint8 or floats in [0, 1]."""
     scale = 255.0 if images_NRHW3.dtype == np.uint8 else 1.0
     return np.asarray(np.asarray(images_NRHW3).mean(1, dtype=np.float64) / scale, np.float32)
+
+
+# ---- consistency
+
+
+def pair_similarities(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
+    """Similarity (B, P) of each of the P = R (R - 1) / 2 pairs of repeats.
+
+    Args:
+        repeats_BR: (B, R, ...) images in [0, 1] (pixcorr, ssim) or features (cosine).
+        similarity: one of ``SIMILARITIES``.
+
+    Raises:
+        UserError: fewer than two repeats.
+    """
+    if repeats_BR.shape[1] < 2:
+        raise UserError(f"repeat consistency: {repeats_BR.shape[1]} repeat per image, at least 2 are needed.")
+    pairs = combinations(range(repeats_BR.shape[1]), 2)
+    return torch.stack([similarity(repeats_BR[:, a], repeats_BR[:, b]) for a, b in pairs], 1)
+
+
+def repeat_consistency(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
+    """Mean similarity (B,) over all pairs of repeats; arguments and errors as ``pair_similarities``."""
+    return pair_similarities(repeats_BR, similarity).mean(1)
+
+
+def consistencies(repeats_BR: Tensor, kind: str) -> dict[str, Tensor]:
+    """The columns (B,) of one of ``SIMILARITIES``: mean and, where there is more than one pair, variance over pairs.
+
+    The variance says whether some repeats stand apart. It describes these repeats and estimates nothing (divided by the
+    number of pairs): pairs that share a repeat are not independent.
+    """
+    pairs_BP = pair_similarities(repeats_BR, SIMILARITIES[kind])
+    found = {f"consistency_{kind}": pairs_BP.mean(1)}
+    if pairs_BP.shape[1] > 1:
+        found[f"consistency_{kind}_variance"] = pairs_BP.var(1, correction=0)
+    return found

