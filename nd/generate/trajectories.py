@@ -20,7 +20,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from nd.config.steps import share_of
+from nd.config.fields import share_of
 from nd.errors import UserError
 from nd.targets.noise import keyed_normal
 
