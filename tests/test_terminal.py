@@ -18,8 +18,9 @@ from nd.terminal import show_what_it_can
 ROOT = Path(__file__).parent.parent
 SPEC = """
 title: t
+experiment: scenes
 subjects: [subj01]
-columns: [{metric: pixcorr}]
+columns: [{metric: pixcorr, name: PixCorr}]
 rows: [{label: café 脑, overrides: []}]
 """
 
@@ -49,7 +50,7 @@ def lab(tmp_path: Path) -> list[str]:
     """A folder with one finished row of a table, and the words that mean it."""
     (tmp_path / "t.yaml").write_text(SPEC, encoding="utf-8")
     words = [f"table={tmp_path / 't.yaml'}", f"paths.root={tmp_path}"]
-    fake_scores(compose(words), {"pixcorr": np.linspace(0.1, 0.3, 8)})
+    fake_scores(compose(["experiment=scenes", *words]), {"pixcorr": np.linspace(0.1, 0.3, 8)})
     return ["table", *words]
 
 
@@ -64,7 +65,7 @@ def test_a_table_is_written_and_shown_on_a_terminal_without_its_characters(lab: 
     done = nd(lab, PYTHONIOENCODING="latin-1")
     assert done.returncode == 0, done.stderr
     said = done.stdout.decode("latin-1")
-    assert "pixcorr ^" in said.lower()
+    assert "PixCorr ^" in said
     assert "café ?" in said
     assert {path.suffix for path in (tmp_path / "results").iterdir()} >= {".md", ".csv", ".tex"}
     assert "café 脑" in (tmp_path / "results" / "t.md").read_text(encoding="utf-8")

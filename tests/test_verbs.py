@@ -12,8 +12,9 @@ from nd.config.help import VERBS
 
 SPEC = """
 title: t
+experiment: scenes
 subjects: [subj01]
-columns: [{metric: pixcorr}]
+columns: [{metric: pixcorr, name: PixCorr}]
 rows: [{label: pixels, overrides: [method=ridge_pixels]}]
 """
 STEPS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
