@@ -18,7 +18,9 @@ from nd.config import BackboneConfig, Config
 from nd.data.prepared import data_folder
 
 ROOT = Path(__file__).parent.parent
-LONGEST = ("test_readme.py", "test_two_stage.py", "test_end_to_end.py", "test_training_distributed.py")
+LONGEST = [
+    f"test_{name}.py" for name in ("readme", "training_distributed", "training_resume", "end_to_end", "two_stage")
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
