@@ -24,14 +24,21 @@ IMAGES_AT_ONCE = 64
 
 
 class TwoStage:
-    """One subject's voxels to one target through a trained network; made by ``of`` or ``restore``, never by ``fit``."""
+    """One subject's voxels to one target through a trained network; made by `of` or `restore`, never by `fit`."""
 
     name = "two_stage"
 
     def __init__(
         self, network: Network, subject: str, seed: int, scaler: Scaler, scale: TargetScale, details: dict[str, Any]
     ) -> None:
-        """scaler: of the voxels; scale: of the target; seed: of the prior's noise."""
+        """Wrap a network that knows `subject` and predicts one target.
+
+        Args:
+            seed: of the prior's noise.
+            scaler: of the voxels.
+            scale: of the target.
+            details: plain JSON values, as `of` makes them.
+        """
         self.network, self.subject, self.seed = network.eval(), subject, seed
         self.scaler, self.scale = scaler, scale
         self._details = details
@@ -48,7 +55,10 @@ class TwoStage:
         scale: TargetScale,
         details: dict[str, Any],
     ) -> TwoStage:
-        """The mapper of one target and subject, out of a network that may know several."""
+        """Return the mapper of one target and subject, out of a network that may know several.
+
+        Args: as of the class; details: how it was trained, to which what `restore` needs is added.
+        """
         slices = [part for part in network.slices if part.target == target]
         n_voxels = {subject: len(scaler.mean)}
         own = Network(network.config, slices, n_voxels, network.variant)
@@ -59,7 +69,7 @@ class TwoStage:
 
     @classmethod
     def restore(cls, config: MapperConfig, state: Mapping[str, NDArray[Any]], details: dict[str, Any]) -> TwoStage:
-        """A trained mapper from what `state` and `details` gave."""
+        """Return a trained mapper from what `state` and `details` gave."""
         slices = [TargetSlice(**{**part, "shape": tuple(part["shape"])}) for part in details["parts"]]
         scaler = Scaler(mean=np.asarray(state["voxel_mean"]), scale=np.asarray(state["voxel_scale"]))
         scale = TargetScale(np.asarray(state["target_mean"]), np.asarray(state["target_std"]))
@@ -75,19 +85,21 @@ class TwoStage:
         return None
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Weights, and statistics of voxels and target."""
+        """Return weights, and statistics of voxels and target."""
         weights = {f"network.{name}": value.cpu().numpy() for name, value in self.network.state_dict().items()}
         statistics = {"voxel_mean": self.scaler.mean, "voxel_scale": self.scaler.scale}
         return weights | statistics | {"target_mean": self.scale.mean, "target_std": self.scale.scale}
 
     def details(self) -> dict[str, Any]:
-        """The network's configuration, how it was trained, and validation scores."""
+        """Return the network's configuration, how it was trained, and validation scores."""
         return self._details
 
     def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
-        """Predicted targets (N, P) float32 of responses as measured.
+        """Return predicted targets (N, P) float32.
 
-        image_ids: (N,) of the images, which fix the prior's noise; by default their places.
+        Args:
+            voxels_NV: (N, V) float32 responses as measured.
+            image_ids: (N,) of the images, which fix the prior's noise; by default their places.
         """
         ids = np.arange(len(voxels_NV)) if image_ids is None else np.asarray(image_ids)
         scaled = torch.from_numpy(self.scaler.transform(voxels_NV))
@@ -99,7 +111,7 @@ class TwoStage:
         return np.concatenate(rows) if rows else np.empty((0, len(self.scale.mean)), np.float32)
 
     def projected(self, voxels_NV: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """What the contrastive heads make of responses as measured: (N, T * D) float32 by part that has one.
+        """Return what the contrastive heads make of responses as measured: (N, T * D) float32 by slice that has one.
 
         They are trained to lie nearest to their own target, less the training mean: made for retrieval.
         """

@@ -42,9 +42,15 @@ def shared_places(
     truths: dict[str, Columns],
     scales: dict[str, TargetScale],
 ) -> Tensor:
-    """(N, H) what the shared space holds for images, by kernel ridge regression from their targets.
+    """Return (N, H) float32, what the shared space holds for images, by kernel ridge regression from their targets.
 
-    Only ``ids`` and the anchors are read from ``truths``. The penalty is chosen over folds of the anchors.
+    The penalty is chosen over folds of the anchors.
+
+    Args:
+        anchors_AH: what the shared space holds for the anchors.
+        anchor_ids, ids: (A,) and (N,) images; no others are read from `truths`.
+        slices: of the targets that are used.
+        truths, scales: by target.
     """
     both = np.concatenate([anchor_ids, ids])
     gram = torch.zeros(len(both), len(anchor_ids), dtype=torch.float64)
@@ -60,7 +66,7 @@ def shared_places(
 def _standardised(
     ids: NDArray[Any], slices: Sequence[TargetSlice], truths: dict[str, Columns], scales: dict[str, TargetScale]
 ) -> Iterator[Tensor]:
-    """(n, K) blocks of standardised columns of all parts, float64."""
+    """(n, K) blocks of standardised columns of all slices, float64."""
     step = max(1, BLOCK_NUMBERS // len(ids))
     for part in slices:
         scale = scales[part.target]
@@ -91,9 +97,14 @@ def _kernel_penalty(gram_AA: Tensor, goal_AH: Tensor) -> float:
 def aligned_layer(
     voxels_NV: NDArray[np.float32], places_NH: Tensor, val_voxels_MV: NDArray[np.float32], val_places_MH: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Weight (H, V) and bias (H,) of the layer that gives ``places`` from scaled voxels, by ridge regression.
+    """Return weight (H, V) and bias (H,) of the layer that gives places from voxels, by ridge regression.
 
     The penalty is chosen on the validation images.
+
+    Args:
+        voxels_NV: (N, V) float32, scaled, of the training images.
+        places_NH: (N, H) what the layer should give.
+        val_voxels_MV, val_places_MH: the same of the validation images.
     """
     x, held = torch.from_numpy(voxels_NV), torch.from_numpy(val_voxels_MV)
     mean_V, mean_H = x.mean(0), places_NH.mean(0)

@@ -38,16 +38,22 @@ class Kept(Callback):
     its penalty by. ``state_dict`` holds the weights, so a resumed training still has them. The last epoch is validated
     whatever its number is, so that something is always known of what is kept.
 
-    Attributes: ``scores`` of this epoch by target, empty where it is not validated; ``kept_scores`` and ``epoch`` of
-    the ``weights`` that are kept, 0 for the first epoch.
+    Attributes:
+        scores: of this epoch by target, empty where it is not validated.
+        weights, epoch, kept_scores: what is kept, the epoch it is of (from 0), and the scores of that.
     """
 
     def __init__(
         self, keep: str, patience: int, truths: dict[str, Columns], scales: dict[str, TargetScale], every: int = 1
     ) -> None:
-        """keep: "best" or "last"; patience: validations without progress after which training stops, 0 for never.
+        """Keep nothing yet.
 
-        every: epochs between validations.
+        Args:
+            keep: "best" or "last".
+            patience: validations without progress after which training stops; 0: never.
+            truths: the targets of the validation images, by target.
+            scales: of the training images' targets, by target.
+            every: epochs between validations.
         """
         self.keep, self.patience, self.truths, self.scales, self.every = keep, patience, truths, scales, every
         self.scores: dict[str, dict[str, float]] = {}
@@ -92,17 +98,17 @@ class Kept(Callback):
         self.epoch, self.kept_scores = epoch, self.scores
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs."""
+        """Return what a resumed training needs."""
         kept = {"best": self.best, "epoch": self.epoch, "weights": self.weights, "kept_scores": self.kept_scores}
         return {**kept, "scores": self.scores, "without_progress": self.without_progress}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from ``state_dict``."""
+        """Go on from `state_dict`."""
         self.__dict__.update(state_dict)
 
 
 def from_all_processes(held: Sequence[Held]) -> list[Held]:
-    """The predictions of every process, in the order of processes: that of the images."""
+    """Return the predictions of every process, in the order of processes: that of the images."""
     if processes()[1] == 1:
         return list(held)
     everyone: list[list[Held]] = [[] for _ in range(processes()[1])]
@@ -113,7 +119,7 @@ def from_all_processes(held: Sequence[Held]) -> list[Held]:
 def score_held(
     held: Sequence[Held], truths: dict[str, Columns], scales: dict[str, TargetScale]
 ) -> dict[str, dict[str, float]]:
-    """Scores by target, averaged over subjects."""
+    """Return the scores by target, averaged over subjects; `truths` and `scales` as of `Kept`."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in truths}
     for subject in dict.fromkeys(name for name, _, _ in held):
         mine = [(ids, predicted) for name, ids, predicted in held if name == subject and len(ids)]
@@ -132,13 +138,14 @@ class Checkpoints(Callback):
     """The state of training on disk, at ends of epochs that are at least some minutes apart, written atomically."""
 
     def __init__(self, path: Path, minutes: float) -> None:
-        """path: the one file, replaced each time."""
+        """Write to `path`, the one file, replaced each time, `minutes` or more after the last time."""
         self.path, self.minutes, self.last = path, minutes, time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Write where it is time, the first process deciding for all.
 
-        UserError where weights are not finite, before they replace the last good ones.
+        Raises:
+            UserError: weights are not finite; the last good ones stay.
         """
         assert isinstance(module, MapperTraining)
         due = trainer.strategy.broadcast(time.monotonic() - self.last >= 60 * self.minutes)
@@ -158,7 +165,7 @@ class Curve(Callback):
     """
 
     def __init__(self, path: Path, kept: Kept) -> None:
-        """path: of the file; after a resumption it is cut to the epochs before."""
+        """Write to `path`, which after a resumption is cut to the epochs before, the scores of `kept`."""
         self.path, self.kept = path, kept
         self.lines: list[str] = []
         self.begun, self.ended, self.n_samples, self.lr = 0.0, 0.0, 0, 0.0
@@ -223,7 +230,7 @@ class TrainingProgress(ProgressBar):
     """Steps done, steps per second and time left, with the last loss and validation, on the first process."""
 
     def __init__(self, what: str, kept: Kept) -> None:
-        """what: is trained."""
+        """Show `what` is trained, and the scores of `kept`."""
         self.what, self.kept = what, kept
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:

@@ -60,7 +60,7 @@ class Result(Callback):
     """Writes the kept weights when training ends, in whichever process that is, and lets the others wait for it."""
 
     def __init__(self, path: Path, kept: Kept) -> None:
-        """path: of the weights; what else is known lies beside them as JSON, which is written last."""
+        """Write the weights of `kept` to `path`; what else is known lies beside them as JSON, written last."""
         self.path, self.kept = path, kept
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -85,6 +85,9 @@ def run_training(
     """Train to the end, from the last checkpoint where there is one, and leave ``files.result``.
 
     Args:
+        module: what is trained.
+        data: its batches.
+        kept: which weights the result holds.
         files: of this stage and fold.
         cfg: devices and progress.
         what: is trained, for the progress bar.
@@ -102,14 +105,14 @@ def run_training(
 
 
 def read_result(files: Files) -> tuple[Weights, dict[str, Any]]:
-    """The weights that a finished training kept, and what is known of it."""
+    """Return the weights that a finished training kept, and what is known of it."""
     return load_file(files.result), dict(read_json(files.result.with_suffix(".json")))
 
 
 def build_trainer(
     module: MapperTraining, kept: Kept, files: Files, cfg: TrainerConfig, what: str, logger: Any
 ) -> Trainer:
-    """A Trainer for one stage; everything it leaves behind is written by the callbacks."""
+    """Return a Trainer for one stage, as `run_training` is told; all it leaves behind is written by callbacks."""
     training = module.config
     callbacks: list[Callback] = [kept, Curve(files.curve, kept), Checkpoints(files.checkpoint, cfg.checkpoint_minutes)]
     callbacks += [TrainingProgress(what, kept)] if cfg.progress else []

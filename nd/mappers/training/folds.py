@@ -20,7 +20,7 @@ from nd.data.splits import Split
 from nd.data.subject import Subject, mean_betas
 from nd.errors import UserError
 from nd.launch import is_rank_zero
-from nd.mappers.checkpoint import is_saved, read_details, save, target_path
+from nd.mappers.checkpoint import checkpoint_path, is_saved, read_details, save, target_path
 from nd.mappers.folds import origin_of
 from nd.mappers.statistics import TargetStatistics, statistics_path
 from nd.mappers.training.fit import Files
@@ -38,23 +38,32 @@ WAIT_S = 600.0
 
 
 def stores_of(cfg: Config, targets: list[str]) -> dict[str, Path]:
-    """The features of every target trained, by name."""
+    """Return the features of every target trained, by name."""
     return {name: store_path(cfg, name) for name in targets}
 
 
 def teacher_of(cfg: Config) -> Path | None:
-    """The features that teach auxiliary heads, where the configuration names some."""
+    """Return the features that teach auxiliary heads, where the configuration names some."""
     wanted = cfg.training.aux_target if cfg.training.aux_weight else ""
     return store_path(cfg, wanted) if wanted else None
 
 
 def pretrained_path(folder: Path, fold: int) -> Path:
-    """Where a pretrain run leaves the network of a fold."""
-    return folder / "checkpoint" / f"fold-{fold:02d}.safetensors"
+    """Return where a pretrain run leaves the network of a fold."""
+    return checkpoint_path(folder, fold)
 
 
 def pretrain_folds(cfg: Config, targets: list[str], folder: Path, logger: MakeLogger) -> list[Scores]:
-    """Stage 1 of every fold, unless it is done; returns validation scores by fold and target."""
+    """Train stage 1 of every fold, unless it is done.
+
+    Args:
+        targets: trained together.
+        folder: of the run.
+        logger: makes a Lightning logger, or False, for the number of a fold.
+
+    Returns:
+        Validation scores by fold and target.
+    """
     stores, scores = stores_of(cfg, targets), []
     for fold in range(len(split_of(cfg).folds)):
         path, files = pretrained_path(folder, fold), Files(folder, fold)
@@ -70,9 +79,14 @@ def pretrain_folds(cfg: Config, targets: list[str], folder: Path, logger: MakeLo
 def finetune_folds(
     cfg: Config, targets: list[str], folder: Path, pretrained: Path | None, logger: MakeLogger
 ) -> list[Scores]:
-    """Stage 2 of every fold, unless it is done; returns validation scores by fold and target.
+    """Train stage 2 of every fold, unless it is done.
 
-    pretrained: run folder of the pretrain stage; None: from chance.
+    Args:
+        targets, folder, logger: as of `pretrain_folds`.
+        pretrained: run folder of the pretrain stage; None: from chance.
+
+    Returns:
+        Validation scores by fold and target.
     """
     subject, split, stores = open_subject(cfg), split_of(cfg), stores_of(cfg, targets)
     scores = []
@@ -131,13 +145,13 @@ def _save(
     scaler, scale = trained.data.scalers[subject.name], trained.scales[target]
     mapper = TwoStage.of(trained.network, target, subject.name, cfg.seed, scaler, scale, details)
     predicted = torch.from_numpy(mapper.predict(mean_betas(subject, own.val), own.val))
-    details |= {"scores": target_scores(predicted, torch.from_numpy(own.val), features, scale)}
-    mapper = TwoStage.of(trained.network, target, subject.name, cfg.seed, scaler, scale, details)
+    scores = target_scores(predicted, torch.from_numpy(own.val), features, scale)
+    mapper.details()["scores"] = scores
     origin = replace(origin_of(cfg, subject, split, k, features.fingerprint), target=target)
     # Always: mapper.rescale=test is asked for when predicting, and is no part of what a network is trained for.
     TargetStatistics.fit(features, own.train).save(statistics_path(path))
     save(path, mapper, cfg.mapper, origin, features.shape)
-    log.info("target %s, fold %d: %s", target, k + 1, details["scores"])
+    log.info("target %s, fold %d: %s", target, k + 1, scores)
 
 
 def await_file(path: Path, trainer: TrainerConfig) -> None:

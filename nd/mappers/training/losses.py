@@ -22,22 +22,22 @@ BLOCK_NUMBERS = 1 << 26  # of a block of similarities: 256 MB, of which a direct
 
 
 def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
-    """(B,) mean over a sample's numbers of (predicted - target)^2; both (B, *shape)."""
+    """Return (B,), the mean over a sample's numbers of (predicted - target)^2; both (B, *shape)."""
     return (wide(predicted) - wide(target)).square().flatten(1).mean(1)
 
 
 def absolute_error(predicted: Tensor, target: Tensor) -> Tensor:
-    """(B,) mean over a sample's numbers of |predicted - target|; both (B, *shape)."""
+    """Return (B,), the mean over a sample's numbers of |predicted - target|; both (B, *shape)."""
     return (wide(predicted) - wide(target)).abs().flatten(1).mean(1)
 
 
 def cosine_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """(B,) 1 - cos(predicted, target) of a sample's flattened numbers, in [0, 2]; both (B, *shape)."""
+    """Return (B,), 1 - cos(predicted, target) of a sample's flattened numbers, in [0, 2]; both (B, *shape)."""
     return 1 - (_unit(predicted.flatten(1)) * _unit(target.flatten(1))).sum(1)
 
 
 def mixco_nce(predicted: Tensor, target: Tensor, temperature: float, labels_BB: Tensor) -> Tensor:
-    """Contrastive loss, both ways, of predictions whose voxels were mixed (BiMixCo of MindEye).
+    """Return the contrastive loss (), both ways, of predictions whose voxels were mixed (BiMixCo of MindEye).
 
     With s_ij = cos(predicted_i, target_j) / temperature and labels y_ij, the share of image j in the voxels of row i::
 
@@ -45,6 +45,7 @@ def mixco_nce(predicted: Tensor, target: Tensor, temperature: float, labels_BB: 
 
     Args:
         predicted, target: (B, *shape), flattened and brought to length 1 here.
+        temperature: above 0; published .006.
         labels_BB: (B, B) of ``nd.mappers.training.mixco.mix_labels``.
 
     Source: HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py calls MindEye2's, with its own labels and unit vectors.
@@ -57,27 +58,35 @@ def mixco_nce(predicted: Tensor, target: Tensor, temperature: float, labels_BB: 
 
 
 def soft_clip(predicted: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Contrastive loss, both ways, whose labels are the targets' likeness to each other (SoftCLIP of MindEye).
+    """Return the contrastive loss (), both ways, whose labels are the targets' likeness to each other (SoftCLIP).
 
     With p_i and t_j flattened and brought to length 1, T the temperature, and y_ij = softmax_j(t_i t_j / T)::
 
         (- mean_i sum_j y_ij log softmax_j(p_i t_j / T) - mean_i sum_j y_ij log softmax_j(t_i p_j / T)) / 2
 
-    Args: predicted, target: (B, *shape). Source: as ``mixco_nce``.
+    Args:
+        predicted, target: (B, *shape).
+        temperature: above 0; published .004 to .0075 (`soft_temperature`).
+
+    Source: as `mixco_nce`.
     """
     target_BF = target.flatten(1)
     return soft_contrastive(predicted.flatten(1), target_BF, target_BF, temperature)
 
 
 def soft_contrastive(student: Tensor, teacher: Tensor, teacher_augmented: Tensor, temperature: float) -> Tensor:
-    """Contrastive loss, both ways, of a student whose labels are a teacher's likeness to its view of augmented images.
+    """Return the contrastive loss (), both ways, of a student whose labels are a teacher's likeness to augmented views.
 
     With s, t and a of length 1, T the temperature, y_ij = softmax_j(t_i a_j / T) and z_ij = softmax_j(a_i t_j / T)::
 
         (- mean_i sum_j y_ij log softmax_j(s_i a_j / T) - mean_i sum_j z_ij log softmax_j(a_i s_j / T)) / 2
 
-    Args: all (..., D), the tokens of all samples as one set of M members. Large sets are worked through in blocks whose
-        similarities are computed again for the gradient, so that memory grows with M and not with its square.
+    Large sets are worked through in blocks whose similarities are computed again for the gradient, so that memory grows
+    with M and not with its square.
+
+    Args:
+        student, teacher, teacher_augmented: (..., D), the tokens of all samples as one set of M members.
+        temperature: above 0.
 
     Source: HaoyyLi/NeuralDiffuser@9286cad:src/train_z.py calls MindEye's, with unit vectors and one set of all tokens.
     """
@@ -87,9 +96,12 @@ def soft_contrastive(student: Tensor, teacher: Tensor, teacher_augmented: Tensor
 
 
 def soft_temperature(progress: float, first: float, last: float) -> float:
-    """Temperature of SoftCLIP: half a cosine from ``first`` at progress 0 to ``last`` at progress 1.
+    """Return the temperature of SoftCLIP: half a cosine from `first` at progress 0 to `last` at progress 1.
 
-    ``progress`` outside [0, 1] counts as the nearer end. Source: MindEye's cosine_anneal, epoch k of n at k / (n - 1).
+    `progress` outside [0, 1] counts as the nearer end. Source: MindEye's cosine_anneal, epoch k of n at k / (n - 1).
+
+    >>> [round(soft_temperature(p, 0.004, 0.0075), 5) for p in (0, 0.5, 1)]
+    [0.004, 0.00575, 0.0075]
     """
     return last + (first - last) / 2 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 

@@ -43,10 +43,12 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of training in one process.
+    """What training takes in one process.
 
-    Attributes: ``parameters`` of the network; ``states`` bytes of weights, gradients and optimiser; ``activations``
-    bytes kept for the gradient of a step, an upper estimate.
+    Attributes:
+        parameters: of the network.
+        states: bytes of weights, gradients and optimiser.
+        activations: bytes kept for the gradient of a step, an upper estimate.
     """
 
     parameters: int
@@ -70,10 +72,10 @@ def training_bytes(
     ema: bool = False,
     precision: str = "32-true",
 ) -> Estimate:
-    """What training takes in one process whose steps have ``batch_size`` samples over all subjects.
+    """Return what training takes in one process whose steps have `batch_size` samples over all subjects.
 
     Args:
-        n_voxels, variant, aux_width: as of ``Network``.
+        config, slices, n_voxels, variant, aux_width: as of `Network`.
         ema: whether a running mean of the weights is kept.
         precision: as ``TrainingConfig``.
     """
@@ -88,7 +90,7 @@ def training_bytes(
 
 
 def activation_bytes(network: Network, n_voxels: Mapping[str, int], batch_size: int) -> int:
-    """Bytes that autograd keeps in float32 for the gradient of a step, of a network on the meta device."""
+    """Return how many bytes autograd keeps in float32 for the gradient of a step, of a network on the meta device."""
     each, more = divmod(batch_size, max(1, len(n_voxels)))
     with torch.device("meta"), saved_storages(network) as sizes:
         draws = Shapes(batch_size)
@@ -101,9 +103,9 @@ def activation_bytes(network: Network, n_voxels: Mapping[str, int], batch_size: 
 def largest_levers(
     config: NetworkConfig, slices: Sequence[TargetSlice], n_voxels: Mapping[str, int], batch_size: int, **how: Any
 ) -> str:
-    """A sentence on what training takes, and one on which settings would lower it, the one that saves most first.
+    """Return a sentence on what training takes, and one on which settings would lower it, the largest saving first.
 
-    how: keyword arguments of ``training_bytes``.
+    Args: as of `training_bytes`, `how` its keyword arguments.
     """
     now = training_bytes(config, slices, n_voxels, batch_size, **how)
     text = (
@@ -147,18 +149,18 @@ class Shapes(Draws):
         super().__init__(0, 0, 0, torch.arange(n_rows, device="meta"), n_rows)
 
     def uniform(self, name: str, shape: Sequence[int] = ()) -> Tensor:
-        """(B, *shape) float32."""
+        """Return (B, *shape) float32."""
         return torch.empty(self.n_rows, *shape, device="meta")
 
     normal = uniform
 
     def integers(self, name: str, high: int) -> Tensor:
-        """(B,) int64."""
+        """Return (B,) int64."""
         return torch.empty(self.n_rows, dtype=torch.int64, device="meta")
 
 
 def stand_in_loss(network: Network, name: str, output: HeadOutput, draws: Draws) -> Tensor:
-    """A loss that keeps what the losses of a part keep: squared error, the prior's, and one contrast between rows."""
+    """Return a loss that keeps what the losses of a slice keep: squared error, the prior's, and one contrast."""
     predicted, prior = output.predicted, network.heads[name].prior
     goal = torch.empty_like(predicted, requires_grad=False)
     loss = (predicted - goal).square().mean()
@@ -172,7 +174,7 @@ def stand_in_loss(network: Network, name: str, output: HeadOutput, draws: Draws)
 
 
 def stand_in_contrast(rows_MD: Tensor) -> Tensor:
-    """Keeps what a contrastive loss keeps: both directions, but one block of a large set, whose others come later."""
+    """Return a loss that keeps what a contrastive one does: both directions, of one block of a large set."""
     n_rows = max(1, BLOCK_NUMBERS // max(1, len(rows_MD)))
     student_MD, teacher_MD = normalize(rows_MD, dim=-1), torch.empty_like(rows_MD, requires_grad=False)
     forward = log_softmax(student_MD[:n_rows] @ teacher_MD.T, 1)
@@ -185,7 +187,7 @@ def stand_in_contrast(rows_MD: Tensor) -> Tensor:
 
 @contextmanager
 def saved_storages(network: Network) -> Iterator[dict[int, int]]:
-    """Bytes of every storage but the parameters' that autograd keeps in the block, by the storage's address."""
+    """Count the bytes of every storage but the parameters' that autograd keeps in the block, by its address."""
     own = {weights.untyped_storage()._cdata for weights in network.parameters()}
     sizes: dict[int, int] = {}
     alive = []  # an address is given to a new tensor once nothing holds the old one
@@ -212,8 +214,12 @@ def within_memory(
 ) -> Iterator[None]:
     """Warn where less memory is free than training is estimated to take; it may be less in truth.
 
-    Args: as of ``Network``; batch_size: samples of a step over all processes. Running out of memory in the body is a
-    UserError with the estimate, and the settings that lower it.
+    Args:
+        network, slices, n_voxels, aux_width: as of `Network`.
+        batch_size: samples of a step over all processes.
+
+    Raises:
+        UserError: memory runs out in the body; with the estimate, and the settings that lower it.
     """
     device, training = pick_device(cfg.trainer.accelerator), cfg.training
     how: dict[str, Any] = {"variant": cfg.mapper.variant, "aux_width": aux_width}
@@ -235,5 +241,5 @@ def within_memory(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error, perhaps another process's, says that there is no memory left."""
+    """Return whether an error, perhaps another process's, says that there is no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)

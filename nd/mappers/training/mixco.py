@@ -50,7 +50,7 @@ class Mix:
 
 
 def draw_mix(draws: Draws, sizes: Sequence[int], beta: float, select: float) -> Mix:
-    """What is mixed in a step: a function of seed, epoch, step and ``sizes``, on the device of ``draws``.
+    """Return what is mixed in a step: a function of seed, epoch, step and `sizes`, on the device of `draws`.
 
     Args:
         draws: of the step.
@@ -70,19 +70,20 @@ def draw_mix(draws: Draws, sizes: Sequence[int], beta: float, select: float) -> 
 
 
 def mix_rows(voxels_nV: Tensor, mix: Mix, first: int, own: slice) -> Tensor:
-    """(n_own, V) mixed voxels of a process's rows of one subject.
+    """Return (n_own, V) mixed voxels of a process's rows of one subject.
 
     Args:
-        voxels_nV: of the subject's rows in all processes.
+        voxels_nV: (n_all, V) of the subject's rows in all processes.
+        mix: of the step.
         first: the subject's first row in the step.
-        own: which of the n rows are wanted.
+        own: which of the n_all rows are wanted.
     """
     rows = slice(first + own.start, first + own.stop)
     return _blend(voxels_nV[own], voxels_nV[mix.partner[rows] - first], mix.beta[rows])
 
 
 def mixed_voxels(batch: Batch, mix: Mix) -> dict[str, Tensor]:
-    """(B_s, V_s) mixed voxels of this process's samples, by subject; processes that share the step must all call it."""
+    """Return (B_s, V_s) mixed voxels of this process's samples, by subject; all processes of the step must call it."""
     rank, first, mixed = processes()[0], 0, {}
     for name, part in batch.subjects.items():
         voxels_nV = gather_subject(part.voxels, part.counts)
@@ -92,12 +93,12 @@ def mixed_voxels(batch: Batch, mix: Mix) -> dict[str, Tensor]:
 
 
 def mix_targets(targets: Tensor, mix: Mix, rows: Tensor) -> Tensor:
-    """(n, *shape) targets mixed as the voxels are, of the rows ``rows`` (n,) int64; ``targets``: (B, *shape) of all."""
+    """Return targets (n, *shape) mixed as the voxels are, of the rows `rows` (n,) int64 among `targets` (B, *shape)."""
     return _blend(targets[rows], targets[mix.partner[rows]], mix.beta[rows])
 
 
 def mix_labels(mix: Mix, variant: str = "nd") -> Tensor:
-    """(B, B) float32 labels of ``mixco_nce``: the share of image j in the voxels of row i; every row sums to 1.
+    """Return (B, B) float32 labels of `mixco_nce`: the share of image j in the voxels of row i; every row sums to 1.
 
     ``variant="released"`` is the published arithmetic with both of its slips: the partner's place among its subject's
     rows is taken as its column among all rows, so partners are right for the first subject alone; and the partner's
@@ -120,10 +121,12 @@ def _blend(own: Tensor, other: Tensor, beta: Tensor) -> Tensor:
 
 
 def gather(x: Tensor, batch: Batch) -> Tensor:
-    """(B_all, *shape) rows of all processes in the step's order (``nd.data.batch``), own ones with their gradient.
+    """Return the rows of all processes (B, *shape) in the step's order (`nd.data.batch`), own ones with their gradient.
 
-    Args: x: (B_own, *shape), a row for each sample of ``batch``, of the same shape and dtype in every process. All
-        processes of the step must call it, in the same order.
+    All processes of the step must call it, in the same order.
+
+    Args:
+        x: (B_own, *shape), a row for each sample of `batch`, of the same shape and dtype in every process.
     """
     counts = [part.counts for part in batch.subjects.values()]
     if batch.n_processes == 1:
@@ -134,9 +137,13 @@ def gather(x: Tensor, batch: Batch) -> Tensor:
 
 
 def gather_subject(x: Tensor, counts: Sequence[int]) -> Tensor:
-    """(n_all, *shape) rows of one subject in all processes, in rank order, own ones with their gradient.
+    """Return one subject's rows of all processes (n_all, *shape), in rank order, own ones with their gradient.
 
-    Args: x: (n_own, *shape); counts: of ``SubjectBatch``. All processes of the step must call it, in the same order.
+    All processes of the step must call it, in the same order.
+
+    Args:
+        x: (n_own, *shape).
+        counts: of `SubjectBatch`.
     """
     return x if len(counts) < 2 else torch.cat(_pieces(x, counts))
 

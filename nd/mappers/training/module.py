@@ -37,23 +37,33 @@ DIV, FINAL_DIV = 25.0, 1000.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a stage trains with: ``seed`` of all draws, epochs and the largest learning rate."""
+    """What a stage trains with.
+
+    Attributes:
+        training: losses, precision and what is kept.
+        seed: of all draws.
+        n_epochs: of this stage.
+        lr: the largest learning rate.
+        where: the last good checkpoint, for messages.
+    """
 
     training: TrainingConfig
     seed: int
     n_epochs: int
     lr: float
-    where: str = ""  # the last good checkpoint, for messages
+    where: str = ""
 
 
 class MapperTraining(pl.LightningModule):
     """Trains a ``Network``; validation predicts whole targets of validation images and keeps them for scoring.
 
-    Attributes: ``held`` lists, per validation batch, (subject, image ids, prediction by target) on the CPU.
+    Attributes:
+        held: per validation batch, (subject, image ids, prediction by target) on the CPU.
+        losses: of the epoch's steps so far, by name.
     """
 
     def __init__(self, network: Network, scales: Mapping[str, TargetScale], recipe: Recipe) -> None:
-        """scales: mean and spread by target."""
+        """Prepare the training of `network` on targets relative to `scales`, by target."""
         super().__init__()
         self.network, self.recipe, self.config = network, recipe, recipe.training
         self.targets = list(dict.fromkeys(part.target for part in network.slices))
@@ -70,7 +80,11 @@ class MapperTraining(pl.LightningModule):
     # ---- a step ----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a step times the number of processes, see ``objective``. UserError where it is not finite."""
+        """Return the loss () of a step times the number of processes, see `objective`.
+
+        Raises:
+            UserError: it is not finite.
+        """
         phase = Phase.of(self.config, self.current_epoch, self.recipe.n_epochs)
         draws = Draws(self.recipe.seed, self.current_epoch, batch_idx, batch.rows(processes()[0]), batch.n_rows)
         mix = self._mix(batch, draws) if phase.mixing and self._contrasts() else None
@@ -105,7 +119,7 @@ class MapperTraining(pl.LightningModule):
             self.losses.setdefault(name, []).append(value)
 
     def check_weights(self) -> None:
-        """UserError where a weight is not finite, as after the last step of an epoch whose loss still was."""
+        """Raise UserError where a weight is not finite, as after the last step of an epoch whose loss still was."""
         bad = [name for name, weight in self.network.named_parameters() if not torch.isfinite(weight).all()]
         if bad:
             where = f"weights are not finite at the end of epoch {self.current_epoch}"
@@ -126,12 +140,12 @@ class MapperTraining(pl.LightningModule):
     # ---- targets ---------------------------------------------------------------------------------------------------
 
     def _of_part(self, part: TargetSlice, which: str) -> Tensor:
-        """(1, *shape) mean or scale of a part."""
+        """Return (1, *shape), the mean or scale of a slice."""
         values: Tensor = getattr(self, f"{which}_{part.target}")
         return values[part.start : part.stop].view(1, *part.shape)
 
     def standardised(self, part: TargetSlice, target: Tensor) -> Tensor:
-        """(B, *shape of the part), of targets (B, *shape of the target) as extracted."""
+        """Return (B, *shape of the slice), of targets (B, *shape of the target) as extracted."""
         columns = target.flatten(1)[:, part.start : part.stop].unflatten(1, part.shape)
         return (columns - self._of_part(part, "mean")) / self._of_part(part, "scale")
 
@@ -158,7 +172,7 @@ class MapperTraining(pl.LightningModule):
             first = rows.stop
 
     def unscaled(self, target: str, predicted: Mapping[str, Tensor]) -> Tensor:
-        """(B, P) prediction of a target as extracted, from the standardised ones of its parts."""
+        """Return the prediction (B, P) of a target as extracted, from the standardised ones of its slices."""
         slices = [part for part in self.network.slices if part.target == target]
         columns = [predicted[p.name] * self._of_part(p, "scale") + self._of_part(p, "mean") for p in slices]
         return torch.cat([values.flatten(1) for values in columns], 1)
@@ -166,7 +180,7 @@ class MapperTraining(pl.LightningModule):
     # ---- optimiser -------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """AdamW under one cycle of the learning rate, over all steps of all epochs."""
+        """Return AdamW under one cycle of the learning rate, over all steps of all epochs."""
         optimiser = torch.optim.AdamW(list(decay_groups(self.network, self.config)), lr=self.recipe.lr)
         n_steps = int(self.trainer.estimated_stepping_batches)
         warmup = self.config.warmup if self.config.warmup * n_steps > 1 else 0.0  # PyTorch divides by its last step
@@ -183,7 +197,7 @@ def move_average(decay: float, averages: Any, weights: Any, n_averaged: Any) -> 
 
 
 def decay_groups(network: Network, config: TrainingConfig) -> Iterator[dict[str, Any]]:
-    """Parameters with the decay of each: subject layers, other weights, and what is not decayed.
+    """Yield groups of parameters by their decay: subject layers, other weights, and what is not decayed.
 
     Gains and biases are exempt. Published code means the same, but decays the gains of layer norms in a Sequential,
     whose names do not say what they are, and the subject layers' biases

@@ -1,4 +1,4 @@
-"""What a training step minimises: the losses of every part, over the samples of all processes.
+"""What a training step minimises: the losses of every target slice, over the samples of all processes.
 
 A loss that is a mean over samples is the sum over the own ones divided by the number of all; a contrastive loss is
 computed by every process from the embeddings of all, of which its own carry a gradient. Both are parts of one sum over
@@ -37,17 +37,22 @@ from nd.mappers.training.mixco import Mix, gather, mix_labels, mix_targets
 
 @dataclass
 class StepLosses:
-    """Weighted losses () by name: ``own`` are shares of a sum over processes, ``joint`` are the same in all of them."""
+    """Weighted losses of a step.
+
+    Attributes:
+        own: () by name, shares of a sum over processes.
+        joint: () by name, the same in all processes.
+    """
 
     own: dict[str, Tensor]
     joint: dict[str, Tensor]
 
     def total(self) -> Tensor:
-        """What is differentiated, before the factor of the number of processes."""
+        """Return what is differentiated, before the factor of the number of processes."""
         return torch.stack([*self.own.values(), *self.joint.values()]).sum()
 
     def over_processes(self, n_processes: int) -> dict[str, Tensor]:
-        """Values of the whole step, the same in all processes that share it; all of them must call it."""
+        """Return the values of the whole step, the same in all processes that share it; all of them must call it."""
         own, joint = self.own, {name: value.detach() for name, value in self.joint.items()}
         if not own:
             return joint
@@ -61,8 +66,9 @@ class StepLosses:
 class Phase:
     """Where training stands.
 
-    Attributes: ``progress`` through the epochs that do not mix, 0 in the first of them and 1 in the last; ``mixing``
-    whether voxels are mixed.
+    Attributes:
+        progress: through the epochs that do not mix, 0 in the first of them and 1 in the last.
+        mixing: whether voxels are mixed.
     """
 
     progress: float
@@ -70,7 +76,10 @@ class Phase:
 
     @classmethod
     def of(cls, config: TrainingConfig, epoch: int, n_epochs: int) -> Phase:
-        """MixCo in the first int(share * epochs) epochs (HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py:611-636)."""
+        """Return the phase of an epoch: MixCo in the first int(share * epochs).
+
+        HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py:611-636.
+        """
         n_mixing = int(config.mixco_share * n_epochs)
         if epoch < n_mixing:
             return cls(0.0, True)
@@ -89,13 +98,15 @@ def step_losses(
     mix: Mix | None,
     teacher: Mapping[str, Tensor] | None = None,
 ) -> StepLosses:
-    """Losses of every part.
+    """Return the losses of every target slice.
 
     Args:
-        goals: standardised targets (B, *shape) by part.
-        scales: (1, *shape) by part, what standardised targets are multiplied by for comparing them.
+        outputs: of the network, by slice.
+        goals: standardised targets (B, *shape) by slice.
+        scales: (1, *shape) by slice, what standardised targets are multiplied by for comparing them.
+        batch, draws: of the step.
         mix: how voxels were mixed; None where they were not.
-        teacher: tokens (B, S, D) that teach the auxiliary heads of latent parts, by part.
+        teacher: tokens (B, S, D) that teach the auxiliary heads of latent maps, by slice.
     """
     losses = StepLosses({}, {})
     for part in network.slices:
@@ -171,7 +182,7 @@ def _contrast(
 
 
 def patch_tokens(target: Tensor) -> Tensor:
-    """(B, T, D) patch tokens in a square: the last layer's where there are several, without a leading class token.
+    """Return (B, T, D), patch tokens in a square: the last layer's where there are several, without a class token.
 
     Raises UserError where the tokens make no square.
     """
@@ -187,7 +198,7 @@ def patch_tokens(target: Tensor) -> Tensor:
 
 
 def pooled_tokens(target: Tensor, sides: tuple[int, int]) -> Tensor:
-    """(B, S, D) patch tokens averaged over the places of a map with these sides."""
+    """Return (B, S, D), patch tokens averaged over the places of a map with these sides."""
     tokens = patch_tokens(target)
     own = math.isqrt(tokens.shape[1])
     square = tokens.transpose(1, 2).unflatten(2, (own, own))
@@ -195,7 +206,7 @@ def pooled_tokens(target: Tensor, sides: tuple[int, int]) -> Tensor:
 
 
 def teacher_tokens(target: Tensor, network: Network) -> dict[str, Tensor]:
-    """Tokens (B, S, D) for the places of the coarse map of every latent part, by part."""
+    """Return tokens (B, S, D) for the places of the coarse map of every latent map, by slice."""
     heads = {part.name: network.head(part) for part in network.slices}
     maps = {name: head for name, head in heads.items() if isinstance(head, LatentHead)}
     return {name: pooled_tokens(target, (head.shape[1], head.shape[2])) for name, head in maps.items()}

@@ -56,14 +56,18 @@ class Pretrained:
 
 
 def shared_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What belongs to no subject."""
+    """Return the weights that belong to no subject."""
     return {name: value for name, value in weights.items() if ".subject_layers." not in name}
 
 
 def load_shared(path: Path, network: Network, weights: Mapping[str, Tensor]) -> None:
     """Put pretrained weights into everything but the subject layers; heads that the network does not have are left out.
 
-    UserError for weights that are missing, or of another shape.
+    Args:
+        path: of the weights, for messages.
+
+    Raises:
+        UserError: weights are missing, or of another shape.
     """
     wanted = shared_weights(network.state_dict())
     wrong = [name for name, value in wanted.items() if name not in weights or weights[name].shape != value.shape]
@@ -78,7 +82,7 @@ def load_shared(path: Path, network: Network, weights: Mapping[str, Tensor]) -> 
 
 
 def save_pretrained(path: Path, pretrained: Pretrained) -> None:
-    """Write it, arrays first."""
+    """Write a pretrained network to `path`, arrays first."""
     arrays = {f"network.{name}": value.contiguous() for name, value in pretrained.weights.items()}
     arrays |= {f"anchors.{name}": value.contiguous() for name, value in pretrained.anchors.items()}
     arrays |= {"seen": torch.from_numpy(pretrained.seen), "anchor_ids": torch.from_numpy(pretrained.anchor_ids)}
@@ -93,7 +97,11 @@ def save_pretrained(path: Path, pretrained: Pretrained) -> None:
 
 
 def recorded_arrays(path: Path) -> str:
-    """The recorded hash of a pretrained network's arrays. UserError: missing or of another kind."""
+    """Return the recorded hash of a pretrained network's arrays.
+
+    Raises:
+        UserError: it is missing, or of another kind.
+    """
     return str(_description(path)["arrays"])
 
 
@@ -114,7 +122,11 @@ def _description(path: Path) -> dict[str, Any]:
 
 
 def load_pretrained(path: Path) -> Pretrained:
-    """Read it. UserError: missing, of another kind or damaged."""
+    """Return the pretrained network of `path`.
+
+    Raises:
+        UserError: it is missing, of another kind or damaged.
+    """
     content = _description(path)
     try:
         arrays = load_file(path)
@@ -150,7 +162,15 @@ def check_pretrained(
 ) -> None:
     """Refuse a pretrained network that saw the subject or its held-out images, or does not fit what is trained.
 
-    Raises LeakError for the former, UserError for the latter; both name what was found and what was wanted.
+    Args:
+        path: of `found`, for messages.
+        subject, fold: who is fine-tuned, on which images.
+        fingerprints: of the features, by target.
+        network, variant: of what is trained.
+
+    Raises:
+        LeakError: it saw the subject, or test images of the fold.
+        UserError: it learnt other features, or is another network.
     """
     if subject in found.subjects:
         raise LeakError(
@@ -181,12 +201,13 @@ def check_pretrained(
 
 
 def others_of(cfg: Config, fold: int) -> Seen:
-    """The data set's other subjects with one fold of each, without what the left-out subject's fold holds out.
+    """Return the data set's other subjects with one fold of each, without what the left-out subject's fold holds out.
 
     Subjects of NSD give all their sessions, of which some have fewer than a named split is about; no image that all
     subjects share is ever trained on.
 
-    UserError: there are none, or their splits have other folds.
+    Raises:
+        UserError: there are none, or their splits have other folds.
     """
     # What is held out does not depend on how many sessions fine-tuning may use.
     own, found = split_of(replace(cfg, subject=replace(cfg.subject, sessions=0))).folds[fold], []

@@ -45,8 +45,11 @@ SMALLEST_BATCH = 16  # contrastive losses compare the samples of a batch
 class Stage:
     """What one stage of one fold trains.
 
-    Attributes: ``subjects`` with their folds; ``stores`` the features by target, ``teacher`` another one that only
-    teaches; ``fold`` its number.
+    Attributes:
+        subjects: with the fold of each.
+        stores: the features by target.
+        fold: its number.
+        teacher: features that only teach auxiliary heads.
     """
 
     cfg: Config
@@ -71,13 +74,13 @@ class Stage:
         return self.truths_of(self.seen)
 
     def truths_of(self, ids: np.ndarray) -> dict[str, Readable]:
-        """Features of ``ids`` alone; in the control with shuffled labels, those seen have changed places."""
+        """Return the features of `ids` alone; under control=shuffled_labels, those seen have changed places."""
         stores = {name: TargetStore(path, allowed_ids=ids) for name, path in self.stores.items()}
         return {name: control_of(self.cfg, store, self.seen) for name, store in stores.items()}
 
     @property
     def slices(self) -> list[TargetSlice]:
-        """Of all targets."""
+        """The slices of all targets."""
         return [part for name, truth in self.truths.items() for part in slices_of(name, truth.shape)]
 
     @property
@@ -86,7 +89,7 @@ class Stage:
         return trained_heads(self.cfg.network, self.cfg.training)
 
     def network(self) -> Network:
-        """The network as it starts from chance, a function of the seed."""
+        """Return the network as it starts from chance, a function of the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.cfg.seed)
             return Network(
@@ -121,7 +124,7 @@ class Stage:
         return min(training.batch_size, max(SMALLEST_BATCH, n // training.least_steps))
 
     def data(self) -> VoxelDataModule:
-        """Batches of all subjects."""
+        """Return the batches of all subjects."""
         readers: dict[str, Readable] = dict(self.truths)
         if self.teacher is not None and self._aux_width():
             readers.setdefault(self.cfg.training.aux_target, TargetStore(self.teacher, allowed_ids=self.seen))
@@ -136,7 +139,7 @@ class Stage:
         )
 
     def scales(self) -> dict[str, TargetScale]:
-        """Mean and spread of every target over the training images; published code trains on raw features."""
+        """Return mean and spread of every target over the training images; published code trains on raw features."""
         if self.cfg.mapper.variant == "released":
             return {name: TargetScale.plain(truth.size) for name, truth in self.truths.items()}
         return {name: TargetScale.fit(truth, self.train_ids) for name, truth in self.truths.items()}
@@ -144,7 +147,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a stage gave: the network with the weights that were kept, scales, data (for its scalers), and details."""
+    """What a stage gave.
+
+    Attributes:
+        network: with the weights that were kept.
+        scales: of the targets, by name.
+        data: whose scalers were fitted.
+        details: epochs, learning rate and validation scores; plain JSON values.
+    """
 
     network: Network
     scales: dict[str, TargetScale]
@@ -155,9 +165,20 @@ class Trained:
 def train_stage(
     stage: Stage, files: Files, network: Network, scales: dict[str, TargetScale], n_epochs: int, lr: float, logger: Any
 ) -> Trained | None:
-    """Train ``network``, unless that is done, and put the kept weights into it.
+    """Train `network`, unless that is done, and put the kept weights into it.
 
-    None in the further processes of a launcher, which only compute: the first one has the result.
+    Args:
+        files: of the stage; a training that was stopped goes on from there.
+        network: as it starts.
+        scales: of the targets, by name.
+        lr: the largest learning rate.
+        logger: Lightning logger, or False.
+
+    Returns:
+        None in the further processes of a launcher, which only compute: the first one has the result.
+
+    Raises:
+        UserError: a loss or weights are not finite, or what the data module refuses.
     """
     cfg, data = stage.cfg, stage.data()
     if not (is_rank_zero(cfg.trainer) and files.has_result):
@@ -177,7 +198,7 @@ def train_stage(
 def pretrain(
     cfg: Config, fold: int, stores: dict[str, Path], teacher: Path | None, files: Files, logger: Any
 ) -> Pretrained | None:
-    """Stage 1 of one fold: everyone but ``cfg.subject.name``. None: as ``train_stage``."""
+    """Train stage 1 of one fold: everyone but `cfg.subject.name`; as of `Stage` and `train_stage`."""
     stage = Stage(cfg, others_of(cfg, fold), stores, fold, teacher)
     epochs, lr = cfg.training.pretrain_epochs, cfg.training.lr
     with stage.within_memory():
@@ -200,7 +221,7 @@ def pretrain(
 
 
 def anchors_of(stage: Stage, trained: Trained) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """Evenly spaced training images, and by trunk the mean (A, H) of what the subject layers make of them."""
+    """Return evenly spaced training images, and by trunk the mean (A, H) of what the subject layers make of them."""
     ids = stage.train_ids
     ids = ids[np.linspace(0, len(ids) - 1, min(MOST_ANCHORS, len(ids))).astype(int)].astype(np.int32)
     total = {name: torch.zeros(len(ids), stage.network_config.hidden) for name in trained.network.trunks}
@@ -227,10 +248,15 @@ def finetune(
     pretrained: tuple[Path, Pretrained] | None,
     logger: Any,
 ) -> Trained | None:
-    """Stage 2 of one fold: the subject alone, from what the others taught, or from chance. None: as ``train_stage``.
+    """Train stage 2 of one fold: the subject alone, from what the others taught, or from chance.
 
-    Raises LeakError for a pretrained network that saw the subject or its test images, UserError for one that does not
-    fit.
+    Args: as of `Stage` and `train_stage`; own: the fold; pretrained: where it lies, and what others taught.
+
+    Returns: as of `train_stage`.
+
+    Raises:
+        LeakError: the pretrained network saw the subject, or its test images.
+        UserError: it does not fit.
     """
     stage, training = Stage(cfg, [(subject, own)], stores, fold, teacher), cfg.training
     with stage.within_memory():
