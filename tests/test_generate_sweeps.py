@@ -138,22 +138,18 @@ def test_parts_join_to_the_whole(n: int) -> None:
 
 @pytest.mark.parametrize(
     ("batches", "size"),
-    [([1], 1), ([3], 1), ([5], 5), ([7], 8), ([16], 8), ([20], 20), ([35], 5), ([80], 40), ([80] * 61 + [30], 40)],
+    [([1], 1), ([3], 3), ([5], 5), ([7], 8), ([16], 8), ([20], 20), ([25], 5), ([80], 40), ([80] * 61 + [30], 40)],
 )
 def test_parts_are_as_large_as_the_job_fills(batches: list[int], size: int) -> None:
     assert size_for(batches, 40) == size
 
 
-def test_at_most_an_eighth_more_is_computed_than_wanted() -> None:
+def test_at_most_a_sixth_more_is_computed_than_wanted() -> None:
     for n in range(1, 200):
         size = size_for([n], 40)
-        assert -(-n // size) * size <= 1.125 * n
+        assert -(-n // size) * size <= 7 / 6 * n
     assert size_for([80], 13) == 10  # what memory allows
     assert size_for([80], 0) == 0
-
-
-def test_all_processes_follow_what_each_can() -> None:
-    assert Plan.common([Plan(20, 40, 5), Plan(2, 40, 20, checkpoint=True)]) == Plan(2, 40, 5, checkpoint=True)
 
 
 def test_who_watches_sees_every_part_and_the_end(backbone: Backbone, cfg: Config) -> None:

@@ -3,7 +3,9 @@
     command   python experiments/benchmarks/sampler.py            on a CPU, Scenes models: images per second of both
               python experiments/benchmarks/sampler.py --flops    operations at Stable Diffusion's size; no weights
               python experiments/benchmarks/sampler.py --cuda     full size with random weights, on a GPU
-    time      1 minute on 2 CPU cores; --flops 30 s; --cuda not measured
+              python experiments/benchmarks/sampler.py --one --steps 6 --eta .25 --sag 0
+                                                                  one image of full size on a CPU against its operations
+    time      1 minute on 2 CPU cores; --flops 30 s; --one 2 minutes, 10 GB; --cuda not measured
     found     on 2 CPU cores, 80 images against 8 made plainly: 2.5 and 0.48 images/s, 5.2 times; the plain rate
               varied from 0.48 to 0.57 between runs. Images equal to 9e-6. --flops: 232.4 TFLOP an image plainly,
               133.7 by the engine, 1.74 times less
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,8 +40,9 @@ from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config
 from nd.config.application import compose
 from nd.config.fields import share_of
+from nd.doctor.extraction import conv_rate, product_rate
 from nd.files import write_json
-from nd.generate.plan import Plan
+from nd.generate.plan import Plan, plan_for
 from nd.generate.sampler import GuidedSampler
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -65,7 +69,8 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     asked = parsed(given)
     torch.manual_seed(0)
     cfg, numbers = configured(asked)
-    figures = (operations if asked.flops else on_gpu if asked.cuda else on_cpu)(cfg, numbers, asked)
+    way = operations if asked.flops else on_gpu if asked.cuda else one_image if asked.one else on_cpu
+    figures = way(cfg, numbers, asked)
     if asked.out:
         known = {"machine": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads()}
         write_json(Path(asked.out), {"asked": vars(asked), **known, **figures})
@@ -78,6 +83,7 @@ def parsed(given: Sequence[str] | None) -> argparse.Namespace:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--flops", action="store_true", help="count operations at full size")
     kind.add_argument("--cuda", action="store_true", help="time models of full size on a GPU")
+    kind.add_argument("--one", action="store_true", help="time one image of full size on a CPU")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--plain-pictures", type=int, default=4, help="pictures the plain algorithm is timed on")
@@ -115,8 +121,9 @@ def inputs(sampler: GuidedSampler, n_images: int, n_repeats: int) -> tuple[Tenso
 
 def on_cpu(cfg: Config, numbers: Numbers, asked: argparse.Namespace) -> dict[str, Any]:
     """Reconstructions per second with the Scenes models."""
-    backbone = load_backbone(cfg.backbone)
-    figures = compared(GuidedSampler(backbone, cfg), numbers, asked)
+    sampler = GuidedSampler(load_backbone(cfg.backbone), cfg)
+    sampler.use(Plan.for_speed([asked.images * asked.repeats]))
+    figures = compared(sampler, numbers, asked)
     print(f"Scenes models, {torch.get_num_threads()} threads; {asked.steps} steps, strength {asked.strength}")
     show(figures, asked)
     return figures
@@ -265,6 +272,34 @@ def tflop(work: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops()) / 1e12
+
+
+def one_image(cfg: Config, numbers: Numbers, asked: argparse.Namespace) -> dict[str, Any]:
+    """Full size in float32, one image in one repeat: its time, and that of its operations at the rates of that moment.
+
+    Convolutions are held against a convolution, everything else against a matrix product, measured before and after.
+    """
+    empty = GuidedSampler(Shell("meta", "bfloat16"), cfg)
+    with FlopCounterMode(display=False) as counter:
+        empty.use(Plan.for_speed([1]))
+        empty.sample(*inputs(empty, 1, 1))
+    total = float(counter.get_total_flops())
+    convolutions = float(counter.get_flop_counts()["Global"][torch.ops.aten.convolution])
+    convolutions += float(counter.get_flop_counts()["Global"][torch.ops.aten.convolution_backward])
+    sampler = GuidedSampler(Shell("cpu", "float32"), cfg)
+    sampler.use(plan_for(sampler, 0.0, [1]))
+    given, kinds = inputs(sampler, 1, 1), (convolutions, total - convolutions)
+    before = rates()
+    taken = seconds(lambda: sampler.sample(*given))
+    own = sum(n / statistics.mean(pair) for n, pair in zip(kinds, zip(before, rates(), strict=True), strict=True))
+    print(f"one image: {total / 1e12:.1f} TFLOP, {taken:.0f} s, {taken / own:.2f} times that of its operations")
+    return {"flop": total, "seconds": taken, "seconds_of_operations": own, "plan": str(sampler.plan)}
+
+
+def rates() -> tuple[float, float]:
+    """Operations a second of a convolution and of a matrix product."""
+    device = torch.device("cpu")
+    return conv_rate(device, torch.float32), product_rate(device, torch.float32)
 
 
 def on_gpu(cfg: Config, numbers: Numbers, asked: argparse.Namespace) -> dict[str, Any]:

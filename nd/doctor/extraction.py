@@ -66,14 +66,17 @@ def target_flops(cfg: Config) -> dict[str, tuple[float, float]]:
     vae, text, tower = module_config(cfg, "vae"), module_config(cfg, "text_encoder"), tower_config(cfg)
     side, captions = cfg.backbone.image_size, cfg.target.max_captions
     tokens = cfg.target.tokens or text["max_position_embeddings"]
-    patches = (cfg.backbone.tower_size // tower["patch_size"]) ** 2 + 1
+    grid = cfg.backbone.tower_size // tower["patch_size"]
     ratio = text["intermediate_size"] / text["hidden_size"]
     clip_image = transformer_flops(*CLIP_IMAGE)
     return {
         "z": encoder_flops(vae, side),
         "z40": encoder_flops(vae, small_size(side, 2 ** (len(vae["block_out_channels"]) - 1))),
         "c": (0.0, captions * transformer_flops(text["num_hidden_layers"], text["hidden_size"], tokens, ratio)),
-        "g": (0.0, transformer_flops(max(cfg.target.layers) + 1, tower["width"], patches)),
+        "g": (
+            _conv(3, tower["width"], grid, tower["patch_size"]),
+            transformer_flops(max(cfg.target.layers) + 1, tower["width"], grid**2 + 1),
+        ),
         "clip_vision": (0.0, clip_image),
         "clip_image": (0.0, clip_image),
         "clip_text": (0.0, captions * transformer_flops(*CLIP_TEXT)),

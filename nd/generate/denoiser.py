@@ -33,6 +33,10 @@ class SelfAttention:
     def __init__(self, unet: Any, latent_side: int) -> None:
         """Find the attention.
 
+        Args:
+            unet: a diffusers UNet2DConditionModel.
+            latent_side: h.
+
         Raises:
             UserError: the UNet has none, or its latents are too small for the blur.
         """
@@ -75,7 +79,14 @@ class SelfAttention:
 
 
 def degraded(z: Tensor, eps: Tensor, alpha_bar: float, received_SN: Tensor) -> Tensor:
-    """Return latents like ``z`` (S, C, h, w) with what is attended to blurred in the clean latents ``eps`` implies."""
+    """Return noisy latents with what is attended to blurred.
+
+    Args:
+        z: noisy latents (S, C, h, w).
+        eps: noise prediction without condition, same shape; implies the clean latents that are blurred.
+        alpha_bar: at the timestep.
+        received_SN: attention each token receives, of ``SelfAttention.received``.
+    """
     x0 = predict_x0(z, eps, alpha_bar)
     side = round(received_SN.shape[1] ** 0.5)
     mask = (received_SN > ATTENDED).to(x0.dtype).view(-1, 1, side, side)
@@ -88,7 +99,15 @@ class Denoiser:
     """eps_uncond + cfg (eps_cond - eps_uncond) + sag (eps_uncond - eps_degraded)."""
 
     def __init__(self, backbone: Backbone, cfg: Config) -> None:
-        """Prepare for a method's scales. Raises UserError where the UNet allows no self-attention guidance."""
+        """Prepare for a method's scales.
+
+        Args:
+            backbone: whose UNet and empty caption.
+            cfg: its method.cfg_scale, method.sag_scale and trainer.compile.
+
+        Raises:
+            UserError: the UNet allows no self-attention guidance.
+        """
         self.backbone = backbone
         self.cfg_scale, self.sag_scale = cfg.method.cfg_scale, cfg.method.sag_scale
         self.unet: Any = torch.compile(backbone.unet) if cfg.trainer.compile else backbone.unet
@@ -102,7 +121,13 @@ class Denoiser:
         return 1 + (self.cfg_scale != 1 or bool(self.sag_scale)) + bool(self.sag_scale)
 
     def conditional(self, z: Tensor, t: int, c: Tensor) -> Tensor:
-        """Noise prediction (S, C, h, w) float32 under the text condition. Differentiable."""
+        """Return the noise prediction under the text condition, (S, C, h, w) float32. Differentiable.
+
+        Args:
+            z: noisy latents (S, C, h, w).
+            t: timestep.
+            c: text condition (S, T, D).
+        """
         dtype = self.backbone.dtype  # the network's; everything around it is float32
         return self.unet(z.to(dtype), t, encoder_hidden_states=c.to(dtype)).sample.float()
 

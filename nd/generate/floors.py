@@ -94,9 +94,16 @@ class NearestImage:
 
 
 def centred_correlation(decoded_BP: NDArray[np.float32], true_NP: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the correlation (B, N) of each decoded with each true row, after subtracting the mean of the true rows.
+    """Return the correlation of each decoded with each true row, after subtracting the mean of the true rows.
 
-    Rows of any shape are flattened. A row without variance correlates 0 with everything.
+    A row without variance correlates 0 with everything.
+
+    Args:
+        decoded_BP: decoded rows, of any shape behind B.
+        true_NP: true rows, of the same shape behind N.
+
+    Returns:
+        (B, N) float32 in [-1, 1].
     """
     true_NP = true_NP.reshape(len(true_NP), -1)
     mean_P = true_NP.mean(axis=0)

@@ -122,6 +122,12 @@ def shown_latents(z: Tensor, eps: Tensor, alpha_bar: float, arithmetic: Arithmet
 
     The released code multiplies the noise by 1 - alpha_bar where the square root belongs, and mixes ``z`` back in
     (HaoyyLi/NeuralDiffuser@9286cad:src/modules/guided_diffusion.py:153-215).
+
+    Args:
+        z: noisy latents (B, C, h, w).
+        eps: conditional noise prediction, same shape.
+        alpha_bar: at the timestep, in (0, 1).
+        arithmetic: whose ways.
     """
     share = (1 - alpha_bar) ** 0.5
     x0 = predict_x0(z, eps, alpha_bar) if arithmetic.exact_x0 else (z - share**2 * eps) / alpha_bar**0.5
@@ -129,10 +135,19 @@ def shown_latents(z: Tensor, eps: Tensor, alpha_bar: float, arithmetic: Arithmet
 
 
 def kappa_at(kappa: float, schedule: str, step: int, n_steps: int) -> float:
-    """Return kappa in a sampled step, 0 .. n_steps - 1.
+    """Return kappa in a sampled step.
 
-    ``schedule``: 'constant'; 'falling', times 1 - step / n_steps; 'rising', times (step + 1) / n_steps. Counted over
-    all sampled steps, not over the guided ones: a step then has the same kappa whatever eta is, and sweeps share it.
+    Counted over all sampled steps, not over the guided ones: a step then has the same kappa whatever eta is, and sweeps
+    share it.
+
+    Args:
+        kappa: as configured.
+        schedule: 'constant'; 'falling', times 1 - step / n_steps; 'rising', times (step + 1) / n_steps.
+        step: 0 .. n_steps - 1.
+        n_steps: that are sampled.
+
+    >>> [kappa_at(4.0, "falling", step, 4) for step in range(4)]
+    [4.0, 3.0, 2.0, 1.0]
     """
     factor = {"constant": 1.0, "falling": 1 - step / n_steps, "rising": (step + 1) / n_steps}
     return kappa * factor[schedule]
@@ -175,6 +190,10 @@ def image_decoder(backbone: Backbone, kind: str) -> Decoder:
     full: the VAE as it is. half: the VAE of latents shrunk to half their side, about a quarter of the arithmetic; the
     image tower sees 224 px of Stable Diffusion's 512 anyway. tiny: the small autoencoder of ``backbone.tiny_vae``,
     trained to read the same latents.
+
+    Args:
+        backbone: whose decoders.
+        kind: 'full', 'half' or 'tiny'.
 
     Raises:
         UserError: 'tiny' without weights.

@@ -68,7 +68,15 @@ class FeatureSource(Protocol):
     """Rows of targets by image id. Holds paths, not open files, so that it can be sent to other processes."""
 
     def rows(self, target: str, image_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return (B, *shape of the target) float32."""
+        """Return rows of a target.
+
+        Args:
+            target: its name.
+            image_ids: B stimulus numbers.
+
+        Returns:
+            (B, *shape of the target) float32.
+        """
 
 
 class PredictedFeatures:

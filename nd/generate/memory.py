@@ -109,7 +109,11 @@ class Need:
 
 
 def need_of(work: Callable[[int], Any]) -> Need:
-    """Play ``work(n)`` through for one and two samples and return the straight line through their peaks."""
+    """Return what some work holds: the straight line through its peaks for one and for two samples.
+
+    Args:
+        work: what is done with n samples, on tensors of the meta device.
+    """
     peaks = []
     for n in (1, 2):
         with fused_attention(), LiveBytes() as counted:
@@ -140,7 +144,12 @@ def _emptied(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def needs_of(sampler: GuidedSampler, *, checkpoint: bool) -> dict[str, Need]:
-    """Return what each kind of work needs, by the plan's names; ``sampler``: of ``empty_copy``."""
+    """Return what each kind of work needs, by the plan's names.
+
+    Args:
+        sampler: of ``empty_copy``.
+        checkpoint: activations are computed again instead of kept.
+    """
     replace(sampler.plan, checkpoint=checkpoint).apply(sampler.backbone)
     t, abar, text = sampler.schedule.timesteps[0], sampler.schedule.alpha_bar[0], sampler.denoise.uncond_1TD.shape[1:]
 

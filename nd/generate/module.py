@@ -8,8 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -89,8 +88,9 @@ class Reconstruction(LightningModule):
         if recorded is not None:
             return recorded
         own = generator.plan_for(self.sizes)
-        found = cast("Tensor", self.all_gather(torch.tensor(astuple(own), device=self.device)))
-        return Plan.common([Plan(g, p, d, bool(again)) for g, p, d, again in found.view(-1, 4).tolist()])
+        sizes = torch.tensor([own.guided, own.plain, own.decode, not own.checkpoint], device=self.device)
+        guided, plain, decode, kept = self.trainer.strategy.reduce(sizes, reduce_op="min").tolist()
+        return Plan(guided, plain, decode, checkpoint=not kept)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return this process's share: every n-th whole batch, so that the cut never depends on the process count."""

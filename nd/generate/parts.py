@@ -66,7 +66,18 @@ class Parts:
         return [batch for batch in left if batch]
 
     def write(self, image_ids: Sequence[int], images_BRHW3: NDArray[np.uint8]) -> Path:
-        """Write one batch, whole or not at all."""
+        """Write one batch, whole or not at all.
+
+        Args:
+            image_ids: B stimulus numbers.
+            images_BRHW3: (B, R, H, W, 3) uint8 RGB.
+
+        Returns:
+            The file.
+
+        Raises:
+            UserError: a full disk, or no right to write.
+        """
         path = self.folder / f"part-{int(image_ids[0]):06d}.h5"
         with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
             file["images"] = images_BRHW3
@@ -89,12 +100,15 @@ class Parts:
         return messages
 
     def merge(self, image_ids: Sequence[int], target: Path, attributes: Mapping[str, str | int | float | bool]) -> None:
-        """Write all images, in the order of ``image_ids``, to one file.
+        """Write all images to one file, which holds images (N, R, H, W, 3) uint8 and image_id (N,) int32.
 
-        The file holds images (N, R, H, W, 3) uint8 and image_id (N,) int32.
+        Args:
+            image_ids: N stimulus numbers, in the order of the file.
+            target: the file.
+            attributes: of the file.
 
         Raises:
-            UserError: if an image is missing.
+            UserError: an image is missing.
         """
         found, row_of = self._scan(), {image_id: row for row, image_id in enumerate(image_ids)}
         there = {image_id for _, ids in found for image_id in ids}

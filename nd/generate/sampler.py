@@ -28,8 +28,8 @@ from nd.generate.trajectories import Point, Track, Trajectories, add_noise, buil
 
 LOSS_SCALE = {torch.float16: 2.0**16}  # the released code's kappa, inside the loss, serves it in the same way
 Preview = Callable[[int, Tensor], object]
-# What each kind of work costs a sample, in steps without feature guidance: 4.2, 1 and 1.6 by the operations of Stable
-# Diffusion v1.4 at 512 px, COSTS_OF_SCENES of Scenes by time. For the progress bar alone.
+# What each kind of work costs a sample, in steps without feature guidance, by the operations of Stable Diffusion v1.4
+# at 512 px. For the progress bar alone.
 COST = {"guided": 4.0, "plain": 1.0, "decode": 1.5}
 
 

@@ -46,11 +46,19 @@ def noise_for(seed: int, image_ids: Sequence[int], repeats: int, shape: Sequence
 
 
 def shared_noise(seed: int, repeats: int, shape: Sequence[int]) -> Tensor:
-    """Draw the noises that the released code gives to every image alike: (R, *shape) float32.
+    """Draw the noises that the released code gives to every image alike.
 
     It seeds torch anew for every image, draws one noise per repeat and ``DUMMY_DRAWS`` more after each, which it throws
     away (HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:188-217). Drawn on the CPU, so that the images do not depend
     on the device; the released code drew on a GPU, which gives other numbers.
+
+    Args:
+        seed: of torch's generator.
+        repeats: R, at least 1.
+        shape: of one latent.
+
+    Returns:
+        (R, *shape) float32.
     """
     generator = torch.Generator().manual_seed(seed)
     draws = [torch.randn(*shape, generator=generator) for _ in range((repeats - 1) * (1 + DUMMY_DRAWS) + 1)]
@@ -110,17 +118,36 @@ def build_schedule(scheduler: Any, steps: int, strength: float, *, matched_start
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
-    """Return clean latents noised to the level ``alpha_bar``."""
+    """Return clean latents noised to a level.
+
+    Args:
+        x0: clean latents, of any shape.
+        noise: standard normal, of the same shape.
+        alpha_bar: share of signal power, in [0, 1].
+    """
     return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
 
 
 def predict_x0(z: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
-    """Return the clean latents that ``z`` and its predicted noise imply."""
+    """Return the clean latents that noisy ones and their predicted noise imply.
+
+    Args:
+        z: noisy latents, of any shape.
+        eps: predicted noise, of the same shape.
+        alpha_bar: of ``z``, in (0, 1].
+    """
     return (z - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
 
 
 def ddim_step(z: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_next: float) -> Tensor:
-    """Return the latents one deterministic DDIM step further (Song et al. 2021, equation 12 with sigma = 0)."""
+    """Return the latents one deterministic DDIM step further (Song et al. 2021, equation 12 with sigma = 0).
+
+    Args:
+        z: noisy latents, of any shape.
+        eps: predicted noise, of the same shape.
+        alpha_bar: of ``z``.
+        alpha_bar_next: of what is returned.
+    """
     return alpha_bar_next**0.5 * predict_x0(z, eps, alpha_bar) + (1 - alpha_bar_next) ** 0.5 * eps
 
 
@@ -145,7 +172,12 @@ class Track:
     stopped: Tensor
 
     def moved(self, z: Tensor, step: int) -> Track:
-        """Return the track after a step, counted from 0; samples that are no longer finite rest at zero from then."""
+        """Return the track after a step; samples that are no longer finite rest at zero from then.
+
+        Args:
+            z: latents after the step (S, C, h, w).
+            step: counted from 0.
+        """
         finite = torch.isfinite(z).flatten(1).all(dim=1)
         stopped = torch.where(finite | (self.stopped > 0), self.stopped, step + 1)
         alive = (stopped == 0).view(-1, 1, 1, 1)
@@ -156,7 +188,12 @@ class Trajectories:
     """The tracks of a sweep's points."""
 
     def __init__(self, points: Sequence[Point], start: Tensor) -> None:
-        """Begin at the noised latents (S, C, h, w), which all points share."""
+        """Begin where all points begin.
+
+        Args:
+            points: of the sweep; those with equal images are one.
+            start: noised latents (S, C, h, w).
+        """
         self.points = {point.key for point in points}
         origin = Track(start, torch.zeros(len(start), dtype=torch.long, device=start.device))
         kappas = sorted({point.kappa for point in self.points if point.n_guided})
