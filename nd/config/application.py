@@ -215,7 +215,14 @@ def _run(
     if together is not None and multirun and not (elsewhere or args.cfg):
         _set_up_logging(reading.hydra)
         together([_compose(one, name) for one in reading.combinations()])
-    return _run_hydra(function, [*flags, *(one.text for one in reading.given), *reading.hydra])
+    others = [text for text in reading.hydra if not text.startswith("hydra.searchpath=")]
+    return _run_hydra(function, [*flags, *(one.text for one in reading.given), *_searched(reading), *others])
+
+
+def _searched(reading: Reading) -> list[str]:
+    """Return the override by which Hydra looks where composition has looked: in folders given and those of plug-ins."""
+    further = search_folders(search_path(reading.hydra))[1:]
+    return [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in further)}]"] if further else []
 
 
 def _set_up_logging(overrides: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from nd.data.splits import (
     subject_split,
 )
 from nd.data.stimuli import Stimuli, check_allowed, write_stimuli
-from nd.data.subject import Subject, mean_betas
+from nd.data.subject import Subject, mean_betas, single_betas
 from nd.data.subject_file import ALL_VOXELS, SubjectTable, write_subject
 from nd.errors import UserError, unknown
 
@@ -37,6 +37,7 @@ __all__ = [
     "manifest_path",
     "mean_betas",
     "open_subject",
+    "single_betas",
     "split_of",
     "stimuli_path",
     "subject_path",

@@ -129,11 +129,14 @@ class Subject:
     def _mask(self, n_all: int) -> NDArray[np.bool_]:
         if self.roi == ALL_VOXELS:
             return np.ones(n_all, bool)
-        if self.roi not in self.rois:
-            raise unknown(f"ROI of {self.path.name}", self.roi, [ALL_VOXELS, *self.rois])
-        if not self.rois[self.roi].any():
+        names = self.roi.split("+")
+        for name in names:
+            if name not in self.rois:
+                raise unknown(f"ROI of {self.path.name}", name, [ALL_VOXELS, *self.rois])
+        mask: NDArray[np.bool_] = np.any([self.rois[name] for name in names], axis=0)
+        if not mask.any():
             raise UserError(f"ROI {self.roi!r} of {self.path.name} holds no voxel. Choose another subject.roi.")
-        return self.rois[self.roi]
+        return mask
 
     def blocks(self, rows: NDArray[Any]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
         """Yield (positions in ``rows``, their voxels) in file order, a few MiB at a time."""
@@ -156,6 +159,27 @@ class Subject:
     def rows_of(self, image_ids: NDArray[Any]) -> NDArray[np.intp]:
         """Rows of all trials of some images, in file order."""
         return np.flatnonzero(np.isin(self.image_id, image_ids))
+
+
+def single_betas(subject: Subject, image_ids: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Return every visible trial of some images, trials of an image together.
+
+    Args:
+        image_ids: (n,) different images, all of them shown to the subject.
+
+    Returns:
+        (T, V) float32 betas and (T,) int32 image ids, in the order of ``image_ids`` and then of the trials.
+
+    Raises:
+        UserError: an image was never shown to this subject.
+    """
+    rows = subject.rows_of(image_ids)
+    place = {int(image): k for k, image in enumerate(image_ids)}
+    missing = set(place) - set(subject.image_id[rows].tolist())
+    if missing:
+        raise UserError(f"{subject.path.name} has no trial of {len(missing)} images (first: image {min(missing)}).")
+    rows = rows[np.argsort([place[int(image)] for image in subject.image_id[rows]], kind="stable")]
+    return subject.voxels(rows), subject.image_id[rows].astype(np.int32)
 
 
 def mean_betas(subject: Subject, image_ids: NDArray[Any]) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from nd.backbone.tower import FILTERS, BlockFeatures
 from nd.config import BackboneConfig, Config
 from nd.config.application import report
 from nd.config.check import build
-from nd.config.steps import share_of
+from nd.config.fields import share_of
 from nd.errors import UserError
 from nd.generate.decoders import picture_decoder
 from nd.generate.guidance import FeatureGuidance, guided_noise, kappa_at, layer_weights

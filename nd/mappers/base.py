@@ -43,7 +43,8 @@ class FoldData:
     """One fold's training and validation images. Nothing of a test image can be reached from it.
 
     Attributes:
-        train_voxels, val_voxels: (N, V) float32 responses as measured, one row per image.
+        train_voxels, val_voxels: (N, V) float32 responses as measured, one row per image, or one per trial with the
+            trials of an image together.
         train_ids, val_ids: (N,) image ids of these rows.
         targets: reader that refuses every other image.
         groups: cover all columns of the target, in order.

@@ -218,10 +218,11 @@ def cross_validation(
 
 
 def _folds(n_folds: int, ids: NDArray[np.int32]) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Places of the images fitted on and held out: every n_folds-th by id, whatever the order of the rows."""
-    if n_folds > len(ids):
-        raise UserError(f"mapper.folds={n_folds} folds cannot be cut from {len(ids)} images; use fewer.")
-    fold_N = np.argsort(np.argsort(ids)) % n_folds
+    """Places of the rows fitted on and held out: every n_folds-th image by id, whatever the order of the rows."""
+    images, rank_N = np.unique(ids, return_inverse=True)
+    if n_folds > len(images):
+        raise UserError(f"mapper.folds={n_folds} folds cannot be cut from {len(images)} images; use fewer.")
+    fold_N = rank_N % n_folds
     return [(np.flatnonzero(fold_N != k), np.flatnonzero(fold_N == k)) for k in range(n_folds)]
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from nd.config import Config
-from nd.data.prepared import Subject, mean_betas
+from nd.data.prepared import Subject, mean_betas, single_betas
 from nd.data.splits import Fold, Split
 from nd.errors import UserError
 from nd.mappers.arrays import scratch_folder
@@ -48,11 +48,15 @@ def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprin
 
 
 def fold_data(cfg: Config, subject: Subject, fold: Fold, store: Path) -> FoldData:
-    """Return responses (means over repeats) and targets of a fold's training and validation images, no others."""
+    """Return responses (`mapper.trials`) and targets of a fold's training and validation images, no others."""
     targets = control_of(cfg, TargetStore(store, allowed_ids=fold.seen), fold.seen)
     groups = tuple(Group(*part) for part in column_groups(cfg.target, targets.shape))
-    train, val = mean_betas(subject, fold.train), mean_betas(subject, fold.val)
-    return FoldData(train, val, fold.train, fold.val, targets, groups)
+    if getattr(cfg.mapper, "trials", "mean") == "single":
+        (train, train_ids), (val, val_ids) = (single_betas(subject, ids) for ids in (fold.train, fold.val))
+        return FoldData(train, val, train_ids, val_ids, targets, groups)
+    return FoldData(
+        mean_betas(subject, fold.train), mean_betas(subject, fold.val), fold.train, fold.val, targets, groups
+    )
 
 
 def fit_fold(

@@ -50,10 +50,21 @@ def select_columns(
         UserError: more folds than there are pairs of training images; a correlation takes two.
     """
     total_P, room = np.zeros(data.targets.size), scratch and scratch / "columns"
-    for held in held_out_folds(len(data.train_ids), config.keep_folds):
+    for held in held_out_rows(data.train_ids, config.keep_folds):
         r_P = held_out_correlation(config, data, held, device, room)
         total_P += np.abs(r_P) if config.variant == "released" else r_P
     return best_columns(total_P / config.keep_folds, data.groups, config.keep)
+
+
+def held_out_rows(ids_N: NDArray[np.int32], n_folds: int) -> list[slice]:
+    """Return the rows of each fold of images, consecutive; rows of one image stand together and in one fold.
+
+    >>> held_out_rows(np.array([4, 4, 7, 9, 9, 9, 2]), 2)
+    [slice(0, 3, None), slice(3, 7, None)]
+    """
+    starts = np.flatnonzero(np.r_[True, ids_N[1:] != ids_N[:-1]])
+    bounds = np.r_[starts, len(ids_N)]
+    return [slice(int(bounds[fold.start]), int(bounds[fold.stop])) for fold in held_out_folds(len(starts), n_folds)]
 
 
 def held_out_folds(n_images: int, n_folds: int) -> list[slice]:

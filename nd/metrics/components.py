@@ -14,15 +14,13 @@ if TYPE_CHECKING:
 
 
 def _measures(cfg: Config) -> Iterator[str]:
-    from nd.metrics.measures import MEASURES, encoded_layers
+    from nd.metrics.measures import encoded_layers, measures
 
-    protocol = cfg.protocol
+    protocol, known = cfg.protocol, measures()
     yield from at_least(1, data=protocol, names=("image_size", "network_size", "n_boot"), key="protocol")
     yield from at_least(0, data=protocol, names=("picture_size", "n_images"), key="protocol")
-    for name in (name for name in protocol.measures if name not in MEASURES):
-        yield (
-            f"protocol.measures: {name} is no measure.{did_you_mean(name, MEASURES)} Measures: {', '.join(MEASURES)}."
-        )
+    for name in (name for name in protocol.measures if name not in known):
+        yield (f"protocol.measures: {name} is no measure.{did_you_mean(name, known)} Measures: {', '.join(known)}.")
     if len(set(protocol.measures)) < len(protocol.measures):
         yield f"protocol.measures: {protocol.measures} names a measure twice."
     layers = encoded_layers(protocol)

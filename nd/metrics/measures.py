@@ -18,6 +18,8 @@ from functools import cache
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from nd.config.components import external_components
+
 if TYPE_CHECKING:
     from nd.config import ProtocolConfig
 
@@ -83,10 +85,6 @@ class Measure:
         """The function that ``score`` names; its module is loaded now."""
         found: Callable[..., Any] = resolve_name(self.score)
         return found
-
-
-def external_components(group: str) -> dict[str, Any]:
-    return {}
 
 
 def _of_layer(name: str, view: View, layer: str, kind: str) -> Measure:
