@@ -24,14 +24,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from nd.config.composition import (
-    HYDRA_VERSION_BASE,
-    assemble,
-    conf_dir,
-    printed,
-    search_folders,
-    search_path,
-)
+from nd.config.composition import HYDRA_VERSION_BASE, assemble, printed
+from nd.config.conf_files import conf_dir, search_folders, search_path
 from nd.config.overrides import Reading, read
 from nd.config.rules import contradictions, without_effect
 from nd.config.schema import Config
@@ -176,8 +170,9 @@ def check(name: str, overrides: Sequence[str], multirun: bool = False, rows: Row
     problems += [said for key, said in every[0].foreign.items() if all(key in one.foreign for one in every)]
     if problems:
         raise UserError(report(problems))
-    if is_rank_zero(every[-1].config.trainer):  # further processes of one job would only repeat it
-        for warning in dict.fromkeys(warning for one in every for warning in one.warnings):
+    warnings = dict.fromkeys(warning for one in every for warning in one.warnings)
+    if warnings and is_rank_zero(every[-1].config.trainer):  # further processes of one job would only repeat it
+        for warning in warnings:
             print(f"nd {name}: warning: {warning}", file=sys.stderr)
     return reading
 

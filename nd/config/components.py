@@ -247,11 +247,6 @@ def external_components(group: str, broken: dict[str, str] | None = None) -> dic
     return result
 
 
-def names(kind: str) -> tuple[str, ...]:
-    """Return the names of all components of a kind."""
-    return tuple(found(kind).components)
-
-
 def component(kind: str, name: str) -> Any:
     """Return a component by name.
 

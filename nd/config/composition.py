@@ -26,14 +26,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nd.config.check import Checked, build, build_group
-from nd.config.components import KINDS, conf_folders, found, not_a_component
-from nd.config.known import BASES, FILLED_IN, PARTS_OF_DECODING, group_type, known_field, per_target
+from nd.config.components import CHOSEN_BY, KINDS, found, not_a_component
+from nd.config.conf_files import conf_dir, keep_texts, origin_of, search_folders
+from nd.config.known import BASES, FILLED_IN, PARTS_OF_DECODING, group_type, per_target
 from nd.config.overrides import foreign_key, group_names
 from nd.config.schema import Config, Decoding
-from nd.errors import UserError
 
 HYDRA_VERSION_BASE = "1.3"
-PACKAGE = Path(__file__).resolve().parents[1]
 
 Fields = list[tuple[str, Any]]
 
@@ -45,33 +44,6 @@ class Composed:
     config: Config
     problems: list[str]
     foreign: dict[str, str]  # given keys of another choice, each with what to say of it
-
-
-def conf_dir() -> Path:
-    """Return the folder of the configuration files: nd/_conf in an installed wheel, conf/ beside nd/ in a checkout."""
-    for folder in (PACKAGE / "_conf", PACKAGE.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise UserError(
-        f"no conf/config.yaml beside {PACKAGE} and none in {PACKAGE / '_conf'}: the installation is incomplete."
-    )
-
-
-def search_folders(overrides: Sequence[str] = ()) -> list[Path]:
-    """Return conf/, those of plug-ins, and the folders that ``hydra.searchpath=[file://...]`` adds."""
-    folders = [conf_dir(), *conf_folders().values()]
-    for text in search_path(overrides):
-        for one in text.partition("=")[2].strip("[]").split(","):
-            folder = Path(one.strip(" '\"").removeprefix("file://"))
-            if not folder.is_dir():
-                raise UserError(f"hydra.searchpath: {folder} is not a folder.")
-            folders += [] if folder in folders else [folder]
-    return folders
-
-
-def search_path(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that add folders."""
-    return [text for text in overrides if text.startswith("hydra.searchpath=")]
 
 
 def assemble(overrides: list[str]) -> Composed:
@@ -89,8 +61,8 @@ def assemble(overrides: list[str]) -> Composed:
     job = copy.deepcopy(loaded)
     _apply(job, given)
     values, unresolved = _resolved(job)
-    _keep_texts(values, choices, folders)
-    origin = lambda key: _origin(key, choices, folders)  # noqa: E731
+    keep_texts(values, choices, folders)
+    origin = lambda key: origin_of(key, choices, folders)  # noqa: E731
     config, checked = build(values, origin)
     foreign = [key for key in checked.foreign if key.partition(".")[0] not in PARTS_OF_DECODING]
     for name in list(config.method.targets):
@@ -135,7 +107,7 @@ def _name_targets(job: DictConfig) -> None:
 
 
 def _has_a_home(key: str, config: Config) -> bool:
-    """Whether a field of target or mapper is one of those that some target of this configuration has."""
+    """Whether a field of target or mapper is one that some target of this configuration has."""
     group, _, name = key.partition(".")
     if group not in ("target", "mapper"):
         return True
@@ -154,7 +126,7 @@ def _said(
     folders: Sequence[Path],
 ) -> dict[str, str]:
     """Return what to say of fields of another choice that were given; in a choice's own file they are problems."""
-    made = {group: str(getattr(getattr(config, group), KINDS[kind].choice)) for group, kind in _choosing()}
+    made = {group: str(getattr(getattr(config, group), KINDS[kind].choice)) for group, kind in CHOSEN_BY.items()}
     said = {key: foreign_key(key, made) for key in foreign}
     for key in foreign:
         group, _, name = key.partition(".")
@@ -163,10 +135,6 @@ def _said(
             if file.is_file() and name in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}):
                 problems.append(f"{said[key]} ({file.relative_to(folder.parent)})")
     return {key: text for key, text in said.items() if key in given}
-
-
-def _choosing() -> list[tuple[str, str]]:
-    return [(kind.group, name) for name, kind in KINDS.items() if kind.group]
 
 
 def _decode(
@@ -278,62 +246,6 @@ def _resolved(job: DictConfig) -> tuple[dict[str, Any], list[str]]:
     except OmegaConfBaseException as error:
         problem = f"{error.full_key}: {str(error).splitlines()[0]}."
         return OmegaConf.to_container(job, resolve=False), [problem]  # type: ignore[return-value]
-
-
-def _files(choices: Mapping[str, str], folders: Sequence[Path]) -> Iterator[tuple[Path, Path, str]]:
-    """Yield (folder, file, package) of every chosen file, the package with a dot; empty for the root."""
-    for folder in folders:
-        files = [folder / "config.yaml", *(folder / group / f"{option}.yaml" for group, option in choices.items())]
-        for file in files:
-            if file.is_file():
-                rooted = "@package _global_" in file.read_text(encoding="utf-8") or file.name == "config.yaml"
-                yield folder, file, "" if rooted else f"{file.parent.name}."
-
-
-def _origin(key: str, choices: Mapping[str, str], folders: Sequence[Path]) -> str:
-    """Name the conf file among the chosen ones that sets ``key``; empty when none does."""
-    for folder, file, package in _files(choices, folders):
-        inner = key.removeprefix(package) if key.startswith(package) else None
-        text = file.read_text(encoding="utf-8")
-        if inner and OmegaConf.select(OmegaConf.create(text), inner, default=None) is not None:
-            return f" in {file.relative_to(folder.parent)}"
-    return ""
-
-
-def _keep_texts(values: dict[str, Any], choices: Mapping[str, str], folders: Sequence[Path]) -> None:
-    """Give fields declared as text the text that stands in their file, where YAML made something else of it."""
-    for key, node, name in list(_leaves(values)):
-        known = known_field(key)
-        if known is None or not known.text or isinstance(node[name], (str, dict)):
-            continue
-        if known.many and not (isinstance(node[name], list) and any(not isinstance(v, str) for v in node[name])):
-            continue
-        written = [
-            text for text in (_written(key, file, package) for _, file, package in _files(choices, folders)) if text
-        ]
-        if written:
-            node[name] = written[-1]
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any], str]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", values, name
-
-
-def _written(key: str, file: Path, package: str) -> Any:
-    """Return the text (or texts of a list) that a YAML file holds for a key, as written; None where it does not."""
-    if not key.startswith(package):
-        return None
-    node = yaml.compose(file.read_text(encoding="utf-8"))
-    for part in key.removeprefix(package).split("."):
-        inner = node.value if isinstance(node, yaml.MappingNode) else []
-        node = next((value for name, value in inner if name.value == part), None)
-    if isinstance(node, yaml.SequenceNode):
-        return [item.value for item in node.value]
-    return node.value if isinstance(node, yaml.ScalarNode) else None
 
 
 def schema_defaults() -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from nd import __version__
 from nd.config.application import compose
-from nd.config.components import CHOSEN_BY, KINDS, found, names
-from nd.config.composition import search_folders
+from nd.config.components import CHOSEN_BY, KINDS, found
+from nd.config.conf_files import search_folders
 from nd.config.fields import declared
 from nd.config.known import BASES, FILLED_IN
 from nd.config.overrides import group_names, group_options
@@ -145,7 +145,7 @@ def _about(group: str, value: Any) -> str:
 
 
 def _components(key: str) -> tuple[str, ...]:
-    return next((names(name) for name, kind in KINDS.items() if kind.group and kind.key == key), ())
+    return next((tuple(found(name).components) for name, kind in KINDS.items() if kind.group and kind.key == key), ())
 
 
 def _elsewhere(group: str, value: Any) -> Iterator[str]:

@@ -120,7 +120,8 @@ def read(overrides: Sequence[str], folders: Sequence[Path], multirun: bool = Fal
     reading, groups = Reading(), group_names(folders)
     for text in overrides:
         key, equals, raw = text.partition("=")
-        if key.lstrip("+") == "subject" and not set(raw.split(",")) <= set(group_options("subject", folders)):
+        people = re.fullmatch(r"[\w.,-]+", raw) and not set(raw.split(",")) <= set(group_options("subject", folders))
+        if key.lstrip("+") == "subject" and people:
             key, text = "subject.name", f"subject.name={raw}"  # people of own data have no file in conf/subject
         known = known_field(key.lstrip("+")) if key.lstrip("+") not in groups else None
         try:
@@ -131,7 +132,7 @@ def read(overrides: Sequence[str], folders: Sequence[Path], multirun: bool = Fal
                 reading.given.append(Given(key, (quoted(raw),), f"++{key}={quoted(raw)}"))
             else:
                 reading.problems.append(
-                    f"{text}: cannot be read as key=value ({str(error).splitlines()[0]}).{_help(key)}"
+                    f"{text}: cannot be read as key=value ({str(error).splitlines()[0]}).{_help(key if equals else '')}"
                 )
             continue
         if override.is_hydra_override():

@@ -18,6 +18,7 @@ from nd import __version__
 from nd.backbone.weights import local_folder
 from nd.config import Config
 from nd.config.application import conf_dir, verb
+from nd.config.components import component
 from nd.doctor.data import DataNeeds, data_needs
 from nd.doctor.extent import Extent, extent
 from nd.doctor.extraction import extraction_lines
@@ -29,7 +30,6 @@ from nd.doctor.terms import fetching, terms
 from nd.doctor.training import largest_training, voxel_counts
 from nd.doctor.weights import weight_needs
 from nd.machine import versions
-from nd.prepare import pieces_of
 from nd.runs.identity import mapper_of, reads_predictions
 
 SAFE_SHARE = 0.7  # of a device's memory, the rest left to weights and everything else
@@ -38,7 +38,9 @@ MARKS = {"ok": "ok     ", "made": "to make", "missing": "MISSING", "wrong": "WRO
 
 def doctor(cfg: Config) -> int:
     """Print what is there and what is missing; returns the exit code."""
-    data = data_needs(cfg, unread(cfg) if cfg.data.source == "own" else pieces_of(cfg))
+    data = data_needs(
+        cfg, unread(cfg) if cfg.data.source == "own" else component("source", cfg.data.source).pieces(cfg)
+    )
     found = [*data.needs, *weight_needs(cfg)]
     size = extent(cfg, data.raw)
     say("terms", terms(cfg))

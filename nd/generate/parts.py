@@ -13,15 +13,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from nd.errors import UserError
-from nd.files import atomic_path, write_text
+from nd.files import atomic_path, read_json, write_json, write_text
 from nd.generate.plan import Plan
-from nd.runs.manifest import execution, record_execution
 
 log = logging.getLogger(__name__)
 
@@ -151,3 +151,17 @@ class Parts:
 
 def _few(ids: Sequence[int]) -> str:
     return ", ".join(str(i) for i in ids[:5]) + (", ..." if len(ids) > 5 else "")
+
+
+def execution(folder: Path) -> dict[str, Any]:
+    """Return what was recorded of how a run goes about its work; empty where there is no manifest."""
+    path = folder / "manifest.json"
+    recorded: dict[str, Any] = read_json(path).get("execution", {}) if path.exists() else {}
+    return recorded
+
+
+def record_execution(folder: Path, **facts: Any) -> None:
+    """Add to the manifest in a run's folder how the run goes about its work: no part of its identity."""
+    path = folder / "manifest.json"
+    manifest = read_json(path) if path.exists() else {}
+    write_json(path, manifest | {"execution": manifest.get("execution", {}) | facts})

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from nd.config import ProtocolConfig
 from nd.config.application import report
 from nd.config.check import build
-from nd.config.composition import assemble, search_folders
+from nd.config.composition import assemble
+from nd.config.conf_files import search_folders
 from nd.config.overrides import read
 from nd.errors import UserError
 

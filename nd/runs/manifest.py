@@ -12,7 +12,6 @@ from typing import Any
 
 from nd import __version__
 from nd.config import Config
-from nd.files import read_json, write_json
 from nd.machine import device, peak_memory_mb, versions
 from nd.runs.identity import identity_of
 
@@ -70,17 +69,3 @@ def end(manifest: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Return the manifest with the time of this attempt added to that of earlier ones, and the peak memory."""
     total = round(manifest["seconds"] + seconds, 3)
     return manifest | {"seconds": total, "peak_memory_mb": peak_memory_mb(), "device": device()}
-
-
-def execution(folder: Path) -> dict[str, Any]:
-    """Return what was recorded of how a run goes about its work; empty where there is no manifest."""
-    path = folder / "manifest.json"
-    recorded: dict[str, Any] = read_json(path).get("execution", {}) if path.exists() else {}
-    return recorded
-
-
-def record_execution(folder: Path, **facts: Any) -> None:
-    """Add to the manifest in a run's folder how the run goes about its work: no part of its identity."""
-    path = folder / "manifest.json"
-    manifest = read_json(path) if path.exists() else {}
-    write_json(path, manifest | {"execution": manifest.get("execution", {}) | facts})
