@@ -103,7 +103,18 @@ def read_table(path: Path, content: dict[str, Any]) -> Captions:
 
 
 def read_rows(path: Path, ids: Iterable[int]) -> Captions:
-    """The captions of some images in a .npy of text (N, K), whose row is the image id."""
+    """Return the captions of some images from a .npy of text.
+
+    Args:
+        path: of text (N, K), whose row is the image id.
+        ids: the images wanted.
+
+    Returns:
+        Captions by image id; those of images beyond N are left out.
+
+    Raises:
+        UserError: a file of another form.
+    """
     texts = open_npy(path, "str")
     if texts.ndim != 2 or texts.dtype.kind != "U":
         raise UserError(
