@@ -156,7 +156,7 @@ def _remedy(files: Sequence[Path], coco: bool) -> str:
     """What to do about images without a caption."""
     absent = [name for name in COCO_FILES if name not in {path.name for path in files}]
     if files[0].suffix == ".npy":
-        return "Its row is the image id; give every one of these rows a text."
+        return "Its row is the image id, and images count from 0; give every one of these rows a text."
     if len(absent) == 1:
         return f"Fetch {absent[0]} into the same folder and give that folder."
     return f"Its images are keyed by {'COCO id' if coco else 'image id'}; add a caption for each."

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nd.config import Config
+from nd.data.pieces import recorded_hash
 from nd.data.same_images import Across, Prints, across, check_across
 from nd.data.splits import (
     BY_CLUSTER,
@@ -135,7 +136,8 @@ def _across(cfg: Config, split: Split, near: bool) -> Across:
 
 @lru_cache(maxsize=4)
 def _prints(path: Path, mtime_ns: int) -> Prints:
-    return Stimuli(path).prints()
+    """Those kept in a file that is as `nd prepare` wrote it, else computed: images may have been changed since."""
+    return Stimuli(path).prints(kept=path.is_file() and recorded_hash(path) is not None)
 
 
 def _cut(cfg: Config, name: str) -> Split:

@@ -208,11 +208,18 @@ class Stimuli:
         with open_h5(self.path) as handle:
             return _labels(self.path, handle["labels"][()])[rows]
 
-    def prints(self) -> Prints:
-        """Return what tells the images of the file apart, of all of them; computed where it was written without."""
-        with open_h5(self.path) as handle:
-            kept = Prints.read(handle)
-        return kept or Prints.of(self.image_id, self._images.each(self._image_row, self.image_id))
+    def prints(self, *, kept: bool = True) -> Prints:
+        """Return what tells the images of the file apart, of all of them.
+
+        Args:
+            kept: take those that were written with the images, where there are any; False computes them.
+        """
+        if kept:
+            with open_h5(self.path) as handle:
+                written = Prints.read(handle)
+            if written is not None:
+                return written
+        return Prints.of(self.image_id, self._images.each(self._image_row, self.image_id))
 
     def _rows(self, ids: NDArray[Any]) -> NDArray[np.intp]:
         """Rows of the file for these ids, after asking whether this reader may see them."""
