@@ -182,10 +182,12 @@ def test_a_file_that_is_open_elsewhere_is_not_called_damaged(tmp_path: Path) -> 
 
 
 def test_a_file_left_open_by_a_killed_program(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "x.h5", "w") as handle:
+    with h5py.File(tmp_path / "open.h5", "w", libver="latest") as handle:
         handle["voxels"] = VALUES
-        with pytest.raises(UserError, match="`h5clear -s` opens it again"):
-            RowFile(tmp_path / "x.h5")
+        handle.flush()
+        (tmp_path / "x.h5").write_bytes((tmp_path / "open.h5").read_bytes())
+    with pytest.raises(UserError, match="`h5clear -s` opens it again"):
+        RowFile(tmp_path / "x.h5")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
