@@ -602,3 +602,47 @@ def test_a_simulated_tree_must_be_whole(cfg: Config, root: Path, spoil: Callable
     cfg.data.simulated = True
     spoil(root)
     refused(cfg, message)
+
+
+# ---- moved, not quite whole, constant --------------------------------------------------------------------------------
+
+
+def test_a_moved_release_is_read_from_its_new_place(cfg: Config, root: Path) -> None:
+    prepare(cfg)
+    root.rename(root.parent / "moved")
+    with pytest.raises(UserError, match=r"reads images from .*release/coco_images.*data.root=<its new place>"):
+        prepare(cfg)
+    cfg.data.root = str(root.parent / "moved")
+    assert prepare(cfg) == ["stimuli.h5", "subj01.h5"]
+    np.testing.assert_array_equal(Subject(subject_path(cfg)).voxels(np.arange(N_TRIALS)), BETAS)
+    np.testing.assert_array_equal(Stimuli(stimuli_path(cfg)).images(np.array([5, 10])), IMAGES[[5, 10]])
+    assert prepare(cfg) == []
+
+
+def test_other_betas_of_the_same_size_at_the_new_place(cfg: Config, root: Path) -> None:
+    prepare(cfg)
+    root.rename(root.parent / "moved")
+    write_betas(root.parent / "moved", -BETAS)
+    cfg.data.root = str(root.parent / "moved")
+    with pytest.raises(UserError, match=r"moved/betas.* is not the file .*release/betas.* and the same content"):
+        prepare(cfg)
+
+
+def test_masks_that_are_not_quite_whole(cfg: Config, root: Path) -> None:
+    with h5py.File(root / "brain_region_masks.hdf5", "r+") as handle:
+        del handle["subj01/V1"]
+        handle["subj01/V1"] = np.array([1.00003, 1.5e-5, 0, 1, 0])
+    prepare(cfg)
+    assert Subject(subject_path(cfg)).rois["V1"].tolist() == [True, False, False, True, False]
+    with h5py.File(root / "brain_region_masks.hdf5", "r+") as handle:
+        handle["subj01/V1"][2] = 0.4
+    subject_path(cfg).unlink()
+    with pytest.raises(UserError, match=r"brain_region_masks.hdf5: subj01/V1: entry 2 is 0.4"):
+        prepare(cfg)
+
+
+@pytest.mark.parametrize("rule", ["zero", "refuse"])
+def test_voxels_that_are_all_constant(cfg: Config, root: Path, rule: str) -> None:
+    write_betas(root, np.ones_like(BETAS))
+    cfg.data.constant_voxels = rule
+    refused(cfg, r"none of its 5 voxels ever varies")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -24,11 +25,14 @@ import nd.data.nsd.prepare as prepare_module
 import nd.scenes.world as world
 from nd.config import Config, PathsConfig
 from nd.data.nsd import tree
+from nd.data.nsd.betas import read_session, scale_session
+from nd.data.nsd.volumes import Mask, read_labels, read_mask, read_rois
 from nd.data.pieces import make_pieces
-from nd.data.prepared import Stimuli, Subject, open_subject, split_of, stimuli_path, subject_path
+from nd.data.prepared import Stimuli, Subject, open_subject, same_across, split_of, stimuli_path, subject_path
 from nd.data.splits import get_split
-from nd.errors import UserError
+from nd.errors import LeakError, UserError
 from nd.prepare import prepare
+from nd.runs.inputs import changed_files, describe
 from nd.scenes.as_nsd import ROI_IN_NSD, write_nsd
 
 BETAS = "betas_fithrf_GLMdenoise_RR"
@@ -454,7 +458,7 @@ def test_unreadable_permissions(root: Path, tmp_path: Path, monkeypatch: pytest.
 DISK_FULL = """
 import resource, signal, sys
 from nd.config.application import compose
-from nd.errors import UserError
+from nd.errors import LeakError, UserError
 from nd.prepare import prepare
 cfg = compose(sys.argv[1:])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -484,3 +488,175 @@ def test_a_gzip_file_of_several_members_is_read(root: Path, tmp_path: Path) -> N
     path.write_bytes(gzip.compress(content[:5000]) + gzip.compress(content[5000:]))
     prepare(nsd(root, tmp_path / "data"))
     assert np.isfinite(open_subject(nsd(root, tmp_path / "data")).voxels(np.arange(120))).all()
+
+
+# ---- whole numbers that are not quite, names, and units --------------------------------------------------------------
+
+
+def scaled(path: Path, values: np.ndarray) -> Path:
+    """Values as a tool saves them that keeps floats as int16 with a slope: here 0 becomes 0.3 of a step."""
+    slope = (np.abs(values).max() + 2) / 30_000
+    image = nibabel.Nifti1Image(np.rint(values / slope - 0.3).astype(np.int16), np.eye(4))
+    image.header.set_slope_inter(slope, 0.3 * slope)
+    nibabel.save(image, path)
+    return path
+
+
+def test_a_mask_saved_again_with_a_slope_keeps_its_voxels(made: Path, tmp_path: Path) -> None:
+    values = np.zeros((6, 7, 8))
+    values.ravel()[:15] = 1
+    path = scaled(tmp_path / "mask.nii.gz", values)
+    stored = nibabel.load(path).get_fdata()
+    assert (stored > 0).sum() > 15, "zeros have become small numbers"
+    mask = read_mask(made, "subj01", str(path))
+    np.testing.assert_array_equal(mask.ijk, np.argwhere(values))
+    values[0, 0, 1] = 0.5
+    write_nifti(path, values)
+    with pytest.raises(UserError, match=r"mask.nii.gz: entry \(0, 0, 1\) is 0.5.*cut a map off at a threshold"):
+        read_mask(made, "subj01", str(path))
+
+
+def write_nifti(path: Path, values: np.ndarray) -> Path:
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    return path
+
+
+def test_rois_of_volumes_saved_again_with_a_slope(root: Path) -> None:
+    mask = read_mask(root, "subj01", "nsdgeneral")
+    before = read_rois(root, "subj01", mask)
+    for name in ("streams", "prf-visualrois", "nsdgeneral"):
+        path = root / tree.roi_path("subj01", name)
+        scaled(path, nibabel.load(path).get_fdata())
+    np.testing.assert_array_equal(read_mask(root, "subj01", "nsdgeneral").ijk, mask.ijk)
+    after = read_rois(root, "subj01", mask)
+    assert before.keys() == after.keys()
+    assert sum(inside.any() for inside in before.values()) > 5
+    for name, inside in before.items():
+        np.testing.assert_array_equal(after[name], inside, err_msg=name)
+
+
+@pytest.mark.parametrize("head", ["# labels of streams\n", "\ufeff", "\ufeff# x\n\n"])
+def test_label_tables_with_a_heading_or_a_byte_order_mark(tmp_path: Path, head: str) -> None:
+    (tmp_path / "x.ctab").write_text(f"{head}0 Unknown 0 0 0 0\n  1  early\n2 mid/ventral 9\n", encoding="utf-8")
+    assert read_labels(tmp_path / "x.ctab") == {0: "Unknown", 1: "early", 2: "mid_ventral"}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("1 V1\n2 V1\n", "x.ctab holds 'V1' twice"),
+        ("1 V1\n1 V2\n", "x.ctab holds 1 twice"),
+        ("1 a/b\n2 a_b\n", "'a_b'"),
+    ],
+)
+def test_labels_that_would_take_each_others_voxels(tmp_path: Path, table: str, message: str) -> None:
+    (tmp_path / "x.ctab").write_text(table, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_labels(tmp_path / "x.ctab")
+
+
+def test_rois_of_one_name_in_two_volumes_and_empty_ones(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mask, table = read_mask(root, "subj01", "nsdgeneral"), root / tree.label_paths("subj01", "streams")[0]
+    table.write_text(table.read_text(encoding="utf-8") + "\n97 nobody\n", encoding="utf-8")
+    assert not read_rois(root, "subj01", mask)["nobody"].any()
+    assert re.search(r"subj01: no voxel that is kept lies in .*nobody.*; such ROIs cannot be chosen", caplog.text)
+    table.write_text("1 V1v\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"streams.nii.gz: there are two ROIs 'V1v'. Give one of them another name"):
+        read_rois(root, "subj01", mask)
+
+
+def plain_mask(grid: tuple[int, int, int]) -> Mask:
+    return Mask(Path("mask.nii"), grid, np.argwhere(np.ones(grid)).astype(np.int16))
+
+
+def test_units_of_betas(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The same percent signal change as NSD keeps it, as floats, and as integers with a slope of any size."""
+    grid, n_trials = (3, 4, 5), 6
+    percent = np.round(np.random.default_rng(2).normal(0, 8, (*grid, n_trials)) * 300) / 300
+    mask, wanted = plain_mask(grid), percent.reshape(-1, n_trials).T
+    nibabel.save(nibabel.Nifti1Image((percent * 300).round().astype(np.int16), np.eye(4)), tmp_path / "nsd.nii.gz")
+    write_nifti(tmp_path / "floats.nii.gz", percent.astype(np.float32))
+    scaled(tmp_path / "slope.nii.gz", percent)
+    unit = nibabel.Nifti1Image((percent * 300).round().astype(np.int16), np.eye(4))
+    unit.header.set_slope_inter(1, 0)
+    nibabel.save(unit, tmp_path / "unit.nii.gz")
+    for name, tolerance in (("nsd", 1e-5), ("floats", 1e-5), ("slope", 1e-3), ("unit", 1e-5)):
+        found = read_session(tmp_path / f"{name}.nii.gz", mask)
+        np.testing.assert_allclose(found, wanted, atol=tolerance, err_msg=name)
+    with h5py.File(tmp_path / "nsd.hdf5", "w") as handle:
+        handle["betas"] = (percent * 300).round().astype(np.int16).transpose(3, 2, 1, 0)
+    np.testing.assert_allclose(read_session(tmp_path / "nsd.hdf5", mask), wanted, atol=1e-5)
+    assert "another unit" not in caplog.text
+    with h5py.File(tmp_path / "nsd.hdf5", "r+") as handle:
+        handle["betas"].attrs["scale_factor"] = 0.5
+    with pytest.raises(UserError, match=r"nsd.hdf5: betas are scaled integers \(scale_factor\), whose"):
+        read_session(tmp_path / "nsd.hdf5", mask)
+
+
+@pytest.mark.parametrize("factor", [300, 1 / 300])
+def test_betas_in_a_unit_that_no_brain_has_are_said(
+    tmp_path: Path, factor: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = (3, 4, 5)
+    values = (np.random.default_rng(2).normal(0, 2, (*grid, 6)) * factor).astype(np.float32)
+    read_session(write_nifti(tmp_path / "x.nii.gz", values), plain_mask(grid))
+    assert "x.nii.gz: half of its betas are beyond" in caplog.text
+    assert "Are they in another unit?" in caplog.text
+
+
+# ---- what could not be evaluated -------------------------------------------------------------------------------------
+
+
+def test_a_session_without_any_variation() -> None:
+    with pytest.raises(UserError, match=r"x 0 has the same beta in all trials of the session, and so have all others"):
+        scale_session(np.ones((4, 3), np.float32), np.zeros(4, bool), "raw", "zero", lambda voxel: f"x {voxel}")
+
+
+def test_splits_that_could_not_be_evaluated_are_refused_before_betas_are_read(made: Path, tmp_path: Path) -> None:
+    for n_val in (1, 23):
+        with pytest.raises(UserError, match=rf"data.n_val={n_val} does not fit split 'nsd1000': .* from 2 to 22"):
+            prepare(nsd(made, tmp_path, n_val=n_val))
+    assert final_files(tmp_path) == {"stimuli.h5", "manifest.json"}
+
+
+def test_a_test_image_that_is_a_training_image(root: Path, tmp_path: Path) -> None:
+    """Image 24 is the first for the test, 3 is seen in training."""
+    with h5py.File(root / tree.STIMULI, "r+") as handle:
+        handle[tree.STIMULI_KEY][24] = handle[tree.STIMULI_KEY][3]
+    with pytest.raises(LeakError, match=r"1 test images of subj01 are training images .* \(image 3 is test image 24\)"):
+        prepare(nsd(root, tmp_path / "data"))
+    assert final_files(tmp_path / "data") == {"stimuli.h5", "manifest.json"}
+    prepare(nsd(root, tmp_path / "data", same_images="allow"))
+    assert same_across(nsd(root, tmp_path / "data", same_images="allow")).equal == [(3, 24)]
+
+
+# ---- trees that have moved -------------------------------------------------------------------------------------------
+
+
+def test_a_moved_tree_is_read_from_its_new_place(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = nsd(root, tmp_path / "data")
+    prepare(cfg)
+    images = Stimuli(stimuli_path(cfg)).images(np.arange(30))
+    recorded = describe([stimuli_path(cfg)])
+    shutil.move(root, tmp_path / "elsewhere")
+    for given in ("", str(root)):
+        with pytest.raises(UserError, match=r"reads images from .*tree/nsddata_stimuli.*data.root=<its new place>"):
+            prepare(nsd(given, tmp_path / "data"))
+    capsys.readouterr()
+    prepare(nsd(tmp_path / "elsewhere", tmp_path / "data"))
+    assert "wrote nsd: the stimuli" in capsys.readouterr().out
+    np.testing.assert_array_equal(Stimuli(stimuli_path(cfg)).images(np.arange(30)), images)
+    assert changed_files(recorded, [stimuli_path(cfg)]) == [], "runs made from it are still of it"
+    prepare(nsd(tmp_path / "elsewhere", tmp_path / "data"))
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_another_file_at_the_new_place(root: Path, tmp_path: Path) -> None:
+    cfg = nsd(root, tmp_path / "data")
+    prepare(cfg)
+    shutil.move(root, tmp_path / "elsewhere")
+    truncate(tmp_path / "elsewhere" / tree.STIMULI, 0.9)
+    with pytest.raises(UserError, match=r"elsewhere.* is not the file .*tree.* that .*stimuli.h5 was prepared from"):
+        prepare(nsd(tmp_path / "elsewhere", tmp_path / "data"))

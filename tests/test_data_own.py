@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nd.config import Config, PathsConfig, SubjectConfig
-from nd.config.application import compose
+from nd.config.application import compose, derive
 from nd.data.own import pieces_of
 from nd.data.prepared import Stimuli, Subject, open_subject, same_across, split_of, stimuli_path
 from nd.errors import LeakError, UserError
 from nd.files import partial_path, read_json
 from nd.prepare import prepare
+from nd.tables.specs import expand, load_spec
 
 T, V, N, SIDE = 60, 7, 12, 8
 
@@ -505,7 +506,7 @@ import sys
 from pathlib import Path
 from nd.data.own import pieces_of
 from nd.data.pieces import make_pieces
-from nd.config.application import compose
+from nd.config.application import compose, derive
 
 def resident() -> int:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -561,6 +562,31 @@ def test_the_command_of_the_configuration_file(lab: Lab, monkeypatch: pytest.Mon
     assert open_subject(cfg).name == "anna"
     assert Stimuli(stimuli_path(cfg)).shape == (256, 256, 3)
     assert len(split_of(cfg).test_ids) == 3
+
+
+TABLE = """
+title: mine
+experiment: nsd
+subjects: [sub-01, sub-02]
+columns: [{metric: pixcorr}]
+rows:
+- {label: mean, overrides: [data=own, data.name=mylab, "data.subjects=[sub-01,sub-02]", method=mean_image]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [([], ["sub-01", "sub-02"]), (["subject=sub-02"], ["sub-02"]), (["subject=subj01"], [])]
+)
+def test_tables_of_people_whose_names_are_ones_own(tmp_path: Path, given: list[str], wanted: list[str]) -> None:
+    (tmp_path / "mine.yaml").write_text(TABLE, encoding="utf-8")
+    cfg = compose(["data=own", "data.subjects=[subj01,sub-02]", *given, f"table={tmp_path}/mine.yaml"])
+    spec = load_spec(cfg.table)
+    if not wanted:
+        with pytest.raises(UserError, match=r"subject: subj01 is not a subject of mylab.* Subjects: sub-01, sub-02"):
+            expand(spec, cfg, derive)
+        return
+    entries = expand(spec, cfg, derive)
+    assert [entry.subject for entry in entries] == [entry.cfg.subject.name for entry in entries] == wanted
 
 
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,7 +215,7 @@ def test_absent_image_and_absent_labels(tmp_path: Path) -> None:
     [
         ("images", np.zeros((6, 8, 8, 3)), "images are float64"),
         ("captions", [["one"]] * 5, "6 images but 5 captions"),
-        ("captions", [["one"]] * 5 + [[]], "image 5 has no caption"),
+        ("captions", [["one"]] * 5 + [[]], "image 50 has no caption"),
         ("image_id", np.zeros(6, int), "the same image twice"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from nd.data.rows import RowFile
 from nd.data.subject import Subject
 from nd.data.subject_file import SubjectTable, write_table
 from nd.errors import UserError
-from nd.files import allocate
+from nd.files import allocate, bad_h5
 
 SHAPE = (50, 7)
 VALUES = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
@@ -153,3 +155,53 @@ def test_reading_everything_takes_the_memory_of_a_few_blocks(tmp_path: Path) -> 
         [sys.executable, "-c", MEMORY, str(tmp_path / "x.h5")], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 8 * rows_module.BLOCK_BYTES / 1024
+
+
+HOLD = "import h5py, sys, time\nhandle = h5py.File(sys.argv[1], 'r+')\nprint('open', flush=True)\ntime.sleep(60)"
+
+
+def test_a_file_that_is_open_elsewhere_is_not_called_damaged(tmp_path: Path) -> None:
+    betas, view = tmp_path / "betas.hdf5", tmp_path / "view.h5"
+    with h5py.File(betas, "w") as handle:
+        handle.create_dataset("betas", data=VALUES, chunks=(8, 3))
+    with h5py.File(view, "w") as handle:
+        handle["voxels"] = h5py.ExternalLink(str(betas), "betas")
+    reader = RowFile(view)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(betas)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        for ask in (lambda: RowFile(betas, "betas"), lambda: RowFile(view), lambda: reader.read(np.array([3]))):
+            with pytest.raises(UserError, match=r"betas.hdf5 is open for writing elsewhere") as error:
+                ask()
+            assert "etch it again" not in str(error.value)
+    finally:
+        holder.kill()
+        holder.wait()
+    np.testing.assert_array_equal(reader.read(np.array([3])), VALUES[[3]])
+
+
+def test_a_file_left_open_by_a_killed_program(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "open.h5", "w", libver="latest") as handle:
+        handle["voxels"] = VALUES
+        handle.flush()
+        (tmp_path / "x.h5").write_bytes((tmp_path / "open.h5").read_bytes())
+    with pytest.raises(UserError, match="`h5clear -s` opens it again"):
+        RowFile(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path: Path, code: int) -> None:
+    text = f"Unable to open file (unable to lock file, errno = {code}, error message = '{os.strerror(code)}')"
+    message = str(bad_h5(tmp_path, OSError(text)))
+    assert "file system without locks" in message
+    assert "HDF5_USE_FILE_LOCKING=FALSE" in message
+
+
+def test_a_folder_or_a_link_to_nothing_in_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "folder.h5").mkdir()
+    (tmp_path / "link.h5").symlink_to(tmp_path / "gone.h5")
+    with pytest.raises(UserError, match=r"folder.h5 is a folder; wanted a file"):
+        RowFile(tmp_path / "folder.h5")
+    with pytest.raises(UserError, match=r"link.h5 is a link to .*gone.h5, which is not there"):
+        RowFile(tmp_path / "link.h5")

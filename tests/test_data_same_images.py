@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import h5py
 import numpy as np
 import pytest
 from helpers_config import data_settings
+from nd.evaluation.panel import image_findings
 from PIL import Image
 
 from nd.config import Config, PathsConfig
 from nd.data.prepared import Stimuli, same_across, split_of, stimuli_path, write_stimuli
 from nd.data.same_images import NEAR, Across, Prints, across, check_across, named
 from nd.errors import LeakError
+from nd.prepare import prepare
 from nd.scenes.world import World
+from nd.tables.specs import Entry, Row
 
 RNG = np.random.default_rng(3)
 SCENES = World(data_settings(n_train=40, n_test=20)).images
@@ -77,6 +81,8 @@ def test_prints_of_a_file_are_those_of_its_images(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "s.h5", "r+") as handle:
         del handle["prints"]
     again = Stimuli(tmp_path / "s.h5").prints()
+    with pytest.raises(KeyError), h5py.File(tmp_path / "s.h5") as handle:
+        handle["prints"]
     for name in ("image_id", "pixels", "small"):
         np.testing.assert_array_equal(getattr(kept, name), getattr(again, name))
 
@@ -112,3 +118,25 @@ def test_no_step_gets_a_split_with_an_image_on_both_sides(copied: Config) -> Non
     copied.data.same_images = "allow"
     assert 40 in split_of(copied).test_ids
     assert same_across(copied) == Across([(0, 40)], [(1, 41)])
+
+
+def test_images_that_were_changed_after_preparing(tmp_path: Path) -> None:
+    data = data_settings(subjects=["subj01"], n_train=40, n_test=20, n_val=5, n_voxels=40, n_repeats=2)
+    cfg = Config(data=data, paths=PathsConfig(data=str(tmp_path)))
+    prepare(cfg)
+    split_of(cfg)
+    with h5py.File(stimuli_path(cfg), "r+") as handle:
+        handle["images"][3] = handle["images"][45]
+    with pytest.raises(LeakError, match="image 3 is test image 45"):
+        split_of(cfg)
+
+
+def test_the_checks_of_a_table_say_which_test_images_are_training_images(copied: Config, tmp_path: Path) -> None:
+    copied.data.same_images = "allow"
+    absent = replace(copied, paths=PathsConfig(data=str(tmp_path / "nowhere")))
+    row = Row(label="any")
+    found = list(image_findings([Entry(row, "subj01", copied), Entry(row, "subj02", absent)]))
+    assert [(one.subject, one.text.partition(":")[0]) for one in found] == [
+        ("subj01", "1 test images are training images (image 0 is test image 40)"),
+        ("subj01", "1 test images are nearly training images (image 1 is test image 41)"),
+    ]

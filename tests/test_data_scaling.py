@@ -53,10 +53,16 @@ def test_one_fit_in_small_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6, -1.7e-3])
 @pytest.mark.parametrize("n_blocks", [1, 3])
 def test_a_constant_voxel_becomes_zero(value: float, n_blocks: int) -> None:
-    train = np.full((30_000, 1), value, np.float32)
+    train = np.full((30_000, 2), value, np.float32)
+    train[::2, 1] += 1
     scaler = Scaler.fit_blocks(np.array_split(train, n_blocks))
-    np.testing.assert_array_equal(scaler.transform(train), 0)
+    np.testing.assert_array_equal(scaler.transform(train)[:, 0], 0)
     assert scaler.scale[0] == 1
+
+
+def test_voxels_that_are_all_constant_are_refused() -> None:
+    with pytest.raises(UserError, match=r"none of the 3 voxels varies over the 5 training rows.*another subject.roi"):
+        Scaler.fit(np.full((5, 3), 0.1, np.float32))
 
 
 def test_transform_in_place_gives_the_same_and_only_then_changes_the_rows() -> None:

@@ -81,9 +81,9 @@ def test_given_split_is_that_of_the_file() -> None:
     np.testing.assert_array_equal(fold.test, np.arange(90, 100))
 
 
-@pytest.mark.parametrize("n_val", [0, -1, 1000, 5000])
+@pytest.mark.parametrize("n_val", [0, -1, 1, 999, 1000, 5000])
 def test_n_val_that_leaves_nothing(n_val: int) -> None:
-    with pytest.raises(UserError, match=rf"data.n_val={n_val} does not fit split 'scenes'.*from 1 to 999"):
+    with pytest.raises(UserError, match=rf"data.n_val={n_val} does not fit split 'scenes'.*from 2 to 998"):
         get_split(data_settings(n_val=n_val))
 
 
@@ -124,15 +124,15 @@ def test_hash_of_the_cluster_split_is_pinned() -> None:
 
 
 def test_too_few_clusters_or_images() -> None:
-    few = data_settings(split="scenes-clusters", n_test=3, n_val=1)
+    few = data_settings(split="scenes-clusters", n_test=3, n_val=2)
     with pytest.raises(
-        UserError, match=r"all but one of the 2 clusters have 2 images; data.n_test=3 must be from 1 to"
+        UserError, match=r"all but one of the 2 clusters have 2 images; data.n_test=3 must be from 2 to"
     ):
         cluster_split(few, ["a", "a", "b", "b"])
-    with pytest.raises(UserError, match=r"data.n_test=0 must be from 1 to"):
+    with pytest.raises(UserError, match=r"data.n_test=0 must be from 2 to"):
         cluster_split(data_settings(split="scenes-clusters", n_test=0), ["a", "b"])
-    with pytest.raises(UserError, match=r"data.n_val=2 does not fit split 'scenes-clusters'.*from 1 to 1"):
-        cluster_split(data_settings(split="scenes-clusters", n_test=1, n_val=2), ["a", "a", "b", "b"])
+    with pytest.raises(UserError, match=r"data.n_val=2 does not fit split 'scenes-clusters'.*from 2 to 0"):
+        cluster_split(data_settings(split="scenes-clusters", n_test=2, n_val=2), ["a", "a", "b", "b"])
     with pytest.raises(UserError, match=r"unknown split of data=digits69 'scenes-clusters'"):
         cluster_split(data_settings(name="digits69", source="digits69", split="scenes-clusters"), ["a", "b"])
 

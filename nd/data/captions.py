@@ -103,7 +103,18 @@ def read_table(path: Path, content: dict[str, Any]) -> Captions:
 
 
 def read_rows(path: Path, ids: Iterable[int]) -> Captions:
-    """The captions of some images in a .npy of text (N, K), whose row is the image id."""
+    """Return the captions of some images from a .npy of text.
+
+    Args:
+        path: of text (N, K), whose row is the image id.
+        ids: the images wanted.
+
+    Returns:
+        Captions by image id; those of images beyond N are left out.
+
+    Raises:
+        UserError: a file of another form.
+    """
     texts = open_npy(path, "str")
     if texts.ndim != 2 or texts.dtype.kind != "U":
         raise UserError(
@@ -145,7 +156,7 @@ def _remedy(files: Sequence[Path], coco: bool) -> str:
     """What to do about images without a caption."""
     absent = [name for name in COCO_FILES if name not in {path.name for path in files}]
     if files[0].suffix == ".npy":
-        return "Its row is the image id; give every one of these rows a text."
+        return "Its row is the image id, and images count from 0; give every one of these rows a text."
     if len(absent) == 1:
         return f"Fetch {absent[0]} into the same folder and give that folder."
     return f"Its images are keyed by {'COCO id' if coco else 'image id'}; add a caption for each."

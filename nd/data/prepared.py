@@ -9,6 +9,7 @@ import numpy as np
 
 from nd.config import Config
 from nd.config.components import component
+from nd.data.pieces import recorded_hash
 from nd.data.same_images import Across, Prints, across, check_across
 from nd.data.splits import (
     BY_CLUSTER,
@@ -70,10 +71,17 @@ def manifest_path(cfg: Config) -> Path:
 
 
 def open_subject(cfg: Config, name: str = "") -> Subject:
-    """One subject, by default ``subject.name``, through ``subject.roi`` and in the sessions that the split uses.
+    """Return one subject through ``subject.roi`` and in the sessions that the split uses.
 
     Where ``subject.sessions`` is given, training and validation images of ``subject.name`` are seen in its first
-    sessions alone, and test images in all their trials; other subjects are seen whole. UserError: as ``split_of``.
+    sessions alone, and test images in all their trials; other subjects are seen whole.
+
+    Args:
+        cfg: the configuration, whose data are prepared.
+        name: of the subject, by default ``subject.name``.
+
+    Raises:
+        UserError: files that are missing or of no use, and as ``split_of``.
     """
     subject = _whole_subject(cfg, name, cfg.subject.roi)
     if not _is_limited(cfg, name):
@@ -83,13 +91,19 @@ def open_subject(cfg: Config, name: str = "") -> Subject:
 
 
 def split_of(cfg: Config, name: str = "") -> Split:
-    """The split of the configuration; where images differ by subject, that of one subject, by default ``subject.name``.
+    """Return the split of the configuration; where images differ by subject, that of one subject.
 
     Where ``subject.sessions`` is given, training and validation images that ``subject.name`` was not shown in its first
     sessions are left out; which images are for validation and for the test does not depend on it.
 
-    Raises UserError for a split of another data set, too few images or sessions, or, for NSD, sessions and images that
-    are not those its name stands for; LeakError where an image is trained on and tested under two ids.
+    Args:
+        cfg: the configuration, whose data are prepared.
+        name: of the subject, by default ``subject.name``.
+
+    Raises:
+        UserError: a split of another data set, too few images or sessions, or, for NSD, sessions and images that are
+            not those its name stands for.
+        LeakError: an image is trained on under one id and tested under another.
     """
     split = _cut(cfg, name)
     if cfg.data.same_images == "refuse" and stimuli_path(cfg).is_file():
@@ -123,7 +137,8 @@ def _across(cfg: Config, split: Split, near: bool) -> Across:
 
 @lru_cache(maxsize=4)
 def _prints(path: Path, mtime_ns: int) -> Prints:
-    return Stimuli(path).prints()
+    """Those kept in a file that is as `nd prepare` wrote it, else computed: images may have been changed since."""
+    return Stimuli(path).prints(kept=path.is_file() and recorded_hash(path) is not None)
 
 
 def _cut(cfg: Config, name: str) -> Split:

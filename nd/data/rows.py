@@ -52,7 +52,17 @@ class RowFile:
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
     def read(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """(n, V) float32: the rows asked for, in that order."""
+        """Return rows of the matrix, in the order asked for.
+
+        Args:
+            rows: (n,) whole numbers from 0 to T - 1, in any order and as often as wanted.
+
+        Returns:
+            (n, V) float32, all finite.
+
+        Raises:
+            UserError: rows that are not there, a damaged file, NaN or infinite values.
+        """
         out = np.empty((len(rows), self.shape[1]), np.float32)
         for positions, values in self.blocks(rows):
             out[positions] = values

@@ -114,7 +114,18 @@ class Scaler:
         return cls(moments.mean.astype(np.float32), np.where(constant, 1.0, scale).astype(np.float32))
 
     def transform(self, rows: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Scale (n, V) rows of the same voxels; into ``out`` where given, which may be ``rows`` itself."""
+        """Return rows z-scored by the statistics of this scaler.
+
+        Args:
+            rows: (n, V) float32 of the same voxels.
+            out: where to write them, which may be ``rows`` itself.
+
+        Returns:
+            (n, V) float32 without unit.
+
+        Raises:
+            UserError: another number of voxels.
+        """
         self._check(rows)
         scaled = np.subtract(rows, self.mean, out=out)
         return np.divide(scaled, self.scale, out=scaled).astype(np.float32, copy=False)

@@ -163,7 +163,12 @@ def subject_split(data: DataConfig, image_id: NDArray[np.integer], held_out: NDA
 
 
 def narrowed(split: Split, image_id: NDArray[np.integer]) -> Split:
-    """The same split where only the images ``image_id`` are trained and validated on. Test images stay as they are."""
+    """Return the same split with only some of its images to train and validate on; test images stay as they are.
+
+    Args:
+        split: any split.
+        image_id: (n,) the images that are left.
+    """
     folds = [
         Fold(np.intersect1d(fold.train, image_id), np.intersect1d(fold.val, image_id), fold.test)
         for fold in split.folds

@@ -41,7 +41,21 @@ def write_stimuli(
     image_id: NDArray[Any],
     labels: NDArray[np.int16] | None = None,
 ) -> str:
-    """Write the stimuli file atomically and return the hash of its content. Arguments as in the layout above."""
+    """Write the stimuli file atomically from arrays in memory.
+
+    Args:
+        path: of the file, ``<paths.data>/<data.name>/stimuli.h5``.
+        images: (N, H, W, 3) uint8, RGB.
+        captions: N lists of texts, at least one each, or all empty where there are none.
+        image_id: (N,) whole numbers from 0 on, each once.
+        labels: (N,) class labels, where there are any.
+
+    Returns:
+        The hash of its content, 12 hexadecimal digits.
+
+    Raises:
+        UserError: arrays that do not fit each other, or text that cannot be stored.
+    """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(f"{path.name}: images are {images.dtype} {images.shape}; wanted uint8 (N, H, W, 3).")
     check_entries(path, len(images), captions, image_id, labels)
@@ -155,7 +169,18 @@ class Stimuli:
             )
 
     def images(self, ids: NDArray[Any]) -> NDArray[np.uint8]:
-        """(n, H, W, 3) uint8 RGB, in the order of ``ids``."""
+        """Return images.
+
+        Args:
+            ids: (n,) image ids, in any order.
+
+        Returns:
+            (n, H, W, 3) uint8, RGB, in the order of ``ids``.
+
+        Raises:
+            LeakError: images that this reader may not see.
+            UserError: images that are not there, or a damaged file.
+        """
         rows = self._rows(ids)
         out = np.empty((len(rows), *self.shape), np.uint8)
         for position, image in self._images.each(self._image_row[rows], self.image_id[rows]):
@@ -183,11 +208,18 @@ class Stimuli:
         with open_h5(self.path) as handle:
             return _labels(self.path, handle["labels"][()])[rows]
 
-    def prints(self) -> Prints:
-        """Return what tells the images of the file apart, of all of them; computed where it was written without."""
-        with open_h5(self.path) as handle:
-            kept = Prints.read(handle)
-        return kept or Prints.of(self.image_id, self._images.each(self._image_row, self.image_id))
+    def prints(self, *, kept: bool = True) -> Prints:
+        """Return what tells the images of the file apart, of all of them.
+
+        Args:
+            kept: take those that were written with the images, where there are any; False computes them.
+        """
+        if kept:
+            with open_h5(self.path) as handle:
+                written = Prints.read(handle)
+            if written is not None:
+                return written
+        return Prints.of(self.image_id, self._images.each(self._image_row, self.image_id))
 
     def _rows(self, ids: NDArray[Any]) -> NDArray[np.intp]:
         """Rows of the file for these ids, after asking whether this reader may see them."""

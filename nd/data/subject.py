@@ -150,7 +150,14 @@ class Subject:
             yield positions, values if everything else values[:, self._columns]
 
     def voxels(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """(n, V) float32: the trials ``rows`` in the order asked for."""
+        """Return the responses of some trials.
+
+        Args:
+            rows: (n,) places among the trials seen, in any order.
+
+        Returns:
+            (n, V) float32, in the order asked for and in the unit of the file.
+        """
         out = np.empty((len(rows), self.n_voxels), np.float32)
         for positions, values in self.blocks(rows):
             out[positions] = values
@@ -183,9 +190,17 @@ def single_betas(subject: Subject, image_ids: NDArray[Any]) -> tuple[NDArray[np.
 
 
 def mean_betas(subject: Subject, image_ids: NDArray[Any]) -> NDArray[np.float32]:
-    """(n, V) float32: the mean over all visible trials of each image, rows in the order of ``image_ids``.
+    """Return the mean over all visible trials of each image.
 
-    Raises UserError where an image was never shown to this subject.
+    Args:
+        subject: with V voxels in its ROI.
+        image_ids: (n,) ids, in any order.
+
+    Returns:
+        (n, V) float32, rows in the order of ``image_ids``, in the unit of the file.
+
+    Raises:
+        UserError: an image was never shown to this subject.
     """
     wanted, inverse = np.unique(np.asarray(image_ids), return_inverse=True)
     missing = np.setdiff1d(wanted, subject.image_id)

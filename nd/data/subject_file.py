@@ -109,7 +109,16 @@ def write_subject(
 
 
 def check_table(path: Path, table: SubjectTable, shape: tuple[int, ...]) -> None:
-    """Refuse to write what the reader could not read back; ``shape`` is that of the voxels."""
+    """Refuse to write what the reader could not read back.
+
+    Args:
+        path: of the file, for messages.
+        table: everything but the voxels.
+        shape: (T, V) of the voxels.
+
+    Raises:
+        UserError: shapes that do not fit, and names of ROIs that no file can have.
+    """
     if len(shape) != 2 or 0 in shape:
         raise UserError(f"{path.name}: voxels has shape {shape}; wanted (trials, voxels), neither of them 0.")
     per_trial: dict[str, Any] = {name: getattr(table, name) for name in TRIAL_COLUMNS} | {"held_out": table.held_out}

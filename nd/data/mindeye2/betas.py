@@ -55,9 +55,19 @@ def check_trials(matrix: RowFile, subject: str, n_trials: int) -> None:
 
 
 def read_through(matrix: RowFile, out: h5py.Dataset | None, title: str, progress: bool) -> NDArray[np.bool_]:
-    """Say which voxels (V,) never vary, and copy all rows to ``out`` where it is given.
+    """Read all betas once: copy them, and find the voxels that never vary. Memory is that of a few blocks.
 
-    Memory is that of a few blocks. Raises UserError, naming trial and voxel, where a value is not finite.
+    Args:
+        matrix: the betas (T, V).
+        out: dataset (T, V) to copy to; None: nowhere.
+        title: of the bar.
+        progress: show the bar.
+
+    Returns:
+        (V,) whether a voxel never varies.
+
+    Raises:
+        UserError: a value that is not finite, naming trial and voxel.
     """
     n_trials, n_voxels = matrix.shape
     lowest, highest = np.full(n_voxels, np.inf, np.float32), np.full(n_voxels, -np.inf, np.float32)
@@ -83,9 +93,18 @@ def check_constant(matrix: RowFile, constant: NDArray[np.bool_], rule: str) -> N
 
 
 def read_rois(root: Path, subject: str, n_voxels: int) -> dict[str, NDArray[np.bool_]]:
-    """The masks (V,) of one subject; none where the release has none of it.
+    """Return the masks of one subject; none where the release has none of it.
 
-    Raises UserError where the file is damaged or a mask has another length.
+    Args:
+        root: of the release.
+        subject: "subj01" to "subj08".
+        n_voxels: V, columns of the betas.
+
+    Returns:
+        Masks (V,) by name.
+
+    Raises:
+        UserError: the file is damaged, or a mask has another length or holds fractions.
     """
     path = root / tree.ROI_MASKS
     if not tree.there(path):

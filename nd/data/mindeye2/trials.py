@@ -46,9 +46,15 @@ class Samples:
 
 
 def read_trials(root: Path, subject: str, *, progress: bool = False) -> Trials:
-    """All trials of one subject.
+    """Return all trials of one subject.
 
-    Raises UserError where a tar is missing or damaged, or where the trials of all tars contradict each other.
+    Args:
+        root: of the release.
+        subject: "subj01" to "subj08".
+        progress: show a bar.
+
+    Raises:
+        UserError: a tar is missing or damaged, or the trials of all tars contradict each other.
     """
     sessions = n_sessions(root, subject)
     samples = read_samples(root, subject, sessions, progress)

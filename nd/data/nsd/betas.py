@@ -44,7 +44,17 @@ RULES = {
 
 
 def session_files(root: Path, subject: str, version: str, n_sessions: int) -> list[Path]:
-    """The file of each session, NIfTI where both forms are there. All that are missing are one UserError."""
+    """Return the file of each session, NIfTI where both forms are there.
+
+    Args:
+        root: of the tree.
+        subject: "subj01" to "subj08".
+        version: of the betas, "betas_fithrf" or "betas_fithrf_GLMdenoise_RR".
+        n_sessions: sessions wanted, from the first on.
+
+    Raises:
+        UserError: files that are missing, all of them in one message.
+    """
     found, missing = [], []
     for session in range(1, n_sessions + 1):
         forms = [root / path for path in tree.session_paths(subject, version, session)]
@@ -77,9 +87,17 @@ def check_session(path: Path, mask: Mask, n_trials: int) -> None:
 
 
 def read_session(path: Path, mask: Mask) -> NDArray[np.float32]:
-    """Betas (T, V) float32 in percent signal change.
+    """Return the betas of a session.
 
-    Raises UserError for a truncated or damaged file and for betas that are not finite, naming the first.
+    Args:
+        path: of the NIfTI or HDF5 file.
+        mask: the voxels that are kept.
+
+    Returns:
+        (T, V) float32 in percent signal change.
+
+    Raises:
+        UserError: a damaged file, scaled integers in HDF5, and betas that are not finite, naming the first.
     """
     values = _read_hdf5(path, mask) if path.suffix == ".hdf5" else _read_nifti(path, mask)
     if not np.isfinite(values).all():

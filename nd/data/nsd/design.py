@@ -51,9 +51,15 @@ class Trials:
 
 
 def read_trials(root: Path, subject: str, sessions: int = 0) -> Trials:
-    """The trials of one subject's first ``sessions`` sessions (0: all).
+    """Return the trials of one subject's first sessions.
 
-    Raises UserError where the design is missing, damaged or contradicts itself, or has fewer sessions.
+    Args:
+        root: of the tree.
+        subject: "subj01" to "subj08".
+        sessions: how many; 0: all.
+
+    Raises:
+        UserError: the design is missing, damaged or contradicts itself, or has fewer sessions.
     """
     path, content = root / DESIGN, _load(root / DESIGN)
     counts = _trials_per_session(path, content)[: person(subject).sessions]
@@ -155,10 +161,21 @@ def _images(path: Path, content: dict[str, NDArray[Any]], subject: str) -> NDArr
 
 
 def read_coco_ids(root: Path, image_id: NDArray[Any], shared: NDArray[Any]) -> NDArray[np.int64]:
-    """COCO ids (n,) of some images (0-based 73k ids).
+    """Return the COCO ids of some images.
 
-    Of measured data, the shared images ``shared`` must be NSD's own (by the hash of their COCO ids), so that a test set
-    is never other than its name says. Raises UserError where the list is missing, damaged or of other images.
+    Of measured data, the shared images must be NSD's own (by the hash of their COCO ids), so that a test set is never
+    other than its name says.
+
+    Args:
+        root: of the tree.
+        image_id: (n,) 0-based 73k ids.
+        shared: (m,) those of the shared images.
+
+    Returns:
+        (n,) int64.
+
+    Raises:
+        UserError: the list is missing, damaged or of other images.
     """
     path = root / STIM_INFO
     coco = _coco_column(path)

@@ -45,7 +45,7 @@ def pieces_of(cfg: Config) -> list[Piece]:
     voxels = {"source": "nsd", "subject": subject, **rule}
     places = {"images": Path(data.root).expanduser() / tree.STIMULI} if data.root else {}
     return [
-        Piece("stimuli.h5", stimuli, partial(_write_stimuli, data), links=places),
+        Piece("stimuli.h5", stimuli, partial(_write_stimuli, data, cfg.trainer.progress), links=places),
         Piece(f"{subject}.h5", voxels, partial(_write_subject, data, subject, voxels), resumable=True),
     ]
 
@@ -53,7 +53,7 @@ def pieces_of(cfg: Config) -> list[Piece]:
 # ---- images --------------------------------------------------------------------------------------------------------
 
 
-def _write_stimuli(data: DataConfig, path: Path) -> None:
+def _write_stimuli(data: DataConfig, progress: bool, path: Path) -> None:
     """Link (or copy) the images that the subjects saw, with their captions."""
     root = _root(data)
     trials = [read_trials(root, name) for name in data.subjects]
@@ -75,6 +75,7 @@ def _write_stimuli(data: DataConfig, path: Path) -> None:
         rows=image_id,
         captions=captions,
         in_place=data.in_place,
+        progress=progress,
     )
 
 

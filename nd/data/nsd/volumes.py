@@ -43,10 +43,15 @@ class Mask:
 
 
 def read_mask(root: Path, subject: str, mask: str) -> Mask:
-    """The mask that ``data.mask`` names: an ROI volume of the tree, or a NIfTI file of one's own.
+    """Return the voxels that ``data.mask`` names.
 
-    Raises UserError where it is missing, damaged, empty or not of whole numbers, or where nsdgeneral is not as large
-    as NSD's.
+    Args:
+        root: of the tree.
+        subject: "subj01" to "subj08".
+        mask: name of an ROI volume of the tree, or a NIfTI file of one's own (.nii, .nii.gz): above 0 inside.
+
+    Raises:
+        UserError: missing, damaged, empty or not of whole numbers, or nsdgeneral that is not as large as NSD's.
     """
     own = mask.endswith((".nii", ".nii.gz"))
     path = Path(mask).expanduser() if own else root / tree.roi_path(subject, mask)
@@ -68,12 +73,20 @@ def read_mask(root: Path, subject: str, mask: str) -> Mask:
 
 
 def read_rois(root: Path, subject: str, mask: Mask) -> dict[str, NDArray[np.bool_]]:
-    """Masks (V,) of every ROI of the volumes that are there: whole volumes, their labels, and V1 to V3.
+    """Return every ROI of the volumes that are there: whole volumes, their labels, and V1 to V3.
 
     An ROI without a voxel in the mask is said and kept empty.
 
-    Raises UserError where a volume is damaged, lies on another grid or holds fractions, and where two ROIs would have
-    one name.
+    Args:
+        root: of the tree.
+        subject: "subj01" to "subj08".
+        mask: the V voxels that are kept.
+
+    Returns:
+        Masks (V,) by name.
+
+    Raises:
+        UserError: a volume is damaged, lies on another grid or holds fractions, or two ROIs would have one name.
     """
     rois: dict[str, NDArray[np.bool_]] = {}
     for name in tree.ROI_VOLUMES:
