@@ -24,6 +24,7 @@ VARIABLES = (
     "ROLE_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "STANDALONE_PORT",
 )  # fmt: skip
 INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are a shell, as Lightning takes them
+TRAINER_SETTINGS = "PL_TRAINER_"
 FAMILIES = ("TORCHELASTIC_", "SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_", "JSM_", "LSB_")
 
 
@@ -175,28 +176,28 @@ def _meeting_place() -> bool:
 def away_from_launchers(cfg: TrainerConfig) -> Iterator[None]:
     """Hide what launchers left in the environment while this command starts processes of its own.
 
-    Lightning, PyTorch and others read these variables wherever they find them. They come back at the end, except where
-    further processes, which run the whole command, are still at work (ddp).
+    Lightning, PyTorch and others read these variables wherever they find them; so Lightning does settings of its
+    ``Trainer``. They come back at the end, except where further processes, which run the whole command, are still at
+    work (ddp).
     """
     from lightning_utilities.core.rank_zero import rank_zero_only
 
-    if launcher_of(cfg) or is_started_here(cfg):
-        yield
-        return
+    own = launcher_of(cfg) is None and not is_started_here(cfg)
     kept = BY_HAND if cfg.num_nodes > 1 else ()
-    hidden = {name: os.environ.pop(name) for name in [*os.environ] if _is_of_launcher(name) and name not in kept}
-    os.environ[STARTED_BY] = str(os.getpid())
-    vars(rank_zero_only)["rank"] = rank_of(cfg)  # Lightning took it from the environment as it was imported
+    hidden = {name: os.environ.pop(name) for name in _of_launchers() if own and name not in kept}
+    hidden |= {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(TRAINER_SETTINGS)}
+    if own:
+        os.environ[STARTED_BY] = str(os.getpid())
+        vars(rank_zero_only)["rank"] = rank_of(cfg)  # Lightning took it from the environment as it was imported
     try:
         yield
     finally:
-        if not is_started_here(cfg):
-            for name in [*os.environ]:
-                if _is_of_launcher(name) and name not in kept:
+        if own and not is_started_here(cfg):
+            for name in [STARTED_BY, *_of_launchers()]:
+                if name not in kept:
                     del os.environ[name]
-            del os.environ[STARTED_BY]
             os.environ.update(hidden)
 
 
-def _is_of_launcher(name: str) -> bool:
-    return name in VARIABLES or name.startswith(FAMILIES)
+def _of_launchers() -> list[str]:
+    return [name for name in os.environ if name in VARIABLES or name.startswith(FAMILIES)]
