@@ -30,7 +30,7 @@ FAMILIES = ("TORCHELASTIC_", "SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_",
 
 @dataclass(frozen=True)
 class Launcher:
-    """The variables in which a launcher tells each process of the others, and Lightning's name for it.
+    """The variables in which a launcher tells each process of the others.
 
     Attributes: ``mark`` is there in its processes alone; ``numbers`` hold natural numbers where they are there.
     """
@@ -43,7 +43,6 @@ class Launcher:
     rank: str
     local_rank: str
     node_rank: str
-    environment: str
 
     def started(self, n_local: int, n_nodes: int) -> bool:
         """Say whether it started ``n_local`` processes on each of ``n_nodes`` machines, this one among them."""
@@ -66,7 +65,6 @@ TORCHRUN = Launcher(
     rank="RANK",
     local_rank="LOCAL_RANK",
     node_rank="GROUP_RANK",
-    environment="torchelastic",
 )
 # SLURM_STEP_*: set by srun alone; a batch script that starts the command without srun sees the rest of them too.
 SRUN = Launcher(
@@ -78,7 +76,6 @@ SRUN = Launcher(
     rank="SLURM_PROCID",
     local_rank="SLURM_LOCALID",
     node_rank="SLURM_NODEID",
-    environment="slurm",
 )
 
 
@@ -133,9 +130,6 @@ def is_rank_zero(cfg: TrainerConfig) -> bool:
 def process_settings(cfg: TrainerConfig) -> dict[str, Any]:
     """Return the arguments of Lightning's ``Trainer`` about devices and processes.
 
-    Several devices without a chosen strategy get ``ddp_spawn``: it starts the other processes from this one instead of
-    running the whole command once per device. Where a launcher has started them already, ``ddp`` joins them.
-
     Raises:
         UserError: a device that is not there, or several machines that nobody coordinates.
     """
@@ -146,30 +140,39 @@ def process_settings(cfg: TrainerConfig) -> dict[str, Any]:
     )
 
     pick_device(cfg.accelerator)  # has the better message
-    launcher, strategy = launcher_of(cfg), cfg.strategy
+    _check_machines(cfg)
+    kinds = {TORCHRUN: TorchElasticEnvironment, SRUN: SLURMEnvironment, None: LightningEnvironment}
+    return {
+        "accelerator": cfg.accelerator,
+        "devices": n_local(cfg),
+        "num_nodes": cfg.num_nodes,
+        "strategy": _strategy(cfg),
+        "plugins": [kinds[launcher_of(cfg)]()],
+    }
+
+
+def _strategy(cfg: TrainerConfig) -> str:
+    """Return Lightning's strategy: several devices without a chosen one get ``ddp_spawn``.
+
+    It starts the other processes from this one instead of running the whole command once per device. Where a launcher
+    has started them already, ``ddp`` joins them.
+    """
     if n_processes(cfg) == 1:
-        strategy = "auto"
-    elif strategy == "auto":
-        strategy = "ddp" if launcher else "ddp_spawn"
-    if cfg.num_nodes > 1 and launcher is None and not (0 <= number("NODE_RANK") < cfg.num_nodes and _meeting_place()):
+        return "auto"
+    chosen = cfg.strategy != "auto"
+    return cfg.strategy if chosen else "ddp" if launcher_of(cfg) else "ddp_spawn"
+
+
+def _check_machines(cfg: TrainerConfig) -> None:
+    """Raise UserError for several machines without a launcher or a place where their processes meet."""
+    meets = bool(os.environ.get("MASTER_ADDR")) and number("MASTER_PORT") > 0
+    by_hand = meets and 0 <= number("NODE_RANK") < cfg.num_nodes
+    if cfg.num_nodes > 1 and launcher_of(cfg) is None and not by_hand:
         raise UserError(
             f"trainer.num_nodes={cfg.num_nodes}, but no launcher has started {n_local(cfg)} processes on each of "
             f"{cfg.num_nodes} machines. Start the command with torchrun or `srun --ntasks-per-node={n_local(cfg)}`, or "
             f"on every machine with {', '.join(BY_HAND)} set."
         )
-    kinds = {"torchelastic": TorchElasticEnvironment, "slurm": SLURMEnvironment}
-    environment = kinds[launcher.environment]() if launcher else LightningEnvironment()
-    return {
-        "accelerator": cfg.accelerator,
-        "devices": n_local(cfg),
-        "num_nodes": cfg.num_nodes,
-        "strategy": strategy,
-        "plugins": [environment],
-    }
-
-
-def _meeting_place() -> bool:
-    return bool(os.environ.get("MASTER_ADDR")) and number("MASTER_PORT") > 0
 
 
 @contextmanager
