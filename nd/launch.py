@@ -159,8 +159,9 @@ def _strategy(cfg: TrainerConfig) -> str:
     """
     if n_processes(cfg) == 1:
         return "auto"
-    chosen = cfg.strategy != "auto"
-    return cfg.strategy if chosen else "ddp" if launcher_of(cfg) else "ddp_spawn"
+    if launcher_of(cfg):
+        return "ddp"
+    return "ddp_spawn" if cfg.strategy == "auto" else cfg.strategy
 
 
 def _check_machines(cfg: TrainerConfig) -> None:
