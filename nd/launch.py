@@ -24,12 +24,13 @@ VARIABLES = (
     "ROLE_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "STANDALONE_PORT",
 )  # fmt: skip
 INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are a shell, as Lightning takes them
+TRAINER_SETTINGS = "PL_TRAINER_"
 FAMILIES = ("TORCHELASTIC_", "SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_", "JSM_", "LSB_")
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """The variables in which a launcher tells each process of the others, and Lightning's name for it.
+    """The variables in which a launcher tells each process of the others.
 
     Attributes: ``mark`` is there in its processes alone; ``numbers`` hold natural numbers where they are there.
     """
@@ -42,7 +43,6 @@ class Launcher:
     rank: str
     local_rank: str
     node_rank: str
-    environment: str
 
     def started(self, n_local: int, n_nodes: int) -> bool:
         """Say whether it started ``n_local`` processes on each of ``n_nodes`` machines, this one among them."""
@@ -65,7 +65,6 @@ TORCHRUN = Launcher(
     rank="RANK",
     local_rank="LOCAL_RANK",
     node_rank="GROUP_RANK",
-    environment="torchelastic",
 )
 # SLURM_STEP_*: set by srun alone; a batch script that starts the command without srun sees the rest of them too.
 SRUN = Launcher(
@@ -77,7 +76,6 @@ SRUN = Launcher(
     rank="SLURM_PROCID",
     local_rank="SLURM_LOCALID",
     node_rank="SLURM_NODEID",
-    environment="slurm",
 )
 
 
@@ -132,9 +130,6 @@ def is_rank_zero(cfg: TrainerConfig) -> bool:
 def process_settings(cfg: TrainerConfig) -> dict[str, Any]:
     """Return the arguments of Lightning's ``Trainer`` about devices and processes.
 
-    Several devices without a chosen strategy get ``ddp_spawn``: it starts the other processes from this one instead of
-    running the whole command once per device. Where a launcher has started them already, ``ddp`` joins them.
-
     Raises:
         UserError: a device that is not there, or several machines that nobody coordinates.
     """
@@ -145,58 +140,68 @@ def process_settings(cfg: TrainerConfig) -> dict[str, Any]:
     )
 
     pick_device(cfg.accelerator)  # has the better message
-    launcher, strategy = launcher_of(cfg), cfg.strategy
+    _check_machines(cfg)
+    kinds = {TORCHRUN: TorchElasticEnvironment, SRUN: SLURMEnvironment, None: LightningEnvironment}
+    return {
+        "accelerator": cfg.accelerator,
+        "devices": n_local(cfg),
+        "num_nodes": cfg.num_nodes,
+        "strategy": _strategy(cfg),
+        "plugins": [kinds[launcher_of(cfg)]()],
+    }
+
+
+def _strategy(cfg: TrainerConfig) -> str:
+    """Return Lightning's strategy: several devices without a chosen one get ``ddp_spawn``.
+
+    It starts the other processes from this one instead of running the whole command once per device. Where a launcher
+    has started them already, ``ddp`` joins them.
+    """
     if n_processes(cfg) == 1:
-        strategy = "auto"
-    elif strategy == "auto":
-        strategy = "ddp" if launcher else "ddp_spawn"
-    if cfg.num_nodes > 1 and launcher is None and not (0 <= number("NODE_RANK") < cfg.num_nodes and _meeting_place()):
+        return "auto"
+    if launcher_of(cfg):
+        return "ddp"
+    return "ddp_spawn" if cfg.strategy == "auto" else cfg.strategy
+
+
+def _check_machines(cfg: TrainerConfig) -> None:
+    """Raise UserError for several machines without a launcher or a place where their processes meet."""
+    meets = bool(os.environ.get("MASTER_ADDR")) and number("MASTER_PORT") > 0
+    by_hand = meets and 0 <= number("NODE_RANK") < cfg.num_nodes
+    if cfg.num_nodes > 1 and launcher_of(cfg) is None and not by_hand:
         raise UserError(
             f"trainer.num_nodes={cfg.num_nodes}, but no launcher has started {n_local(cfg)} processes on each of "
             f"{cfg.num_nodes} machines. Start the command with torchrun or `srun --ntasks-per-node={n_local(cfg)}`, or "
             f"on every machine with {', '.join(BY_HAND)} set."
         )
-    kinds = {"torchelastic": TorchElasticEnvironment, "slurm": SLURMEnvironment}
-    environment = kinds[launcher.environment]() if launcher else LightningEnvironment()
-    return {
-        "accelerator": cfg.accelerator,
-        "devices": n_local(cfg),
-        "num_nodes": cfg.num_nodes,
-        "strategy": strategy,
-        "plugins": [environment],
-    }
-
-
-def _meeting_place() -> bool:
-    return bool(os.environ.get("MASTER_ADDR")) and number("MASTER_PORT") > 0
 
 
 @contextmanager
 def away_from_launchers(cfg: TrainerConfig) -> Iterator[None]:
     """Hide what launchers left in the environment while this command starts processes of its own.
 
-    Lightning, PyTorch and others read these variables wherever they find them. They come back at the end, except where
-    further processes, which run the whole command, are still at work (ddp).
+    Lightning, PyTorch and others read these variables wherever they find them; so Lightning does settings of its
+    ``Trainer``. They come back at the end, except where further processes, which run the whole command, are still at
+    work (ddp).
     """
     from lightning_utilities.core.rank_zero import rank_zero_only
 
-    if launcher_of(cfg) or is_started_here(cfg):
-        yield
-        return
+    own = launcher_of(cfg) is None and not is_started_here(cfg)
     kept = BY_HAND if cfg.num_nodes > 1 else ()
-    hidden = {name: os.environ.pop(name) for name in [*os.environ] if _is_of_launcher(name) and name not in kept}
-    os.environ[STARTED_BY] = str(os.getpid())
-    vars(rank_zero_only)["rank"] = rank_of(cfg)  # Lightning took it from the environment as it was imported
+    hidden = {name: os.environ.pop(name) for name in _of_launchers() if own and name not in kept}
+    hidden |= {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(TRAINER_SETTINGS)}
+    if own:
+        os.environ[STARTED_BY] = str(os.getpid())
+        vars(rank_zero_only)["rank"] = rank_of(cfg)  # Lightning took it from the environment as it was imported
     try:
         yield
     finally:
-        if not is_started_here(cfg):
-            for name in [*os.environ]:
-                if _is_of_launcher(name) and name not in kept:
+        if own and not is_started_here(cfg):
+            for name in [STARTED_BY, *_of_launchers()]:
+                if name not in kept:
                     del os.environ[name]
-            del os.environ[STARTED_BY]
             os.environ.update(hidden)
 
 
-def _is_of_launcher(name: str) -> bool:
-    return name in VARIABLES or name.startswith(FAMILIES)
+def _of_launchers() -> list[str]:
+    return [name for name in os.environ if name in VARIABLES or name.startswith(FAMILIES)]

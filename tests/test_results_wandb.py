@@ -131,6 +131,13 @@ def test_the_variables_of_wandb_are_respected_and_a_missing_key_is_said_before_t
     assert settings["mode"] == wanted
 
 
+def test_a_mode_that_wandb_does_not_know_is_said(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch)
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(UserError, match=r"unknown W&B mode \(WANDB_MODE\) 'ofline'\. Did you mean 'offline'"):
+        check_logger(cfg)
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "run"])
 def test_verbs_ask_before_they_work(verb: str, cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib

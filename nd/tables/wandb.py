@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nd.config import Config
-from nd.errors import UserError
+from nd.errors import UserError, unknown
 from nd.files import read_json, write_text
 from nd.launch import is_rank_zero
 from nd.locks import locked
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 NAME_LENGTH = 120  # W&B cuts names at 128 characters
 ALWAYS = ("verb", "schema")
 CSV_NAME = "scores-log.csv"
+MODES = ("offline", "online", "disabled")
 FIELDS = ("run", "name", "metric", "value")
 
 
@@ -40,16 +41,18 @@ def check_logger(cfg: Config) -> None:
     """Make sure, before any work, that ``logger`` can show what it is asked to.
 
     Raises:
-        UserError: the wandb package is missing, or ``logger.mode=online`` without a key to log in with.
+        UserError: the wandb package is missing, its mode is none, or it is online without a key to log in with.
     """
     if cfg.logger.name != "wandb":
         return
-    wandb = _wandb()
-    if _mode(cfg) != "online" or not is_rank_zero(cfg.trainer):
+    wandb, mode = _wandb(), _mode(cfg)
+    if mode not in MODES:
+        raise unknown("W&B mode (WANDB_MODE)", mode, MODES)
+    if mode != "online" or not is_rank_zero(cfg.trainer):
         return
     try:
         wandb.login()  # asks for the key where a person can answer
-    except wandb.Error as error:
+    except (wandb.Error, ValueError) as error:
         raise UserError(
             f"logger=wandb is online, but W&B does not let this machine in: {error} Run `wandb login`, set "
             "WANDB_API_KEY, or use logger.mode=offline and `wandb sync` later."
