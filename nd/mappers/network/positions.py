@@ -81,7 +81,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, time_B: Tensor) -> Tensor:
         """(B, D) of (B,) timesteps."""
-        return self.layers(sines(time_B, self.width).to(self.layers[0].weight.dtype))
+        return self.layers(sines(time_B, self.width).to(next(self.parameters()).dtype))
 
 
 def sines(time_B: Tensor, width: int) -> Tensor:
