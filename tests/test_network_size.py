@@ -76,6 +76,11 @@ def test_mixed_precision_keeps_about_what_is_estimated(kind: str) -> None:
     assert 0.85 * real < found.activations < 1.5 * real
 
 
+def test_double_precision_takes_twice_as_much() -> None:
+    single, double = (training_bytes(SMALL, PARTS, N_VOXELS, 4, precision=name) for name in ("32-true", "64-true"))
+    assert (double.states, double.activations) == (2 * single.states, 2 * single.activations)
+
+
 def test_parameters_and_states() -> None:
     net = Network(SMALL, PARTS, N_VOXELS, aux_width=24)
     n_parameters = sum(weights.numel() for weights in net.parameters())

@@ -170,6 +170,6 @@ class DiffusionPrior(nn.Module):
         return self._clean(torch.zeros_like(condition_BTD), condition_BTD, levels - 1)
 
     def _clean(self, noisy_BTD: Tensor, condition_BTD: Tensor, time: int) -> Tensor:
-        """(B, T, D) float32 estimate of the clean target."""
+        """(B, T, D) estimate of the clean target, float32 or wider."""
         time_B = torch.full((len(noisy_BTD),), time, device=noisy_BTD.device)
         return wide(self.network(condition_BTD, noisy_BTD, time_B))

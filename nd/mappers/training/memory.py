@@ -84,9 +84,10 @@ def training_bytes(
     n_parameters = sum(weights.numel() for weights in network.parameters())
     states = n_parameters * (STATE_BYTES + EMA_BYTES * ema)
     activations = activation_bytes(network, n_voxels, batch_size)
-    if precision != "32-true":
+    if precision.endswith("mixed"):
         activations = int(MIXED_SHARE * activations) + MIXED_WEIGHT_BYTES * n_parameters
-    return Estimate(n_parameters, states, activations)
+    wide = 2 if precision == "64-true" else 1
+    return Estimate(n_parameters, wide * states, wide * activations)
 
 
 def activation_bytes(network: Network, n_voxels: Mapping[str, int], batch_size: int) -> int:
@@ -134,7 +135,7 @@ def _levers(
         yield f"training.batch_size={half}", config, half, {}
     if config.prior and (depth := config.prior_depth // 2) > 0 and not all(part.is_map for part in slices):
         yield f"network.prior_depth={depth}", replace(config, prior_depth=depth), batch_size, {}
-    if how.get("precision", "32-true") == "32-true":
+    if not how.get("precision", "32-true").endswith("mixed"):
         yield "training.precision=bf16-mixed", config, batch_size, {"precision": "bf16-mixed"}
 
 
