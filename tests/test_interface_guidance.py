@@ -198,6 +198,8 @@ def test_what_does_not_fit_is_said(pipeline: Any, tower: Any) -> None:
             nd.guide_pipeline(pipeline, tower, g, **({"layers": LAYERS} | given)),
         ):
             pass
+    with pytest.raises(nd.UserError, match=r"is a VisionTransformer; a model of open_clip\.create_model"):
+        nd.tower_features(tower.visual, np.zeros((1, 16, 16, 3), np.uint8))
     with (
         pytest.raises(nd.UserError, match="features of 2 images do not divide 1 samples"),
         nd.guide_pipeline(pipeline, tower, g, layers=LAYERS, kappa=1.0),

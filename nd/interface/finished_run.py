@@ -80,7 +80,7 @@ class FinishedRun:
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
             config, checked = restored(values)
-        except (OSError, yaml.YAMLError, AttributeError) as error:
+        except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}). Remove its folder and run its verb again.") from None
         if checked.all:
             raise UserError(f"{path} was written by another version of nd: " + " ".join(checked.all))
@@ -104,10 +104,10 @@ class FinishedRun:
         if wanted is None:
             raise UserError(f"{self.path} was not made from a {verb} run: it read {self.manifest.get('inputs', {})}.")
         root = self.path.parent.parent / earlier
-        for path in sorted(root.iterdir()) if root.is_dir() else ():
-            folder = RunFolder(earlier, path, "")
+        for status in sorted(root.glob("*/status")):
+            folder = RunFolder(earlier, status.parent, "")
             if folder.done and folder.fingerprint == wanted:
-                return FinishedRun(path, earlier).source(verb)
+                return FinishedRun(folder.path, earlier).source(verb)
         raise UserError(
             f"the {earlier} run that {self.path} was made from (fingerprint {wanted}) is not in {root}: it was removed "
             "or made again from other inputs."
@@ -123,7 +123,8 @@ class FinishedRun:
     @property
     def images(self) -> NDArray[np.uint8]:
         """(N, R, H, W, 3) uint8 RGB reconstructions, all of them (5 of 512 px for each of 1,000 images: 4 GB)."""
-        return _read(self.source("reconstruct").path / "images.h5", "images")["images"]
+        images: NDArray[np.uint8] = _read(self.source("reconstruct").path / "images.h5", "images")["images"]
+        return images
 
     @cached_property
     def predictions(self) -> dict[str, NDArray[np.float32]]:
@@ -134,6 +135,10 @@ class FinishedRun:
     def summary(self) -> dict[str, Any]:
         """All that ``scores.json`` holds: metrics, protocol, test set, retrieval and brain correlation where asked."""
         summary: dict[str, Any] = read_json(self._evaluated("scores.json"))
+        if "metrics" not in summary:
+            raise UserError(
+                f"{self.path / 'scores.json'} lacks metrics. Remove its folder and run `nd evaluate` again."
+            )
         return summary
 
     @property

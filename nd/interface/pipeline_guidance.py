@@ -100,7 +100,8 @@ class PipelineGuide:
     def __init__(self, pipeline: Any, tower: Any, features_BLTD: Tensor, config: Config) -> None:
         """Take what ``guide_pipeline`` was given, checked against each other."""
         self.pipeline, self.guidance = pipeline, config.guidance
-        blocks, seen = BlockFeatures(tower.visual, config.target.layers), _tower_of(tower)
+        seen = _tower_of(tower)
+        blocks = BlockFeatures(tower.visual, config.target.layers)
         if tuple(features_BLTD.shape[1:]) != blocks.shape:
             raise UserError(
                 f"features have shape {tuple(features_BLTD.shape)}; (B, layers, tokens, width) = (B, "
@@ -159,14 +160,17 @@ class PipelineGuide:
 
 def _tower_of(tower: Any) -> Backbone:
     """A backbone that has the tower alone, and prepares images as the tower says it was trained on them."""
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
     from open_clip.model import get_model_preprocess_cfg
 
+    if not hasattr(tower, "visual"):
+        raise UserError(f"the image tower is a {type(tower).__name__}; a model of open_clip.create_model was wanted.")
     how, weight = get_model_preprocess_cfg(tower), next(tower.visual.parameters())
     method = how.get("interpolation", "bicubic")
     config = BackboneConfig(
         tower_size=tower.visual.image_size[0],
-        tower_mean=list(how["mean"]),
-        tower_std=list(how["std"]),
+        tower_mean=list(how.get("mean") or OPENAI_DATASET_MEAN),
+        tower_std=list(how.get("std") or OPENAI_DATASET_STD),
         tower_filter=method if method in FILTERS else "bicubic",
     )
     backbone = Backbone(config, weight.device)
