@@ -33,7 +33,13 @@ log = logging.getLogger(__name__)
 
 
 def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprint: str) -> Origin:
-    """Return what the mapper of one fold is fitted on; `cfg.target.name` is its target, `fingerprint` its features'."""
+    """Return what the mapper of one fold is fitted on.
+
+    Args:
+        cfg: `cfg.target.name` is its target.
+        fold: its number.
+        fingerprint: of the target's features.
+    """
     return Origin(
         subject=subject.name,
         roi=cfg.subject.roi,
@@ -47,7 +53,11 @@ def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprin
 
 
 def fold_data(cfg: Config, subject: Subject, fold: Fold, store: Path) -> FoldData:
-    """Return responses (means over repeats) and targets of a fold's training and validation images, no others."""
+    """Return responses (means over repeats) and targets of a fold's training and validation images, no others.
+
+    Args:
+        store: the features of `cfg.target`.
+    """
     targets = control_of(cfg, TargetStore(store, allowed_ids=fold.seen), fold.seen)
     groups = tuple(Group(*part) for part in column_groups(targets.target, targets.shape, cfg.target.layers))
     train, val = mean_betas(subject, fold.train), mean_betas(subject, fold.val)
@@ -88,6 +98,10 @@ def fit_fold(
 
 def check_folds(folder: Path, wanted: list[Origin], train_command: str) -> None:
     """Compare the checkpoints of a train run folder with what they are wanted for.
+
+    Args:
+        wanted: one for each fold; checkpoints that are not there yet are passed over.
+        train_command: what makes the right ones, for the message.
 
     Raises:
         UserError: one was fitted on something else.
