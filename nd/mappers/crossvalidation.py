@@ -74,7 +74,7 @@ class Held:
         return torch.stack([_squared_error(p, t) for p, t in pairs]).sum(0)
 
     def add_to(self, scores: ValidationScores, best_K: Tensor | None = None) -> None:
-        """Count the predictions under all penalties; or under one for each column, that at place `best_K`."""
+        """Count the predictions in `scores`: under all penalties, or under the one at place `best_K` (K,) int64."""
         found = self.predictions
         if best_K is not None:
             found = [one.gather(0, best_K.expand(1, *one.shape[1:])) for one in found]

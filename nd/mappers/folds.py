@@ -34,7 +34,13 @@ log = logging.getLogger(__name__)
 
 
 def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprint: str) -> Origin:
-    """Return what the mapper of one fold is fitted on; `cfg.target.name` is its target, `fingerprint` its features'."""
+    """Return what the mapper of one fold is fitted on.
+
+    Args:
+        cfg: `cfg.target.name` is its target.
+        fold: its number.
+        fingerprint: of the target's features.
+    """
     return Origin(
         subject=subject.name,
         roi=cfg.subject.roi,
@@ -48,7 +54,11 @@ def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprin
 
 
 def fold_data(cfg: Config, subject: Subject, fold: Fold, store: Path) -> FoldData:
-    """Return responses (`mapper.trials`) and targets of a fold's training and validation images, no others."""
+    """Return responses (`mapper.trials`) and targets of a fold's training and validation images, no others.
+
+    Args:
+        store: the features of `cfg.target`.
+    """
     targets = control_of(cfg, TargetStore(store, allowed_ids=fold.seen), fold.seen)
     groups = tuple(Group(*part) for part in column_groups(cfg.target, targets.shape))
     if getattr(cfg.mapper, "trials", "mean") == "single":
@@ -93,6 +103,10 @@ def fit_fold(
 
 def check_folds(folder: Path, wanted: list[Origin], train_command: str) -> None:
     """Compare the checkpoints of a train run folder with what they are wanted for.
+
+    Args:
+        wanted: one for each fold; checkpoints that are not there yet are passed over.
+        train_command: what makes the right ones, for the message.
 
     Raises:
         UserError: one was fitted on something else.

@@ -132,7 +132,7 @@ def column_statistics(
 def standardised(
     values_NK: NDArray[np.float32], mean_K: NDArray[np.float64], std_K: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return columns (N, K) float64 less their mean (K,), over their standard deviation (K,); 0 where that is 0."""
+    """Return columns (N, K) less their mean (K,), over their standard deviation (K,), float64; 0 where that is 0."""
     return np.asarray((values_NK - mean_K) * _inverse(std_K))
 
 

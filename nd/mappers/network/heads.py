@@ -176,6 +176,10 @@ class LatentHead(Head):
 def coarse_sides(part: TargetSlice, channels: Sequence[int]) -> tuple[int, int]:
     """Return the sides of the map from which ``len(channels) - 1`` doublings lead to that of the slice.
 
+    Args:
+        part: a latent map (C, H, W).
+        channels: of the decoder, coarsest last.
+
     Raises:
         UserError: there is none; it says how many channels there could be.
     """
@@ -193,7 +197,12 @@ def coarse_sides(part: TargetSlice, channels: Sequence[int]) -> tuple[int, int]:
 
 
 def decoder(n_in: int, n_out: int, channels: Sequence[int]) -> nn.Module:
-    """Return a VAE's decoder: attention over the coarse map, then a block and a doubling for each of `channels`."""
+    """Return a VAE's decoder: attention over the coarse map, then a block and a doubling for each of `channels`.
+
+    Args:
+        n_in, n_out: channels of the coarse map, and of the latent one.
+        channels: of the blocks, coarsest last.
+    """
     from diffusers.models.autoencoders.vae import Decoder
 
     common = math.gcd(*channels)

@@ -55,6 +55,10 @@ def cosine_alpha_bar(n_timesteps: int) -> list[float]:
 def released_steps(alpha_bar: Sequence[float], n_levels: int) -> list[Step]:
     """Return the steps of DDIM with eta 1 as published, ``n_levels - 1`` of them; 94, 89, ..., 4 of 100 and 20 levels.
 
+    Args:
+        alpha_bar: of every timestep.
+        n_levels: noise levels, of which evaluations lie between, 2 or more.
+
     Two quirks: sampling starts from pure noise below the noisiest timestep, and the levels stepped between are those
     of the timesteps before (``time - 1``) while the predicted noise is that of ``time``
     (dalle2-pytorch 1.15.6, ``DiffusionPrior.p_sample_loop_ddim``).

@@ -149,6 +149,11 @@ def attend(queries_BHQW: Tensor, key_BKW: Tensor, value_BKW: Tensor, bias_HQK: T
 
     The heads share keys and values, so their queries are those of a single head, one after the other: nothing is
     copied for each head. Heads are filled with zeros, which change no product, up to a width that fused kernels take.
+
+    Args:
+        queries_BHQW: (B, H, Q, W), of any length.
+        key_BKW, value_BKW: (B, K, W), shared by the heads.
+        bias_HQK: (H, Q, K) added to the logits.
     """
     dtype, spare = value_BKW.dtype, -value_BKW.shape[-1] % KERNEL_MULTIPLE
     queries, keys = unit(queries_BHQW).to(dtype).flatten(1, 2), unit(key_BKW).to(dtype)

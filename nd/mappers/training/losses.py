@@ -31,11 +31,6 @@ def absolute_error(predicted: Tensor, target: Tensor) -> Tensor:
     return (wide(predicted) - wide(target)).abs().flatten(1).mean(1)
 
 
-def cosine_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return (B,), 1 - cos(predicted, target) of a sample's flattened numbers, in [0, 2]; both (B, *shape)."""
-    return 1 - (_unit(predicted.flatten(1)) * _unit(target.flatten(1))).sum(1)
-
-
 def mixco_nce(predicted: Tensor, target: Tensor, temperature: float, labels_BB: Tensor) -> Tensor:
     """Return the contrastive loss (), both ways, of predictions whose voxels were mixed (BiMixCo of MindEye).
 

@@ -197,7 +197,7 @@ def move_average(decay: float, averages: Any, weights: Any, n_averaged: Any) -> 
 
 
 def decay_groups(network: Network, config: TrainingConfig) -> Iterator[dict[str, Any]]:
-    """Yield groups of parameters by their decay: subject layers, other weights, and what is not decayed.
+    """Yield AdamW's groups of parameters by their decay: subject layers, other weights, and what is not decayed.
 
     Gains and biases are exempt. Published code means the same, but decays the gains of layer norms in a Sequential,
     whose names do not say what they are, and the subject layers' biases

@@ -198,7 +198,7 @@ def patch_tokens(target: Tensor) -> Tensor:
 
 
 def pooled_tokens(target: Tensor, sides: tuple[int, int]) -> Tensor:
-    """Return (B, S, D), patch tokens averaged over the places of a map with these sides."""
+    """Return (B, S, D), patch tokens averaged over the places of a map with these sides; target (B, *shape)."""
     tokens = patch_tokens(target)
     own = math.isqrt(tokens.shape[1])
     square = tokens.transpose(1, 2).unflatten(2, (own, own))
