@@ -20,11 +20,10 @@ from nd.config.application import conf_dir, verb
 from nd.doctor.data import DataNeeds, data_needs
 from nd.doctor.extent import Extent, extent
 from nd.doctor.listing import WIDTH, tree_lines
-from nd.doctor.memory import memory_estimate, store_bytes, target_numbers
+from nd.doctor.memory import largest_training, memory_estimate, store_bytes, target_numbers, voxel_counts
 from nd.doctor.need import Need, byte_text
 from nd.doctor.prepared import unread
 from nd.doctor.terms import fetching, terms
-from nd.doctor.training import largest_training, voxel_counts
 from nd.doctor.weights import local_folder, weight_needs
 from nd.prepare import pieces_of
 from nd.runs.identity import TRAINED_MAPPERS, reads_predictions
