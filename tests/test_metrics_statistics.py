@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from scipy.special import ndtr, stdtrit
 from scipy.stats import bootstrap
 
 from nd.errors import UserError
-from nd.metrics.intervals import bootstrap_interval, paired_difference
+from nd.metrics.intervals import bootstrap_interval, bootstrap_means, paired_difference
 
 
 @pytest.mark.parametrize(("method", "scipy_method"), [("bca", "BCa"), ("percentile", "percentile")])
@@ -19,6 +22,21 @@ def test_interval_equals_scipy(method: str, scipy_method: str) -> None:
     assert got.mean == values.mean()
     assert abs(got.lo - wanted.low) < 0.04 * spread
     assert abs(got.hi - wanted.high) < 0.04 * spread
+
+
+@pytest.mark.parametrize("n", [8, 120])
+@pytest.mark.parametrize("method", ["bca", "percentile", "expanded"])
+def test_ends_are_scipys_of_the_same_resamples(method: str, n: int) -> None:
+    values = np.random.default_rng(0).exponential(size=n)
+    drawn = SimpleNamespace(bootstrap_distribution=bootstrap_means(values, 2000, seed=0))
+    widened = float(1 - 2 * ndtr(np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.025)))
+    how = {
+        "method": "percentile" if method == "percentile" else "BCa",
+        "confidence_level": widened if method == "expanded" else 0.95,
+    }
+    wanted = bootstrap((values,), np.mean, n_resamples=0, bootstrap_result=drawn, **how).confidence_interval
+    got = bootstrap_interval(values, method=method)
+    assert (got.lo, got.hi) == (pytest.approx(wanted.low, rel=1e-12), pytest.approx(wanted.high, rel=1e-12))
 
 
 def test_bca_differs_from_percentile_on_skewed_scores() -> None:

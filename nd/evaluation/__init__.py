@@ -1,1 +1,1 @@
-"""What compares with stimuli: external images, brain correlation, retrieval by decoded targets, sanity checks."""
+"""What compares a run with stimuli: scores read and written, external images, brain correlation, decoded targets."""

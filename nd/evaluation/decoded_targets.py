@@ -65,7 +65,7 @@ def decoded_scores(cfg: Config, image_ids: NDArray[np.int32]) -> DecodedScores:
         both = retrieval(torch.from_numpy(decoded), torch.from_numpy(true))
         scores.retrieval.update({f"retrieval_{target}_{name}": both[name].summary() for name in DIRECTIONS})
         scores.diversity[target] = asdict(diversity(decoded, true))
-    return scores
+    return scores if scores.diversity else DecodedScores()
 
 
 def _pairs(

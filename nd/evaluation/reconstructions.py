@@ -92,7 +92,17 @@ def check_unique(image_ids: NDArray[Any], n_images: int, path: Path) -> None:
 def check_ids(
     image_ids: NDArray[np.int32], wanted: Sequence[int] | NDArray[np.int32], path: Path, advice: str = AGAIN
 ) -> None:
-    """Raise UserError unless exactly the wanted images are there: scores of other sets are not comparable."""
+    """Refuse other images than the wanted ones: scores of other sets are not comparable.
+
+    Args:
+        image_ids: (N,) those there are.
+        wanted: those of the split.
+        path: where they were found.
+        advice: what to do.
+
+    Raises:
+        UserError: images are missing, or do not belong.
+    """
     missing, extra = np.setdiff1d(wanted, image_ids), np.setdiff1d(image_ids, wanted)
     if missing.size or extra.size:
         raise UserError(

@@ -27,7 +27,16 @@ PerImage = dict[str, NDArray[np.float64]]  # (N,) by metric; as read, image_id i
 
 
 def one_metric(name: str, values: NDArray[np.float64], n_boot: int) -> dict[str, Any]:
-    """Mean and 95% interval over images, the number of images, the value by chance, and which way is better."""
+    """Return what ``scores.json`` says of a column.
+
+    Args:
+        name: the column, of ``nd.metrics.measures.columns``.
+        values: (N,) one score per image; NaN where there is none.
+        n_boot: resamples of the interval.
+
+    Returns:
+        Mean and 95% interval over images, the number of images, the value by chance, and which way is better.
+    """
     interval, metric = bootstrap_interval(values, n_boot), columns()[name]
     return {
         "mean": interval.mean, "lo": interval.lo, "hi": interval.hi, "n": interval.n,

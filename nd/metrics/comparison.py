@@ -47,7 +47,13 @@ class Comparison:
 def compare_paired(
     a: NDArray[np.floating], b: NDArray[np.floating], n_boot: int = 10_000, n_flips: int = N_FLIPS, seed: int = 0
 ) -> Comparison:
-    """Compare two methods by their scores (N,) of the same images; an image without a score in either is left out.
+    """Compare two methods by their scores of the same images; an image without a score in either is left out.
+
+    Args:
+        a, b: (N,) scores in the same order of images.
+        n_boot: resamples of the interval.
+        n_flips: sign patterns drawn where there are too many to look at all.
+        seed: of both.
 
     Raises:
         UserError: another number of images, no usable image, infinite scores.
@@ -61,7 +67,16 @@ def compare_paired(
 
 
 def sign_flip_p(differences_N: NDArray[np.float64], n_flips: int = N_FLIPS, seed: int = 0) -> float:
-    """Two-sided p-value of a mean difference of 0: exact up to 16 differences other than 0, else by drawn signs."""
+    """Return the two-sided p-value of a mean difference of 0.
+
+    Args:
+        differences_N: finite; those of exactly 0 say nothing.
+        n_flips: patterns drawn where more than 16 differences are other than 0; up to there the test is exact.
+        seed: of the drawing.
+
+    Raises:
+        UserError: no flip is asked for where signs must be drawn.
+    """
     kept_N = differences_N[differences_N != 0]  # a flip leaves 0 as it is
     if len(kept_N) == 0:
         return 1.0
@@ -102,6 +117,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Raises:
         UserError: a value that is no probability.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
     """
     given = np.asarray(p_values, np.float64)
     if not ((given >= 0) & (given <= 1)).all():

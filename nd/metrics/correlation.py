@@ -30,7 +30,20 @@ def all_finite(x: Tensor, what: str) -> None:
 
 
 def pearson(x_BD: Tensor, y_BD: Tensor) -> Tensor:
-    """Correlation (B,) of matching rows in float64, in [-1, 1]; 0 where a row is constant."""
+    """Return Pearson's correlation of matching rows.
+
+    Args:
+        x_BD, y_BD: numbers of any kind; computed in float64.
+
+    Returns:
+        (B,) float64 in [-1, 1]; 0 where a row is constant.
+
+    Raises:
+        UserError: other shapes, or values that are not finite.
+
+    >>> pearson(torch.tensor([[1.0, 2, 3], [1, 1, 1]]), torch.tensor([[2.0, 4, 6], [1, 2, 3]])).tolist()
+    [1.0, 0.0]
+    """
     same_shape(x_BD, y_BD, "correlation")
     all_finite(x_BD, "correlation")
     all_finite(y_BD, "correlation")
@@ -43,7 +56,16 @@ def pearson(x_BD: Tensor, y_BD: Tensor) -> Tensor:
 
 
 def pixcorr(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-    """PixCorr (B,): correlation over all pixels and channels of each pair of images; best 1.
+    """Return PixCorr: correlation over all pixels and channels of each pair of images; best 1.
+
+    Args:
+        x_BCHW, y_BCHW: images of one size, in any unit.
+
+    Returns:
+        (B,) float64 in [-1, 1].
+
+    Raises:
+        UserError: as ``pearson``.
 
     Source: Ozcelik & VanRullen 2023 (evaluate_reconstruction.py:78-83); the size is the protocol's (theirs: 425).
     """
@@ -51,7 +73,16 @@ def pixcorr(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
 
 
 def feature_distance(pred_BD: Tensor, true_BD: Tensor) -> Tensor:
-    """Correlation distance (B,) in [0, 2], best 0: ``scipy.spatial.distance.correlation`` of matching rows.
+    """Return the correlation distance of matching rows, as ``scipy.spatial.distance.correlation``.
+
+    Args:
+        pred_BD, true_BD: features, further axes are flattened.
+
+    Returns:
+        (B,) float64 in [0, 2], best 0.
+
+    Raises:
+        UserError: as ``pearson``.
 
     Source: the EfficientNet-B1 and SwAV columns of Ozcelik & VanRullen 2023 and MindEye2 (final_evaluations.ipynb).
     """
@@ -59,6 +90,16 @@ def feature_distance(pred_BD: Tensor, true_BD: Tensor) -> Tensor:
 
 
 def cosine(x_BD: Tensor, y_BD: Tensor) -> Tensor:
-    """Cosine (B,) of matching rows in float64; 0 where a row is all zeros."""
+    """Return the cosine of matching rows, in float64.
+
+    Args:
+        x_BD, y_BD: features, further axes are flattened.
+
+    Returns:
+        (B,) in [-1, 1]; 0 where a row is all zeros.
+
+    Raises:
+        UserError: other shapes.
+    """
     same_shape(x_BD, y_BD, "cosine")
     return torch.cosine_similarity(x_BD.double().flatten(1), y_BD.double().flatten(1), dim=1)

@@ -107,7 +107,16 @@ def stimulus_features(
     folder: Path | None = None,
     device: torch.device = CPU,
 ) -> Features:
-    """Features of the stimuli by layer, read from ``folder`` or computed and written there (None: only computed)."""
+    """Return features of the stimuli by layer, read from ``folder`` or computed and written there.
+
+    Args:
+        stimuli_NHW3: checked images.
+        view: which network, and how it sees them.
+        layers: those wanted.
+        weights: ``protocol.weights``, or ``RANDOM``.
+        folder: None: they are computed and forgotten.
+        device: where the network runs.
+    """
     if folder is None:
         return features(stimuli_NHW3, view, weights, device)
     path = features_path(folder, stimuli_NHW3, view, weights)

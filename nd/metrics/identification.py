@@ -32,9 +32,15 @@ SIGNATURE = 64  # features compared first when equal stimuli are looked for
 
 
 def correlation_matrix(true_ND: Tensor, pred_ND: Tensor) -> Tensor:
-    """Correlations r[i, j] (N, N) float64 of true row i and predicted row j; 0 where a row is constant.
+    """Return the correlation of every true row with every predicted one.
 
     Features are centred and multiplied chunk by chunk in float32 and summed in float64: no (2N, D) float64 copy.
+
+    Args:
+        true_ND, pred_ND: float features.
+
+    Returns:
+        r[i, j] (N, N) float64 of true row i and predicted row j; 0 where a row is constant.
 
     Raises:
         UserError: values that are not finite.
@@ -96,7 +102,7 @@ def equal_rows(rows_ND: Tensor) -> Tensor:
 def two_way_identification(
     pred_ND: Tensor, true_ND: Tensor, groups: Tensor | None = None, rule: str = "column"
 ) -> Tensor:
-    """Share (N,) float64 of wrong stimuli that each reconstruction is less like than its own; best 1, chance 0.5.
+    """Return the share of wrong stimuli that each reconstruction is less like than its own.
 
     Args:
         pred_ND: features (or pixels) of the reconstructions, one per stimulus; further axes are flattened.
@@ -105,8 +111,15 @@ def two_way_identification(
             gives NaN (no comparison was made).
         rule: ``column``, or ``row``: share of wrong reconstructions that each stimulus is less like than its own.
 
+    Returns:
+        (N,) float64 in [0, 1]; best 1, chance 0.5.
+
     Raises:
         UserError: other shapes, values that are not finite, fewer than two items, unknown rule.
+
+    >>> stimuli = torch.eye(4)
+    >>> two_way_identification(stimuli, stimuli).tolist()
+    [1.0, 1.0, 1.0, 1.0]
     """
     if rule not in RULES:
         raise unknown("rule of identification", rule, RULES)

@@ -23,7 +23,15 @@ LUMA = (0.2125, 0.7154, 0.0721)
 
 
 def check_images(images: NDArray[Any], what: str) -> None:
-    """Raise UserError unless ``images`` is (..., H, W, 3), uint8 or finite floats in [0, 1]; ``what`` names them."""
+    """Refuse images that cannot be scored.
+
+    Args:
+        images: (..., H, W, 3) RGB, uint8 or finite floats in [0, 1].
+        what: their name in messages.
+
+    Raises:
+        UserError: another shape or type, NaN, or values outside [0, 1].
+    """
     if images.ndim < 3 or images.shape[-1] != 3:
         raise UserError(
             f"{what}: shape {images.shape} was found, RGB images (..., H, W, 3) were wanted. "

@@ -47,7 +47,16 @@ class Interval:
 
 
 def bootstrap_means(values_N: NDArray[np.float64], n_boot: int, seed: int) -> NDArray[np.float64]:
-    """(S,) means of resamples with replacement; the resamples depend on N, ``n_boot`` and ``seed`` alone."""
+    """Return the means of resamples with replacement, which depend on N, ``n_boot`` and ``seed`` alone.
+
+    Args:
+        values_N: one score per image.
+        n_boot: resamples, S.
+        seed: of the resampling.
+
+    Returns:
+        (S,) float64.
+    """
     n = len(values_N)
     drawn = np.random.default_rng(seed).integers(n, size=(n_boot, n), dtype=np.int32)
     return np.asarray(values_N[drawn].mean(1))
@@ -98,7 +107,17 @@ def end_levels(
 def interval_ends(
     values_TN: NDArray[np.float64], means_TS: NDArray[np.float64], level: float = LEVEL, method: str = "bca"
 ) -> NDArray[np.float64]:
-    """(T, 2) ends of the intervals of T sets of scores from their bootstrap means."""
+    """Return the ends of the intervals of T sets of scores.
+
+    Args:
+        values_TN: the scores.
+        means_TS: their bootstrap means (``bootstrap_means_of_many``).
+        level: confidence, in (0, 1).
+        method: one of ``METHODS``.
+
+    Returns:
+        (T, 2) lower and upper ends.
+    """
     levels_T2 = end_levels(values_TN, means_TS, level, method)
     sorted_TS = np.sort(means_TS, axis=1)
     places_T2 = levels_T2 * (means_TS.shape[1] - 1)
@@ -111,7 +130,7 @@ def interval_ends(
 def bootstrap_interval(
     values: NDArray[np.floating], n_boot: int = 2000, seed: int = 0, level: float = LEVEL, method: str = "bca"
 ) -> Interval:
-    """Mean of per-image values with its bootstrap interval. NaN marks an image without a value; it is left out.
+    """Return the mean of per-image values with its bootstrap interval. An image without a value (NaN) is left out.
 
     Args:
         values: (N,) one score per image.
@@ -122,6 +141,10 @@ def bootstrap_interval(
 
     Raises:
         UserError: no value at all, infinite values, unknown method, n_boot below 1.
+
+    >>> found = bootstrap_interval(np.array([0.2, 0.4, 0.6, np.nan]))
+    >>> found.n, found.lo < found.mean < found.hi
+    (3, True)
     """
     if method not in METHODS:
         raise unknown("interval method", method, METHODS)
@@ -142,9 +165,15 @@ def bootstrap_interval(
 def paired_difference(
     a: NDArray[np.floating], b: NDArray[np.floating], n_boot: int = 2000, seed: int = 0, level: float = LEVEL
 ) -> Interval:
-    """Mean of a - b over the same images with its ``expanded`` interval; positive where ``a`` scores higher.
+    """Return the mean of a - b over the same images with its ``expanded`` interval; positive where ``a`` scores higher.
 
     Differences of two methods are often few or skewed, where ``bca`` holds the truth too rarely.
+
+    Args:
+        a, b: (N,) scores of the same images in the same order; an image without one (NaN) is left out.
+        n_boot: resamples.
+        seed: of the resampling.
+        level: confidence, in (0, 1).
 
     Raises:
         UserError: another number of images.

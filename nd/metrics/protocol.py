@@ -105,7 +105,15 @@ def weights_found(protocol: ProtocolConfig) -> dict[str, str]:
 
 
 def check_protocol(protocol: ProtocolConfig, image_size: int) -> None:
-    """Raise UserError where stimuli of ``image_size`` pixels cannot be scored under the protocol."""
+    """Refuse what is too small for SSIM.
+
+    Args:
+        protocol: whose pixel metrics are computed at ``image_size``.
+        image_size: side of the stimuli or reconstructions, pixels.
+
+    Raises:
+        UserError: one of them is below 11 pixels.
+    """
     if protocol.image_size < WINDOW:
         raise UserError(f"protocol.image_size={protocol.image_size}: SSIM needs at least {WINDOW} pixels.")
     if image_size < WINDOW:

@@ -60,7 +60,15 @@ class Repeat:
 
 
 def repeats_of(images_NRHW3: Any, aggregation: str) -> list[Repeat]:
-    """The images of an image that are scored. UserError: unknown aggregation, no repeat."""
+    """Return the reconstructions of every stimulus that are scored, one at a time.
+
+    Args:
+        images_NRHW3: an array, or what is sliced like one.
+        aggregation: one of ``AGGREGATIONS``.
+
+    Raises:
+        UserError: unknown aggregation, no repeat.
+    """
     if aggregation not in AGGREGATIONS:
         raise unknown("protocol.aggregation", aggregation, AGGREGATIONS)
     n_repeats = images_NRHW3.shape[1]
@@ -118,7 +126,14 @@ def repeat_consistency(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
 
 
 def consistencies(repeats_BR: Tensor, kind: str) -> dict[str, Tensor]:
-    """The columns (B,) of one of ``SIMILARITIES``: mean and, where there is more than one pair, variance over pairs.
+    """Return the columns of one kind of consistency: mean and, where there is more than one pair, variance over pairs.
+
+    Args:
+        repeats_BR: as in ``pair_similarities``.
+        kind: one of ``SIMILARITIES``.
+
+    Returns:
+        (B,) by name of column.
 
     The variance says whether some repeats stand apart. It describes these repeats and estimates nothing (divided by the
     number of pairs): pairs that share a repeat are not independent.

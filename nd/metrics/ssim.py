@@ -36,11 +36,14 @@ def _blur(images_BHW: Tensor, windows: str) -> Tensor:
 
 
 def ssim(x_BCHW: Tensor, y_BCHW: Tensor, windows: str = "2d") -> Tensor:
-    """SSIM (B,) in [-1, 1], best 1, of RGB images in [0, 1] turned grey; float64 inside.
+    """Return the SSIM of RGB images turned grey; float64 inside.
 
     Args:
-        x_BCHW, y_BCHW: images.
+        x_BCHW, y_BCHW: images of one size, float in [0, 1].
         windows: ``2d``, or ``per_column``: every column by itself, then the mean over columns.
+
+    Returns:
+        (B,) in [-1, 1], best 1.
 
     Raises:
         UserError: images of different or too small size (a window is 11 pixels), or not finite; unknown windows.
@@ -62,5 +65,5 @@ def ssim(x_BCHW: Tensor, y_BCHW: Tensor, windows: str = "2d") -> Tensor:
 
 
 def ssim_per_column(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-    """SSIM (B,) with windows along columns alone, as ``ssim`` with ``windows="per_column"``."""
+    """Return ``ssim(..., windows="per_column")``."""
     return ssim(x_BCHW, y_BCHW, "per_column")

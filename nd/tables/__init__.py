@@ -1,1 +1,1 @@
-"""Tables: their specs, the rows found by identity, the files, plots and pages made of them, and views in loggers."""
+"""Tables: their specs, the rows found by identity, sanity checks, files, plots and pages, and views in loggers."""

@@ -55,7 +55,15 @@ def evenly_ranked(values_N: NDArray[np.float64], n_shown: int) -> NDArray[np.int
 
 
 def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
-    """Return the images of the spec's ``images`` rows for the first subject, first repeat, stimuli on top."""
+    """Return the images of the spec's ``images`` rows for the first subject, first repeat, stimuli on top.
+
+    Args:
+        table: whose reconstruct runs are there.
+        n_shown: images shown.
+
+    Raises:
+        UserError: the spec names no rows.
+    """
     rows = [row for row in table.rows if row.subject == table.subjects[0] and row.row.label in table.spec.images]
     rows.sort(key=lambda row: table.spec.images.index(row.row.label))
     if not rows:

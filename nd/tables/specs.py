@@ -196,7 +196,13 @@ def subjects_of(spec: TableSpec, cfg: Config) -> list[str]:
 
 
 def expand(spec: TableSpec, cfg: Config, derive: Callable[..., Config]) -> list[Entry]:
-    """Return every row for every subject; ``derive`` composes the user's configuration with further overrides."""
+    """Return every row for every subject.
+
+    Args:
+        spec: of the table.
+        cfg: as the user composed it.
+        derive: composes it with further overrides.
+    """
     return [
         Entry(
             row,

@@ -47,7 +47,12 @@ class Difference:
 
 
 def differences_of(pairs: Sequence[Pair], subjects: Sequence[str], per_image: Scores) -> list[Difference]:
-    """Compare all pairs of a table for every subject; ``per_image(label, subject)`` gives a row's scores.
+    """Compare all pairs of a table for every subject.
+
+    Args:
+        pairs: of labels, with the metrics compared.
+        subjects: for whom.
+        per_image: gives a row's scores, images in the order of their ids.
 
     Raises:
         UserError: a row lacks a metric, or two rows have other images.
@@ -141,7 +146,12 @@ def _refuse(averaged: Averaged, a: Entry, b: Entry, what: str) -> None:
 
 
 def means_of(averaged: Sequence[Averaged], entries: Sequence[Entry], per_image: Scores) -> list[MeanRow]:
-    """Every row's mean over subjects, if there are several, and every mean over seeds.
+    """Return every row's mean over subjects, if there are several, and every mean over seeds.
+
+    Args:
+        averaged: rows that differ in their seed alone.
+        entries: all rows of the table.
+        per_image: gives a row's scores, images in the order of their ids.
 
     Raises:
         UserError: rows that may not be averaged.

@@ -117,9 +117,15 @@ class Table:
 
 
 def collect(spec: TableSpec, entries: Sequence[Entry], command: str) -> Table:
-    """Read every row's scores. Rows that are missing or not comparable are a ``UserError`` that names them.
+    """Read every row's scores, compare, average and check them.
 
-    ``command`` is what runs all missing rows, for the message.
+    Args:
+        spec: of the table.
+        entries: its rows for every subject (``nd.tables.specs.expand``).
+        command: what runs all missing rows, for the message.
+
+    Raises:
+        UserError: rows that are missing or not comparable, by name.
     """
     folders = [RunFolder.open(entry.cfg, "evaluate") for entry in entries]
     missing = [entry for entry, folder in zip(entries, folders, strict=True) if not folder.is_done()]
