@@ -30,17 +30,10 @@ from nd.data.nsd.facts import PEOPLE
 from nd.data.prepared import Stimuli, Subject, stimuli_path, subject_path
 from nd.doctor import weights
 from nd.doctor.extent import Extent, images_seen
-from nd.doctor.memory import (
-    largest_training,
-    memory_estimate,
-    stages,
-    store_bytes,
-    target_numbers,
-    target_shapes,
-    training_needs,
-)
+from nd.doctor.memory import memory_estimate, store_bytes, target_numbers, target_shapes
 from nd.doctor.need import byte_text
 from nd.doctor.report import doctor
+from nd.doctor.training import largest_training, stages, training_needs
 from nd.doctor.whole import fault
 from nd.mappers.arrays import LARGE_BYTES
 from nd.mappers.base import FoldData, Group

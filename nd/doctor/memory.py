@@ -1,17 +1,12 @@
-"""Roughly how much memory and disk the largest steps take, from the shapes of data, targets and backbone.
-
-Nothing needs to be there for it: what is not prepared yet is estimated from what is known of the data set.
-"""
+"""Roughly how much memory and disk the largest steps take, from the shapes of data and backbone."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-<<<<<<< HEAD
 from nd.backbone.vdvae.shape import IMAGENET64
 from nd.backbone.weights import local_folder
 from nd.config import Config
@@ -20,25 +15,7 @@ from nd.generate.plan import Plan
 from nd.machine import pick_device
 from nd.mappers.arrays import LARGE_BYTES
 from nd.mappers.base import columns_at_once
-=======
-import torch
-
-from nd.backbone.loading import pick_device
-from nd.backbone.vdvae.shape import IMAGENET64
-from nd.config import Config, NetworkConfig, trained_heads
-from nd.doctor.extent import Extent, extent
-from nd.doctor.tree import Tree
-from nd.doctor.weights import local_folder
-from nd.errors import UserError
-from nd.generate.plan import AT_ONCE
-from nd.mappers.arrays import LARGE_BYTES
-from nd.mappers.blocks import columns_at_once
-from nd.mappers.network.parts import Part, parts_of
-from nd.mappers.network.size import Estimate, largest_levers, training_bytes
->>>>>>> tables
 from nd.mappers.normal_equations import equation_bytes
-from nd.mappers.training.needs import n_processes
-from nd.mappers.training.teacher import patch_tokens
 from nd.runs.identity import reads_targets
 
 # Stable Diffusion v1.4, where its files are not on this disk.
@@ -81,7 +58,7 @@ class Memory:
     """What the largest steps hold, in bytes.
 
     ``preparing``: a session of NSD (0: other data, read in small blocks); ``mapping``: the largest mapper in closed
-    form while it is fitted (0: it is trained, see ``largest_training``); ``sample``: activations of one guided
+    form while it is fitted (0: it is trained, see ``nd.doctor.training``); ``sample``: activations of one guided
     sample; ``in_flight``: how many of them go through the networks at once where memory allows.
     """
 
@@ -184,90 +161,4 @@ def tower_config(cfg: Config) -> dict[str, Any]:
 def _tower_shape(cfg: Config) -> tuple[int, int, int]:
     vision = tower_config(cfg)
     tokens = (cfg.backbone.tower_size // vision["patch_size"]) ** 2 + 1
-<<<<<<< HEAD
     return len(cfg.decoding("g").target.layers), tokens, vision["width"]
-=======
-    return len(cfg.target.layers), tokens, vision["width"]
-
-
-# ---- training the network
-
-
-@dataclass(frozen=True)
-class TrainingNeed:
-    """One training: of which targets, in which stage, and what it takes in one process.
-
-    Attributes: ``n_voxels`` by subject; ``n_samples`` of a step in one process.
-    """
-
-    targets: tuple[str, ...]
-    stage: str
-    network: NetworkConfig
-    parts: tuple[Part, ...]
-    n_voxels: Mapping[str, int]
-    n_samples: int
-    how: Mapping[str, Any]
-
-    @property
-    def estimate(self) -> Estimate:
-        """Parameters, and bytes."""
-        return training_bytes(self.network, self.parts, self.n_voxels, self.n_samples, **self.how)
-
-    @property
-    def advice(self) -> str:
-        """What it takes in words, and which settings lower it."""
-        return largest_levers(self.network, self.parts, self.n_voxels, self.n_samples, **self.how)
-
-
-def training_needs(cfg: Config, n_voxels: Mapping[str, int]) -> Iterator[TrainingNeed]:
-    """Every training of a configuration with the trained mapper.
-
-    n_voxels: of ``cfg.subject.name`` and of every other subject of the data set. UserError: a target without a head.
-    """
-    shapes, training = target_shapes(cfg), cfg.training
-    names = [name for name in cfg.method.targets if name in shapes]
-    network = trained_heads(cfg.network, training)
-    n_samples = math.ceil(training.batch_size / n_processes(cfg.trainer))
-    how = {"variant": cfg.mapper.variant, "ema": training.ema > 0, "precision": training.precision}
-    for targets in [tuple(names)] if network.share == "all" else [(name,) for name in names]:
-        parts = tuple(part for name in targets for part in parts_of(name, shapes[name]))
-        width = _aux_width(cfg, shapes) if any(part.is_map for part in parts) else 0
-        for stage, seen in stages(cfg, n_voxels).items():
-            yield TrainingNeed(targets, stage, network, parts, seen, n_samples, {**how, "aux_width": width})
-
-
-def stages(cfg: Config, n_voxels: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """Voxels of the subjects that each stage trains on."""
-    own = {cfg.subject.name: n_voxels[cfg.subject.name]}
-    others = {name: n for name, n in n_voxels.items() if name not in own}
-    pretraining = cfg.training.stage == "pretrain" or (cfg.training.pretrain and not cfg.training.pretrained)
-    found = {"pretraining": others} if pretraining and others else {}
-    return found if cfg.training.stage == "pretrain" else {**found, "fine-tuning": own}
-
-
-def voxel_counts(cfg: Config, size: Extent, raw: Tree | None) -> dict[str, int]:
-    """Voxels of the subject, whose extent is ``size``, and of the data set's others; as many where they are unknown."""
-    found = {cfg.subject.name: size.voxels}
-    for name in cfg.data.subjects:
-        if name not in found:
-            other = replace(cfg, subject=replace(cfg.subject, name=name, sessions=0))
-            found[name] = extent(other, raw).voxels or size.voxels
-    return found
-
-
-def _aux_width(cfg: Config, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Numbers of a token that teaches a latent map's auxiliary head; 0 where none does."""
-    target = cfg.training.aux_target
-    if not target or not cfg.training.aux_weight or target not in shapes:
-        return 0
-    return int(patch_tokens(torch.empty(1, *shapes[target], device="meta")).shape[-1])
-
-
-def largest_training(cfg: Config, n_voxels: Mapping[str, int]) -> tuple[TrainingNeed, Estimate] | str:
-    """The training that takes most, with its estimate; or why the network cannot be built."""
-    try:
-        found = [(need, need.estimate) for need in training_needs(cfg, n_voxels)]
-    except UserError as error:
-        return str(error)
-    return max(found, key=lambda pair: pair[1].total) if found else "no target of the method is known"
->>>>>>> tables

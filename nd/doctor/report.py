@@ -23,21 +23,14 @@ from nd.doctor.data import DataNeeds, data_needs
 from nd.doctor.extent import Extent, extent
 from nd.doctor.extraction import extraction_lines
 from nd.doctor.listing import WIDTH, tree_lines
-from nd.doctor.memory import largest_training, memory_estimate, store_bytes, target_numbers, voxel_counts
+from nd.doctor.memory import memory_estimate, store_bytes, target_numbers
 from nd.doctor.need import Need, byte_text
 from nd.doctor.prepared import unread
 from nd.doctor.terms import fetching, terms
-<<<<<<< HEAD
 from nd.doctor.training import largest_training, voxel_counts
 from nd.doctor.weights import weight_needs
 from nd.machine import versions
 from nd.runs.identity import mapper_of, reads_predictions
-=======
-from nd.doctor.weights import local_folder, weight_needs
-from nd.prepare import pieces_of
-from nd.runs.identity import TRAINED_MAPPERS, reads_predictions
-from nd.runs.manifest import versions
->>>>>>> tables
 
 SAFE_SHARE = 0.7  # of a device's memory, the rest left to weights and everything else
 MARKS = {"ok": "ok     ", "made": "to make", "missing": "MISSING", "wrong": "WRONG  ", "hint": "example"}
