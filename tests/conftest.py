@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +74,6 @@ def linear_world(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.
     from helpers_training import write_world
 
     return write_world(tmp_path_factory.mktemp("linear") / "world", tiny_backbone_config)
-
-
-@pytest.fixture(scope="module")
-def few_at_once() -> Iterator[None]:
-    """Sampling goes by 8 samples: every part is filled up to so many, and tests have few images."""
-    import nd.generate.plan as plan
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "AT_ONCE", 8)
-        yield
 
 
 @pytest.fixture

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from nd.config import DataConfig, MapperConfig, MethodConfig, TargetConfig
-from nd.config.components import component
+from nd.config import Config, DataConfig, MapperConfig, MethodConfig, TargetConfig
+from nd.config.components import component, found
 
 
 def data_settings(source: str = "scenes", **fields: Any) -> DataConfig:
@@ -33,3 +34,14 @@ def mapper_settings(name: str = "ridge", **fields: Any) -> MapperConfig:
     kind = component("mapper", name).settings
     settings: MapperConfig = kind(name=name, **{key: value for key, value in fields.items() if hasattr(kind(), key)})
     return settings
+
+
+def with_fields(cfg: Config, **fields: Any) -> Config:
+    """Return a configuration in which every target has those of some fields that it has."""
+    decodings = {}
+    for name in found("target").components:
+        one = cfg.decoding(name)
+        own = {key: value for key, value in fields.items() if hasattr(one.target, key)}
+        decodings[name] = replace(one, target=replace(one.target, **own))
+    target = decodings[cfg.target.name].target if cfg.target.name in decodings else cfg.target
+    return replace(cfg, target=target, decodings=decodings)

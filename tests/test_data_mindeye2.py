@@ -522,10 +522,6 @@ def test_images_of_another_size(cfg: Config) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"sessions": 1},
-            r"data.sessions=1: the MindEye2 release is prepared whole.*data.split=nsd982 uses the first 37",
-        ),
         ({"subjects": ["subj02"]}, "unknown subject of data=mindeye2 'subj01'"),
         ({"root": ""}, r"data=mindeye2 needs data.root="),
         ({"root": "/no/such/folder"}, r"data.root=/no/such/folder is not a folder"),

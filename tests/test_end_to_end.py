@@ -16,10 +16,6 @@ import pytest
 from helpers_commands import ONE_ROW, environment, succeed
 from numpy.typing import NDArray
 
-pytestmark = pytest.mark.usefixtures("few_at_once")
-# The same in a process of its own.
-FEW_AT_ONCE = "import nd.generate.plan; nd.generate.plan.AT_ONCE = 8; from nd.cli import main; main()"
-
 
 def images_of(folder: Path) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Image ids and images of the one finished reconstruct run below a folder."""
@@ -53,7 +49,7 @@ def test_a_killed_run_resumes_to_identical_images(uninterrupted: Path, tmp_path:
     folder = tmp_path / "killed"
     shutil.copytree(uninterrupted, folder, ignore=shutil.ignore_patterns("reconstruct", "evaluate"))
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, "-c", FEW_AT_ONCE, *ONE_ROW], cwd=folder, env=environment(), **quiet)
+    process = subprocess.Popen([sys.executable, "-m", "nd", *ONE_ROW], cwd=folder, env=environment(), **quiet)
     wait_for(lambda: bool(parts_of(folder)), process)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -148,7 +148,7 @@ def test_compiled_unet_gives_the_same_picture(backbone: Backbone, monkeypatch: p
     given, noise = inputs(1), noise_for(1, [0], 1, SHAPE)
     cfg = settings(backbone, eta=0.3)
     compiled = replace(cfg, trainer=replace(cfg.trainer, compile=True))
-    made, plain = (GuidedSampler(backbone, one).sample(*given.values(), noise)[0].pictures for one in (compiled, cfg))
+    made, plain = (GuidedSampler(backbone, one).sample(*given.values(), noise)[0].images for one in (compiled, cfg))
     assert graphs
     made, plain = (GuidedSampler(backbone, one).sample(*given.values(), noise)[0].images for one in (compiled, cfg))
     assert (made - plain).abs().max() < 1e-4

@@ -121,7 +121,7 @@ def sample_all(cfg: Config, source: PredictedFeatures, folder: Path, batch: int,
     """What the reconstruct verb does between opening and closing its run folder."""
     parts, ids = Parts(folder / "parts"), [12, 13, 14, 15, 16]
     batches = partition(ids, batch)
-    work = Work(parts.unfinished(batches), source, guided_diffusion.wanted_targets(cfg))
+    work = Work(parts.unfinished(batches), source, component("generator", "guided_diffusion").wants(cfg))
     build = functools.partial(component("generator", "guided_diffusion").build, [cfg])
     run_work(build, work, [parts], trainer, [len(b) for b in batches])
     parts.merge(ids, folder / "images.h5", {"seed": cfg.seed})

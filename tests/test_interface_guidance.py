@@ -72,7 +72,7 @@ def engine(backbone: Backbone, tower: Any, inputs: dict[str, Tensor], cfg_scale:
     backbone.config.tower_filter = how["interpolation"]
     sampler = GuidedSampler(backbone, config)
     (one,) = sampler.sample(inputs["z"], inputs["c"], inputs["g"], inputs["noise"][:, None])
-    return one.pictures[:, 0]
+    return one.images[:, 0]
 
 
 def drawn(n: int) -> dict[str, Tensor]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from nd.config.mapper_rules import mapper_contradictions, mapper_idle
 
 from nd.config import Config
 from nd.config.application import compose
-from nd.config.rules import without_effect
+from nd.config.rules import contradictions, without_effect
 from nd.errors import UserError
 
 TWO_STAGE = ["mapper=two_stage", "data.subjects=[subj01,subj02]"]
+RIDGE = "mapper=ridge"
+
+
+def mapper_contradictions(cfg: Config, verb: str = "") -> list[str]:
+    return [text for text in contradictions(cfg, verb) if text.startswith(("mapper", "network", "training", "target"))]
 
 
 def problems(*overrides: str, verb: str = "") -> list[str]:
@@ -71,7 +77,8 @@ TRAINING = [
 
 @pytest.mark.parametrize(("override", "message"), LINEAR)
 def test_rules_of_every_mapper(override: str, message: str) -> None:
-    found = problems(override)
+    of_columns = override.startswith(("mapper.n_feat", "mapper.penalty"))
+    found = problems("mapper=fastl2lir" if of_columns else RIDGE, override)
     assert len(found) == 1
     assert found[0].startswith(message)
 
@@ -79,23 +86,24 @@ def test_rules_of_every_mapper(override: str, message: str) -> None:
 @pytest.mark.parametrize(("override", "message"), [*NETWORK, *TRAINING])
 def test_rules_of_the_network(override: str, message: str) -> None:
     """One problem each; with another mapper the same field only has no effect."""
-    found = problems(*TWO_STAGE, override)
+    found = problems(*TWO_STAGE, override, verb="run")
     assert len(found) == 1
     assert found[0].startswith(message)
-    assert problems(override) == []
+    assert problems(RIDGE, override, verb="run") == []
 
 
 def test_rescaling_to_the_training_images_is_ridges() -> None:
-    assert problems(*TWO_STAGE, "mapper.rescale=train")[0].startswith("mapper.rescale: train is ridge's; two_stage")
-    assert problems("mapper.rescale=train") == []
+    said = "mapper.rescale has no effect: train is ridge's; two_stage has none or (variant=released) test."
+    assert warnings_of(*TWO_STAGE, "mapper.rescale=train") == [said]
+    assert warnings_of(RIDGE, "mapper.rescale=train") == []
 
 
 def test_prior_that_no_loss_trains_is_none() -> None:
     with_prior = [*TWO_STAGE, "network.prior=true"]
-    assert problems(*with_prior, "network.predict=prior", "training.token_weight=0") == []
+    assert problems(*with_prior, "network.predict=prior", "training.token_weight=0", verb="run") == []
     lost = problems(*with_prior, "network.predict=prior", "training.prior_weight=0")
     assert lost[0].startswith("network.predict: prior needs network.prior=true and training.prior_weight above 0")
-    assert problems(*with_prior, "training.prior_weight=0", "training.token_weight=0")[0].startswith(
+    assert problems(*with_prior, "training.prior_weight=0", "training.token_weight=0", verb="run")[0].startswith(
         "training.token_weight: 0 without a prior"
     )
 
@@ -103,47 +111,44 @@ def test_prior_that_no_loss_trains_is_none() -> None:
 @pytest.mark.parametrize(("target", "n_problems"), [("z", 0), ("c", 1), ("g", 1)])
 def test_latent_maps_need_no_loss_of_tokens(target: str, n_problems: int) -> None:
     """The published settings for z have neither a prior nor a loss of tokens."""
-    cfg = compose(TWO_STAGE)
-    cfg.training.token_weight, cfg.target.name = 0, target
-    assert len(mapper_contradictions(cfg, "train")) == n_problems
-    cfg.method.targets = ["z"]
-    assert mapper_contradictions(cfg, "predict") == []
-    cfg.network.share, cfg.method.targets = "all", ["z", "c"]
-    cfg.target.name = "z"
-    assert len(mapper_contradictions(cfg, "train")) == 1
+    given = [*TWO_STAGE, "training.token_weight=0", f"target={target}"]
+    assert len(problems(*given, verb="train")) == n_problems
+    assert problems(*given, "method=vae", verb="predict") == []
+    assert len(problems(*given, "network.share=all", verb="train")) == 1, "the others are trained with it"
+
+
+@pytest.mark.parametrize("target", ["pixels", "colour"])
+def test_targets_without_a_head_are_refused(target: str) -> None:
+    said = f"mapper: two_stage has no head for target {target}. Give mapper=ridge for it."
+    assert problems(*TWO_STAGE, f"target={target}", verb="train") == [said]
 
 
 def test_published_settings_contradict_nothing() -> None:
     base = ["mapper=two_stage_released", *TWO_STAGE[1:]]
     for target in ("c", "g"):
-        assert mapper_contradictions(compose([*base, f"target={target}"]), "train") == []
-    z = compose(["mapper=two_stage_released", *TWO_STAGE[1:], "method=vae", "target=z", "network=released_z"])
-    assert mapper_contradictions(z, "train") == []
-    assert z.network.trunk == "residual"
+        assert problems(*base, f"target={target}", verb="train") == []
+    z = [*base, "target=z", "network=released_z"]
+    assert problems(*z, verb="train") == []
+    assert compose(z).network.trunk == "residual"
 
 
 @pytest.mark.parametrize("verb", ["train", "run"])
-def test_pretraining_needs_others(verb: str) -> None:
-    lonely = compose(["mapper=two_stage", "data.subjects=[subj01]"])
+def test_pretraining_needs_others(verb: str, tmp_path: Path) -> None:
+    lonely = ["mapper=two_stage", "data.subjects=[subj01]"]
     message = "training.pretrain: data scenes has no subject beside subj01 (data.subjects), so there is nobody"
-    assert mapper_contradictions(lonely, verb)[0].startswith(message)
-    assert mapper_contradictions(lonely, "predict") == []
-    for given in ({"pretrain": False}, {"pretrained": "folder"}):
-        other = compose(["mapper=two_stage", "data.subjects=[subj01]"])
-        for name, value in given.items():
-            setattr(other.training, name, value)
-        assert mapper_contradictions(other, verb) == []
-        other.training.stage = "pretrain"
-        assert mapper_contradictions(other, verb)[0].startswith(message)
+    assert problems(*lonely, verb=verb)[0].startswith(message)
+    assert problems(*lonely, verb="predict") == []
+    for given in ("training.pretrain=false", f"training.pretrained={tmp_path}"):
+        assert problems(*lonely, given, verb=verb) == []
+        assert problems(*lonely, given, "training.stage=pretrain", verb=verb)[0].startswith(message)
 
 
 def test_target_must_be_among_those_trained_together() -> None:
-    cfg = compose([*TWO_STAGE, "network.share=all", "target=edge"])
-    found = mapper_contradictions(cfg, "train")
+    given = [*TWO_STAGE, "target=edge"]
+    found = problems(*given, "network.share=all", verb="train")
     assert found[0].startswith("target: network.share=all trains ['z', 'c', 'g'] (method.targets) at once, edge is not")
-    assert mapper_contradictions(cfg, "predict") == []
-    cfg.network.share = "target"
-    assert mapper_contradictions(cfg, "train") == []
+    assert problems(*given, "network.share=all", verb="predict") == []
+    assert problems(*given, verb="train") == []
 
 
 # ---- without effect ------------------------------------------------------------------------------------------------
@@ -157,11 +162,8 @@ def warnings_of(*overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "warning"),
     [
-        (["network.hidden=8"], "network.hidden has no effect: it belongs to mapper=two_stage, not ridge."),
-        (["training.epochs=3"], "training.epochs has no effect: it belongs to mapper=two_stage, not ridge."),
-        ([*TWO_STAGE, "mapper.alphas=[1]"], "mapper.alphas has no effect: it belongs to mapper=ridge, not two_stage."),
-        ([*TWO_STAGE, "mapper.keep=0.5"], "mapper.keep has no effect: it belongs to mapper=ridge and mapper=fastl2lir"),
-        (["mapper.penalty=1"], "mapper.penalty has no effect: it belongs to mapper=fastl2lir, not ridge."),
+        ([RIDGE, "network.hidden=8"], "network.hidden has no effect: it belongs to mapper=two_stage, not ridge."),
+        ([RIDGE, "training.epochs=3"], "training.epochs has no effect: it belongs to mapper=two_stage, not ridge."),
         ([*TWO_STAGE, "training.pretrain_epochs=3"], ""),
         (
             [*TWO_STAGE, "training.pretrain=false", "training.pretrain_epochs=3"],
@@ -194,11 +196,22 @@ def test_fields_without_effect_are_named(overrides: list[str], warning: str) -> 
     assert "".join(found).startswith(warning)
 
 
-def test_pretrain_epochs_have_no_effect_on_a_network_made_elsewhere() -> None:
-    cfg = compose(TWO_STAGE)
-    cfg.training.pretrained = "folder"
-    idle = [fields for fields, _, applies in mapper_idle(cfg) if applies]
-    assert ("training.pretrain_epochs",) in idle
+def test_pretrain_epochs_have_no_effect_on_a_network_made_elsewhere(tmp_path: Path) -> None:
+    found = warnings_of(*TWO_STAGE, f"training.pretrained={tmp_path}", "training.pretrain_epochs=3")
+    assert found == ["training.pretrain_epochs has no effect: training.pretrained is given."]
+
+
+@pytest.mark.parametrize(
+    ("given", "belongs"),
+    [
+        ([*TWO_STAGE, "mapper.alphas=[1]"], "it belongs to mapper=ridge, and mapper is two_stage"),
+        ([*TWO_STAGE, "mapper.keep=0.5"], "it belongs to mapper=ridge or mapper=fastl2lir, and mapper is two_stage"),
+        ([RIDGE, "mapper.penalty=1"], "it belongs to mapper=fastl2lir, and mapper is ridge"),
+    ],
+)
+def test_fields_of_another_mapper_are_unknown(given: list[str], belongs: str) -> None:
+    with pytest.raises(UserError, match=belongs):
+        compose(given)
 
 
 def test_defaults_of_every_mapper_have_no_problem() -> None:

@@ -27,7 +27,6 @@ SETUP = ("git clone", "cd ", "source ")
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 SHOWN = [name for name in EXPERIMENTS if any(line.startswith(f"nd run experiment={name}") for line in VERBS)]
 FORMS = ("nsd", "mindeye2")  # of files that Scenes can be written in
-pytestmark = pytest.mark.usefixtures("few_at_once")
 SMALL = ["debug=fast", "debug.limit_images=3", "trainer.progress=false"]
 
 

@@ -51,14 +51,10 @@ class Recorder:
 
     def inputs(self, name: str, cfg: Config) -> dict[str, str]:
         if name == "predict":
-            return {f"train {t}": found(one_target(cfg, t), "train").fingerprint for t in cfg.method.targets}
+            return {f"train {t}": found(cfg.with_target(t), "train").fingerprint for t in cfg.method.targets}
         source = {"reconstruct": ("predictions", "predict"), "evaluate": ("images", "reconstruct")}.get(name)
         folder = RunFolder.open(cfg, source[1]) if source else None
         return {source[0]: folder.fingerprint} if source and folder and folder.done else {}
-
-
-def one_target(cfg: Config, name: str) -> Config:
-    return replace(cfg, target=replace(cfg.target, name=name))
 
 
 def row(root: Path, **method: object) -> Config:
@@ -73,7 +69,7 @@ def verbs() -> Recorder:
 
 
 def test_a_row_is_the_whole_chain_in_order(verbs: Recorder, tmp_path: Path) -> None:
-    verbs.chain().run_row(steps_of(row(tmp_path), one_target))
+    verbs.chain().run_row(steps_of(row(tmp_path)))
     assert verbs.done == [
         "prepare scenes", "extract scenes z, c", "train scenes-subj01-z-ridge",
         "train scenes-subj01-c-ridge", "predict scenes-subj01-c_z-ridge",
@@ -85,7 +81,7 @@ def test_a_row_is_the_whole_chain_in_order(verbs: Recorder, tmp_path: Path) -> N
 
 def test_floors_and_oracles_decode_nothing(tmp_path: Path) -> None:
     def verbs_of(cfg: Config) -> list[str]:
-        return [step.verb for step in steps_of(cfg, one_target)]
+        return [step.verb for step in steps_of(cfg)]
 
     assert verbs_of(row(tmp_path, generator="mean_image")) == ["prepare", "reconstruct", "evaluate"]
     oracle = row(tmp_path)
@@ -96,27 +92,27 @@ def test_floors_and_oracles_decode_nothing(tmp_path: Path) -> None:
 def test_rows_share_their_steps(verbs: Recorder, tmp_path: Path) -> None:
     chain, unguided = verbs.chain(), row(tmp_path)
     unguided.guidance.kappa = 0.0
-    chain.run_row(steps_of(row(tmp_path), one_target))
+    chain.run_row(steps_of(row(tmp_path)))
     before = len(verbs.done)
-    chain.run_row(steps_of(unguided, one_target))
+    chain.run_row(steps_of(unguided))
     assert [line.split()[0] for line in verbs.done[before:]] == ["reconstruct", "evaluate"]
 
 
 def test_again_nothing_is_done(verbs: Recorder, tmp_path: Path) -> None:
-    verbs.chain().run_row(steps_of(row(tmp_path), one_target))
+    verbs.chain().run_row(steps_of(row(tmp_path)))
     before = len(verbs.done)
     verbs.lines.clear()
-    verbs.chain().run_row(steps_of(row(tmp_path), one_target))
+    verbs.chain().run_row(steps_of(row(tmp_path)))
     assert len(verbs.done) == before
     assert [line.split()[-2:] for line in verbs.lines] == [["done", "already"]]
 
 
 def test_only_what_is_missing_is_done(verbs: Recorder, tmp_path: Path) -> None:
-    verbs.chain().run_row(steps_of(row(tmp_path), one_target))
+    verbs.chain().run_row(steps_of(row(tmp_path)))
     verbs.done.clear()
     sharper = row(tmp_path)
     sharper.guidance.kappa = 5.0
-    verbs.chain().run_row(steps_of(sharper, one_target))
+    verbs.chain().run_row(steps_of(sharper))
     assert [line.split()[0] for line in verbs.done] == ["prepare", "extract", "reconstruct", "evaluate"]
 
 
@@ -126,23 +122,23 @@ def test_a_failing_step_fails_every_row_that_needs_it_once(verbs: Recorder, tmp_
     verbs.errors["predict"] = RuntimeError("no memory")
     for cfg in (row(tmp_path), unguided):
         with pytest.raises(StepFailed, match=r"predict scenes-subj01-c_z-ridge-\w+: RuntimeError: no memory"):
-            chain.run_row(steps_of(cfg, one_target))
+            chain.run_row(steps_of(cfg))
     assert sum(line.startswith("predict") for line in verbs.done) == 1
-    chain.run_row(steps_of(row(tmp_path, generator="mean_image"), one_target))
+    chain.run_row(steps_of(row(tmp_path, generator="mean_image")))
     assert verbs.done[-1].startswith("evaluate scenes-subj01-neuraldiffuser")
 
 
 def test_a_mistake_in_what_all_rows_share_stops_at_once(verbs: Recorder, tmp_path: Path) -> None:
     verbs.errors["train"] = UserError("voxels hold NaN")
     with pytest.raises(UserError, match="voxels hold NaN"):
-        verbs.chain().run_row(steps_of(row(tmp_path), one_target))
+        verbs.chain().run_row(steps_of(row(tmp_path)))
 
 
 def test_a_changed_run_is_named_with_all_that_came_of_it(verbs: Recorder, tmp_path: Path) -> None:
     voxels = tmp_path / "data" / "scenes" / "subj01.h5"
     voxels.parent.mkdir(parents=True)
     voxels.write_bytes(b"1")
-    steps = steps_of(row(tmp_path), one_target)
+    steps = steps_of(row(tmp_path))
     verbs.chain().run_row(steps)
     voxels.write_bytes(b"2")
     with pytest.raises(UserError) as caught:
@@ -153,7 +149,7 @@ def test_a_changed_run_is_named_with_all_that_came_of_it(verbs: Recorder, tmp_pa
 
 
 def test_runs_made_from_an_earlier_version_of_a_run_are_found(verbs: Recorder, tmp_path: Path) -> None:
-    steps = steps_of(row(tmp_path), one_target)
+    steps = steps_of(row(tmp_path))
     verbs.chain().run_row(steps)
     train = next(step for step in steps if step.verb == "train").folder
     assert train is not None
@@ -209,7 +205,6 @@ def test_the_exit_code_tells_of_a_failed_row(
     verbs: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(nd.run, "action_of", lambda name, quiet: verbs.verb(name))
-    monkeypatch.setattr(nd.run, "with_target", one_target)
     assert nd.run.run(row(tmp_path)) == 0
     verbs.errors["reconstruct"] = RuntimeError("no memory")
     failing = row(tmp_path)

@@ -11,19 +11,22 @@ import pytest
 import torch
 from helpers_backbone import IMAGE_SIZE
 from helpers_clip import tiny_clip
+from helpers_config import with_fields
 from numpy.typing import NDArray
 
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import BackboneConfig, Config
+from nd.config.components import found
 from nd.data.prepared import Stimuli, write_stimuli
 from nd.errors import LeakError, UserError
 from nd.targets import fill
 from nd.targets.base import Extractor, Items
-from nd.targets.registry import EXTRACTORS, build_extractor
+from nd.targets.registry import build_extractor
 from nd.targets.store import TargetStore, details_of, store_fingerprint, store_path
 
 N_IMAGES = 10
-NAMES = sorted(EXTRACTORS.keys() - {"vdvae"})  # whose network comes in one, large size: see test_vdvae.py
+# The network of vdvae comes in one, large size: see test_vdvae.py.
+NAMES = sorted(found("target").components.keys() - {"vdvae"})
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def cfg(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.TempPathF
     cfg.data.image_size = IMAGE_SIZE
     root = tmp_path_factory.mktemp("targets")
     cfg.paths.data, cfg.paths.cache = str(root / "data"), str(root / "cache")
-    cfg.target.clip = str(tiny_clip(root / "clip"))
+    cfg = with_fields(cfg, clip=str(tiny_clip(root / "clip")))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (N_IMAGES, IMAGE_SIZE, IMAGE_SIZE, 3)).astype(np.uint8)
     captions = [[f"no {i} {k}" for k in range(1 + i % 3)] for i in range(N_IMAGES)]
@@ -96,7 +99,7 @@ def test_c_averages_the_captions_last_hidden_states(cfg: Config, stimuli: Stimul
 
 
 def test_c_uses_at_most_max_captions(cfg: Config, backbone: Backbone) -> None:
-    one = replace(cfg, target=replace(cfg.target, max_captions=1))
+    one = with_fields(cfg, max_captions=1)
     found = build_extractor("c", one, backbone)(texts_of([["a b", "zz"], ["zz"]]))
     expected = backbone.encode_text(["a b", "zz"])
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
@@ -240,8 +243,8 @@ def test_fingerprint_follows_settings_and_weights_but_not_sampling_dtype(cfg: Co
     path = store_path(cfg, "g")
     assert path.name.startswith("scenes-g-")
     assert store_path(replace(cfg, backbone=replace(cfg.backbone, dtype="bfloat16")), "g") == path
-    assert store_path(replace(cfg, target=replace(cfg.target, layers=[0, 1])), "g") != path
-    assert store_path(replace(cfg, target=replace(cfg.target, layers=[0, 1])), "z") == store_path(cfg, "z")
+    assert store_path(with_fields(cfg, layers=[0, 1]), "g") != path
+    assert store_path(with_fields(cfg, layers=[0, 1]), "z") == store_path(cfg, "z")
     assert store_path(replace(cfg, backbone=replace(cfg.backbone, tower_mean=[0.5] * 3)), "g") != path
 
 

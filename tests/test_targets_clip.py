@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers_backbone import TEXT_LENGTH, TEXT_WIDTH
 from helpers_clip import LARGE, clip_tokenizer, randomise, tiny_clip
+from helpers_config import with_fields
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -50,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cfg(folder: Path, tiny_backbone_config: BackboneConfig) -> Config:
     cfg = Config(backbone=tiny_backbone_config)
-    cfg.target.clip = str(folder)
+    cfg = with_fields(cfg, clip=str(folder))
     return cfg
 
 
@@ -153,7 +154,9 @@ def test_shapes_and_what_each_target_is_by_transformers_own_forward(
     whole = CLIPModel.from_pretrained(folder)
     with torch.no_grad():
         embeds = whole.get_image_features(pixel_values=to_pixels(images, 28, CPU)).pooler_output
-        ids = clip_of(cfg.target, backbone).tokenizer(captions, padding="max_length", return_tensors="pt")["input_ids"]
+        ids = clip_of(cfg.decoding("clip_vision").target, backbone).tokenizer(
+            captions, padding="max_length", return_tensors="pt"
+        )["input_ids"]
         hidden = whole.text_model(input_ids=ids)
         tokens, ends = whole.text_projection(hidden.last_hidden_state), whole.text_projection(hidden.pooler_output)
     assert (vision.shape, image.shape, text.shape) == ((17, 24), (24,), (16, 24))
@@ -167,15 +170,15 @@ def test_shapes_and_what_each_target_is_by_transformers_own_forward(
 
 
 def test_clip_text_is_the_mean_over_captions_each_encoded_once(cfg: Config, backbone: Backbone) -> None:
-    target = replace(cfg.target, max_captions=2)
-    text = build_extractor("clip_text", replace(cfg, target=target), backbone)
+    fewer = with_fields(cfg, max_captions=2)
+    text, target = build_extractor("clip_text", fewer, backbone), fewer.decoding("clip_text").target
     calls: list[tuple[int, ...]] = []
     clip_of(target, backbone).text.text_model.register_forward_hook(counter(calls), with_kwargs=True)
     found = text(texts_of([["a", "bb", "never seen"], ["bb"], ["a", "a"]]))
     assert calls == [(2, 16)]
     a, bb = text(texts_of([["a"], ["bb"]]))
     np.testing.assert_allclose(found, np.stack([(a + bb) / 2, bb, a]), atol=1e-6)
-    every = build_extractor("clip_text", replace(cfg, target=replace(target, max_captions=0)), backbone)
+    every = build_extractor("clip_text", with_fields(cfg, max_captions=0), backbone)
     c = text(texts_of([["never seen"]]))[0]
     np.testing.assert_allclose(every(texts_of([["a", "bb", "never seen"]]))[0], (a + bb + c) / 3, atol=1e-6)
     with pytest.raises(UserError, match="has no caption; target clip_text needs at least one"):
@@ -183,7 +186,7 @@ def test_clip_text_is_the_mean_over_captions_each_encoded_once(cfg: Config, back
 
 
 def test_long_captions_keep_their_end_token(cfg: Config, backbone: Backbone) -> None:
-    clip = clip_of(cfg.target, backbone)
+    clip = clip_of(cfg.decoding("clip_vision").target, backbone)
     with torch.no_grad():
         tokens, ends = clip.encode_text(["a " * 40, "a"])
     torch.testing.assert_close(ends[0], tokens[0, 15])
@@ -208,16 +211,16 @@ def test_clip_image_and_clip_vision_share_one_pass(cfg: Config, backbone: Backbo
 
 
 def test_settings_that_differ_are_not_shared(cfg: Config, backbone: Backbone, copied: Path) -> None:
-    one = vision_pass(cfg.target, backbone)
-    assert vision_pass(replace(cfg.target, max_captions=1), backbone) is one
-    assert vision_pass(replace(cfg.target, precision="bfloat16"), backbone) is not one
-    assert vision_pass(replace(cfg.target, clip=str(copied)), backbone) is not one
-    assert vision_pass(cfg.target, Backbone(cfg.backbone)) is not one
+    one = vision_pass(cfg.decoding("clip_vision").target, backbone)
+    assert vision_pass(cfg.decoding("clip_image").target, backbone) is one
+    assert vision_pass(replace(cfg.decoding("clip_vision").target, precision="bfloat16"), backbone) is not one
+    assert vision_pass(replace(cfg.decoding("clip_vision").target, clip=str(copied)), backbone) is not one
+    assert vision_pass(cfg.decoding("clip_vision").target, Backbone(cfg.backbone)) is not one
 
 
 def test_clip_image_alone_projects_the_class_token_alone(cfg: Config, backbone: Backbone) -> None:
     image = build_extractor("clip_image", cfg, backbone)
-    half = clip_of(cfg.target, backbone).vision
+    half = clip_of(cfg.decoding("clip_vision").target, backbone).vision
     calls: list[tuple[int, ...]] = []
     half.visual_projection.register_forward_hook(counter(calls), with_kwargs=True)
     half.vision_model.post_layernorm.register_forward_hook(counter(calls), with_kwargs=True)
@@ -232,7 +235,7 @@ def test_half_precision_gives_the_same_but_for_rounding(
 ) -> None:
     items = Items(np.arange(2, dtype=np.int32), noise(2, 40, 40), [["a b c"], ["some words", "more"]])
     whole = build_extractor(name, cfg, backbone)(items)
-    half = build_extractor(name, replace(cfg, target=replace(cfg.target, precision=precision)), backbone)(items)
+    half = build_extractor(name, with_fields(cfg, precision=precision), backbone)(items)
     assert half.dtype == np.float32
     error = np.linalg.norm(half - whole) / np.linalg.norm(whole)
     assert 1e-5 < error < tolerance
@@ -342,7 +345,7 @@ def close(found: NDArray[np.float32], expected: Tensor) -> None:
 
 
 def test_c_of_fewer_tokens_equals_the_full_length_up_to_the_end_token(cfg: Config, backbone: Backbone) -> None:
-    short_cfg = replace(cfg, target=replace(cfg.target, tokens=5))
+    short_cfg = with_fields(cfg, tokens=5)
     full, short = build_extractor("c", cfg, backbone), build_extractor("c", short_cfg, backbone)
     assert short.shape == (5, TEXT_WIDTH)
     caption, cut = texts_of([["a b"]]), texts_of([["a b c d e"]])
@@ -357,7 +360,7 @@ def test_c_of_fewer_tokens_equals_the_full_length_up_to_the_end_token(cfg: Confi
 
 @pytest.mark.parametrize("tokens", [TEXT_LENGTH + 1, 2, -1])
 def test_c_of_more_tokens_than_the_encoder_has_is_refused(tokens: int, cfg: Config, backbone: Backbone) -> None:
-    c = build_extractor("c", replace(cfg, target=replace(cfg.target, tokens=tokens)), backbone)
+    c = build_extractor("c", with_fields(cfg, tokens=tokens), backbone)
     message = rf"target\.tokens={tokens}, but the text encoder .* takes 3 to {TEXT_LENGTH} tokens"
     with pytest.raises(UserError, match=message):
         _ = c.shape
@@ -366,7 +369,7 @@ def test_c_of_more_tokens_than_the_encoder_has_is_refused(tokens: int, cfg: Conf
 
 
 def test_c_averages_all_captions_where_max_captions_is_0(cfg: Config, backbone: Backbone) -> None:
-    c = build_extractor("c", replace(cfg, target=replace(cfg.target, max_captions=0)), backbone)
+    c = build_extractor("c", with_fields(cfg, max_captions=0), backbone)
     captions = list("abcdefg")
     with torch.no_grad():
         expected = backbone.encode_text(captions).mean(0).numpy()
@@ -380,9 +383,7 @@ def test_c_of_15_tokens_has_15_rows_of_768(cfg: Config) -> None:
     backbone.text_encoder = CLIPTextModel(config).eval()
     backbone.tokenizer = clip_tokenizer()
     caption = texts_of([["A dog runs over a meadow."]])
-    full, short = (
-        build_extractor("c", replace(cfg, target=replace(cfg.target, tokens=tokens)), backbone) for tokens in (0, 15)
-    )
+    full, short = (build_extractor("c", with_fields(cfg, tokens=tokens), backbone) for tokens in (0, 15))
     assert (full.shape, short.shape) == ((77, 768), (15, 768))
     np.testing.assert_allclose(short(caption)[0, :9], full(caption)[0, :9], atol=1e-5)  # begin, seven, end
 
@@ -466,7 +467,7 @@ def test_hub_without_network_says_what_is_needed(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    hub = replace(cfg, target=replace(cfg.target, clip="openai/clip-vit-large-patch14"))
+    hub = with_fields(cfg, clip="openai/clip-vit-large-patch14")
     for name in CLIP_TARGETS:
         extractor = build_extractor(name, hub, backbone)  # looks for nothing yet
         with pytest.raises(UserError, match=r"cannot fetch openai/clip-vit-large-patch14 .*1\.7 GB, licence MIT"):
@@ -474,7 +475,7 @@ def test_hub_without_network_says_what_is_needed(
 
 
 def test_fingerprints_load_no_model_and_follow_every_file(cfg: Config, copied: Path, backbone: Backbone) -> None:
-    changed = replace(cfg, target=replace(cfg.target, clip=str(copied)))
+    changed = with_fields(cfg, clip=str(copied))
 
     def prints(config: Config) -> dict[str, dict[str, Any]]:
         return {name: build_extractor(name, config, Backbone(cfg.backbone)).fingerprint() for name in CLIP_TARGETS}
@@ -485,7 +486,7 @@ def test_fingerprints_load_no_model_and_follow_every_file(cfg: Config, copied: P
     assert len({found["target"] for found in before.values()}) == 3
     for extractor in build_extractors(CLIP_TARGETS, cfg, backbone):
         extractor.fingerprint()
-    assert not {"vision", "text", "tokenizer"} & set(vars(clip_of(cfg.target, backbone)))
+    assert not {"vision", "text", "tokenizer"} & set(vars(clip_of(cfg.decoding("clip_vision").target, backbone)))
 
     with (copied / "merges.txt").open("a", encoding="utf-8") as handle:
         handle.write("a b\n")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from helpers_backbone import IMAGE_SIZE
-from helpers_config import data_settings
+from helpers_config import data_settings, with_fields
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
@@ -115,7 +115,7 @@ def test_z_sample_is_mean_and_deviation_times_the_images_own_noise(backbone: Bac
 @pytest.mark.parametrize("name", ["z", "z40"])
 def test_samples_belong_to_the_image_id_alone(name: str, backbone: Backbone) -> None:
     cfg = Config(backbone=backbone.config)
-    cfg.target.posterior = "sample"
+    cfg = with_fields(cfg, posterior="sample")
     extractor, images = build_extractor(name, cfg, backbone), np.repeat(noisy(IMAGE_SIZE, 1), 3, axis=0)
     together = extractor(items(images, first=4))
     turned = extractor(Items(np.array([6, 4], np.int32), images[:2]))
@@ -188,7 +188,7 @@ def test_fingerprint_names_what_changed_and_loads_nothing(
 ) -> None:
     fresh, cfg = Backbone(tiny_backbone_config), Config(backbone=tiny_backbone_config)
     before = build_extractor(name, cfg, fresh).fingerprint()
-    after = build_extractor(name, replace(cfg, target=replace(cfg.target, **setting)), fresh).fingerprint()
+    after = build_extractor(name, with_fields(cfg, **setting), fresh).fingerprint()
     assert {key for key in {*before, *after} if before.get(key) != after.get(key)} == changed
     assert "vae" not in fresh.__dict__
 

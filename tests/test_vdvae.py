@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_config import target_settings
-from nd.backbone.vdvae.images import to_pixels
+from helpers_config import target_settings, with_fields
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
@@ -24,6 +23,7 @@ from torchvision.transforms.functional import resize as torchvision_resize
 from nd.backbone.loading import Backbone
 from nd.backbone.vdvae import mixture
 from nd.backbone.vdvae.blocks import Block
+from nd.backbone.vdvae.images import to_pixels
 from nd.backbone.vdvae.loading import FILE, URL, load_vdvae, vdvae_of
 from nd.backbone.vdvae.model import Vdvae, normal_from, uniform_from
 from nd.backbone.vdvae.shape import IMAGENET64, BlockShape, VdvaeShape
@@ -589,7 +589,7 @@ def weights(model: Vdvae, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def extractor_of(weights: Path, **settings: Any) -> VdvaeLatents:
-    target = target_settings(vdvae=str(weights), **{"vdvae_layers": 5, **settings})
+    target = target_settings(name="vdvae", vdvae=str(weights), **{"vdvae_layers": 5, **settings})
     return VdvaeLatents(Backbone(BackboneConfig()), target, TINY)
 
 
@@ -662,7 +662,7 @@ def test_fingerprint_follows_settings_and_file_without_loading(
 
 def test_target_by_name(weights: Path) -> None:
     cfg = Config()
-    cfg.target.vdvae = str(weights)
+    cfg = with_fields(cfg, vdvae=str(weights))
     extractor = build_extractor("vdvae", cfg, Backbone(cfg.backbone))
     assert (extractor.name, extractor.needs, extractor.shape) == ("vdvae", "images", (91_168,))
     with pytest.raises(UserError, match=r"does not fit: .* Expected are 2482 tensors of 125,005,860 numbers"):
@@ -671,7 +671,7 @@ def test_target_by_name(weights: Path) -> None:
 
 def test_target_mistakes(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"target.vdvae is not set\. Needed for target vdvae"):
-        VdvaeLatents(Backbone(BackboneConfig()), target_settings()).fingerprint()
+        VdvaeLatents(Backbone(BackboneConfig()), target_settings(name="vdvae")).fingerprint()
     for n_layers in (0, 8):
         with pytest.raises(UserError, match=rf"target.vdvae_layers={n_layers}: the model has 7 layers; .* in 1..7"):
             _ = extractor_of(weights, vdvae_layers=n_layers).shape

@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nd.backbone.loading import Backbone, load_backbone, pick_device
+from nd.backbone.loading import Backbone, load_backbone
 from nd.backbone.tower import BlockFeatures
 from nd.config import Config
 from nd.config.application import compose
 from nd.generate.sampler import GuidedSampler, point_of
 from nd.generate.trajectories import noise_for
+from nd.machine import pick_device
 
 KAPPAS = (0.03, 0.1, 0.3, 1.0)  # scale-free; they span as much as 3e3 .. 3e6 of the published kappa
 ETAS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)

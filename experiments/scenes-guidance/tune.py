@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nd.backbone.loading import Backbone, load_backbone, pick_device
+from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config
 from nd.config.application import compose, derive
 from nd.data.prepared import Stimuli, stimuli_path
@@ -38,6 +38,7 @@ from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.inputs import FeatureSource, PredictedFeatures, TrueFeatures, part_ids
 from nd.generate.parts import partition
 from nd.generate.sampler import GuidedSampler, point_of
+from nd.machine import pick_device
 from nd.metrics.intervals import bootstrap_interval, paired_difference
 from nd.metrics.score import score_images
 from nd.predict import predict

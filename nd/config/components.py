@@ -99,14 +99,14 @@ class Target(Component):
 
     Attributes:
         parts: parts of the backbone (folders of its weights) that the features depend on.
-        map: whether it is a map of places (channels, rows, columns) that keeps the image's layout; else tokens.
-        shape: returns the shape of one image's features for a configuration, where that is known without weights.
+        axes: what the axes of one image's features mean to a trained network: ``tokens`` (tokens, numbers), ``map``
+            (channels, rows, columns), ``layers`` (of tokens), or ``none`` where no head predicts them.
         groups: returns (label, first column, end column) of the parts that are decoded with settings of their own.
         build: returns the extractor (``nd.targets.base.Extractor``) for settings, configuration and backbone.
     """
 
     parts: tuple[str, ...] = ()
-    map: bool = False
+    axes: str = "tokens"
     groups: Callable[[Any, tuple[int, ...]], list[tuple[str, int, int]]] | None = None
     build: Callable[[Any, Config, Any], Any]
 

@@ -183,11 +183,12 @@ def _look(cfg: Config, entry: Expected, root: Path | None, measured: bool) -> Ra
 def _content_fault(cfg: Config, entry: Expected, root: Path, path: Path) -> str:
     """What the readers say of the few files that everything else hangs on and that are quick to open."""
     data, subject = cfg.data, cfg.subject.name
-    readers: dict[str, Callable[[], object]] = {
-        nsd.DESIGN: lambda: read_trials(root, subject, data.sessions),
-        nsd.roi_path(subject, data.mask): lambda: read_mask(root, subject, data.mask),
-        mindeye2.betas_file(subject): lambda: open_betas(root, subject),
-    }
+    readers: dict[str, Callable[[], object]] = {mindeye2.betas_file(subject): lambda: open_betas(root, subject)}
+    if data.source == "nsd":
+        readers = {
+            nsd.DESIGN: lambda: read_trials(root, subject, data.sessions),
+            nsd.roi_path(subject, data.mask): lambda: read_mask(root, subject, data.mask),
+        }
     try:
         readers.get(entry.path, lambda: None)()
     except UserError as error:
@@ -202,11 +203,13 @@ def _other_problems(cfg: Config, root: Path | None, absent: Collection[str]) -> 
     if root:
         planned = scanned(root, subject) if data.source == "nsd" else n_sessions(root, subject)
     wanted = planned if data.split == "nsd1000" else SESSIONS_OF.get(data.split, 0)
-    had = data.sessions or planned
+    asked = data.sessions if data.source == "nsd" else 0
+    had = asked or planned
     if had < wanted:
+        limit = f"data.sessions={asked}, " if asked else ""
         problems.append(
-            f"split {data.split} needs {wanted} sessions of {subject}, but {had} will be prepared (data.sessions="
-            f"{data.sessions}, scanned in {planned}). Choose another subject, split or data.sessions."
+            f"split {data.split} needs {wanted} sessions of {subject}, but {had} will be prepared ({limit}scanned in "
+            f"{planned}). Choose another subject or split{', or more data.sessions' if asked else ''}."
         )
     if data.source == "nsd" and own_mask(data.mask) and not Path(data.mask).expanduser().is_file():
         problems.append(f"data.mask={data.mask} does not exist.")

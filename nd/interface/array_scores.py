@@ -81,10 +81,10 @@ def score_arrays(
     >>> round(scores.means["pixcorr"], 6), scores.intervals["two_way_pixels"]
     (1.0, (1.0, 1.0))
     """
+    from nd.evaluation.scores import one_metric
     from nd.machine import pick_device
     from nd.metrics.protocol import describe
     from nd.metrics.score import score_images
-    from nd.metrics.summary import one_metric
 
     chosen, shown = _protocol(protocol, settings), channels_last(stimuli, "stimuli", 4)
     images = channels_last(reconstructions, "reconstructions", 4, 5)

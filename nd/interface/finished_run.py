@@ -150,7 +150,7 @@ class FinishedRun:
     @cached_property
     def per_image(self) -> dict[str, NDArray[np.float64]]:
         """By metric (N,) float64, repeats made one; NaN where an image has no value. Rows as ``image_ids``."""
-        from nd.tables.scores import read_per_image
+        from nd.evaluation.scores import read_per_image
 
         columns = read_per_image(self._evaluated("per_image.csv"))
         return {name: values for name, values in columns.items() if name != "image_id"}

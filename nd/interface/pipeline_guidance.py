@@ -23,8 +23,7 @@ from nd.config.application import report
 from nd.config.check import build
 from nd.config.fields import share_of
 from nd.errors import UserError
-from nd.generate.decoders import picture_decoder
-from nd.generate.guidance import FeatureGuidance, guided_noise, kappa_at, layer_weights
+from nd.generate.guidance import FeatureGuidance, guided_noise, image_decoder, kappa_at, layer_weights
 from nd.generate.sampler import LOSS_SCALE, check, spread
 from nd.interface.array_scores import channels_last
 from nd.metrics.images import check_images, to_float
@@ -113,7 +112,7 @@ class PipelineGuide:
         own = Backbone(BackboneConfig(), pipeline.unet.device)
         own.dtype = pipeline.vae.dtype
         vars(own)["vae"] = pipeline.vae
-        self.decode = picture_decoder(own, self.guidance.decoder)
+        self.decode = image_decoder(own, self.guidance.decoder)
 
     def __call__(self, unet: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
         """Return the UNet's output, guided where the step is. Both halves of a pass over the unconditional and the

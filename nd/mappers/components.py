@@ -63,7 +63,7 @@ class FastL2LiRSettings(LinearSettings):
 
 def decoded_by(cfg: Config, name: str) -> list[tuple[str, Decoding]]:
     """Return the targets that a mapper decodes in a configuration, with how."""
-    names = [*cfg.method.targets] or ([] if cfg.target.name == ALL else [cfg.target.name])
+    names = [*cfg.method.targets, *([] if cfg.target.name == ALL else [cfg.target.name])]
     every = [(target, cfg.decoding(target)) for target in dict.fromkeys([*names, *cfg.decodings])]
     return [(target, one) for target, one in every if one.mapper.name == name]
 

@@ -26,6 +26,12 @@ class ScenesData(DataConfig):
     n_test: int = opt(200, "scenes: test images; own: test images where test_ids names none")
     n_repeats: int = opt(3, "scenes: presentations of every image")
     n_voxels: int = opt(1500, "scenes: approximate voxels per subject")
+    betas: str = opt(
+        "betas_fithrf_GLMdenoise_RR",
+        "nsd: version of the single-trial betas; scenes: the one that layout=nsd writes",
+        identity=False,
+        choices=("betas_fithrf", "betas_fithrf_GLMdenoise_RR"),
+    )
     world_seed: int = opt(7, "scenes: seed of the images and of the simulated brains")
 
 

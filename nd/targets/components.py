@@ -215,15 +215,23 @@ def _vdvae_rules(cfg: Config) -> Iterator[str]:
 
 TEXT = ("text_encoder", "tokenizer")
 COMPONENTS = (
-    Target(name="z", settings=LatentTarget, parts=("vae",), map=True, build=_z),
+    Target(name="z", settings=LatentTarget, parts=("vae",), axes="map", build=_z),
     Target(name="c", settings=TextTarget, parts=TEXT, rules=_text_rules, build=_c),
-    Target(name="g", settings=TowerTarget, parts=("image_tower",), groups=layer_groups, rules=_layer_rules, build=_g),
-    Target(name="pixels", settings=PixelsTarget, build=_pixels),
+    Target(
+        name="g",
+        settings=TowerTarget,
+        parts=("image_tower",),
+        axes="layers",
+        groups=layer_groups,
+        rules=_layer_rules,
+        build=_g,
+    ),
+    Target(name="pixels", settings=PixelsTarget, axes="none", build=_pixels),
     Target(name="clip_vision", settings=ClipVisionTarget, build=_clip_vision),
     Target(name="clip_text", settings=ClipTextTarget, rules=_clip_text_rules, build=_clip_text),
     Target(name="clip_image", settings=ClipImageTarget, build=_clip_image),
     Target(name="vdvae", settings=VdvaeTarget, rules=_vdvae_rules, build=_vdvae),
-    Target(name="z40", settings=SmallLatentTarget, parts=("vae",), map=True, build=_z40),
+    Target(name="z40", settings=SmallLatentTarget, parts=("vae",), axes="map", build=_z40),
     Target(name="edge", settings=EdgeTarget, build=_edge),
-    Target(name="colour", settings=ColourTarget, build=_colour),
+    Target(name="colour", settings=ColourTarget, axes="none", build=_colour),
 )

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from nd.backbone.loading import Backbone
 from nd.backbone.vdvae.decoder import Noise
+from nd.backbone.vdvae.images import to_pixels
 from nd.backbone.vdvae.loading import vdvae_hash, vdvae_of
 from nd.backbone.vdvae.model import PIXEL_MEAN, PIXEL_STD, Vdvae
-from nd.backbone.vdvae.pictures import to_pixels
 from nd.backbone.vdvae.shape import IMAGENET64, VdvaeShape
 from nd.targets.base import Items, Needs, library
 from nd.targets.components import VdvaeTarget

@@ -35,15 +35,10 @@ SOURCE = "mindeye2"
 def pieces_of(cfg: Config) -> list[Piece]:
     """The stimuli of ``data.subjects`` and the voxels of ``subject.name``.
 
-    Without ``data.root`` they are only compared with what is prepared already. Raises UserError for an unknown subject
-    and for ``data.sessions``.
+    Without ``data.root`` they are only compared with what is prepared already. Raises UserError for an unknown
+    subject.
     """
     name = subject_path(cfg).name
-    if cfg.data.sessions:
-        raise UserError(
-            f"data.sessions={cfg.data.sessions}: the MindEye2 release is prepared whole. Leave data.sessions out; "
-            "data.split=nsd982 uses the first 37 sessions by itself."
-        )
     release = Release(cfg)
     return [
         Piece("stimuli.h5", release.stimuli_settings(), release.write_stimuli, links=release.places("images")),

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from nd.config import NetworkConfig
+from nd.config.components import component
 from nd.errors import UserError
 from nd.mappers.network.draws import Draws
 from nd.mappers.network.prior import DiffusionPrior
 
-MAPS, LAYERED = ("z", "z40"), ("g",)  # targets by how their three axes are meant; see `is_map`, `is_layered`
 MOST_GROUPS = 32  # groups of the decoder's norms where the channels allow it, the default of diffusers
 
 
@@ -50,33 +50,23 @@ class TargetSlice:
         return math.prod(self.shape)
 
 
-def is_map(target: str) -> bool:
-    """Return whether a target is a latent map, channels first, which a decoder predicts; the others are tokens."""
-    return target in MAPS
-
-
-def is_layered(target: str) -> bool:
-    """Return whether the first axis of a target counts layers, each of which is predicted by a head of its own."""
-    return target in LAYERED
-
-
 def slices_of(target: str, shape: tuple[int, ...]) -> list[TargetSlice]:
     """Return the slices of a target, in the order of its columns.
 
     Args:
-        target: name; `is_map` and `is_layered` say how its shape is meant.
+        target: name; its declaration says what the axes mean (`nd.config.components.Target.axes`).
         shape: of one image: (T, D) tokens, (D,) one token, (C, H, W) a latent map, or (L, T, D) layers of tokens.
 
     Raises:
         UserError: a shape that no head predicts.
     """
-    size = math.prod(shape)
-    if len(shape) == 3 and is_layered(target):
+    size, axes = math.prod(shape), component("target", target).axes
+    if len(shape) == 3 and axes == "layers":
         step = size // shape[0]
         return [TargetSlice(f"{target}_{k}", target, k * step, (k + 1) * step, shape[1:]) for k in range(shape[0])]
     if len(shape) == 1:
         return [TargetSlice(target, target, 0, size, (1, *shape))]
-    if len(shape) == 2 or (len(shape) == 3 and is_map(target)):
+    if len(shape) == 2 or (len(shape) == 3 and axes == "map"):
         return [TargetSlice(target, target, 0, size, shape)]
     raise UserError(f"mapper=two_stage has no head for target {target!r} of shape {shape}. Use mapper=ridge for it.")
 

@@ -43,20 +43,31 @@ class TwoStageSettings(MapperConfig):
 
 
 def _two_stage_rules(cfg: Config) -> Iterator[str]:
-    decoded = decoded_by(cfg, "two_stage")
-    for target, one in decoded:
-        yield from (*_network(one), *_training(cfg, one), *rescaled(one.mapper))
-        is_map = component("target", target).map
-        if not has_prior(one) and one.training.token_weight == 0 and not is_map:
+    for _, one in decoded_by(cfg, "two_stage"):
+        yield from (*_network(one), *_training(one), *rescaled(one.mapper))
+
+
+def _two_stage_verb_rules(cfg: Config, verb: str) -> Iterator[str]:
+    """What is wrong with the targets that a verb works on: ``train`` on one, others on all of the method."""
+    if not verb:  # composed for whatever comes
+        return
+    decoded = dict(decoded_by(cfg, "two_stage"))
+    together = cfg.network.share == "all" and cfg.target.name in cfg.method.targets
+    names = [cfg.target.name] if verb == "train" and not together else list(cfg.method.targets)
+    for name in (name for name in names if name in decoded):
+        one, axes = decoded[name], component("target", name).axes
+        if axes == "none":
+            yield f"mapper: two_stage has no head for target {name}. Give mapper=ridge for it."
+        elif axes != "map" and not has_prior(one) and one.training.token_weight == 0:
             yield (
                 "training.token_weight: 0 without a prior leaves nothing that learns the tokens; give one or the other."
             )
+    if verb in ("train", "run") and decoded:
+        yield from _others(cfg, verb)
 
 
 def _others(cfg: Config, verb: str) -> Iterator[str]:
     """What training cannot do for want of other subjects or targets."""
-    if verb not in ("train", "run"):
-        return
     others = [name for name in cfg.data.subjects if name != cfg.subject.name]
     training = cfg.training
     wants_others = training.stage == "pretrain" or (training.pretrain and not training.pretrained)
@@ -92,7 +103,7 @@ def _network(one: Decoding) -> Iterator[str]:
         yield "network.predict: prior needs network.prior=true and training.prior_weight above 0; or predict=tokens."
 
 
-def _training(cfg: Config, one: Decoding) -> Iterator[str]:
+def _training(one: Decoding) -> Iterator[str]:
     training = one.training
     yield from at_least(1, data=training, names=POSITIVE["training"], key="training")
     for name in NOT_NEGATIVE:
@@ -162,7 +173,7 @@ COMPONENTS = (
         trained=True,
         config_groups=("network", "training"),
         rules=_two_stage_rules,
-        verb_rules=_others,
+        verb_rules=_two_stage_verb_rules,
         idle=_two_stage_idle,
         restore=_restored_two_stage,
     ),
