@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from nd.backbone import image_tower
-from nd.backbone.loading import Backbone, load_backbone, pick_device
+from nd.backbone.loading import Backbone, load_backbone
 from nd.backbone.tower import BlockFeatures, preprocess
 from nd.backbone.weights import fetch, revision_of
 from nd.config import BackboneConfig
 from nd.errors import UserError
+from nd.machine import pick_device
 
 
 @pytest.fixture(scope="module")

@@ -61,10 +61,7 @@ def empty(tmp_path: Path) -> Path:
     [
         (["train", "mapper.alhpa=3"], "nd train: mapper.alhpa: unknown key. Did you mean 'mapper.alphas'?"),
         (["run", "+guidance.kapa=3"], "nd run: guidance.kapa: unknown key. Did you mean 'guidance.kappa'?"),
-        (
-            ["run", "subject=subj09"],
-            "Options of subject: subj01, subj02, subj03, subj04, subj05, subj06, subj07, subj08.",
-        ),
+        (["run", "subject=subj09"], "nd run: subject: subj09 is not a subject of scenes. Did you mean"),
         (["prepare", "data=digits69", "data.file=/nope"], "nd prepare: data.file: /nope does not exist."),
         (["run", "-m", "seed=1,x"], "nd run: seed: 'x' is text, wanted a whole number."),
         (["trian"], "nd: unknown verb 'trian'. Did you mean 'train'? Verbs: prepare, extract"),

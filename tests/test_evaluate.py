@@ -97,8 +97,11 @@ def test_twice_does_nothing_the_second_time(cfg: Config, monkeypatch: pytest.Mon
 
 def test_other_processes_of_a_job_write_nothing(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     reconstructed(cfg, made(cfg), part_ids(cfg))
-    monkeypatch.setenv("RANK", "1")
-    assert not evaluate(cfg).exists()
+    ranks = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0"}
+    for name, value in (ranks | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}).items():
+        monkeypatch.setenv(name, value)
+    second = replace(cfg, trainer=replace(cfg.trainer, devices=2))
+    assert not evaluate(second).exists()
 
 
 def test_rows_in_another_order_give_the_same_scores(cfg: Config, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def predict(cfg: TrainerConfig) -> tuple[int, int, bool] | None:
     module = Echo()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     with lightning(cfg):
-        trainer = Trainer(**process_settings(cfg), **quiet, enable_model_summary=False)
+        trainer = Trainer(**process_settings(cfg), **quiet, enable_model_summary=False, use_distributed_sampler=False)
         trainer.predict(module, return_predictions=False)
     return module.seen
 

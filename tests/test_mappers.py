@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_config import mapper_settings
+from helpers_config import mapper_settings, target_settings
 from numpy.typing import NDArray
 from sklearn import linear_model
 
@@ -265,8 +265,11 @@ def test_scores_equal_plain_formulas() -> None:
 
 
 def test_groups_cover_all_columns_in_order() -> None:
-    assert column_groups("g", (2, 5, 4), [3, 1]) == [("block 3", 0, 20), ("block 1", 20, 40)]
-    assert column_groups("z", (4, 2, 2), [0]) == [("z", 0, 16)]
+    assert column_groups(target_settings(name="g", layers=[3, 1]), (2, 5, 4)) == [
+        ("block 3", 0, 20),
+        ("block 1", 20, 40),
+    ]
+    assert column_groups(target_settings(), (4, 2, 2)) == [("z", 0, 16)]
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.parts import Parts
 from nd.generate.plan import Plan
 from nd.reconstruct import main, reconstruct
-from nd.runs.folder import RunFolder
+from nd.runs.folder import RunFolder, found
 
 N_TRAIN, N_TEST, SIZE = 8, 5, 16
 SHAPES = {"z": (4, 4, 4), "c": (8, 16), "g": (6, 17, 16)}
@@ -154,8 +154,9 @@ def test_a_resumed_run_keeps_its_plan_whatever_memory_is_free(
 
 def test_a_run_that_finished_nothing_may_take_a_smaller_plan(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder.open(cfg, "reconstruct")
-    with folder.writing(cfg):
+    with pytest.raises(MemoryError), folder.writing(cfg, {"predictions": found(cfg, "predict").fingerprint}):
         Parts(folder.path / "parts").record(Plan(20, 40, 20))
+        raise MemoryError
     monkeypatch.setattr(GuidedDiffusion, "plan_for", lambda *_: Plan(1, 1, 1))
     reconstruct(cfg)
     assert folder.manifest["execution"] == {"plan": asdict(Plan(1, 1, 1))}
@@ -197,7 +198,7 @@ def test_oracle_run_is_marked_and_reads_no_predictions(cfg: Config, monkeypatch:
 
 
 def test_floor_needs_neither_predictions_nor_backbone(cfg: Config, tmp_path: Path) -> None:
-    floor = derive(cfg, "method=mean_image", "method.repeats=1")
+    floor = derive(cfg, "method=mean_image")
     RunFolder.open(cfg, "predict").path.rename(tmp_path / "gone")
     with h5py.File(reconstruct(floor) / "images.h5") as file:
         assert file["images"].shape == (N_TEST, 1, SIZE, SIZE, 3)
@@ -234,9 +235,9 @@ def test_a_sweep_over_guidance_says_what_it_samples_and_how_far_it_is(
 
 
 def test_a_log_file_in_a_job_s_folder_is_not_opened_before_there_is_a_job(cfg: Config) -> None:
-    floor = [*cfg.overrides, "method=mean_image", "method.repeats=1", "hydra/job_logging=default"]
+    shared = [text for text in cfg.overrides if not text.startswith("method.")]
     with pytest.raises(SystemExit) as left:
-        main([*floor, "-m", "seed=1,2"])
+        main([*shared, "method=mean_image", "hydra/job_logging=default", "-m", "seed=1,2"])
     assert left.value.code == 0
 
 

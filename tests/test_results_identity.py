@@ -1,4 +1,4 @@
-"""Which runs are the same run: ids are pinned, cover what decides an output, and nothing else."""
+"""Which runs are the same run: what an output depends on across groups; fields one by one are in test_components."""
 
 from __future__ import annotations
 
@@ -8,89 +8,79 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pytest
+from helpers_config import mapper_settings, method_settings, target_settings
 
 from nd.config import Config
+from nd.config.fields import declared
 from nd.errors import UserError
-from nd.runs.identity import VERBS, flat, identity_of, run_id, run_name
+from nd.runs.identity import VERBS, identity_of, run_id, run_name
 
-PINNED = {
-    "train": "7bb15b752018",
-    "predict": "8e1795dde236",
-    "reconstruct": "78b52d02fc25",
-    "evaluate": "0ba7d53de986",
-}  # of the default configuration; they change only with SCHEMA_VERSION, and then finished runs are run again
+CHOICES: dict[str, Callable[[str], Any]] = {
+    "target__name": target_settings,
+    "mapper__name": mapper_settings,
+    "method__generator": method_settings,
+}
 
 
 def with_values(**values: Any) -> Config:
-    """A default configuration with some fields set, named ``group__field``."""
+    """A default configuration with some fields set, named ``group__field``; what chooses a component comes first."""
     cfg = Config()
-    for name, value in values.items():
-        set_field(cfg, name.replace("__", "."), value)
+    for name in sorted(values, key=lambda name: name not in CHOICES):
+        *group, field = name.split("__")
+        if name in CHOICES:
+            setattr(cfg, group[0], CHOICES[name](values[name]))
+            continue
+        owner = getattr(cfg, group[0]) if group else cfg
+        assert hasattr(owner, field), name
+        setattr(owner, field, {one: {} for one in values[name]} if name == "method__targets" else values[name])
     return cfg
-
-
-def set_field(cfg: Config, name: str, value: Any) -> None:
-    *group, field = name.split(".")
-    setattr(getattr(cfg, group[0]) if group else cfg, field, value)
-
-
-def other(value: Any) -> Any:
-    """A value that differs from the given one and keeps its type."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, list):
-        return value[:1] if len(value) > 1 else [*value, *value] or ["x"]
-    return value * 2 + 1 if isinstance(value, int | float) else f"{value}x"
 
 
 def same(verb: str, first: Config, second: Config) -> bool:
     return run_id(verb, first) == run_id(verb, second)
 
 
-def test_ids_are_pinned() -> None:
-    assert {verb: run_id(verb, Config()) for verb in VERBS} == PINNED
+def test_an_id_holds_values_only_where_they_differ_from_the_defaults() -> None:
+    cfg = with_values(guidance__kappa=2.0, trainer__devices=4, protocol__n_boot=7)
+    found = identity_of("evaluate", cfg)
+    assert {key for key in found if key.startswith(("guidance.", "trainer.", "protocol."))} == {
+        "guidance.kappa", "protocol.name", "protocol.n_boot",
+    }  # fmt: skip
+    assert (found["guidance.kappa"], found["verb"], found["schema"]) == (2.0, "evaluate", 2)
+    assert "guidance" not in identity_of("train", cfg)
 
 
-def test_an_id_holds_only_what_differs_from_the_defaults() -> None:
-    cfg = with_values(guidance__kappa=2.0, trainer__devices=4)
-    assert identity_of("reconstruct", cfg) == {"guidance.kappa": 2.0, "verb": "reconstruct", "schema": 1}
+@pytest.mark.parametrize("group", ["trainer", "logger", "paths", "debug"])
+def test_fields_that_only_say_how_never_count(group: str) -> None:
+    for item in fields(getattr(Config(), group)):
+        changed = Config()
+        value = getattr(getattr(changed, group), item.name)
+        new = (not value) if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else f"{value}x"
+        setattr(getattr(changed, group), item.name, new)
+        counts = [not same(verb, Config(), changed) for verb in VERBS]
+        assert any(counts) == declared(item).identity, item.name
 
 
-def test_fields_that_only_say_how_never_count() -> None:
-    for group in fields(Config):
-        default = getattr(Config(), group.name)
-        for item in fields(default) if is_dataclass(default) else (group,):
-            if item.metadata["identity"]:
-                continue
-            name = group.name if item is group else f"{group.name}.{item.name}"
-            changed = Config()
-            set_field(changed, name, other(getattr(default, item.name) if is_dataclass(default) else default))
-            assert all(same(verb, Config(), changed) for verb in VERBS), name
-
-
-@pytest.mark.parametrize("name", sorted(flat(Config())))
-def test_every_identity_field_counts_somewhere(name: str) -> None:
-    settings = [{}, {"target__name": "c"}, {"target__name": "g"}, {"target__name": "vdvae"}]
-    settings += [{"control": "shuffled_voxels"}, {"mapper__name": "two_stage"}]
-    for setting in settings:
-        first, second = with_values(**setting), with_values(**setting)
-        set_field(second, name, other(flat(first)[name]))
-        if any(not same(verb, first, second) for verb in VERBS):
-            return
-    pytest.fail(f"no id depends on {name}")
+def test_fields_of_no_group_count_unless_declared_not_to() -> None:
+    changes = {"seed": 1, "part": "val", "features": "oracle", "control": "shuffled_voxels", "images_hash": "abc"}
+    for item in fields(Config):
+        if is_dataclass(getattr(Config(), item.name)) or not declared(item).help:
+            continue
+        changed = with_values(**{item.name: changes.get(item.name, "x")})
+        assert any(not same(verb, Config(), changed) for verb in VERBS) == declared(item).identity, item.name
 
 
 BLIND: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("train", {}, {"guidance__kappa": 1.0, "method__steps": 3, "features": "oracle", "part": "val", "seed": 1}),
-    ("train", {}, {"target__layers": [1], "target__max_captions": 1, "backbone__tower_size": 9}),
-    ("train", {"target__name": "c"}, {"backbone__image_size": 9, "target__layers": [1]}),
+    ("train", {}, {"backbone__tower_size": 9, "backbone__tower_filter": "bicubic"}),
+    ("train", {"target__name": "c"}, {"backbone__image_size": 9, "backbone__tower_size": 9}),
     ("train", {"target__name": "pixels"}, {"backbone__name": "other", "backbone__image_size": 9}),
     ("predict", {}, {"guidance__kappa": 1.0, "method__steps": 3, "method__name": "x", "seed": 1, "target__name": "g"}),
     ("predict", {}, {"method__targets": ["g", "z", "c"]}),
-    ("predict", {"method__targets": ["z"]}, {"target__layers": [1]}),
+    ("predict", {"method__targets": ["z"], "target__name": "g"}, {"target__layers": [1]}),
     ("train", {}, {"network__hidden": 9, "training__lr": 1.0, "training__stage": "pretrain"}),
     ("predict", {}, {"network__hidden": 9, "training__lr": 1.0}),
-    ("train", {"mapper__name": "two_stage"}, {"mapper__alphas": [1.0], "mapper__rescale": "test"}),
+    ("train", {"mapper__name": "two_stage"}, {"mapper__rescale": "test"}),
     ("train", {"mapper__name": "two_stage", "training__stage": "pretrain"}, {"subject__sessions": 1}),
     (
         "train",
@@ -103,10 +93,14 @@ BLIND: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"training__pretrain_epochs": 9, "training__align": False, "training__finetune_lr": 1.0},
     ),
     ("train", {"mapper__name": "two_stage", "network__share": "all"}, {"target__name": "c"}),
-    ("reconstruct", {"method__generator": "mean_image"}, {"mapper__refit": False, "seed": 1, "method__repeats": 9}),
+    (
+        "reconstruct",
+        {"method__generator": "mean_image"},
+        {"mapper__refit": False, "seed": 1, "backbone__name": "other"},
+    ),
     ("reconstruct", {"method__generator": "mean_image"}, {"subject__roi": "V1", "method__targets": []}),
     ("reconstruct", {"method__generator": "random_image"}, {"mapper__refit": False, "guidance__kappa": 1.0}),
-    ("reconstruct", {"method__generator": "vae"}, {"guidance__kappa": 1.0, "method__steps": 3, "seed": 1}),
+    ("reconstruct", {"method__generator": "vae"}, {"guidance__kappa": 1.0, "backbone__tower_size": 9, "seed": 1}),
     ("reconstruct", {"features": "oracle"}, {"mapper__refit": False, "control": "shuffled_voxels"}),
     ("reconstruct", {"guidance__kappa": 0.0}, {"guidance__eta": 0.9, "guidance__through_unet": False}),
     ("evaluate", {"guidance__kappa": 0.0}, {"guidance__kappa": 7.0, "guidance__eta": 0.0}),
@@ -131,7 +125,7 @@ SEEING: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("train", {"mapper__name": "two_stage", "network__share": "all"}, {"method__targets": ["z"]}),
     ("predict", {"mapper__name": "two_stage"}, {"seed": 1}),
     ("predict", {"mapper__name": "two_stage"}, {"mapper__rescale": "test"}),
-    ("predict", {}, {"target__layers": [1]}),
+    ("predict", {"target__name": "g"}, {"target__layers": [1]}),
     ("predict", {}, {"control": "shuffled_voxels"}),
     ("predict", {"control": "shuffled_voxels"}, {"seed": 1}),
     ("predict", {}, {"part": "val"}),
@@ -142,7 +136,7 @@ SEEING: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("reconstruct", {"method__generator": "random_image"}, {"seed": 1}),
     ("reconstruct", {"method__generator": "nearest_image"}, {"mapper__refit": False}),
     ("reconstruct", {"method__generator": "mean_image"}, {"data__n_train": 500}),
-    ("reconstruct", {"features": "oracle"}, {"target__layers": [1]}),
+    ("reconstruct", {"features": "oracle", "target__name": "g"}, {"target__layers": [1]}),
     ("reconstruct", {}, {"debug__limit_images": 3}),
     ("evaluate", {}, {"protocol__version": 2}),
 ]

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -57,9 +56,9 @@ class Recorder:
         return {source[0]: folder.fingerprint} if source and folder and folder.done else {}
 
 
-def row(root: Path, **method: object) -> Config:
+def row(root: Path, generator: str = "guided_diffusion") -> Config:
     cfg = config(root)
-    cfg.method = replace(cfg.method, targets=["z", "c"], **method)
+    cfg.method = method_settings(generator, targets=["z", "c"])
     return cfg
 
 

@@ -40,7 +40,13 @@ def overrides(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.Tem
     sizes = [f"{name}={IMAGE_SIZE}" for name in ("backbone.image_size", "backbone.tower_size")]
     data = [f"data.n_train={N_TRAIN}", f"data.n_val={N_VAL}", f"data.n_test={N_TEST}", "data.n_voxels=100"]
     data.append("data.image_size=32")
-    common = ["data.subjects=[subj01]", f"paths.root={root}", "trainer.progress=false", "trainer.accelerator=cpu"]
+    common = [
+        "method=neuraldiffuser_ridge",
+        "data.subjects=[subj01]",
+        f"paths.root={root}",
+        "trainer.progress=false",
+        "trainer.accelerator=cpu",
+    ]
     given = [*backbone, *sizes, *data, *common]
     prepare(compose(given))
     for target in ("z", "c", "g", "pixels"):

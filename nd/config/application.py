@@ -261,7 +261,8 @@ def _run_hydra(function: Verb, argv: list[str]) -> int:
             codes.append(result if isinstance(result, int) else 0)
         except UserError as error:
             if choices.mode == RunMode.MULTIRUN:  # said at once: Hydra goes on with the other jobs, then raises
-                print(f"job {choices.job.num} ({' '.join(overrides)}): {error}", file=sys.stderr)
+                given_here = " ".join(text.lstrip("+") for text in overrides)
+                print(f"job {choices.job.num} ({given_here}): {error}", file=sys.stderr)
                 raise
             errors.append(error)
 

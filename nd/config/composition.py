@@ -72,7 +72,7 @@ def assemble(overrides: list[str]) -> Composed:
         else:
             config.decodings[name] = own
     if config.target.name in config.decodings:
-        config = config.with_target(config.target.name)
+        config = config.decoding_as(config.decodings[config.target.name])
     config.overrides = [text for text in overrides if not text.startswith("hydra.")]
     foreign += [key for key, _ in given if not _has_a_home(key, config)]
     mine = _said(dict.fromkeys(foreign), config, [key for key, _ in given], checked.problems, choices, folders)

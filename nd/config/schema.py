@@ -230,7 +230,10 @@ class Config:
         if name == ALL:
             target = TargetConfig(name=ALL, dtype=self.target.dtype, precision=self.target.precision)
             return replace(self, target=target, overrides=self._overrides_for(ALL))
-        one = self.decoding(name)
+        return replace(self.decoding_as(self.decoding(name)), overrides=self._overrides_for(name))
+
+    def decoding_as(self, one: Decoding) -> Config:
+        """Return the configuration with the groups of one target."""
         return replace(
             self,
             target=one.target,
@@ -238,7 +241,6 @@ class Config:
             network=one.network,
             training=one.training,
             subject=replace(self.subject, roi=one.roi),
-            overrides=self._overrides_for(name),
         )
 
     def _overrides_for(self, name: str) -> list[str]:

@@ -25,15 +25,19 @@ from nd.runs.identity import identity_of, run_name
 log = logging.getLogger(__name__)
 
 NAME_LENGTH = 120  # W&B cuts names at 128 characters
-ALWAYS = ("verb", "schema")
 CSV_NAME = "scores-log.csv"
 MODES = ("offline", "online", "disabled")
 FIELDS = ("run", "name", "metric", "value")
 
 
 def changed_keys(cfg: Config, verb: str) -> str:
-    """Return what sets a run apart, as ``key=value`` words: its identity without what every run has."""
-    words = [f"{key}={value}" for key, value in identity_of(verb, cfg).items() if key not in ALWAYS]
+    """Return what sets a run apart, as ``key=value`` words: where its identity differs from the default run's."""
+    own, default = identity_of(verb, cfg), identity_of(verb, Config())
+    targets = own.pop("targets", {})
+    words = [f"{key}={value}" for key, value in own.items() if key not in default or default[key] != value]
+    for name, one in targets.items():
+        plain = default["targets"].get(name, {})
+        words += [f"{name}.{key}={value}" for key, value in one.items() if key not in plain or plain[key] != value]
     return " ".join(words)[:NAME_LENGTH] or run_name(verb, cfg)
 
 
