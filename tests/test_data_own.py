@@ -23,6 +23,7 @@ from nd.data.own import pieces_of
 from nd.data.prepared import Stimuli, Subject, open_subject, same_across, split_of, stimuli_path
 from nd.errors import LeakError, UserError
 from nd.files import partial_path, read_json
+from nd.mappers.training.pretrained import others_of
 from nd.prepare import prepare
 from nd.tables.specs import expand, load_spec
 
@@ -426,6 +427,26 @@ def test_a_second_subject_whose_training_images_are_its_test_images(lab: Lab) ->
     lab.text("test_ids", "3\n9\n")
     with pytest.raises(LeakError, match=r"1 test images of other .* \(image 6 is test image 3\)"):
         prepare(lab.cfg("other"))
+
+
+def test_what_others_saw_is_held_against_the_test_images_of_the_subject(lab: Lab) -> None:
+    """Image 6 looks like test image 3 of subj01, who never saw it; the other subject trains on it."""
+    Image.fromarray(lab.images[3]).save(lab.root / "images" / "000006.png")
+    everything, kept = (lab.voxels, lab.image_ids), lab.image_ids != 6
+    lab.put("voxels", lab.voxels[kept])
+    lab.put("image_ids", lab.image_ids[kept])
+    lab.text("test_ids", "3\n9\n")
+    prepare(lab.cfg())
+    lab.put("voxels", everything[0][lab.image_ids != 3])
+    lab.put("image_ids", everything[1][lab.image_ids != 3])
+    lab.text("test_ids", "9\n12\n")
+    prepare(lab.cfg("other"))
+    cfg = lab.cfg(subjects=["subj01", "other"])
+    assert 3 in split_of(cfg).test_ids
+    ((subject, fold),) = others_of(cfg, 0)
+    assert subject.name == "other"
+    assert 6 in split_of(lab.cfg("other")).folds[0].seen
+    assert 6 not in fold.seen
 
 
 # ---- ids that count from 1 -------------------------------------------------------------------------------------------

@@ -510,7 +510,7 @@ def test_own_data_say_what_is_given_and_what_not(ask: Callable[..., Said], mine:
     ("file", "content", "wanted"),
     [
         ("ids.npy", np.arange(59), "has 59 entries, but data.voxels"),
-        ("ids.npy", np.arange(60), r"30 images that were shown have no image \(first: image 30\)"),
+        ("ids.npy", np.arange(60), r"30 images that were shown have no image \(first: image 30, in trial 30\)"),
         ("voxels.npy", np.zeros(60), r"wanted numbers \(trials, voxels\)"),
     ],
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nd.config import Config
 from nd.config.components import component
@@ -125,6 +127,13 @@ def same_across(cfg: Config, name: str = "") -> Across:
         UserError: data that are not prepared, or as ``split_of`` says.
     """
     return _across(cfg, _cut(cfg, name), near=True)
+
+
+def with_doubles(cfg: Config, image_ids: NDArray[Any]) -> NDArray[np.int32]:
+    """Return image ids together with every other id under which the data set holds an equal image, sorted."""
+    path = stimuli_path(cfg)
+    prints = _prints(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    return np.union1d(image_ids, prints.image_id[np.isin(prints.pixels, prints.pixels[prints.rows(image_ids)])])
 
 
 def _across(cfg: Config, split: Split, near: bool) -> Across:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nd.config import Config, NetworkConfig
 from nd.data.components import NSD_SPLITS
-from nd.data.prepared import open_subject, split_of
+from nd.data.prepared import open_subject, split_of, with_doubles
 from nd.data.splits import Fold
 from nd.data.subject import Subject
 from nd.errors import LeakError, UserError
@@ -211,6 +211,7 @@ def others_of(cfg: Config, fold: int) -> Seen:
     """
     # What is held out does not depend on how many sessions fine-tuning may use.
     own, found = split_of(replace(cfg, subject=replace(cfg.subject, sessions=0))).folds[fold], []
+    own = Fold(own.train, with_doubles(cfg, own.val), with_doubles(cfg, own.test))  # by whatever id others saw them
     data = replace(cfg.data, split="nsd_partial") if cfg.data.split in NSD_SPLITS else cfg.data
     for name in cfg.data.subjects:
         if name == cfg.subject.name:
