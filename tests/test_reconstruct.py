@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -154,8 +155,9 @@ def test_a_resumed_run_keeps_its_plan_whatever_memory_is_free(
 
 def test_a_run_that_finished_nothing_may_take_a_smaller_plan(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder.open(cfg, "reconstruct")
-    with folder.writing(cfg):
+    with suppress(KeyboardInterrupt), folder.writing(cfg):
         Parts(folder.path / "parts").record(Plan(20, 40, 20))
+        raise KeyboardInterrupt
     monkeypatch.setattr(GuidedDiffusion, "plan_for", lambda *_: Plan(1, 1, 1))
     reconstruct(cfg)
     assert folder.manifest["execution"] == {"plan": asdict(Plan(1, 1, 1))}
