@@ -143,16 +143,17 @@ def make_images(
     runs = [Parts(path / "parts") for path in paths]
     missing = {i for parts in runs for i in set(image_ids) - parts.finished()}
     batches = partition(image_ids, max(1, cfg.trainer.batch_size // cfg.method.n_repeats))
-    left = [kept for batch in batches if (kept := [i for i in batch if i in missing])]
     if len(missing) < len(image_ids):
         log.info("%d of %d images are there already", len(image_ids) - len(missing), len(image_ids))
-    entry, work, sizes = generator_of(cfg), Work(left, source, targets), [len(b) for b in batches]
-    alike: dict[Plan | None, list[int]] = {}  # runs that were interrupted go on by the plans they began with
-    for k, parts in enumerate(runs if left else ()):
-        alike.setdefault(parts.plan, []).append(k)
+    entry, alike = generator_of(cfg), dict[Plan | None, list[int]]()
+    for k, parts in enumerate(runs):
+        alike.setdefault(parts.plan, []).append(k)  # runs that were interrupted go on by the plans they began with
     for mine in alike.values():
-        build = functools.partial(entry.build, [cfgs[k] for k in mine])
-        run_work(build, work, [runs[k] for k in mine], cfg.trainer, sizes)
+        lacking = {i for k in mine for i in set(image_ids) - runs[k].finished()}
+        if left := [kept for batch in batches if (kept := [i for i in batch if i in lacking])]:
+            build = functools.partial(entry.build, [cfgs[k] for k in mine])
+            work, sizes = Work(left, source, targets), [len(batch) for batch in batches]
+            run_work(build, work, [runs[k] for k in mine], cfg.trainer, sizes)
     if not is_rank_zero(cfg.trainer):
         return [None] * len(runs)
     rate = len(missing) * len(runs) / (time.monotonic() - begun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -304,10 +305,13 @@ def test_runs_of_a_sweep_keep_the_plans_they_began_with(folder: list[str], monke
 
     begun, fresh = (compose([*folder, f"guidance.kappa={kappa}"]) for kappa in (0.3, 0.6))
     parts = Parts(RunFolder.open(begun, "reconstruct").path / "parts")
-    with RunFolder.open(begun, "reconstruct").writing(begun):
+    with suppress(KeyboardInterrupt), RunFolder.open(begun, "reconstruct").writing(begun):
         parts.record(Plan(1, 2, 1, checkpoint=True))
         parts.write([8], np.zeros((1, 2, 16, 16, 3), np.uint8))
+        raise KeyboardInterrupt
     verb.reconstruct_together([begun, fresh])
+    assert not pictures(begun)[0].any()  # finished before
+    assert all(made.any() for made in pictures(begun)[1:])
     used = [Plan(**RunFolder.open(one, "reconstruct").manifest["execution"]["plan"]) for one in (begun, fresh)]
     assert used == [Plan(1, 2, 1, checkpoint=True), Plan(2, 2, 2)]
 

@@ -40,7 +40,7 @@ class Parts:
         The folder belongs to one run: whether the run's inputs are still the same is checked before it is opened.
         """
         self.folder = folder
-        self._known: dict[str, list[int]] = {}  # parts never change, so each is looked into once
+        self._known: dict[tuple[str, int], list[int]] = {}  # by name and time of writing; each is looked into once
 
     @property
     def plan(self) -> Plan | None:
@@ -139,14 +139,15 @@ class Parts:
         return [(path, ids) for path in self._files() if (ids := self._ids(path))]
 
     def _ids(self, path: Path) -> list[int]:
-        if path.name not in self._known:
+        key = (path.name, path.stat().st_mtime_ns)
+        if key not in self._known:
             try:
                 with h5py.File(path, "r") as file:
-                    self._known[path.name] = [int(i) for i in file["image_id"][:]]
+                    self._known[key] = [int(i) for i in file["image_id"][:]]
             except (OSError, KeyError):
                 log.warning("%s is damaged; its images are computed again", path)
                 return []
-        return self._known[path.name]
+        return self._known[key]
 
 
 def _few(ids: Sequence[int]) -> str:

@@ -41,7 +41,8 @@ def pearson(x_BD: Tensor, y_BD: Tensor) -> Tensor:
     Raises:
         UserError: other shapes, or values that are not finite.
 
-    >>> pearson(torch.tensor([[1.0, 2, 3], [1, 1, 1]]), torch.tensor([[2.0, 4, 6], [1, 2, 3]])).round(decimals=9).tolist()
+    >>> found = pearson(torch.tensor([[1.0, 2, 3], [1, 1, 1]]), torch.tensor([[2.0, 4, 6], [1, 2, 3]]))
+    >>> found.round(decimals=9).tolist()
     [1.0, 0.0]
     """
     same_shape(x_BD, y_BD, "correlation")
