@@ -248,7 +248,7 @@ def test_without_ids_an_order_is_asked_for(cfg: Config, pictures: Pictures, ids:
 
 def test_another_count_cannot_be_matched_by_position(cfg: Config, pictures: Pictures, tmp_path: Path) -> None:
     names = {f"p{k}.png": repeats[0] for k, repeats in enumerate(pictures[:-2])}
-    wanted = r"10 images, but the split has 12; matched by position \(order=canonical\)"
+    wanted = r"images are 10, but the split has 12; matched by position \(order=canonical\)"
     refused(cfg, saved(tmp_path / "pngs", names), wanted, order="canonical")
     refused(cfg, as_npy(tmp_path / "x.npy", pictures[:-2]), wanted, order="canonical")
 
@@ -288,7 +288,7 @@ def test_files_that_cannot_be_read(cfg: Config, pictures: Pictures, ids: list[in
     folder = saved(tmp_path / "pngs", by_id(pictures[:, :1], ids))
     broken = folder / f"{ids[7]:05d}_0.png"
     broken.write_bytes(broken.read_bytes()[:500])
-    refused(cfg, folder, rf"{broken.name} \(image {ids[7]}\) cannot be read as a picture")
+    refused(cfg, folder, rf"{broken.name} \(image {ids[7]}\) cannot be read as an image")
     for path in (as_h5(tmp_path / "x.h5", pictures, ids), as_npy(tmp_path / "x.npy", pictures)):
         path.write_bytes(path.read_bytes()[:5000])
         refused(cfg, path, "not a whole HDF5 file|is truncated", order="canonical")
@@ -303,7 +303,7 @@ def test_files_of_another_kind(cfg: Config, pictures: Pictures, ids: list[int], 
     (tmp_path / "x.zip").touch()
     refused(cfg, tmp_path / "x.zip", r"wanted a folder of .png or .jpg, or one file .h5, .hdf5, .npy, .pt")
     (tmp_path / "empty").mkdir()
-    refused(cfg, tmp_path / "empty", "empty holds no picture")
+    refused(cfg, tmp_path / "empty", "empty holds no image")
     refused(cfg, as_pt(tmp_path / "a.pt", {"recons": torch.zeros(1)}), "a.pt holds recons; wanted a tensor, or a dict")
     refused(cfg, as_pt(tmp_path / "b.pt", [torch.zeros(1)]), "b.pt holds list; wanted a tensor")
     refused(cfg, as_h5(tmp_path / "x.h5", pictures, np.array(ids) + 0.5), r"image_id is float64 \(12,\); whole numbers")
