@@ -248,7 +248,7 @@ def test_without_ids_an_order_is_asked_for(cfg: Config, pictures: Pictures, ids:
 
 def test_another_count_cannot_be_matched_by_position(cfg: Config, pictures: Pictures, tmp_path: Path) -> None:
     names = {f"p{k}.png": repeats[0] for k, repeats in enumerate(pictures[:-2])}
-    wanted = r"its images are 10, but the split has 12; matched by position \(order=canonical\)"
+    wanted = r"images are 10, but the split has 12; matched by position \(order=canonical\)"
     refused(cfg, saved(tmp_path / "pngs", names), wanted, order="canonical")
     refused(cfg, as_npy(tmp_path / "x.npy", pictures[:-2]), wanted, order="canonical")
 
