@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from nd.errors import UserError
 
 ADVICE = "Free some space or choose another folder."
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+PARTIAL = re.compile(r"\..+\.partial", re.DOTALL)  # as partial_path names files
 HASH_CHARS = 12  # 48 bits: a collision among 100,000 artifacts has probability 2e-5
 
 
@@ -40,10 +41,11 @@ def atomic_path(path: Path, *, alone: bool = False, resume: bool = False, advice
         advice: what to do where the system refuses to write.
 
     Raises:
-        UserError: the system refuses to write.
+        UserError: the system refuses to write. Of a path that is itself the temporary one of an outer call, that call
+            says so, by the name that the user knows and with its own advice.
     """
     temporary = partial_path(path) if alone else path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with system_errors(path, advice):
+    with nullcontext() if PARTIAL.fullmatch(path.name) else system_errors(path, advice):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not resume:
             temporary.unlink(missing_ok=True)

@@ -145,7 +145,8 @@ def make_images(
     batches = partition(image_ids, max(1, cfg.trainer.batch_size // cfg.method.n_repeats))
     if len(missing) < len(image_ids):
         log.info("%d of %d images are there already", len(image_ids) - len(missing), len(image_ids))
-    entry, alike = generator_of(cfg), dict[Plan | None, list[int]]()
+    entry = generator_of(cfg)
+    alike: dict[Plan | None, list[int]] = {}
     for k, parts in enumerate(runs):
         alike.setdefault(parts.plan, []).append(k)  # runs that were interrupted go on by the plans they began with
     for mine in alike.values():

@@ -512,7 +512,9 @@ def test_failing_while_voxels_are_copied_leaves_the_stimuli_and_goes_on_from_the
 
     with monkeypatch.context() as patch:
         patch.setattr("nd.data.own_trials.lay_out", full)
-        with pytest.raises(UserError, match="No space left on device"):
+        with pytest.raises(
+            UserError, match=r"cannot write .*mylab/subj01.h5: no space left on the device. Free some .* set paths.data"
+        ):
             prepare(lab.cfg())
     folder = lab.root / "data" / "mylab"
     assert {p.name for p in folder.glob("[!.]*")} == {"manifest.json", "stimuli.h5"}

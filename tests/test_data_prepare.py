@@ -102,7 +102,7 @@ def half_then_full_disk(path: Path) -> None:
 def test_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "new" / "data" / "scenes"
     with pytest.raises(
-        UserError, match=r"cannot write .*scenes: no space left on the device. Free some space or set paths.data"
+        UserError, match=r"cannot write .*scenes/subj01.h5: no space left on the device. Free some .* set paths.data"
     ):
         make_pieces(target, [piece(half_then_full_disk)], {})
     assert list(tmp_path.iterdir()) == []

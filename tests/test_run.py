@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers_config import method_settings
 from helpers_results import config, fake_scores
 
 import nd.run

@@ -27,7 +27,9 @@ class BackboneConfig:
     tiny_vae: str = opt(
         "", "guidance.decoder=tiny: diffusers AutoencoderTiny, hub id or local folder", identity=False, weights=True
     )
-    image_size: int = opt(64, "side of the square images it makes, pixels")
+    image_size: int = opt(
+        64, "side of the square images it makes, pixels", of=("vae", "unet", "image_tower", "sampler")
+    )
     tower_size: int = opt(64, "side of the square images the image tower sees, pixels", of=("image_tower",))
     tower_mean: list[float] = opt(
         [0.485, 0.456, 0.406],

@@ -33,15 +33,19 @@ def extraction_lines(cfg: Config, data: Extent) -> Iterator[str]:
     flops = {name: n for name, n in target_flops(cfg).items() if name in wanted}
     if data.images * sum(map(sum, flops.values())) < LITTLE_S * SLOWEST:
         return
-    device, dtype = pick_device(cfg.trainer.accelerator), DTYPES[cfg.target.precision]
-    rates = conv_rate(device, dtype), product_rate(device, dtype)
+    device, precisions = pick_device(cfg.trainer.accelerator), {n: cfg.decoding(n).target.precision for n in flops}
+    rates = {
+        one: (conv_rate(device, DTYPES[one]), product_rate(device, DTYPES[one]))
+        for one in dict.fromkeys(precisions.values())
+    }
     for name, kinds in flops.items():
-        seconds = data.images * sum(n / rate for n, rate in zip(kinds, rates, strict=True))
+        seconds = data.images * sum(n / rate for n, rate in zip(kinds, rates[precisions[name]], strict=True))
         if seconds >= LITTLE_S:
             each = f"{sum(kinds) / 1e9:,.0f} GFLOP and {seconds / data.images:.3g} s an image"
             yield f"{duration(seconds):>9}  target {name}: {data.images:,} images, {each}"
-    speeds = " and ".join(f"{rate / 1e9:,.0f}" for rate in rates)
-    yield f"at {speeds} GFLOP/s in convolutions and matrix products, measured now on this {device.type}"
+    for precision, pair in rates.items():
+        speeds, of = " and ".join(f"{rate / 1e9:,.0f}" for rate in pair), f" of {precision}" if len(rates) > 1 else ""
+        yield f"at {speeds} GFLOP/s in convolutions and matrix products{of}, measured now on this {device.type}"
 
 
 def duration(seconds: float) -> str:
@@ -64,22 +68,26 @@ def target_flops(cfg: Config) -> dict[str, tuple[float, float]]:
     A multiplication with its addition counts two. VDVAE is left out: its time is not known from a count of this kind.
     """
     vae, text, tower = module_config(cfg, "vae"), module_config(cfg, "text_encoder"), tower_config(cfg)
-    side, captions = cfg.backbone.image_size, cfg.target.max_captions
-    tokens = cfg.target.tokens or text["max_position_embeddings"]
+    own = {name: cfg.decoding(name).target for name in ("c", "g", "clip_text")}
+    side, tokens = cfg.backbone.image_size, own["c"].tokens or text["max_position_embeddings"]
     grid = cfg.backbone.tower_size // tower["patch_size"]
     ratio = text["intermediate_size"] / text["hidden_size"]
     clip_image = transformer_flops(*CLIP_IMAGE)
     return {
         "z": encoder_flops(vae, side),
         "z40": encoder_flops(vae, small_size(side, 2 ** (len(vae["block_out_channels"]) - 1))),
-        "c": (0.0, captions * transformer_flops(text["num_hidden_layers"], text["hidden_size"], tokens, ratio)),
+        "c": (
+            0.0,
+            own["c"].max_captions
+            * transformer_flops(text["num_hidden_layers"], text["hidden_size"], tokens, ratio),
+        ),
         "g": (
             _conv(3, tower["width"], grid, tower["patch_size"]),
-            transformer_flops(max(cfg.target.layers) + 1, tower["width"], grid**2 + 1),
+            transformer_flops(max(own["g"].layers) + 1, tower["width"], grid**2 + 1),
         ),
         "clip_vision": (0.0, clip_image),
         "clip_image": (0.0, clip_image),
-        "clip_text": (0.0, captions * transformer_flops(*CLIP_TEXT)),
+        "clip_text": (0.0, own["clip_text"].max_captions * transformer_flops(*CLIP_TEXT)),
     }
 
 
