@@ -177,14 +177,14 @@ def written(folder: Path, source: str, trials: list[tuple[int, int]], held_out: 
 
 
 # Session and image of each trial: sessions have gaps and are not in order. Images 8 and 9 are for the test.
-TRIALS = list(zip([7, 7, 7, 2, 2, 2, 2, 2, 4, 4, 7, 7, 7, 4], [5, 6, 0, 0, 1, 2, 3, 8, 4, 0, 9, 8, 7, 1], strict=True))
+TRIALS = list(zip([7, 7, 7, 2, 2, 2, 2, 2, 4, 4, 7, 7, 7, 4], [3, 6, 0, 0, 1, 2, 5, 8, 4, 0, 9, 8, 7, 1], strict=True))
 
 
 @pytest.mark.parametrize("source", ["own", "nsd"])
 def test_sessions_count_in_the_order_of_their_numbers(tmp_path: Path, source: str) -> None:
-    cfg = written(tmp_path, source, TRIALS, [8, 9])
+    cfg = written(tmp_path, source, TRIALS, [8, 9], n_val=3)
     (whole,) = split_of(cfg).folds
-    images = {1: [0, 1, 2, 3], 2: [0, 1, 2, 3, 4], 3: list(range(8))}
+    images = {1: [0, 1, 2, 5], 2: [0, 1, 2, 4, 5], 3: list(range(8))}
     for sessions, ids in images.items():
         (fold,) = split_of(limited(cfg, sessions)).folds
         assert fold.seen.tolist() == ids
@@ -248,9 +248,11 @@ def test_too_few_images_are_left(tmp_path: Path, read: Any) -> None:
     assert (len(fold.train), len(fold.val)) == (6, 2)
     with pytest.raises(UserError, match=r"sessions=1 leaves 6 training and 0 validation images of subj01; wanted at l"):
         read(left(fold.train))
-    with pytest.raises(UserError, match=r"leaves 1 .* 2 and 1. Use more of its 2 sessions, or another data.n_val"):
+    with pytest.raises(UserError, match=r"leaves 1 .* 2 and 2. Use more of its 2 sessions, or another data.n_val"):
         read(left(np.append(fold.train[:1], fold.val)))
-    read(left(np.append(fold.train[:2], fold.val[:1])))
+    with pytest.raises(UserError, match="leaves 2 training and 1 validation images"):
+        read(left(np.append(fold.train[:2], fold.val[:1])))
+    read(left(np.append(fold.train[:2], fold.val)))
 
 
 @Opened

@@ -27,7 +27,8 @@ def test_guided_by_true_features_beats_unguided_in_nearly_all_images() -> None:
     with torch.no_grad():
         z, shown = backbone.encode_images(images), backbone.to_float(images)
         c = torch.stack([backbone.encode_text(captions(scene)).mean(0) for scene in scenes])
-        g = torch.stack(BlockFeatures(backbone.tower, cfg.target.layers)(backbone.tower_input(shown)), dim=1)
+        features = BlockFeatures(backbone.tower, cfg.decoding("g").target.layers)
+        g = torch.stack(features(backbone.tower_input(shown)), dim=1)
     sampler = GuidedSampler(backbone, cfg, [point_of(cfg), Point(0.0, 0)])
     guided, unguided = sampler.sample(z, c, g, noise_for(cfg.seed, range(N), 1, backbone.latent_shape))
     scores = [pixcorr(found.images[:, 0], shown) for found in (guided, unguided)]

@@ -65,7 +65,7 @@ def engine(backbone: Backbone, tower: Any, inputs: dict[str, Tensor], cfg_scale:
     config = Config(
         method=method_settings(steps=8, strength=0.75, cfg_scale=cfg_scale, repeats=1),
         guidance=GuidanceConfig(layer_weights=WEIGHTS, **guidance),
-        target=target_settings(layers=LAYERS),
+        target=target_settings("g", layers=LAYERS),
         backbone=backbone.config,
     )
     backbone.config.tower_mean, backbone.config.tower_std = list(how["mean"]), list(how["std"])

@@ -59,7 +59,7 @@ def predict(cfg: TrainerConfig) -> tuple[int, int, bool] | None:
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     quiet["use_distributed_sampler"] = False  # there is one sample
     with lightning(cfg):
-        trainer = Trainer(**process_settings(cfg), **quiet, enable_model_summary=False, use_distributed_sampler=False)
+        trainer = Trainer(**process_settings(cfg), **quiet, enable_model_summary=False)
         trainer.predict(module, return_predictions=False)
     return module.seen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def train_all(cfg: Config) -> None:
 
 def predictions(cfg: Config) -> dict[str, NDArray[Any]]:
     with h5py.File(predict(cfg) / "predictions.h5") as file:
-        return {name: values[()] for name, values in file.items()}
+        return {name: values[()] for name, values in file.items() if isinstance(values, h5py.Dataset)}
 
 
 def test_chain_predicts_every_target_of_the_test_images(cfg: Config) -> None:
@@ -291,3 +292,60 @@ def test_test_voxels_scaled_by_their_own_statistics(overrides: list[str], tmp_pa
     train_all(plain)
     assert not np.allclose(predictions(plain)["z"].reshape(N_TEST, -1), found, atol=1e-2)
     assert not RunFolder.open(plain, "predict").manifest["transductive"]
+
+
+# ---- recipes: every target its own mapper, ROI and trials
+
+
+RECIPE = {
+    "z": ["mapper=ridge", "mapper.alphas=[5]"],
+    "c": ["mapper=fastl2lir", "mapper.n_feat=20", "subject.roi=V1+V2"],
+    "g": ["mapper=ridge", "mapper.alphas=[70]", "mapper.trials=single", "mapper.keep=0.5", "mapper.keep_folds=2"],
+}
+WRITTEN = (
+    "method.targets={z:{mapper:{name:ridge,alphas:[5]}},"
+    "c:{roi:V1+V2,mapper:{name:fastl2lir,n_feat:20}},"
+    "g:{mapper:{name:ridge,alphas:[70],trials:single,keep:0.5,keep_folds:2}}}"
+)
+
+
+def test_a_recipe_predicts_what_a_command_for_each_target_does(overrides: list[str], tmp_path: Path) -> None:
+    whole = compose([*overrides, "method=nearest_image", WRITTEN, f"paths.runs={tmp_path / 'whole'}"])
+    for name in RECIPE:
+        train(whole.with_target(name))
+    together = predictions(whole)
+    for name, own in RECIPE.items():
+        given = [*overrides, "method=nearest_image", f"method.targets=[{name}]", *own, f"paths.runs={tmp_path / 'one'}"]
+        train(compose([*given, f"target={name}"]))
+        np.testing.assert_array_equal(together[name], predictions(compose(given))[name])
+
+
+def test_single_trials_are_fitted_and_chosen_by_image(overrides: list[str], tmp_path: Path) -> None:
+    """The plain formula over all trials, with folds that never part the trials of an image."""
+    given = [*overrides, "method=vae", "mapper.trials=single", "mapper.folds=4", "mapper.alphas=[3,30,300]"]
+    cfg = compose([*given, "target=z", f"paths.runs={tmp_path}"])
+    train(cfg)
+    (path,) = tmp_path.rglob("fold-00.json")
+    subject, split = open_subject(cfg), split_of(cfg)
+    rows = np.flatnonzero(np.isin(subject.image_id, split.folds[0].seen))
+    x, ids = subject.voxels(rows).astype(np.float64), subject.image_id[rows]
+    y = TargetStore(store_path(cfg)).rows(ids).reshape(len(ids), -1).astype(np.float64)
+    fold = np.unique(ids, return_inverse=True)[1] % 4
+
+    def predicted(fit: Any, at: Any, alpha: float) -> NDArray[Any]:
+        mean, sd = x[fit].mean(0), x[fit].std(0)
+        a, b, centre = (x[fit] - mean) / sd, (x[at] - mean) / sd, y[fit].mean(0)
+        weights = np.linalg.solve(a.T @ a + alpha * np.eye(a.shape[1]), a.T @ (y[fit] - centre))
+        return b @ weights + centre
+
+    def error(alpha: float) -> float:
+        return sum(float(((predicted(fold != k, fold == k, alpha) - y[fold == k]) ** 2).sum()) for k in range(4))
+
+    best = min((3.0, 30.0, 300.0), key=error)
+    details = json.loads(path.read_text(encoding="utf-8"))["details"]
+    assert details["n_images"] == len(ids)
+    shown = predicted(np.ones(len(ids), bool), np.ones(len(ids), bool), best)
+    state = load_file(path.with_suffix(".safetensors"))
+    scaled = (x - state["voxel_mean"]) / state["voxel_scale"]
+    weights = state["weights"] if "weights" in state else state["directions"] @ state["coefficients"]
+    np.testing.assert_allclose(scaled @ weights + state["target_mean"], shown, atol=1e-3 * np.abs(shown).max())

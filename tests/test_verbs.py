@@ -16,7 +16,7 @@ experiment: scenes
 subjects: [subj01]
 columns: [{metric: pixcorr, name: PixCorr}]
 rows: [{label: pixels, overrides: [method=ridge_pixels]}]
-pictures: [pixels]
+images: [pixels]
 """
 STEPS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
 LEFT_BEHIND = {

@@ -58,10 +58,13 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     return _compose(overrides, strict=True)
 
 
-def _compose(overrides: Sequence[str], name: str = "", strict: bool = False) -> Config:
-    """Compose one job; unless ``strict``, fields of another choice are passed over, which rows and jobs may share."""
+def _compose(overrides: Sequence[str], name: str = "", strict: bool = False, rows: Rows | None = None) -> Config:
+    """Compose one job; unless ``strict``, fields of another choice are passed over, which rows and jobs may share.
+
+    Where ``rows`` are those of a table, ``check`` has examined them, and none is of the composed configuration.
+    """
     reading = read(overrides, search_folders(overrides))
-    found = _examine(reading.single(), reading, name)
+    found = _examine(reading.single(), reading, name, rows_of=rows and (lambda *_: []))
     problems = [*reading.problems, *found.problems, *(found.foreign.values() if strict else ())]
     if problems:
         raise UserError(report(problems))
@@ -200,18 +203,18 @@ def _run(
         return 0
     args, flags = _parse(name, argv)
     if args.hydra_help or args.shell_completion or args.info:
-        return _run_hydra(function, [*flags, *args.overrides])
+        return _run_hydra(function, rows, [*flags, *args.overrides])
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
     reading = check(name, args.overrides, multirun, rows)
     if args.cfg == "job" and not multirun:
-        print(printed(_compose(reading.single() + reading.hydra, name)), end="")
+        print(printed(_compose(reading.single() + reading.hydra, name, rows=rows)), end="")
         return 0
     elsewhere = any(text.startswith(("hydra/launcher", "hydra/sweeper")) for text in reading.hydra)
     if together is not None and multirun and not (elsewhere or args.cfg):
         _set_up_logging(reading.hydra)
-        together([_compose(one, name) for one in reading.combinations()])
+        together([_compose(one, name, rows=rows) for one in reading.combinations()])
     others = [text for text in reading.hydra if not text.startswith("hydra.searchpath=")]
-    return _run_hydra(function, [*flags, *(one.text for one in reading.given), *_searched(reading), *others])
+    return _run_hydra(function, rows, [*flags, *(one.text for one in reading.given), *_searched(reading), *others])
 
 
 def _searched(reading: Reading) -> list[str]:
@@ -246,7 +249,7 @@ def _parse(name: str, argv: list[str]) -> tuple[Namespace, list[str]]:
     return args, flags
 
 
-def _run_hydra(function: Verb, argv: list[str]) -> int:
+def _run_hydra(function: Verb, rows: Rows | None, argv: list[str]) -> int:
     """Run a verb's function under Hydra, once or as a sweep, and return the exit code."""
     given = list(sys.argv)
     codes: list[int] = []
@@ -257,7 +260,7 @@ def _run_hydra(function: Verb, argv: list[str]) -> int:
         choices = HydraConfig.get()
         overrides = [*search_path(choices.overrides.hydra), *choices.overrides.task]
         try:
-            result = function(_compose(overrides, function.__name__))
+            result = function(_compose(overrides, function.__name__, rows=rows))
             codes.append(result if isinstance(result, int) else 0)
         except UserError as error:
             if choices.mode == RunMode.MULTIRUN:  # said at once: Hydra goes on with the other jobs, then raises

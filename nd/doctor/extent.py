@@ -86,11 +86,12 @@ def _of_nsd(cfg: Config, raw: Tree | None) -> Extent:
     root = raw.root if raw else None
     if cfg.data.simulated:
         return _of_tree(cfg, root) if root else Extent()
-    voxels = known.voxels
-    if data.source == "nsd" and data.mask != "nsdgeneral":
-        voxels = _asked(lambda: (0, len(read_mask(root, subject, data.mask).ijk)))[1] if root else 0
-    trials = TRIALS_PER_SESSION * (data.sessions or known.sessions)
-    return Extent(images_seen(data.subjects), known.images - known.shared, trials, voxels)
+    voxels, sessions = known.voxels, known.sessions
+    if data.source == "nsd":
+        sessions = data.sessions or sessions
+        if data.mask != "nsdgeneral":
+            voxels = _asked(lambda: (0, len(read_mask(root, subject, data.mask).ijk)))[1] if root else 0
+    return Extent(images_seen(data.subjects), known.images - known.shared, TRIALS_PER_SESSION * sessions, voxels)
 
 
 def images_seen(subjects: list[str]) -> int:

@@ -78,8 +78,7 @@ def target_flops(cfg: Config) -> dict[str, tuple[float, float]]:
         "z40": encoder_flops(vae, small_size(side, 2 ** (len(vae["block_out_channels"]) - 1))),
         "c": (
             0.0,
-            own["c"].max_captions
-            * transformer_flops(text["num_hidden_layers"], text["hidden_size"], tokens, ratio),
+            own["c"].max_captions * transformer_flops(text["num_hidden_layers"], text["hidden_size"], tokens, ratio),
         ),
         "g": (
             _conv(3, tower["width"], grid, tower["patch_size"]),

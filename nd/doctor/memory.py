@@ -77,7 +77,7 @@ def memory_estimate(cfg: Config, data: Extent) -> Memory:
     sample += UNET_TENSORS * unet["layers_per_block"] * unet["block_out_channels"][0] * (size // factor) ** 2
     guided = cfg.method.generator == "guided_diffusion"
     preparing = 4.0 * SESSION_COPIES * 750 * data.voxels if cfg.data.source == "nsd" else 0.0
-    job = [cfg.debug.limit_images * cfg.method.repeats] if cfg.debug.limit_images else []
+    job = [cfg.debug.limit_images * cfg.method.n_repeats] if cfg.debug.limit_images else []
     in_flight = Plan.for_speed(job).guided if guided else 0
     return Memory(preparing, _mapper_bytes(cfg, data), float(element * sample * guided), in_flight)
 

@@ -14,19 +14,19 @@ BUCKET = "s3://natural-scenes-dataset"
 RELEASE, CAPTIONS_RELEASE = "pscotti/mindeyev2", "pscotti/naturalscenesdataset"
 UNBROKEN = "\xa0"  # a blank at which lines are not broken
 N_FOLDERS = 4  # more of them are fetched with a pattern
-SIMULATED = "pictures and brains are drawn by nd itself (Apache-2.0): no terms, and nothing measured"
+SIMULATED = "images and brains are drawn by nd itself (Apache-2.0): no terms, and nothing measured"
 DIGITS69 = (
     "measured fMRI, public with the DGMM code; cite van Gerven, de Lange & Heskes (2010), Neural Computation 22; nd"
     " ships no part of it"
 )
 OWN = (
     "your own data: what the participants agreed to, and the licences of the images, hold for everything made from"
-    " them; prepared files, images.h5 and reports hold pictures"
+    " them; prepared files, images.h5 and reports hold images"
 )
 NSD = (
     f"1. Sign the NSD Data Access Agreement before anything is fetched: {facts.TERMS_URL}.",
     "2. The images, and the captions (annotations of 2017), are COCO's, with terms of their own: https://cocodataset.org.",
-    "3. Pass on neither the data nor what shows the pictures: prepared files, target stores, images.h5, reports.",
+    "3. Pass on neither the data nor what shows the images: prepared files, target stores, images.h5, reports.",
 )
 MINDEYE2 = "The MindEye2 release is made of NSD's data and images, so NSD's terms hold."
 
