@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,20 @@ import h5py
 import numpy as np
 import pytest
 from helpers_config import data_settings
-from nd.evaluation.panel import image_findings
 from PIL import Image
 
 from nd.config import Config, PathsConfig
 from nd.data.prepared import Stimuli, same_across, split_of, stimuli_path, write_stimuli
 from nd.data.same_images import NEAR, Across, Prints, across, check_across, named
 from nd.errors import LeakError
+from nd.evaluate import same_images
+from nd.evaluation.scores import RunScores, Score
 from nd.prepare import prepare
+from nd.runs.folder import RunFolder
 from nd.scenes.world import World
-from nd.tables.specs import Entry, Row
+from nd.tables.rows import TableRow
+from nd.tables.sanity_checks import sanity_checks
+from nd.tables.specs import Column, Entry, Row
 
 RNG = np.random.default_rng(3)
 SCENES = World(data_settings(n_train=40, n_test=20)).images
@@ -131,12 +134,31 @@ def test_images_that_were_changed_after_preparing(tmp_path: Path) -> None:
         split_of(cfg)
 
 
-def test_the_checks_of_a_table_say_which_test_images_are_training_images(copied: Config, tmp_path: Path) -> None:
+def test_the_checks_of_a_table_say_which_test_images_are_training_images(copied: Config) -> None:
     copied.data.same_images = "allow"
-    absent = replace(copied, paths=PathsConfig(data=str(tmp_path / "nowhere")))
-    row = Row(label="any")
-    found = list(image_findings([Entry(row, "subj01", copied), Entry(row, "subj02", absent)]))
-    assert [(one.subject, one.text.partition(":")[0]) for one in found] == [
-        ("subj01", "1 test images are training images (image 0 is test image 40)"),
-        ("subj01", "1 test images are nearly training images (image 1 is test image 41)"),
+    found = same_images(copied)
+    assert found == {"equal": "image 0 is test image 40", "near": "image 1 is test image 41"}
+
+    def row(label: str, role: str, subject: str, same: dict[str, str]) -> TableRow:
+        per_image = {"image_id": np.arange(8.0), "pixcorr": RNG.random(8)}
+        mean = per_image["pixcorr"].mean()
+        run = RunScores(
+            path=Path("scores.json"), protocol="scenes v1", test_set="", scores={"pixcorr": Score(mean, mean, mean)},
+            n_images=8, n_repeats=1, oracle=False, simulated=True, control="none", same_images=same,
+        )  # fmt: skip
+        entry = Entry(Row(label=label, role=role), subject, copied)
+        return TableRow(entry, RunFolder("evaluate", Path("run"), "0"), run, per_image)
+
+    rows = [
+        row(label, role, subject, same)
+        for subject, same in (("subj01", found), ("subj02", {}))
+        for label, role in (("any", "method"), ("mean", "floor"))
+    ]
+    said = [one for one in sanity_checks(rows, [Column(metric="pixcorr")]).findings if one.label == "images"]
+    assert [(one.subject, one.text) for one in said] == [
+        ("subj01", "training images are test images (image 0 is test image 40): naming one of those scores for it"),
+        (
+            "subj01",
+            "training images are nearly test images (image 1 is test image 41): naming one of those scores for it",
+        ),
     ]
