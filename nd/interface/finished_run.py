@@ -46,7 +46,7 @@ def read_run(run: str | Path | Config, verb: str = "evaluate") -> FinishedRun:
     if not (path / "status").is_file() or path.parent.name not in VERBS:
         raise UserError(
             f"{path} is not the folder of a run: <paths.runs>/<verb>/<name>-<id>, of {', '.join(VERBS)}, with a file "
-            "'status' was wanted. `nd ls` lists the runs there are."
+            "'status' was wanted. Runs lie in runs/<verb>/<name>-<run_id>."
         )
     folder = RunFolder(path.parent.name, path, path.name.rpartition("-")[2])
     if not folder.done:
