@@ -61,7 +61,7 @@ def test_a_constant_voxel_becomes_zero(value: float, n_blocks: int) -> None:
 
 
 def test_voxels_that_are_all_constant_are_refused() -> None:
-    with pytest.raises(UserError, match=r"none of the 3 voxels varies over the 5 training rows.*another subject.roi"):
+    with pytest.raises(UserError, match=r"none of the 3 voxels varies over the 5 rows given.*another subject.roi"):
         Scaler.fit(np.full((5, 3), 0.1, np.float32))
 
 

@@ -108,7 +108,7 @@ class Scaler:
         constant = scale <= 10 * np.finfo(np.float64).eps * np.abs(moments.mean)
         if constant.all():
             raise UserError(
-                f"none of the {len(constant)} voxels varies over the {moments.n} training rows, so nothing can be "
+                f"none of the {len(constant)} voxels varies over the {moments.n} rows given, so nothing can be "
                 "decoded from them. Choose another subject.roi, or look at what was measured."
             )
         return cls(moments.mean.astype(np.float32), np.where(constant, 1.0, scale).astype(np.float32))
