@@ -13,9 +13,8 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from nd.backbone import loop
-from nd.backbone.export import export_backbone
-from nd.backbone.fit_clip import (
+from backbone_training import loop
+from backbone_training.clip import (
     ClipRecipe,
     clip_config,
     clip_loss,
@@ -25,7 +24,10 @@ from nd.backbone.fit_clip import (
     text_encoder,
     tokenize,
 )
-from nd.backbone.fit_unet import (
+from backbone_training.export import export_backbone
+from backbone_training.loop import Draw, Optimisation, draw_of_step, fit, rate_factor
+from backbone_training.tokenizer import build_tokenizer, train_merges
+from backbone_training.unet import (
     UnetRecipe,
     build_unet,
     draw_conditions,
@@ -35,9 +37,7 @@ from nd.backbone.fit_unet import (
     sd_scheduler,
     unet_loss,
 )
-from nd.backbone.fit_vae import VaeRecipe, decode, encode, fit_vae, psnr_db
-from nd.backbone.loop import Draw, Optimisation, draw_of_step, fit, rate_factor
-from nd.backbone.tokenizer import build_tokenizer, train_merges
+from backbone_training.vae import VaeRecipe, decode, encode, fit_vae, psnr_db
 from nd.backbone.weights import SHIPPED
 from nd.scenes.captions import captions, vocabulary
 from nd.scenes.draw import draw_many

@@ -20,16 +20,17 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from numpy.typing import NDArray
 from open_clip.model import CLIP
 
-sys.path.insert(0, str(Path(__file__).parent))  # the folder's name is no package name
+sys.path.insert(0, str(Path(__file__).parent))  # digits.py
+sys.path.insert(0, str(Path(__file__).parents[1]))  # backbone_training
 
 from digits import LeftOut, jittered, leave_out, read_mnist_package
 
-from nd.backbone.export import export_backbone
-from nd.backbone.fit_clip import ClipRecipe, embed_images, embed_texts, fit_clip, text_encoder, tokenize
-from nd.backbone.fit_unet import UnetRecipe, encode_captions, fit_unet, generate
-from nd.backbone.fit_vae import VaeRecipe, decode, encode, fit_vae, psnr_db
-from nd.backbone.loop import Optimisation
-from nd.backbone.tokenizer import build_tokenizer
+from backbone_training.clip import ClipRecipe, embed_images, embed_texts, fit_clip, text_encoder, tokenize
+from backbone_training.export import export_backbone
+from backbone_training.loop import Optimisation
+from backbone_training.tokenizer import build_tokenizer
+from backbone_training.unet import UnetRecipe, encode_captions, fit_unet, generate
+from backbone_training.vae import VaeRecipe, decode, encode, fit_vae, psnr_db
 from nd.data.digit_captions import NAMES, captions, vocabulary
 from nd.data.digits69 import read_digits69
 from nd.files import write_json

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from nd.backbone.fit_clip import embed_images, embed_texts, tokenize
-from nd.backbone.fit_unet import encode_captions, generate
-from nd.backbone.fit_vae import decode, encode, psnr_db
+sys.path.insert(0, str(Path(__file__).parents[1]))  # backbone_training
+
+from backbone_training.clip import embed_images, embed_texts, tokenize
+from backbone_training.unet import encode_captions, generate
+from backbone_training.vae import decode, encode, psnr_db
 from nd.metrics.correlation import pixcorr
 from nd.scenes.captions import captions
 from nd.scenes.draw import draw_many

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +23,14 @@ from numpy.typing import NDArray
 from open_clip.model import CLIP
 from transformers import CLIPTokenizer
 
-from nd.backbone.export import export_backbone
-from nd.backbone.fit_clip import ClipRecipe, clip_config, fit_clip, text_encoder
-from nd.backbone.fit_unet import UnetRecipe, encode_captions, fit_unet
-from nd.backbone.fit_vae import VaeRecipe, encode, fit_vae
-from nd.backbone.loop import Optimisation
-from nd.backbone.tokenizer import build_tokenizer
+sys.path.insert(0, str(Path(__file__).parents[1]))  # backbone_training
+
+from backbone_training.clip import ClipRecipe, clip_config, fit_clip, text_encoder
+from backbone_training.export import export_backbone
+from backbone_training.loop import Optimisation
+from backbone_training.tokenizer import build_tokenizer
+from backbone_training.unet import UnetRecipe, encode_captions, fit_unet
+from backbone_training.vae import VaeRecipe, encode, fit_vae
 from nd.scenes.captions import captions, vocabulary
 from nd.scenes.draw import draw_many
 from nd.scenes.scene import sample_scene

@@ -1,1 +1,1 @@
-"""Small Stable-Diffusion-shaped backbones: training, export and loading."""
+"""Small Stable-Diffusion-shaped backbones: loading, and what is read from them."""

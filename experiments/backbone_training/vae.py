@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nd.backbone.loop import Draw, Optimisation, fit
+from backbone_training.loop import Draw, Optimisation, fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTokenizer
 
-from nd.backbone.fit_clip import PIXEL_MEAN, PIXEL_STD, ClipRecipe, clip_config, text_encoder
-from nd.backbone.fit_unet import sd_scheduler
+from backbone_training.clip import PIXEL_MEAN, PIXEL_STD, ClipRecipe, clip_config, text_encoder
+from backbone_training.unet import sd_scheduler
 
 M = TypeVar("M", bound=nn.Module)
 

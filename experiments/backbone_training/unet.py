@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from nd.backbone.fit_clip import tokenize
-from nd.backbone.loop import AfterCheckpoint, Draw, Optimisation, fit
+from backbone_training.clip import tokenize
+from backbone_training.loop import AfterCheckpoint, Draw, Optimisation, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def fit_unet(
 ) -> UNet2DConditionModel:
     """The denoiser fitted to scaled latents and the hidden states of their captions (`encode_captions`).
 
-    empty_LD: the hidden states of the empty caption. The other arguments are those of `nd.backbone.loop.fit`.
+    empty_LD: the hidden states of the empty caption. The other arguments are those of `backbone_training.loop.fit`.
     """
     torch.manual_seed(seed)
     _, channels, size, _ = latents_NChw.shape

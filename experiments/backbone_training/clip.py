@@ -18,8 +18,8 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from nd.backbone.fit_vae import as_tensor
-from nd.backbone.loop import Draw, Optimisation, fit, is_falling
+from backbone_training.loop import Draw, Optimisation, fit, is_falling
+from backbone_training.vae import as_tensor
 
 # Pictures enter as 2x - 1: mean and deviation of one half, declared in open_clip_config.json.
 PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
