@@ -94,7 +94,7 @@ def test_verbs_run_small(line: str, folder: Path, stand_ins: dict[str, list[str]
 
 def scores_of(words: list[str], folder: Path) -> tuple[dict[str, float], bool]:
     """Run one row; returns its mean scores and whether they are of simulated data."""
-    (path,) = set(re.findall(r"\S+/evaluate/\S+", run_small(["run", *words], folder)))
+    (path,) = set(re.findall(r"\S+/evaluate/[^\s/]+", run_small(["run", *words], folder)))
     summary = json.loads((folder / path / "scores.json").read_text(encoding="utf-8"))
     return {name: score["mean"] for name, score in summary["metrics"].items()}, summary["simulated"]
 

@@ -57,7 +57,7 @@ def whole_numbers(
     if given.dtype.kind not in "biuf":
         raise UserError(f"{_named(what, 0)} is {given.dtype} {given.shape}; wanted whole numbers. {advice}".rstrip())
     given = given.astype(np.uint8) if given.dtype.kind == "b" else given
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):  # a bound beyond half precision is infinite there
         nearest = np.rint(given) if given.dtype.kind == "f" else given
         good = (np.abs(given - nearest) <= within) & (nearest >= lowest) & (nearest <= highest)  # false for NaN
         if given.dtype.kind == "f":
