@@ -23,8 +23,9 @@ from nd.config.known import PARTS_OF_DECODING, Known, known_field, known_fields
 from nd.errors import did_you_mean
 
 MAX_COMBINATIONS = 64  # of a sweep checked as combinations; beyond it every value is checked once
-PLAIN = re.compile(r"[A-Za-z_./-][\w./:-]*")  # text that the parser reads as itself
+PLAIN = re.compile(r"[A-Za-z_./-][\w./:-]*", re.ASCII)  # text that the parser reads as itself
 SPECIAL = {"true", "false", "null", "nan", "inf", "-inf", "-nan"}
+NO_EXPERIMENT = "[]"  # Hydra's word for a group without a choice
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,9 @@ def _read_one(
         reading.problems.append(_bad_target(key) or unknown_key(wrong, groups=groups))
         return
     values = _values(override, text, known, group_options(key, folders) if key in groups else [])
+    if key == "experiment" and "null" in values:  # which Hydra takes in a file but not on the command line
+        values = [NO_EXPERIMENT if value == "null" else value for value in values]
+        text = f"experiment={','.join(values)}"
     if len(values) > 1 and not multirun:
         hint = f" (a list is written {key}=[{','.join(values)}])" if key not in groups else ""
         reading.problems.append(f"{text}: several values need -m, which runs one job for each{hint}.")
@@ -256,7 +260,7 @@ def split(raw: str) -> Iterator[str]:
 def _bad_option(group: str, value: str, folders: Sequence[Path]) -> str:
     """Return a problem when ``value`` is not an option of ``group``, else an empty string."""
     options, name = group_options(group, folders), value.strip("'\"")
-    if name in options or (group == "experiment" and name == "null"):
+    if name in options or (group == "experiment" and name == NO_EXPERIMENT):
         return ""
     return f"{group}={value}: unknown option.{did_you_mean(name, options)} Options of {group}: {', '.join(options)}."
 
