@@ -184,7 +184,6 @@ def test_the_bar_moves_within_the_first_batch(cfg: Config, capfd: pytest.Capture
 
 
 def test_oracle_run_is_marked_and_reads_no_predictions(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("nd.extract")
     from nd.extract import extract
 
     oracle = derive(cfg, "features=oracle", "method.steps=2", "debug.limit_images=2")
