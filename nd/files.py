@@ -24,7 +24,6 @@ import numpy as np
 from nd.errors import UserError
 
 ADVICE = "Free some space or choose another folder."
-UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 PARTIAL = re.compile(r"\..+\.partial", re.DOTALL)  # as partial_path names files
 HASH_CHARS = 12  # 48 bits: a collision among 100,000 artifacts has probability 2e-5
 
@@ -183,16 +182,6 @@ def bad_h5(path: Path, error: OSError) -> UserError:
     if not path.is_file() or isinstance(error, PermissionError):
         return unreadable(path, error)
     return UserError(f"{path} is not a whole HDF5 file ({text}): truncated? Fetch or write it again.")
-
-
-def check_text(text: str, what: str) -> None:
-    """Refuse text that HDF5 cannot keep: a NUL, or one half of a surrogate pair (broken UTF-16); ``what`` names it."""
-    found = UNSTORABLE.search(text)
-    if found:
-        raise UserError(
-            f"{what} holds U+{ord(found[0]):04X} at character {found.start() + 1}, which cannot be stored: "
-            f"{text[:60]!r}. Take it out, or write its file again in UTF-8."
-        )
 
 
 def allocate(handle: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> h5py.Dataset:

@@ -18,6 +18,7 @@ from nd.config.known import BASES, FILLED_IN, PARTS_OF_DECODING, group_type, kno
 from nd.config.overrides import unknown_key
 from nd.config.schema import ALL, Config, Decoding
 from nd.errors import did_you_mean
+from nd.terminal import unstorable
 
 WANTED = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list, e.g. [1,2]",
@@ -168,6 +169,8 @@ def _check_scalar(name: str, value: Any, kind: type, one: Field[Any]) -> str | N
     if not _fits(value, kind):
         empty = " (for none write '')" if kind is str and value is None else ""
         return f"{name}: {value!r} is {_kind(value)}, wanted {WANTED[kind]}{empty}."
+    if kind is str and (problem := unstorable(value, f"{name}: the text")):
+        return problem
     if kind is float and not math.isfinite(value):
         return f"{name}: {value!r} was given, wanted a finite number."
     if facts.choices and convert(value, kind) not in facts.choices:

@@ -1,7 +1,8 @@
 """What was given on the command line, read with Hydra's own parser and held against the schema and conf/.
 
 ``read`` never stops at the first mistake: it returns every problem beside the overrides that are sound. A field
-declared as text keeps the text that was typed, whatever number, date or sign it looks like.
+declared as text keeps the text that was typed, spaces around it too, whatever number, date, function or sign it looks like;
+quotes around the whole of it are syntax, and so is ``${...}``.
 """
 
 from __future__ import annotations
@@ -16,8 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, Quote, QuotedString
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    IntervalSweep,
+    Override,
+    Quote,
+    QuotedString,
+    RangeSweep,
+)
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.grammar_parser import parse
 
 from nd.config.known import PARTS_OF_DECODING, Known, known_field, known_fields
 from nd.errors import did_you_mean
@@ -140,7 +151,19 @@ def read(overrides: Sequence[str], folders: Sequence[Path], multirun: bool = Fal
             reading.hydra.append(text)
         else:
             _read_one(override, text, known, folders, groups, multirun, reading)
+    _drop_broken_references(reading)
     return reading
+
+
+def _drop_broken_references(reading: Reading) -> None:
+    """Make problems of values in which ``${`` begins no reference to another field."""
+    for one in list(reading.given):
+        try:
+            for value in one.values:
+                parse(value.strip("'\"")) if "${" in value else None
+        except OmegaConfBaseException:
+            reading.problems.append(f"{one.key}: {value} holds no whole ${{...}}; where ${{ is meant as text: \\${{.")
+            reading.given.remove(one)
 
 
 def _help(key: str) -> str:
@@ -207,6 +230,8 @@ def _values(override: Override, text: str, known: Known | None, options: list[st
     if not override.is_sweep_override():
         return [_typed(override.value(), raw, known)]
     value = override.value()
+    if known is not None and known.text and not isinstance(value, ChoiceSweep | RangeSweep):
+        return [quoted(raw)]  # glob(*) and interval(0,1) stand for nothing here
     if isinstance(value, IntervalSweep):
         return [str(value.start), str(value.end)]
     if isinstance(value, Glob):
@@ -226,9 +251,9 @@ def _typed(value: Any, raw: str, known: Known | None) -> str:
         return raw
     if isinstance(value, list) and known.many:
         return "[" + ",".join(_typed(_parsed(one), one, known) for one in split(raw.strip()[1:-1])) + "]"
-    if isinstance(value, str):
+    if isinstance(value, str) and raw.lstrip()[:1] in ("'", '"'):
         return raw.strip()
-    return raw if isinstance(value, (list, dict)) else quoted(raw.strip())
+    return raw if isinstance(value, (list, dict)) or value == raw else quoted(raw)
 
 
 def quoted(text: str) -> str:

@@ -30,7 +30,8 @@ from nd.data.links import check_linked
 from nd.data.same_images import Prints
 from nd.data.whole_numbers import whole_numbers
 from nd.errors import LeakError, UserError
-from nd.files import atomic_path, check_text, open_h5, sha256_array, sha256_json
+from nd.files import atomic_path, open_h5, sha256_array, sha256_json
+from nd.terminal import check_text
 
 
 def write_stimuli(

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from nd.data.rows import not_finite
 from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError
-from nd.files import allocate, atomic_path, check_text
+from nd.files import allocate, atomic_path
+from nd.terminal import check_text
 
 TRIAL_COLUMNS = ("image_id", "session", "repeat", "trial")
 ALL_VOXELS = "all"

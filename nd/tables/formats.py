@@ -6,6 +6,7 @@ All are made of one grid of texts, so they hold the same numbers.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 TEX_ESCAPES = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$"}
+    | {"\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 )
+# What CommonMark and GitHub take for markup, and what they do only at the beginning of a paragraph.
+MARKUP = re.compile(r"[\\`*~$#]|(?<![^\W_])_|_(?![^\W_])|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[:])|!(?=\[)")
+BEGINNING = re.compile(r"^(\d*)([>+=-]|[.)](?= |$))")
 PAIRED = (
     "Paired differences over images, with 95% bootstrap intervals, sign-flip p-values (corrected: Holm) and effects"
 )
@@ -124,17 +129,25 @@ def text(table: Table) -> str:
 
 def markdown(table: Table) -> str:
     """Return the table as Markdown."""
-    body = [f"### {table.title}", "", table.caption, "", _piped(score_grid(table, with_interval))]
+    body = [f"### {_md(table.title)}", "", _paragraph(table.caption), "", _piped(score_grid(table, with_interval))]
     for block in blocks(table):
-        body += ["", f"{block.heading}:", "", _piped(block.grid)]
-        body += ["", *(f"- {note}" for note in block.notes)] if block.notes else []
+        body += ["", f"{_paragraph(block.heading)}:", "", _piped(block.grid)]
+        body += ["", *(f"- {_paragraph(note)}" for note in block.notes)] if block.notes else []
     for heading, items in _sections(table).items():
-        body += ["", f"{heading}:", "", *(f"- {item}" for item in items)]
+        body += ["", f"{heading}:", "", *(f"- {_paragraph(item)}" for item in items)]
     return "\n".join(body) + "\n"
 
 
 def _piped(grid: list[list[str]]) -> str:
-    return _lines([[cell.replace("|", "\\|") for cell in line] for line in grid], "pipe")
+    return _lines([[_md(cell).replace("|", "\\|") for cell in line] for line in grid], "pipe")
+
+
+def _md(plain: str) -> str:
+    return MARKUP.sub(r"\\\g<0>", plain)
+
+
+def _paragraph(plain: str) -> str:
+    return BEGINNING.sub(r"\1\\\2", _md(plain.strip()))
 
 
 def _sections(table: Table) -> dict[str, list[str]]:

@@ -28,6 +28,7 @@ INK, FAINT, OTHER_COLOUR = "#2b2f36", "#c9ced6", "#7a7f87"
 STYLE: Any = {
     "font.size": 9, "font.family": "sans-serif", "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK,
     "axes.spines.top": False, "axes.spines.right": False, "xtick.color": INK, "ytick.color": INK, "svg.hashsalt": "nd",
+    "text.parse_math": False,
 }  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def find_published(name: str) -> list[Published]:
 @cache
 def load_set(path: Path) -> dict[str, Published]:
     """Read a file of published scores; its rows by id. All problems are told in one ``UserError``."""
-    given, problems = read_yaml(path, "published scores"), list[str]()
+    given, problems = read_yaml(path, "published scores", PublishedSet), list[str]()
     if isinstance(given, dict):
         given |= {"rows": build_all(SetRow, given, "rows", problems)}
     whole = build(PublishedSet, given, path.name, problems)

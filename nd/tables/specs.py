@@ -152,7 +152,7 @@ def _published(given: Any, problems: list[str]) -> list[Published]:
 def load_spec(name: str) -> TableSpec:
     """Read ``experiments/<name>.yaml``, or a spec of your own given by its path; all problems in one ``UserError``."""
     path = _spec_path(name)
-    given, problems = read_yaml(path, "a table spec"), list[str]()
+    given, problems = read_yaml(path, "a table spec", TableSpec), list[str]()
     if isinstance(given, dict):
         kinds = {"columns": Column, "rows": Row, "paired": Pair, "averaged": Averaged}
         given |= {key: build_all(kind, given, key, problems) for key, kind in kinds.items()}

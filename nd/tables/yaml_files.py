@@ -1,25 +1,52 @@
-"""YAML files made into dataclasses; everything that does not fit is collected, to be told at once."""
+"""YAML files made into dataclasses; everything that does not fit is collected, to be told at once.
+
+Where a field is declared as text, it is the text that stands in the file: a row called 007, 1e3 or null keeps its name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from nd.errors import UserError, did_you_mean
+from nd.terminal import unstorable
 
 T = TypeVar("T")
+WANTED = {str: "text", list: "a list", dict: "a mapping"}
 
 
-def read_yaml(path: Path, what: str) -> Any:
-    """Return what a file holds. UserError, with ``what`` it should be: no such file, or no YAML."""
+def read_yaml(path: Path, what: str, kind: type[Any]) -> Any:
+    """Return what a file holds.
+
+    Args:
+        path: of the file.
+        what: it should be, for the message.
+        kind: dataclass that says which of its values are text.
+
+    Raises:
+        UserError: no such file, no YAML, or no UTF-8.
+    """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        content = path.read_text(encoding="utf-8")
+        return _with_texts(yaml.safe_load(content), yaml.load(content, yaml.BaseLoader), kind)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as {what}: {error}") from None
+
+
+def _with_texts(value: Any, written: Any, hint: Any) -> Any:
+    """Return a value with what is written where text is declared; ``written`` is the same with every scalar as text."""
+    inner = (*get_args(hint), None, None)
+    if isinstance(value, list) and isinstance(written, list):
+        return [_with_texts(one, text, inner[0]) for one, text in zip(value, written, strict=True)]
+    if isinstance(value, dict) and isinstance(written, dict) and len(value) == len(written):
+        own = get_type_hints(hint) if is_dataclass(hint) else {}
+        pairs = zip(value.values(), written.items(), strict=True)
+        return {key: _with_texts(one, text, own.get(key, inner[1])) for one, (key, text) in pairs}
+    return written if hint is str and isinstance(written, str) else value
 
 
 def build(kind: type[T], given: Any, where: str, problems: list[str], **extra: Any) -> T | None:
@@ -31,8 +58,24 @@ def build(kind: type[T], given: Any, where: str, problems: list[str], **extra: A
     wrong = [f"{where} has no field {key!r}.{did_you_mean(key, known)}" for key in given if key not in known]
     needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     wrong += [f"{where} lacks {name!r}" for name in needed if name not in given and name not in extra]
+    hints = get_type_hints(kind).items()
+    wrong += [problem for key, hint in hints for problem in _misfits(given.get(key), hint, f"{where}: {key}")]
     problems += wrong
     return None if wrong else kind(**given, **extra)
+
+
+def _misfits(value: Any, hint: Any, where: str) -> list[str]:
+    """Return what is wrong with a value that is declared as text, or as a list or mapping with texts; None is absent."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if value is None or kind not in WANTED:
+        return []
+    if not isinstance(value, kind):
+        return [f"{where} is {type(value).__name__}, wanted {WANTED[kind]}"]
+    if kind is str:
+        return [problem] if (problem := unstorable(value, where)) else []
+    parts = [(one, inner[0]) for one in value]
+    parts += [(one, inner[1]) for one in value.values()] if kind is dict else []
+    return [problem for one, its_hint in parts for problem in _misfits(one, its_hint, where)]
 
 
 def build_all(kind: type[T], given: dict[str, Any], key: str, problems: list[str]) -> list[T]:
