@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MEMINFO = Path("/proc/meminfo")
 PACKAGES = (
-    "numpy", "scipy", "h5py", "pillow", "torch", "torchvision", "torchmetrics", "pytorch-lightning", "lightning",
+    "numpy", "scipy", "h5py", "pillow", "torch", "torchvision", "pytorch-lightning", "lightning",
     "diffusers", "transformers", "open_clip_torch", "timm", "safetensors", "scikit-image", "hydra-core", "omegaconf",
 )  # fmt: skip
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -51,6 +56,39 @@ def test_every_public_name_is_there_and_none_is_a_module() -> None:
     assert not {module.name for module in pkgutil.iter_modules(nd.__path__)} & set(homes)
     with pytest.raises(AttributeError, match=r"no attribute 'score_array'. Public names: .*score_arrays"):
         _ = nd.score_array  # type: ignore[attr-defined]
+
+
+def documented() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Every public function, and every method of a public class that is written in this package."""
+    for name in (name for names in nd._HOME.values() for name in names):
+        public = getattr(nd, name)
+        if not inspect.isclass(public):
+            yield name, public
+            continue
+        kinds = [kind for kind in public.__mro__ if kind.__module__.startswith("nd.")]
+        methods = {attribute: value for kind in reversed(kinds) for attribute, value in vars(kind).items()}
+        for attribute, value in methods.items():
+            written = attribute == "__init__" and not dataclasses.is_dataclass(public)
+            if inspect.isfunction(value) and (written or not attribute.startswith("_")):
+                yield f"{name}.{attribute}", value
+            elif isinstance(value, property) or hasattr(value, "attrname"):  # a cached property
+                assert value.__doc__, f"{name}.{attribute} says nothing"
+
+
+def test_public_functions_say_what_they_take_give_and_refuse() -> None:
+    found = dict(documented())
+    assert {"compose", "execute", "read_run", "score_arrays", "guide_pipeline", "tower_features"} <= set(found)
+    assert {"Ridge.fit", "Ridge.predict", "FastL2LiR.__init__", "FinishedRun.source", "Config.decoding"} <= set(found)
+    for name, function in found.items():
+        text, signature = inspect.getdoc(function) or "", inspect.signature(function)
+        given = [one for one in signature.parameters if one != "self"]
+        lacking = [one for one in given if not re.search(rf"^    {one}: \S", text, re.MULTILINE)]
+        assert not (given and "Args:" not in text), f"{name} has no Args"
+        assert lacking == [], f"{name} does not explain {lacking}"
+        silent = str(signature.return_annotation) in ("None", "Iterator[None]")
+        assert silent or "Returns:" in text, f"{name} does not say what it returns"
+        refuses = name not in ("Config.decoding_as", "Ridge.__init__", "FastL2LiR.__init__")
+        assert not refuses or "Raises:" in text, f"{name} does not say what it raises"
 
 
 def test_importing_costs_nothing_and_composing_needs_no_torch() -> None:

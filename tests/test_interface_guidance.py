@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,32 @@ def test_other_schedulers_come_closer_to_the_features(backbone: Backbone, tower:
         return float((nd.tower_features(tower, images, LAYERS) - wanted).square().mean())
 
     assert distance(0.5) < distance(0.0)
+
+
+@pytest.mark.parametrize("as_opened", [False, True], ids=["whole", "as open_clip does it"])
+def test_half_precision_steers_to_the_same_images(
+    backbone: Backbone, pipeline: Any, tower: Any, as_opened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16, of pipeline and tower: nearer to the images of float32 than those are without guidance, by half."""
+    inputs, guidance = drawn(1), {"kappa": 0.5, "eta": 1.0, "layers": LAYERS}
+    plain = called(pipeline, inputs, 3.0)
+    with nd.guide_pipeline(pipeline, tower, inputs["g"], **guidance):
+        exact = called(pipeline, inputs, 3.0)
+    low = copy.deepcopy(tower)
+    open_clip.model.convert_weights_to_lp(low, torch.bfloat16) if as_opened else low.to(torch.bfloat16)
+    halves = {
+        name: copy.deepcopy(getattr(pipeline, name)).to(torch.bfloat16) for name in ("vae", "unet", "text_encoder")
+    }
+    for name, module in halves.items():
+        monkeypatch.setattr(pipeline, name, module)
+    given = {name: values.to(torch.bfloat16) for name, values in inputs.items()}
+    with nd.guide_pipeline(pipeline, low, given["g"], **guidance):
+        found = called(pipeline, given, 3.0)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).abs().mean() < (plain - exact).abs().mean() / 2
+    seen, wanted = nd.tower_features(low, found, LAYERS), nd.tower_features(tower, found.float(), LAYERS)
+    assert seen.dtype == torch.float32
+    torch.testing.assert_close(seen, wanted, atol=float(wanted.abs().max()) * 2**-5, rtol=0)
 
 
 def test_features_of_images_are_those_that_the_targets_hold(backbone: Backbone, tower: Any) -> None:

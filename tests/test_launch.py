@@ -32,7 +32,11 @@ SRUN = {
     "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2",
     "SLURM_NODELIST": "localhost",
 }  # fmt: skip
-MPIRUN = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "PMI_RANK": "1"}
+MPIRUN = {
+    "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_UNIVERSE_SIZE": "2", "PMI_RANK": "1", "PMI_SIZE": "2", "PMI_FD": "9",
+    "PMIX_RANK": "1", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2",
+}  # fmt: skip
 OTHERS = {
     "NODE_RANK": "1", "JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2", "LSB_JOBID": "1",
     "MV2_COMM_WORLD_RANK": "1", "SLURM_JOB_NAME": "notebook", "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -144,6 +148,28 @@ def test_several_machines_want_a_launcher_or_a_meeting_place(monkeypatch: pytest
     with away_from_launchers(cfg):
         assert {name: os.environ[name] for name in by_hand} == by_hand
         assert LightningEnvironment().local_rank() == 0
+
+
+def test_any_surroundings_of_several_machines_are_a_rank_of_the_command_or_one_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever begins knows a rank that no launcher contradicts; who cannot know it is told what to do."""
+    cfg, told = TrainerConfig(accelerator="cpu", devices=2, num_nodes=2), 0
+    for variables in [*assignments(300), SRUN | OTHERS, TORCHRUN | SRUN]:
+        surround(monkeypatch, variables)
+        try:
+            settings = process_settings(cfg)
+        except UserError as error:
+            assert "no launcher has started 2 processes on each of 2 machines" in str(error), variables
+            told += 1
+            continue
+        assert rank_of(cfg) in range(4), variables
+        assert (settings["devices"], settings["num_nodes"]) == (2, 2)
+        if settings["strategy"] == "ddp":  # a launcher's process: what it says is what it is
+            assert rank_of(cfg) == settings["plugins"][0].global_rank(), variables
+        else:  # typed on each machine
+            assert 0 <= int(variables["NODE_RANK"]) < 2, variables
+    assert 0 < told < 300
 
 
 def test_processes_that_this_command_started_know_their_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,28 +10,19 @@ import numpy as np
 import pytest
 import torch
 from helpers_config import mapper_settings, target_settings
-from numpy.typing import NDArray
+from helpers_linear import one_fold as fold
+from helpers_linear import z_scored as z_score
 from sklearn import linear_model
 
 from nd.errors import UserError
 from nd.mappers import base
-from nd.mappers.base import FoldData, Group
+from nd.mappers.base import Group
 from nd.mappers.checkpoint import Origin, checkpoint_path, is_saved, load, save
 from nd.mappers.registry import build_mapper
 from nd.mappers.ridge import Ridge
 from nd.mappers.ridge_solver import decompose, left_out_share, spread_ratio
 from nd.mappers.validation import ValidationScores
 from nd.targets.registry import column_groups
-
-
-class Table:
-    """Targets in memory."""
-
-    def __init__(self, values: NDArray[np.float32]) -> None:
-        self.values, self.size = values, values.shape[1]
-
-    def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
-        return self.values[ids, start:stop].copy()
 
 
 def linear_brain(n: int, n_voxels: int, n_columns: int, noise: float = 1.0, seed: int = 0) -> tuple[Any, Any]:
@@ -41,16 +32,6 @@ def linear_brain(n: int, n_voxels: int, n_columns: int, noise: float = 1.0, seed
     voxels = targets @ rng.normal(size=(n_columns, n_voxels)) + noise * rng.normal(size=(n, n_voxels))
     voxels = 3 * voxels * rng.uniform(0.1, 5, n_voxels) + 10 * rng.normal(size=n_voxels)
     return voxels.astype(np.float32), targets.astype(np.float32)
-
-
-def fold(voxels: Any, targets: Any, n_train: int, groups: tuple[Group, ...] = ()) -> FoldData:
-    ids = np.arange(len(voxels), dtype=np.int32)
-    groups = groups or (Group("all", 0, targets.shape[1]),)
-    return FoldData(voxels[:n_train], voxels[n_train:], ids[:n_train], ids[n_train:], Table(targets), groups)
-
-
-def z_score(train: Any, rows: Any) -> Any:
-    return (rows.astype(float) - train.mean(0, dtype=float)) / train.std(0, dtype=float)
 
 
 @pytest.mark.parametrize("alpha", [1e-2, 10.0, 1e4])

@@ -78,16 +78,6 @@ GOLDEN: dict[str, dict[str, float]] = {
         "effnet_b1v1_224_pil": 0.33148,
         "swav_224_pil": 0.33148,
     },
-    "mindeye1": {
-        "pixcorr": -0.278694,
-        "ssim": -0.391916,
-        "alexnet2_256": 0.142857,
-        "alexnet5_256": 0.285714,
-        "inception_342": 0.738095,
-        "clip_l14_224": 0.714286,
-        "effnet_b1v2_255": 0.333722,
-        "swav_224": 0.33128,
-    },
     "mindeye2": {
         "pixcorr": -0.278694,
         "ssim": -0.391916,
@@ -104,6 +94,7 @@ GOLDEN: dict[str, dict[str, float]] = {
         "clip_b32_cosine_224_pil": 0.873479,
     },
 }
+GOLDEN["mindeye1"] = GOLDEN["mindeye2"]
 
 
 @pytest.mark.usefixtures("_arithmetic")

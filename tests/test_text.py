@@ -97,7 +97,9 @@ def test_files_of_conf_keep_texts(tmp_path: Path) -> None:
     """Written by a program; and as a person writes them, without quotes, where YAML reads a word and not text."""
     (tmp_path / "experiment").mkdir()
     plain = ["null", "true", "no", "~", "007", "1e3", "1_1", "0x1F", "12:30:00", "2024-01-01", "nan", "-.inf"]
-    dumped = [yaml.safe_dump(text).removesuffix("...\n").strip() for text in texts(80, seed=1)[::3] if not is_syntax(text)]
+    dumped = [
+        yaml.safe_dump(text).removesuffix("...\n").strip() for text in texts(80, seed=1)[::3] if not is_syntax(text)
+    ]
     for number, some in enumerate(batched([*plain, *dumped], len(FREE))):
         groups: dict[str, str] = {}
         for key, written in zip(FREE, some, strict=False):
@@ -223,7 +225,9 @@ def test_pages_keep_texts(table: Table, labels: list[str]) -> None:
 
 
 def test_plots_draw_texts_as_they_are(table: Table) -> None:
-    few = replace(table, rows=[row for row in table.rows if row.row.label in ("$x_$", "\\frac", "<!--", "&amp;", "]]>")])
+    few = replace(
+        table, rows=[row for row in table.rows if row.row.label in ("$x_$", "\\frac", "<!--", "&amp;", "]]>")]
+    )
     ElementTree.fromstring(plots.svg(plots.score_plot(few)))
 
 

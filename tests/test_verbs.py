@@ -54,6 +54,8 @@ def check(verb: str, given: list[str], capsys: pytest.CaptureFixture[str], again
     if verb in (*STEPS, "run"):  # of a run, steps say it too
         words = "all of them were finished; nothing to do" if verb == "run" else "nothing to do"
         assert (words in out) == again, out
+    wanted = {"table": {".md", ".csv", ".tex"}, "report": {".html", ".png"}}.get(verb, set())
+    assert wanted <= {path.suffix for path in there if path.stem == "t"}, out
     if verb in ("train", "predict", "reconstruct", "evaluate"):
         folder = next(path for path in there if f"/{verb}/" in str(path))
         folder = folder if folder.is_dir() else folder.parent
@@ -73,6 +75,34 @@ def test_every_verb_makes_its_output_or_says_that_it_is_there(
         check(verb, lab, capsys, again=False)
     for verb in VERBS:
         check(verb, lab, capsys, again=True)
+
+
+@pytest.mark.parametrize("verb", sorted({*VERBS} - {"prepare", "run"}))
+def test_a_verb_without_what_it_reads_says_what_is_missing(
+    verb: str, lab: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Alone, and as the jobs of a sweep: never code 0, nothing that looks finished, and a command that helps."""
+    for more in ([], ["-m", "seed=1,2"]) if verb == "evaluate" else ([],):
+        with pytest.raises(SystemExit) as left:
+            module = importlib.import_module("nd.doctor.report" if verb == "doctor" else f"nd.{verb}")
+            module.main([*lab, f"paths.root={tmp_path}", *more])
+        said = capsys.readouterr()
+        assert left.value.code == (1 if verb == "doctor" else 2)
+        told = said.out if verb == "doctor" else said.err
+        assert re.search(r"nd (prepare|extract|train|predict|reconstruct|run)\b", told), told
+        assert not [path for path in tmp_path.rglob("*") if path.name in ("status", "manifest.json")]
+
+
+def test_every_job_of_a_sweep_makes_its_output_or_says_that_it_is_there(
+    lab: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    told("prepare", lab, capsys), told("extract", lab, capsys)
+    sweep = [*lab, f"paths.runs={tmp_path}", "-m", "mapper.voxel_power=0,1"]
+    for said in ("wrote 1 mapper at", "is finished; nothing to do"):
+        out, there = told("train", sweep, capsys)
+        assert out.count(said) == 2, out
+        assert len({path for path in there if (path / "status").is_file()}) == 2
+    assert [path.read_text(encoding="utf-8") for path in tmp_path.glob("train/*/status")] == ["done\n"] * 2
 
 
 def test_run_does_all_that_is_missing(lab: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

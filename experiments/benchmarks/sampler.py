@@ -5,7 +5,7 @@
               python experiments/benchmarks/sampler.py --cuda     full size with random weights, on a GPU
               python experiments/benchmarks/sampler.py --one --steps 6 --eta .25 --sag 0
                                                                   one image of full size on a CPU against its operations
-    time      1 minute on 2 CPU cores; --flops 30 s; --one 2 minutes, 10 GB; --cuda not measured
+    time      1 minute on 2 CPU cores; --flops 30 s; --one about 4 minutes, 10 GB; --cuda not measured
     found     on 2 CPU cores, 80 images against 8 made plainly: 2.5 and 0.48 images/s, 5.2 times; the plain rate
               varied from 0.48 to 0.57 between runs. Images equal to 9e-6. --flops: 232.4 TFLOP an image plainly,
               133.7 by the engine, 1.74 times less
@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from extraction import SD_VAE, matmul_rate, seconds
+from replay import Recorder, Replay
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,7 +41,6 @@ from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config
 from nd.config.application import compose
 from nd.config.fields import share_of
-from nd.doctor.extraction import conv_rate, product_rate
 from nd.files import write_json
 from nd.generate.plan import Plan, plan_for
 from nd.generate.sampler import GuidedSampler
@@ -274,32 +274,30 @@ def tflop(work: Callable[[], object]) -> float:
     return float(counter.get_total_flops()) / 1e12
 
 
-def one_image(cfg: Config, numbers: Numbers, asked: argparse.Namespace) -> dict[str, Any]:
-    """Full size in float32, one image in one repeat: its time, and that of its operations at the rates of that moment.
+def one_image(
+    cfg: Config, numbers: Numbers, asked: argparse.Namespace, models: Callable[[str, str], Backbone] = Shell
+) -> dict[str, Any]:
+    """Full size in float32, one image in one repeat: its time, and that of its own operations at this moment's rates.
 
-    Convolutions are held against a convolution, everything else against a matrix product, measured before and after.
+    Those are its convolutions and matrix products, each at its own shape, made one by one before and after it.
     """
-    empty = GuidedSampler(Shell("meta", "bfloat16"), cfg)
-    with FlopCounterMode(display=False) as counter:
-        empty.use(Plan.for_speed([1]))
+    sampler, empty = GuidedSampler(models("cpu", "float32"), cfg), GuidedSampler(models("meta", "float32"), cfg)
+    plan = plan_for(sampler, 0.0, [1])
+    with Recorder() as recorder:
+        empty.use(plan)
         empty.sample(*inputs(empty, 1, 1))
-    total = float(counter.get_total_flops())
-    convolutions = float(counter.get_flop_counts()["Global"][torch.ops.aten.convolution])
-    convolutions += float(counter.get_flop_counts()["Global"][torch.ops.aten.convolution_backward])
-    sampler = GuidedSampler(Shell("cpu", "float32"), cfg)
-    sampler.use(plan_for(sampler, 0.0, [1]))
-    given, kinds = inputs(sampler, 1, 1), (convolutions, total - convolutions)
-    before = rates()
-    taken = seconds(lambda: sampler.sample(*given))
-    own = sum(n / statistics.mean(pair) for n, pair in zip(kinds, zip(before, rates(), strict=True), strict=True))
-    print(f"one image: {total / 1e12:.1f} TFLOP, {taken:.0f} s, {taken / own:.2f} times that of its operations")
-    return {"flop": total, "seconds": taken, "seconds_of_operations": own, "plan": str(sampler.plan)}
-
-
-def rates() -> tuple[float, float]:
-    """Operations a second of a convolution and of a matrix product."""
-    device = torch.device("cpu")
-    return conv_rate(device, torch.float32), product_rate(device, torch.float32)
+    sampler.use(plan)
+    given, replay = inputs(sampler, 1, 1), Replay(recorder)
+    replay.turn(warm=True)
+    taken = seconds(sampler.sample, *given)
+    replay.turn()
+    own, total = statistics.mean(replay.turns), recorder.total
+    turns = " and ".join(f"{turn:.0f}" for turn in replay.turns)
+    print(
+        f"one image: {total / 1e12:.1f} TFLOP, {taken:.0f} s, {taken / own:.2f} times that of its operations "
+        f"({turns} s before and after)"
+    )
+    return {"flop": total, "seconds": taken, "seconds_of_operations": replay.turns, "plan": str(plan)}
 
 
 def on_gpu(cfg: Config, numbers: Numbers, asked: argparse.Namespace) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What was given on the command line, read with Hydra's own parser and held against the schema and conf/.
 
 ``read`` never stops at the first mistake: it returns every problem beside the overrides that are sound. A field
-declared as text keeps the text that was typed, spaces around it too, whatever number, date, function or sign it looks like;
-quotes around the whole of it are syntax, and so is ``${...}``.
+declared as text keeps the text that was typed, spaces around it too, whatever number, date, function or sign it looks
+like; quotes around the whole of it are syntax, and so is ``${...}``.
 """
 
 from __future__ import annotations

@@ -217,7 +217,17 @@ class Config:
     overrides: list[str] = field(default_factory=list)
 
     def decoding(self, name: str) -> Decoding:
-        """Return how a target is decoded; one that was not composed has the groups as they are and default settings."""
+        """Return how a target is decoded; one that was not composed has the groups as they are and default settings.
+
+        Args:
+            name: of the target.
+
+        Returns:
+            Its own settings, mapper, network, training and ROI.
+
+        Raises:
+            UserError: no such target.
+        """
         if name in self.decodings and name != self.target.name:
             return self.decodings[name]
         own = self.target if self.target.name == name else component("target", name).settings()
@@ -226,14 +236,31 @@ class Config:
         )
 
     def with_target(self, name: str) -> Config:
-        """Return the configuration of ``extract``, ``train`` and ``predict`` for one target of the method."""
+        """Return the configuration of ``extract``, ``train`` and ``predict`` for one target of the method.
+
+        Args:
+            name: of the target, or ``all``.
+
+        Returns:
+            A copy; its overrides say the target too.
+
+        Raises:
+            UserError: no such target.
+        """
         if name == ALL:
             target = TargetConfig(name=ALL, dtype=self.target.dtype, precision=self.target.precision)
             return replace(self, target=target, overrides=self._overrides_for(ALL))
         return replace(self.decoding_as(self.decoding(name)), overrides=self._overrides_for(name))
 
     def decoding_as(self, one: Decoding) -> Config:
-        """Return the configuration with the groups of one target."""
+        """Return the configuration with the groups of one target.
+
+        Args:
+            one: of ``decoding``.
+
+        Returns:
+            A copy.
+        """
         return replace(
             self,
             target=one.target,

@@ -20,6 +20,7 @@ from nd.config.overrides import read
 from nd.errors import UserError
 
 CHANNELS_LAST, CHANNELS_FIRST = -1, -3
+FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,10 @@ def _protocol(name: str, settings: dict[str, Any]) -> ProtocolConfig:
 
 def channels_last(images: Any, what: str, *dimensions: int) -> NDArray[Any]:
     """(..., H, W, 3) of an array or tensor with its colours there or in front of H and W."""
-    array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    if hasattr(images, "detach"):  # a tensor; NumPy has no bfloat16
+        images = images.detach().cpu()
+        images = images.float() if images.is_floating_point() and images.itemsize < FLOAT32_BYTES else images
+    array = np.asarray(images)
     if array.ndim not in dimensions or 3 not in (array.shape[CHANNELS_LAST], array.shape[CHANNELS_FIRST]):
         repeats = ", with repeats (N, R, H, W, 3) or (N, R, 3, H, W)" if len(dimensions) > 1 else ""
         raise UserError(

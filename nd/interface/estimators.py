@@ -65,6 +65,9 @@ class _VoxelRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             X: (N, V) responses as measured, N at least 2; computed in float32.
             Y: (N, P) targets, or (N,) one of them.
 
+        Returns:
+            This estimator.
+
         Raises:
             ValueError: shapes that do not fit each other, values that are not finite or numbers.
             UserError: (a ValueError) parameters out of range, or more memory than there is.
@@ -86,7 +89,18 @@ class _VoxelRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Return predicted targets (N, P) float32, or (N,) where one was fitted, of responses X (N, V) as measured."""
+        """Return predicted targets.
+
+        Args:
+            X: (N, V) responses as measured, of the voxels that were fitted.
+
+        Returns:
+            (N, P) float32 in the units of the targets, or (N,) where one was fitted.
+
+        Raises:
+            NotFittedError: (a ValueError) before ``fit``.
+            ValueError: another number of voxels, values that are not finite or numbers.
+        """
         if not hasattr(self, "mapper_"):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet. Call fit(X, Y) first.")
         predicted_NP = self.mapper_.predict(validate_data(self, X, dtype=np.float32, reset=False))

@@ -33,6 +33,9 @@ def read_run(run: str | Path | Config, verb: str = "evaluate") -> FinishedRun:
         run: its folder, ``runs/<verb>/<name>-<id>``; or a configuration, of which the matching run is read.
         verb: with a configuration, whose run: train, predict, reconstruct or evaluate.
 
+    Returns:
+        The run; nothing but its status is read before it is asked for.
+
     Raises:
         UserError: no such run, one that is not finished (says which command finishes it), or a folder of another kind.
 
@@ -93,6 +96,9 @@ class FinishedRun:
 
         Args:
             verb: reconstruct or predict.
+
+        Returns:
+            That run; this one where it is of the verb itself.
 
         Raises:
             UserError: this run was not made from one, or it is no longer there.

@@ -41,8 +41,9 @@ def guide_pipeline(
         pipeline: of diffusers, with ``unet``, ``vae`` and a scheduler with ``alphas_cumprod``, whose model predicts
             noise: Stable Diffusion from text or from an image, with adapters, on any device, in any precision.
         tower: open_clip model whose image half is a plain vision transformer, on the same device.
-        features: (B, L, T, D) float, the wanted ones: decoded from voxels, or those of ``tower_features``. B divides
-            the samples of a call; the samples of an image stand side by side, as ``num_images_per_prompt`` gives them.
+        features: (B, L, T, D) float, the wanted ones, array or tensor on any device: decoded from voxels, or those of
+            ``tower_features``. B divides the samples of a call; the samples of an image stand side by side, as
+            ``num_images_per_prompt`` gives them.
         kappa: how strongly, at least 0; with ``normalise`` the guidance has kappa times the predicted noise's size.
         layers: L blocks of the tower, counted from 0.
         settings: further fields of the guidance group (``nd reconstruct --help``): ``eta``, the first share of the
@@ -66,7 +67,8 @@ def guide_pipeline(
     if checked.all:
         raise UserError(report(checked.all))
     check(config)
-    guide = PipelineGuide(pipeline, tower, torch.as_tensor(np.asarray(features, np.float32)), config)
+    wanted = features if isinstance(features, Tensor) else torch.as_tensor(np.asarray(features))
+    guide = PipelineGuide(pipeline, tower, wanted.detach().float(), config)
     handle = pipeline.unet.register_forward_hook(guide, with_kwargs=True)
     try:
         yield
@@ -84,6 +86,9 @@ def tower_features(tower: Any, images: Any, layers: Sequence[int] = LAYERS) -> T
 
     Returns:
         (B, L, T, D) float32 on the tower's device: outputs of each block's MLP branch, class token first.
+
+    Raises:
+        UserError: images of other shapes or ranges, a tower of another kind, blocks that it has not.
     """
     checked = channels_last(images, "images", 4)
     check_images(checked, "images")
@@ -164,7 +169,9 @@ def _tower_of(tower: Any) -> Backbone:
 
     if not hasattr(tower, "visual"):
         raise UserError(f"the image tower is a {type(tower).__name__}; a model of open_clip.create_model was wanted.")
-    how, weight = get_model_preprocess_cfg(tower), next(tower.visual.parameters())
+    # Of a tower in half precision, open_clip leaves embeddings and norms in float32; images meet the convolution first.
+    first = getattr(tower.visual, "conv1", None) or tower.visual
+    how, weight = get_model_preprocess_cfg(tower), next(first.parameters())
     method = how.get("interpolation", "bicubic")
     config = BackboneConfig(
         tower_size=tower.visual.image_size[0],

@@ -1,1 +1,1 @@
-"""How reconstructions are judged: pure functions, torchmetrics classes over them, protocols, intervals."""
+"""How reconstructions are judged: pure functions, measures made of them, protocols, intervals."""

@@ -65,7 +65,7 @@ def build(kind: type[T], given: Any, where: str, problems: list[str], **extra: A
 
 
 def _misfits(value: Any, hint: Any, where: str) -> list[str]:
-    """Return what is wrong with a value that is declared as text, or as a list or mapping with texts; None is absent."""
+    """Return what is wrong with a value that is declared as text, list or mapping, and with the texts in it."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if value is None or kind not in WANTED:
         return []

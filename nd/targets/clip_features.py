@@ -50,24 +50,31 @@ class VisionPass:
         }
 
 
-class ClipVision:
-    """All tokens of an image, normed, projected, and divided by the length of the projected class token."""
+class _OfImages:
+    """What the targets of the image half share."""
 
-    name = "clip_vision"
+    name: str
+    rule: str
     needs: Needs = "images"
 
     def __init__(self, forward: VisionPass) -> None:
         self.forward = forward
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Rule, weights and preprocessing."""
+        return {"target": self.name, "rule": self.rule, **self.forward.fingerprint()}
+
+
+class ClipVision(_OfImages):
+    """All tokens of an image, normed, projected, and divided by the length of the projected class token."""
+
+    name = "clip_vision"
+    rule = "final norm and projection of all tokens, divided by the length of the class token"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(T, D)."""
         return self.forward.clip.vision_shape
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Rule, weights and preprocessing."""
-        rule = "final norm and projection of all tokens, divided by the length of the class token"
-        return {"target": self.name, "rule": rule, **self.forward.fingerprint()}
 
     def __call__(self, items: Items) -> NDArray[np.float32]:
         """Features (B, T, D) float32; the first token of each image has length 1."""
@@ -76,24 +83,16 @@ class ClipVision:
             return (tokens_BTD / tokens_BTD[:, :1].norm(dim=-1, keepdim=True)).cpu().numpy()
 
 
-class ClipImage:
+class ClipImage(_OfImages):
     """The image embedding: the class token, normed and projected, at its own length (transformers' image_embeds)."""
 
     name = "clip_image"
-    needs: Needs = "images"
-
-    def __init__(self, forward: VisionPass) -> None:
-        self.forward = forward
+    rule = "final norm and projection of the class token, not normalised"
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(D,)."""
         return self.forward.clip.vision_shape[1:]
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Rule, weights and preprocessing."""
-        rule = "final norm and projection of the class token, not normalised"
-        return {"target": self.name, "rule": rule, **self.forward.fingerprint()}
 
     def __call__(self, items: Items) -> NDArray[np.float32]:
         """Embeddings (B, D) float32."""
