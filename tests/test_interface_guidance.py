@@ -176,11 +176,8 @@ def test_half_precision_steers_to_the_same_images(
         exact = called(pipeline, inputs, 3.0)
     low = copy.deepcopy(tower)
     open_clip.model.convert_weights_to_lp(low, torch.bfloat16) if as_opened else low.to(torch.bfloat16)
-    halves = {
-        name: copy.deepcopy(getattr(pipeline, name)).to(torch.bfloat16) for name in ("vae", "unet", "text_encoder")
-    }
-    for name, module in halves.items():
-        monkeypatch.setattr(pipeline, name, module)
+    for name in ("vae", "unet", "text_encoder"):
+        monkeypatch.setattr(pipeline, name, copy.deepcopy(getattr(pipeline, name)).to(torch.bfloat16))
     given = {name: values.to(torch.bfloat16) for name, values in inputs.items()}
     with nd.guide_pipeline(pipeline, low, given["g"], **guidance):
         found = called(pipeline, given, 3.0)

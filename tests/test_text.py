@@ -12,7 +12,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +38,14 @@ from nd.tables.table import Table, collect
 
 ROOT = Path(__file__).parent.parent
 ALPHABETS = [
-    "aZ09 _-./", ":=,;'\"\\#%&*!?@~^|<>()[]{}$`+", "éßøÅñ", "日本語脳", "שלוםمرحبا", "\U0001f9e0\U0001f469\u200d\U0001f52c",
-    "e\u0301a\u0308\u0323", "\u200b\u200e\ufeff\xa0", "Ωπ±↑∞",
+    "aZ09 _-./", ":=,;'\"\\#%&*!?@~^|<>()[]{}$`+", "éßøÅñ", "日本語脳", "שלוםمرحبا", "e\u0301a\u0308\u0323",
+    "\U0001f9e0\U0001f469\u200d\U0001f52c", "\u200b\u200e\ufeff\xa0", "Ωπ±↑∞",
 ]  # fmt: skip
+NO_TEXT = ["null", "true", "no", "~", "007", "1e3", "1_1", "0x1F", "12:30:00", "2024-01-01", "nan", "-.inf"]  # to YAML
 WORDS = [
-    "null", "true", "no", "~", "007", "1e3", "1_1", "0x1F", "12:30:00", "2024-01-01", "nan", "-.inf", "<b>x</b>", "&amp;",
-    "a_b", "*x*", "[a](b)", "1. a", "- a", "# a", "a #", "\\n", "$x_$", "\\frac", "%s", "a\\", "|", "a\\|b", "=1+1", "<!--", "]]>",
-    "it's", '"x"', "str(3)", "glob(*)", "interval(0,1)", "a: b", "a #b", "!x", "&x", "*x", "@x", "'", "http://x.y/?a=1&b=2", "~~~",
+    *NO_TEXT, "<b>x</b>", "&amp;", "a_b", "*x*", "[a](b)", "1. a", "- a", "# a", "a #", "\\n", "$x_$", "\\frac", "%s",
+    "a\\", "|", "a\\|b", "=1+1", "<!--", "]]>", "it's", '"x"', "str(3)", "glob(*)", "interval(0,1)", "a: b", "a #b",
+    "!x", "&x", "*x", "@x", "'", "http://x.y/?a=1&b=2", "~~~",
 ]  # fmt: skip
 BROKEN = ["a\ud800", "\udc80", "a\x00b", "a\nb", "a\rb", "a\x1b[0m", "a\u2028b", "\x85"]  # no line of text
 FREE = ["logger.project", "paths.data", "paths.cache", "paths.runs", "paths.results"]  # fields that hold any text
@@ -96,11 +97,10 @@ def values(cfg: object) -> list[str]:
 def test_files_of_conf_keep_texts(tmp_path: Path) -> None:
     """Written by a program; and as a person writes them, without quotes, where YAML reads a word and not text."""
     (tmp_path / "experiment").mkdir()
-    plain = ["null", "true", "no", "~", "007", "1e3", "1_1", "0x1F", "12:30:00", "2024-01-01", "nan", "-.inf"]
     dumped = [
         yaml.safe_dump(text).removesuffix("...\n").strip() for text in texts(80, seed=1)[::3] if not is_syntax(text)
     ]
-    for number, some in enumerate(batched([*plain, *dumped], len(FREE))):
+    for number, some in enumerate(batched([*NO_TEXT, *dumped], len(FREE))):
         groups: dict[str, str] = {}
         for key, written in zip(FREE, some, strict=False):
             group, _, name = key.partition(".")
@@ -108,7 +108,7 @@ def test_files_of_conf_keep_texts(tmp_path: Path) -> None:
         content = "# @package _global_\n" + "".join(groups.values())
         (tmp_path / "experiment" / f"t{number}.yaml").write_text(content, encoding="utf-8")
         cfg = compose([f"hydra.searchpath=[file://{tmp_path}]", f"experiment=t{number}"])
-        wanted = [text if text in plain else yaml.safe_load(text) for text in some]
+        wanted = [text if text in NO_TEXT else yaml.safe_load(text) for text in some]
         assert values(cfg)[: len(some)] == wanted, content
 
 
@@ -134,7 +134,7 @@ def test_run_folders_keep_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("nd.runs.manifest.versions", dict)  # asks every package
     names = texts(70, seed=2)[::2]
     cfg, folders = config(tmp_path), set()
-    for text, other in zip(names, names[1:], strict=False):
+    for text, other in pairwise(names):
         cfg.subject.name, cfg.logger.project, cfg.overrides = text, other, [f"logger.project={other}", "seed=1"]
         folder = RunFolder.open(cfg, "train")
         with folder.writing(cfg, {text: other}):

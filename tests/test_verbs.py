@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,11 +38,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]  # fmt: skip
 
 
+def module_of(verb: str) -> Any:
+    return importlib.import_module("nd.doctor.report" if verb == "doctor" else f"nd.{verb}")
+
+
 def told(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, list[Path]]:
     """Run a verb as from the command line; return what it said and the paths named there that exist."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:
-        importlib.import_module("nd.doctor.report" if verb == "doctor" else f"nd.{verb}").main(words)
+        module_of(verb).main(words)
     said = capsys.readouterr()
     assert left.value.code == 0, said.err
     named = [Path(text) for text in re.findall(r"/[^\s,;]+", said.out)]
@@ -84,8 +89,7 @@ def test_a_verb_without_what_it_reads_says_what_is_missing(
     """Alone, and as the jobs of a sweep: never code 0, nothing that looks finished, and a command that helps."""
     for more in ([], ["-m", "seed=1,2"]) if verb == "evaluate" else ([],):
         with pytest.raises(SystemExit) as left:
-            module = importlib.import_module("nd.doctor.report" if verb == "doctor" else f"nd.{verb}")
-            module.main([*lab, f"paths.root={tmp_path}", *more])
+            module_of(verb).main([*lab, f"paths.root={tmp_path}", *more])
         said = capsys.readouterr()
         assert left.value.code == (1 if verb == "doctor" else 2)
         told = said.out if verb == "doctor" else said.err
@@ -96,7 +100,8 @@ def test_a_verb_without_what_it_reads_says_what_is_missing(
 def test_every_job_of_a_sweep_makes_its_output_or_says_that_it_is_there(
     lab: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    told("prepare", lab, capsys), told("extract", lab, capsys)
+    for verb in ("prepare", "extract"):
+        told(verb, lab, capsys)
     sweep = [*lab, f"paths.runs={tmp_path}", "-m", "mapper.voxel_power=0,1"]
     for said in ("wrote 1 mapper at", "is finished; nothing to do"):
         out, there = told("train", sweep, capsys)
@@ -123,7 +128,7 @@ def test_a_gpu_that_is_not_there_is_one_message(
     words = [*lab, f"method={method}", f"paths.runs={tmp_path}", "trainer.accelerator=gpu"]
     for verb in ("reconstruct",) if method != "ridge_pixels" else ("extract", "train"):
         with pytest.raises(SystemExit) as left:
-            importlib.import_module(f"nd.{verb}").main(words)
+            module_of(verb).main(words)
         assert left.value.code == 2
         assert "trainer.accelerator=gpu, but PyTorch sees no GPU here" in capsys.readouterr().err
     assert not list(tmp_path.rglob("status"))
