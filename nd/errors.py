@@ -24,6 +24,15 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
-    """Build the error for a name that is not among the allowed ones: lists them and offers the nearest."""
+    """Build the error for a name that is not among the allowed ones: lists them and offers the nearest.
+
+    Args:
+        kind: what the name should be of, as in "target".
+        name: as it was given.
+        allowed: all names there are.
+
+    Returns:
+        The error, to be raised.
+    """
     names = sorted(str(a) for a in allowed)
     return UserError(f"unknown {kind} {name!r}.{did_you_mean(name, names)} Allowed: {', '.join(names)}.")

@@ -99,7 +99,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, indented and with sorted keys so that files can be compared by eye and by hash."""
+    """Write JSON atomically, indented and with sorted keys so that files can be compared by eye and by hash.
+
+    Args:
+        path: of the file; its folder is made where it is missing.
+        value: of JSON's types; others are written as text.
+
+    Raises:
+        UserError: the system refuses to write.
+    """
     write_text(path, json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +78,24 @@ def linear_world(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.
     from helpers_training import write_world
 
     return write_world(tmp_path_factory.mktemp("linear") / "world", tiny_backbone_config)
+
+
+@pytest.fixture
+def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes a path, and what is below it, one that may not be opened or made, by root either."""
+    refused: list[Path] = []
+
+    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *rest: Any, **options: Any) -> Any:
+            if isinstance(path, str | Path) and any(Path(path).is_relative_to(one) for one in refused):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *rest, **options)
+
+        return call
+
+    for module, name in ((builtins, "open"), (io, "open"), (os, "mkdir")):
+        monkeypatch.setattr(module, name, guarded(getattr(module, name)))
+    return refused.append
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,8 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
         prepare(tiny(tmp_path / "data"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
+def test_a_folder_that_may_not_be_written(tmp_path: Path, forbid: Callable[[Path], None]) -> None:
+    forbid(tmp_path)
     with pytest.raises(UserError, match="Permission denied"):
         prepare(tiny(tmp_path / "data"))
 

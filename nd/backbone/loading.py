@@ -190,9 +190,14 @@ class Backbone:
         return self.posterior(self.to_float(images)).mode() * self.scaling_factor
 
     def decode(self, latents_BChw: Tensor, *, clamp: bool = True) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] of scaled latents. Differentiable.
+        """Return the images of scaled latents. Differentiable.
 
-        clamp: False leaves values outside [0, 1] as they are, with their gradients.
+        Args:
+            latents_BChw: scaled latents, as the UNet has them.
+            clamp: False leaves values outside [0, 1] as they are, with their gradients.
+
+        Returns:
+            (B, 3, H, W) in [0, 1], in the backbone's dtype.
         """
         decoded = self.vae.decode(latents_BChw.to(self.dtype) / self.scaling_factor).sample
         images = (decoded + 1) / 2

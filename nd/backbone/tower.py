@@ -24,6 +24,15 @@ def resize(images_B3HW: Tensor, size: int, method: str = "bilinear", *, antialia
     Defaults for filter and antialiasing differ between libraries and their versions; targets and guidance must see the
     same images, so both are said here. A bicubic filter overshoots a little beyond [0, 1]; nothing is clamped.
 
+    Args:
+        images_B3HW: float, any range.
+        size: side wanted, pixels.
+        method: 'bilinear' or 'bicubic'.
+        antialias: low-pass before shrinking.
+
+    Returns:
+        (B, 3, size, size), the dtype of the input.
+
     Raises:
         UserError: a method that is neither 'bilinear' nor 'bicubic'.
     """

@@ -164,6 +164,12 @@ def verb(
 def check(name: str, overrides: Sequence[str], multirun: bool = False, rows: Rows | None = None) -> Reading:
     """Check everything given to the verb ``name``, every value of a sweep included; warn of what has no effect.
 
+    Args:
+        name: of the verb.
+        overrides: as given on the command line.
+        multirun: whether several values of a field are jobs of a sweep.
+        rows: gives the rows of a table that the verb works on.
+
     Raises:
         UserError: all problems in one message.
     """

@@ -250,6 +250,10 @@ def external_components(group: str, broken: dict[str, str] | None = None) -> dic
 def component(kind: str, name: str) -> Any:
     """Return a component by name.
 
+    Args:
+        kind: generator, target, mapper, source or measure.
+        name: as it is written in a configuration.
+
     Raises:
         UserError: there is none of that name; plug-ins that could not be loaded are named.
     """

@@ -92,6 +92,13 @@ class PredictedFeatures:
     def rows(self, target: str, image_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return the predictions of some images.
 
+        Args:
+            target: name of a decoded target.
+            image_ids: (n,) of the images wanted.
+
+        Returns:
+            (n, *shape of the target) float32, in the order of ``image_ids``.
+
         Raises:
             UserError: if the run lacks the target or an image, or a prediction is not finite.
         """
@@ -125,5 +132,13 @@ class TrueFeatures:
         self.stores = stores
 
     def rows(self, target: str, image_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return the true targets of some images."""
+        """Return the true targets of some images.
+
+        Args:
+            target: name of an extracted target.
+            image_ids: (n,) of the images wanted.
+
+        Returns:
+            (n, *shape of the target) float32, in the order of ``image_ids``.
+        """
         return TargetStore(self.stores[target]).rows(np.asarray(image_ids))

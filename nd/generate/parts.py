@@ -27,7 +27,15 @@ log = logging.getLogger(__name__)
 
 
 def partition(image_ids: Sequence[int], batch: int) -> list[list[int]]:
-    """Cut images, in the order given, into batches of ``batch`` images (the last may be smaller)."""
+    """Cut images, in the order given, into batches of ``batch`` images (the last may be smaller).
+
+    Args:
+        image_ids: in the order in which they are made.
+        batch: images of a part, at least 1.
+
+    Returns:
+        The parts, in order.
+    """
     return [[int(i) for i in image_ids[k : k + batch]] for k in range(0, len(image_ids), batch)]
 
 

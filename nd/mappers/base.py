@@ -26,7 +26,16 @@ class Columns(Protocol):
         """P, numbers of the flattened target."""
 
     def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
-        """Return columns `start` to `stop` of images, (n, stop - start) float32, rows in the order of `ids` (n,)."""
+        """Return columns `start` to `stop` of images, (n, stop - start) float32, rows in the order of `ids` (n,).
+
+        Args:
+            ids: (n,) image ids, any of those that the features are of.
+            start: first column of the flattened target.
+            stop: end of the columns.
+
+        Returns:
+            (n, stop - start) float32.
+        """
 
 
 @dataclass(frozen=True)

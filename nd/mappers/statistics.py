@@ -42,7 +42,15 @@ class TargetStatistics:
 
     @classmethod
     def fit(cls, targets: Columns, ids: NDArray[Any]) -> TargetStatistics:
-        """Return the statistics of all columns over the images `ids` (N,), read in blocks."""
+        """Return the statistics of all columns over the images `ids` (N,), read in blocks.
+
+        Args:
+            targets: read by columns.
+            ids: (N,) image ids that count.
+
+        Returns:
+            Means and deviations of all columns, float64 sums of float32 values.
+        """
         mean, std = np.empty(targets.size, np.float32), np.empty(targets.size, np.float32)
         for columns in blocks(0, targets.size, _columns_at_once(len(ids))):
             mean[columns], std[columns] = column_statistics(targets.columns(ids, columns.start, columns.stop))

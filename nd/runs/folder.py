@@ -45,7 +45,16 @@ BOOKKEEPING = frozenset({"config.yaml", "overrides.txt", "manifest.json", "statu
 
 
 def command_for(cfg: Config, verb: str, *extra: str) -> str:
-    """Return the shell command that runs a verb on a configuration with further overrides; of one key, the last."""
+    """Return the shell command that runs a verb on a configuration with further overrides; of one key, the last.
+
+    Args:
+        cfg: its overrides are the words of the command.
+        verb: what the command does.
+        extra: further overrides, which win.
+
+    Returns:
+        One line, quoted for a shell.
+    """
     last = {item.split("=", 1)[0]: item for item in (*cfg.overrides, *extra)}
     return shlex.join(["nd", verb, *last.values()])
 
@@ -62,7 +71,15 @@ class RunFolder:
 
     @classmethod
     def open(cls, cfg: Config, verb: str) -> RunFolder:
-        """Return the folder that the configuration means; nothing is written."""
+        """Return the folder that the configuration means; nothing is written.
+
+        Args:
+            cfg: whose identity names the folder; its ``paths.runs`` says where.
+            verb: train, predict, reconstruct or evaluate.
+
+        Returns:
+            The folder, which need not exist yet.
+        """
         identity = run_id(verb, cfg)
         path = Path(cfg.paths.runs) / verb / f"{run_name(verb, cfg)}-{identity}"
         files = tuple(input_checks.input_files(verb, cfg))
@@ -177,7 +194,18 @@ def find(cfg: Config, verb: str) -> Path:
 
 
 def found(cfg: Config, verb: str) -> RunFolder:
-    """Return the folder of a finished run, as ``find`` does; ``found(...).fingerprint`` is a later run's input."""
+    """Return the folder of a finished run.
+
+    Args:
+        cfg: of the run.
+        verb: that made it.
+
+    Returns:
+        The folder; its ``fingerprint`` is a later run's input.
+
+    Raises:
+        UserError: missing, unfinished or failed, with the command to run; or made from inputs that have changed.
+    """
     folder = RunFolder.open(cfg, verb)
     if folder.is_done():
         return folder

@@ -176,7 +176,18 @@ def identity_of(verb: str, cfg: Config) -> Identity:
 
 
 def run_id(verb: str, cfg: Config) -> str:
-    """Return the 12 hexadecimal digits that name a run."""
+    """Return the 12 hexadecimal digits that name a run.
+
+    Args:
+        verb: train, predict, reconstruct or evaluate.
+        cfg: of the run.
+
+    Returns:
+        The start of the SHA-256 of ``identity_of``.
+
+    Raises:
+        UserError: a verb that writes no run folder.
+    """
     return sha256_json(identity_of(verb, cfg))
 
 
@@ -201,7 +212,15 @@ def _mappers(cfg: Config) -> str:
 
 
 def run_name(verb: str, cfg: Config) -> str:
-    """Return a short readable name; it is a function of the identity and has only letters, digits, ``_ . -``."""
+    """Return a short readable name; it is a function of the identity and has only letters, digits, ``_ . -``.
+
+    Args:
+        verb: train, predict, reconstruct or evaluate.
+        cfg: of the run.
+
+    Returns:
+        Words joined by dashes: data, subject, what was trained, decoded or made, and what sets it apart.
+    """
     words = [cfg.data.name, cfg.subject.name]
     if verb == "evaluate" and cfg.images_hash:
         words += ["given", *([cfg.part] if cfg.part != "test" else [])]

@@ -175,7 +175,18 @@ def _tex(plain: str) -> str:
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:
-    """Write ``<table>.md``, ``.csv``, ``.tex`` and a CSV file for each further kind of numbers; returns the paths."""
+    """Write ``<table>.md``, ``.csv``, ``.tex`` and a CSV file for each further kind of numbers; returns the paths.
+
+    Args:
+        table: of ``collect``.
+        folder: where the files go; made where it is missing.
+
+    Returns:
+        Paths of the files that were written.
+
+    Raises:
+        UserError: the system refuses to write.
+    """
     contents = {".md": markdown(table), ".csv": "", ".tex": latex(table)} | csv_files(table)
     for suffix, content in contents.items():
         write_text(folder / f"{table.spec.name}{suffix}", content)

@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 
 
 def keyed_generator(seed: int, image_id: int, repeat: int) -> np.random.Generator:
-    """Return the random generator of one repeat (or layer, or other use) of one image; all three at least 0."""
+    """Return the random generator of one repeat (or layer, or other use) of one image; all three at least 0.
+
+    Args:
+        seed: of the run.
+        image_id: stimulus number.
+        repeat: number of the repeat, from 0.
+
+    Returns:
+        A generator on the CPU, the same wherever and in whatever order images are made.
+    """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, image_id, repeat])))
 
 

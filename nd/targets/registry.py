@@ -16,12 +16,28 @@ def build_extractors(names: Sequence[str], cfg: Config, backbone: Backbone) -> l
 
     Networks and passes that several targets use are kept by the backbone (`Backbone.shared`), so that whoever builds
     them, together or one by one, gets the same objects; `Items.once` then runs a pass once for each batch.
+
+    Args:
+        names: of targets.
+        cfg: whose settings of each target count.
+        backbone: that their networks are parts of.
+
+    Returns:
+        The extractors in the order of ``names``.
     """
     return [build_extractor(name, cfg, backbone) for name in names]
 
 
 def build_extractor(name: str, cfg: Config, backbone: Backbone) -> Extractor:
     """Return the extractor of a target with its settings in this configuration; loads nothing yet.
+
+    Args:
+        name: of the target.
+        cfg: whose settings of that target count.
+        backbone: that its networks are parts of.
+
+    Returns:
+        The extractor: of stimuli to features.
 
     Raises:
         UserError: there is no target of that name.

@@ -107,7 +107,16 @@ class TargetStore:
         return self.columns(ids, 0, self.size).reshape(-1, *self.shape)
 
     def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
-        """Numbers `start` to `stop` of the flattened features, (n, stop - start) float32, in the order of `ids`."""
+        """Return some of the numbers of the features of some images.
+
+        Args:
+            ids: (n,) image ids.
+            start: first number of an image's flattened features.
+            stop: end of the numbers.
+
+        Returns:
+            (n, stop - start) float32, in the units of the target.
+        """
         dtype, offset, shape = self._layout
         # Mapped for this call alone: nothing stays resident, and a pickled reader does not carry the features along.
         return np.asarray(np.memmap(self.path, dtype, "r", offset, shape)[self._rows(ids), start:stop], np.float32)
