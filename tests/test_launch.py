@@ -155,7 +155,8 @@ def test_any_surroundings_of_several_machines_are_a_rank_of_the_command_or_one_m
 ) -> None:
     """Whoever begins knows a rank that no launcher contradicts; who cannot know it is told what to do."""
     cfg, said = TrainerConfig(accelerator="cpu", devices=2, num_nodes=2), list[str]()
-    for variables in [*assignments(300), SRUN | OTHERS, TORCHRUN | SRUN]:
+    everything = [*assignments(300), SRUN | OTHERS, TORCHRUN | SRUN]
+    for variables in everything:
         surround(monkeypatch, variables)
         try:
             settings = process_settings(cfg)
@@ -168,7 +169,7 @@ def test_any_surroundings_of_several_machines_are_a_rank_of_the_command_or_one_m
             assert rank_of(cfg) == settings["plugins"][0].global_rank(), variables
         else:  # typed on each machine
             assert 0 <= int(variables["NODE_RANK"]) < 2, variables
-    assert 0 < len(said) < 300
+    assert 200 < len(said) < len(everything) - 9, "both happen"
     assert all("no launcher has started 2 processes on each of 2 machines" in one for one in said)
 
 
