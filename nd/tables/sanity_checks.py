@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.evaluation.scores import PerImage, Score
+from nd.metrics.diversity import Diversity
 from nd.metrics.intervals import Interval, paired_difference
 from nd.tables.rows import TableRow
 from nd.tables.specs import Column
@@ -77,20 +78,12 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Effective dimensions of one target's predictions and of its true values, and the rows that share them."""
+class Decoded(Diversity):
+    """That of one target, and the rows that share it."""
 
     labels: tuple[str, ...]
     subject: str
     target: str
-    predicted: float
-    true: float
-    n: int
-
-    @property
-    def ratio(self) -> float:
-        """Predicted over true; NaN where the targets do not vary."""
-        return self.predicted / self.true if self.true else float("nan")
 
 
 @dataclass(frozen=True)
@@ -133,7 +126,7 @@ def decoded_of(rows: Sequence[TableRow]) -> list[Decoded]:
         for target in row.run.decoded.get("diversity", {}) if row.row.role == "method" else ():
             sharing.setdefault((row.run.decoded["run"], target), []).append(row)
     return [
-        Decoded(tuple(row.row.label for row in group), group[0].subject, target, **found)
+        Decoded(labels=tuple(row.row.label for row in group), subject=group[0].subject, target=target, **found)
         for (_, target), group in sharing.items()
         for found in (group[0].run.decoded["diversity"][target],)
     ]
