@@ -53,7 +53,7 @@ class Published:
         """Return what is wrong with the row."""
         allowed = {"seen": (self.seen, tuple(SEEN)), "basis": (self.basis, BASES)}
         found = [str(unknown(what, value, names)) for what, (value, names) in allowed.items() if value not in names]
-        if not isinstance(self.scores, dict) or not any(value is not None for value in self.scores.values()):
+        if not any(value is not None for value in self.scores.values()):
             return [*found, "has no score"]
         for metric, value in self.scores.items():
             lowest, highest = BOUNDS.get(metric, (-math.inf, math.inf))
@@ -128,13 +128,6 @@ def load_set(path: Path) -> dict[str, Published]:
 
 
 def _rows(whole: PublishedSet, problems: list[str]) -> dict[str, Published]:
-    kinds = {"subjects": (whole.subjects, list), "metrics": (whole.metrics, list), "sources": (whole.sources, dict)}
-    wrong = [
-        f"{what} is {type(x).__name__}, wanted a {k.__name__}" for what, (x, k) in kinds.items() if type(x) is not k
-    ]
-    if wrong:
-        problems += wrong
-        return {}
     rows: dict[str, Published] = {}
     for item in whole.rows:
         wrong = _row_problems(item, whole, rows)
@@ -146,10 +139,6 @@ def _rows(whole: PublishedSet, problems: list[str]) -> dict[str, Published]:
 
 
 def _row_problems(item: SetRow, whole: PublishedSet, earlier: dict[str, Published]) -> list[str]:
-    lists = {"source": item.source, "values": item.values}
-    wrong = [f"{what} is {type(x).__name__}, wanted a list" for what, x in lists.items() if not isinstance(x, list)]
-    if wrong:
-        return wrong
     found = ["is there twice"] if item.id in earlier else []
     found += [f"names no source: {unknown('source', x, whole.sources)}" for x in item.source if x not in whole.sources]
     if not item.source:

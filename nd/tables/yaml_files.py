@@ -58,8 +58,8 @@ def build(kind: type[T], given: Any, where: str, problems: list[str], **extra: A
     wrong = [f"{where} has no field {key!r}.{did_you_mean(key, known)}" for key in given if key not in known]
     needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     wrong += [f"{where} lacks {name!r}" for name in needed if name not in given and name not in extra]
-    hints = get_type_hints(kind).items()
-    wrong += [problem for key, hint in hints for problem in _misfits(given.get(key), hint, f"{where}: {key}")]
+    hints = {key: hint for key, hint in get_type_hints(kind).items() if key in given}
+    wrong += [problem for key, hint in hints.items() for problem in _misfits(given[key], hint, f"{where}: {key}")]
     problems += wrong
     return None if wrong else kind(**given, **extra)
 
@@ -67,7 +67,7 @@ def build(kind: type[T], given: Any, where: str, problems: list[str], **extra: A
 def _misfits(value: Any, hint: Any, where: str) -> list[str]:
     """Return what is wrong with a value that is declared as text, list or mapping, and with the texts in it."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
-    if value is None or kind not in WANTED:
+    if kind not in WANTED:
         return []
     if not isinstance(value, kind):
         return [f"{where} is {type(value).__name__}, wanted {WANTED[kind]}"]
