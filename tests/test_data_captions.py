@@ -163,5 +163,5 @@ def test_files_that_may_not_be_read(tmp_path: Path, forbid: Callable[[Path], Non
     for name in ("captions.json", "captions.npy"):
         (tmp_path / name).touch()
         forbid(tmp_path / name)
-        with pytest.raises(UserError, match=rf"{name} cannot be read: Permission denied"):
+        with pytest.raises(UserError, match=rf"{name} cannot be read: permission denied. Check the file's owner"):
             captions_for(tmp_path / name, [0])
