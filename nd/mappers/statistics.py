@@ -85,7 +85,7 @@ class TargetStatistics:
         A prediction that is the same for all images becomes the mean. Regression shrinks, most where it knows least;
         this undoes it without asking how much. It is transductive: each prediction then depends on the other images.
         ozcelikfu/brain-diffuser@31d52c0:scripts/vdvae_regression.py (and of both CLIP targets);
-        HaoyyLi/NeuralDiffuser@9286cad:src/score_z.py calls it momentum alignment.
+        HaoyyLi/NeuralDiffuser@9286cad:src/score_z.py does it to z.
 
         Args:
             predicted_NP: (N, P) float32, in the units of the target.
