@@ -199,10 +199,10 @@ class Config:
     )
     order: str = opt(
         "",
-        "evaluate images=...: the order they are in where they carry no ids: canonical (rising image ids), or"
-        " first_appearance in the subject's trials",
+        "evaluate images=...: the order they are in where they carry no ids: first_appearance in the subject's trials"
+        " (Brain-Diffuser, NeuralDiffuser), or canonical (rising image ids, MindEye2)",
         identity=False,
-        choices=("", "canonical", "first_appearance"),
+        choices=("", "first_appearance", "canonical"),
     )
     images_hash: str = opt("", "evaluate images=...: hash of their content; filled in, and where given held against it")
     layout: str = opt(
