@@ -3,7 +3,7 @@
 Nothing is batched, kept or shared: each repeat encodes the empty caption, each guided step runs the conditional UNet
 again, and all intermediate latents are decoded at the end and thrown away, as HaoyyLi/NeuralDiffuser@9286cad
 src/modules/stable_diffusion_pipe/guided_diffusion.py does. It is the oracle of the engine and what the engine's speed
-is measured against, so it uses nothing of the engine. Latents are float32, the networks compute in the backbone's dtype.
+is measured against, so it uses nothing of the engine. Latents are float32, networks compute in the backbone's dtype.
 
 B = 1 everywhere: C h w latent, T tokens, D width, L layers, N tokens of the UNet's middle block, M attention heads.
 """

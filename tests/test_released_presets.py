@@ -29,7 +29,7 @@ def neuraldiffuser() -> Config:
     return compose(NEURALDIFFUSER)
 
 
-# ---- NeuralDiffuser's targets ------------------------------------------------------------------------------------------
+# ---- NeuralDiffuser's targets --------------------------------------------------------------------------------------
 
 
 def test_neuraldiffuser_decodes_the_released_targets(neuraldiffuser: Config) -> None:
@@ -48,7 +48,7 @@ def test_targets_stay_released_under_another_mapper() -> None:
     assert not cfg.transductive
 
 
-# ---- NeuralDiffuser's training -----------------------------------------------------------------------------------------
+# ---- NeuralDiffuser's training -------------------------------------------------------------------------------------
 
 
 def test_neuraldiffuser_trains_by_the_released_numbers(neuraldiffuser: Config) -> None:
@@ -148,7 +148,7 @@ def test_norm_behind_attention_has_another_epsilon_in_half_precision(dtype: torc
     assert (found - wanted).abs().max() < tolerance * wanted.abs().max()
 
 
-# ---- NeuralDiffuser's sampler ------------------------------------------------------------------------------------------
+# ---- NeuralDiffuser's sampler --------------------------------------------------------------------------------------
 
 
 def test_released_steps_are_counted_in_binary() -> None:

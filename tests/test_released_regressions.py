@@ -29,7 +29,7 @@ ALPHAS = [float(alpha) for alpha in np.logspace(-1, 4, 11)]
 REPEATS = 3
 
 
-# ---- Takagi & Nishimoto ------------------------------------------------------------------------------------------------
+# ---- Takagi & Nishimoto --------------------------------------------------------------------------------------------
 
 
 def trials_of_images(n_images: int, n_voxels: int, n_columns: int) -> tuple[FoldData, Any, Any]:
@@ -93,7 +93,7 @@ def test_takagis_preset_follows_its_script() -> None:
         assert one.mapper.alphas == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1]
 
 
-# ---- Brain-Diffuser ----------------------------------------------------------------------------------------------------
+# ---- Brain-Diffuser ------------------------------------------------------------------------------------------------
 
 
 def test_brain_diffuser_divides_by_the_sample_standard_deviation() -> None:
@@ -115,7 +115,7 @@ def test_brain_diffuser_divides_by_the_sample_standard_deviation() -> None:
     assert np.abs(found[0] - expected).max() > 1e-4 * scale
 
 
-# ---- MindDiffuser ------------------------------------------------------------------------------------------------------
+# ---- MindDiffuser --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("seen", "of_voxels", "of_columns"), [("all", 60, 60), ("columns", 48, 60), ("none", 48, 48)])

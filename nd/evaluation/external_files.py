@@ -139,8 +139,8 @@ def _read(path: Path, image_id: int) -> NDArray[Any]:
         raise UserError(f"{path} (image {image_id}) cannot be read as an image ({error}). Write it again.") from None
     if deep and mode == "RGB":
         raise UserError(
-            f"{path} (image {image_id}) has 16 bits per channel; RGB with 8 is wanted, since rounding is part of a score."
-            " Save it so, or all images as floats in [0, 1] (.npy, .h5 or .pt)."
+            f"{path} (image {image_id}) has 16 bits per channel; RGB with 8 is wanted, since rounding is part of a"
+            " score. Save it so, or all images as floats in [0, 1] (.npy, .h5 or .pt)."
         )
     if mode != "RGB":
         what = "greyscale" if mode in ("1", "L", "LA", "I", "I;16", "F") else f"of mode {mode}"
@@ -214,7 +214,8 @@ def _from_pt(path: Path) -> Content:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path} cannot be read as plain tensors ({_reason(error)}). Save the tensor alone: torch.save(images, path)."
+            f"{path} cannot be read as plain tensors ({_reason(error)}). Save the tensor alone: "
+            "torch.save(images, path)."
         ) from None
     held = content if isinstance(content, dict) else {IMAGES: content}
     if not isinstance(held.get(IMAGES), torch.Tensor):

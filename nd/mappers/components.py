@@ -127,8 +127,8 @@ def _fastl2lir_rules(cfg: Config) -> Iterator[str]:
             yield f"mapper.penalty: {mapper.penalty} must be positive."
         if mapper.refit and mapper.seen_statistics != "none":
             yield (
-                f"mapper.seen_statistics: {mapper.seen_statistics} needs mapper.refit=false; where validation images are"
-                " fitted on too, their statistics count anyway."
+                f"mapper.seen_statistics: {mapper.seen_statistics} needs mapper.refit=false; where validation images"
+                " are fitted on too, their statistics count anyway."
             )
         yield from (*_linear(mapper), *rescaled(mapper))
 

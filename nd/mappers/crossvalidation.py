@@ -284,7 +284,7 @@ def _trial(
     room: Scratch,
     whole: Scaler | None,
 ) -> Trial:
-    """A fit on the images at the first places, for those at the second; whole: what scales voxels, if not the fitted."""
+    """A fit on the images at the first places, for those at the second; whole: scales voxels in the fitted's place."""
     fitted, held = (images.at(rows) for rows in places)  # copies, scaled in place
     scaler = whole or voxel_scaler(data, fitted.voxels, fitted.ids, config)
     scaled_NV, held_nV = (

@@ -67,8 +67,8 @@ def number(name: str) -> int:
 def check_split(split: str, subject: Subject) -> None:
     """Hold a prepared NSD subject, seen in the sessions of a split, against what the split's name stands for.
 
-    Raises UserError where sessions are missing or, for measured data, images are not as many as NSD's design has, or test
-    images of nsd1000 are not its shared ones.
+    Raises UserError where sessions are missing or, for measured data, images are not as many as NSD's design has, or
+    test images of nsd1000 are not its shared ones.
     """
     planned = int(subject.attributes.get("sessions_scanned", 0))
     if split == "nsd1000" and subject.n_sessions < planned:

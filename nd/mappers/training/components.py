@@ -22,8 +22,8 @@ POSITIVE = {
     "training": ("epochs", "pretrain_epochs", "batch_size", "accumulate", "validate_every"),
 }
 NOT_NEGATIVE = (
-    "least_steps", "epoch_steps", "finetune_lr", "weight_decay", "subject_decay", "clip_norm", "patience", "prior_weight",
-    "token_weight", "contrast_weight", "latent_weight", "aux_weight",
+    "least_steps", "epoch_steps", "finetune_lr", "weight_decay", "subject_decay", "clip_norm", "patience",
+    "prior_weight", "token_weight", "contrast_weight", "latent_weight", "aux_weight",
 )  # fmt: skip
 
 
