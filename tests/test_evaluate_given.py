@@ -24,7 +24,7 @@ from nd.errors import UserError
 from nd.evaluate import evaluate
 from nd.evaluation.external_images import read_external
 from nd.evaluation.scores import read_scores
-from nd.files import read_json
+from nd.files import read_json, sha256_json
 from nd.generate.inputs import part_ids
 from nd.runs.folder import RunFolder
 from nd.runs.identity import identity_of
@@ -230,6 +230,27 @@ def test_missing_foreign_and_doubled_images(cfg: Config, pictures: Pictures, ids
     refused(cfg, as_h5(tmp_path / "y.h5", pictures[1:], ids[1:]), rf"1 missing \[{ids[0]}\]")
 
 
+def test_some_of_the_images_are_scored_where_that_is_asked_for(
+    cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path
+) -> None:
+    """Identification is among them alone, and the set is named by its hash."""
+    some = [ids[k] for k in (1, 4, 5, 9)]
+    source = saved(tmp_path / "some", by_id(pictures[[1, 4, 5, 9], :1], some))
+    refused(cfg, source, r"8 missing .* \(subset=true scores those there are\)")
+    found = read_scores(evaluate(given(cfg, source, subset=True)))
+    whole = read_scores(evaluate(given(cfg, saved(tmp_path / "all", by_id(pictures[:, :1], ids)))))
+    assert (found.n_images, whole.n_images) == (4, 12)
+    assert found.comparable != whole.comparable
+    assert found.test_set == sha256_json(some)
+    foreign = saved(tmp_path / "foreign", by_id(pictures[:2, :1], [ids[0], 7]))
+    refused(
+        replace(cfg, paths=replace(cfg.paths, runs=str(tmp_path / "x"))),
+        foreign,
+        r"1 that do not belong \[7\]",
+        subset=True,
+    )
+
+
 def test_an_image_that_lacks_a_repeat(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
     names = by_id(pictures, ids)
     del names[f"{ids[5]:05d}_1.png"]
@@ -423,6 +444,12 @@ def test_a_hash_that_is_given_is_held_against(cfg: Config, pictures: Pictures, i
 def test_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"order: it is about images made elsewhere"):
         compose(["order=canonical"])
+    with pytest.raises(UserError, match=r"subset: it is about images made elsewhere"):
+        compose(["subset=true"])
+    with pytest.raises(UserError, match=r"subset: images of some test images have no place in an order; .*canonical"):
+        compose([f"images={tmp_path}", "subset=true", "order=canonical"])
+    with pytest.raises(UserError, match=r"subset: protocol mindeye2 is defined on all 1000 test images"):
+        compose([f"images={tmp_path}", "subset=true", "data=nsd", "protocol=mindeye2"])
     with pytest.raises(UserError, match=r"images: .*nowhere does not exist"):
         compose([f"images={tmp_path / 'nowhere'}"])
     with pytest.raises(UserError, match=r"images: images made elsewhere are for `nd evaluate`; `nd run` cannot"):

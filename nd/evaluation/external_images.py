@@ -4,8 +4,8 @@ A folder holds .png or .jpg files named ``<image id>`` or ``<image id>_<repeat>`
 (N, H, W, 3), (N, R, H, W, 3) or channels first, uint8 or floats in [0, 1], and in .h5 and .pt an ``image_id`` (N,).
 Where there are no ids, ``order`` says what the n-th image is of:
 
-- ``first_appearance``: the n-th of the part's images that the subject was shown, the order in which the released code of
-  Brain-Diffuser and NeuralDiffuser numbers its images (ozcelikfu/brain-diffuser@31d52c0:data/prepare_nsddata.py;
+- ``first_appearance``: the n-th of the part's images that the subject was shown, as the released code of Brain-Diffuser
+  and NeuralDiffuser numbers them (ozcelikfu/brain-diffuser@31d52c0:data/prepare_nsddata.py;
   HaoyyLi/NeuralDiffuser@9286cad:src/score_z.py: predictions follow the trials of the test).
 - ``canonical``: the n-th of them by rising image id, the order of MindEye2's files.
 
@@ -103,7 +103,7 @@ def wanted_of(cfg: Config) -> Wanted:
     in_order = {"": None, "canonical": ids}
     if cfg.order not in in_order:
         return Wanted(ids, first_appearance(cfg, ids), cfg.order)
-    return Wanted(ids, in_order[cfg.order], cfg.order)
+    return Wanted(ids, in_order[cfg.order], cfg.order, cfg.subset)
 
 
 def first_appearance(cfg: Config, ids: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -25,11 +25,15 @@ ORDERS = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """The images to be scored, ``ids`` (N,) rising, and ``in_order`` (N,), what the n-th image is of, if said."""
+    """The images to be scored, ``ids`` (N,) rising, and ``in_order`` (N,), what the n-th image is of, if said.
+
+    With ``subset`` some of them are enough.
+    """
 
     ids: NDArray[np.int32]
     in_order: NDArray[np.int32] | None = None
     order: str = ""
+    subset: bool = False
 
     def by_position(self, n_images: int, what: str) -> NDArray[np.int32]:
         """Ids (N,) of images that carry none. UserError: no order is given, or another count of images."""
@@ -119,7 +123,8 @@ def check_ids(
 
 def check_external_ids(image_ids: NDArray[np.int32], wanted: Wanted, source: Path, said: str = "") -> None:
     """``check_ids`` for images made elsewhere; ``said``: what else is to be known of them."""
-    hint = "Add or remove those, or choose the data, subject and split they were made for."
+    hint = "Add or remove those, or choose the data, subject and split they were made for"
+    hint += "." if wanted.subset else " (subset=true scores those there are)."
     if len(image_ids) == len(wanted.ids):
         hint += f" If the numbers are positions and no image ids (0.png is the first image), give {ORDERS}."
-    check_ids(image_ids, wanted.ids, source, hint + said)
+    check_ids(image_ids, np.intersect1d(wanted.ids, image_ids) if wanted.subset else wanted.ids, source, hint + said)
