@@ -133,8 +133,8 @@ def doubted_order(cfg: Config, external: ExternalImages, shown: NDArray[np.uint8
     if not cfg.order:
         return ""
     pred, true = (_small(images) for images in (external.images[:, 0], shown))
-    orders = {name: _order(replace(cfg, order=name)) for name in ORDER_NAMES}
-    orders = {name: ids for name, ids in orders.items() if ids is not None}
+    known = {name: _order(replace(cfg, order=name)) for name in ORDER_NAMES}
+    orders = {name: ids for name, ids in known.items() if ids is not None}
     place = np.argsort(np.argsort(orders[cfg.order]))  # of the n-th image of the file among the rising ids
     shares = {}
     for name, ids in orders.items():
