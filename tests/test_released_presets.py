@@ -40,6 +40,7 @@ def test_neuraldiffuser_decodes_the_released_targets(neuraldiffuser: Config) -> 
     assert neuraldiffuser.decodings["z"].mapper.rescale == "test"
     assert [neuraldiffuser.decodings[name].mapper.rescale for name in "cg"] == ["none", "none"]
     assert neuraldiffuser.transductive
+    assert (neuraldiffuser.follows_release, compose([]).follows_release) == (True, False)
 
 
 def test_targets_stay_released_under_another_mapper() -> None:
