@@ -14,6 +14,7 @@ is read. The run folder belongs to the content of the images, wherever they lie.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ from nd.data.prepared import Stimuli, same_across, split_of, stimuli_path
 from nd.data.same_images import named
 from nd.evaluation.brain_scores import brain_lines, brain_scores, voxel_ceiling
 from nd.evaluation.decoded_targets import decoded_scores
-from nd.evaluation.external_images import read_external
+from nd.evaluation.external_images import doubted_order, read_external
 from nd.evaluation.reconstructions import Stored, check_ids, read_images
 from nd.evaluation.scores import one_metric, per_image_csv, score_table
-from nd.files import sha256_json, write_json, write_text
+from nd.files import read_json, sha256_json, write_json, write_text
 from nd.generate.inputs import part_ids
 from nd.launch import is_rank_zero
 from nd.machine import pick_device
@@ -41,6 +42,8 @@ from nd.metrics.score import PerImage, score_images
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import reads_predictions
 from nd.tables.wandb import check_logger, log_scores
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: Config) -> Path:
@@ -53,6 +56,7 @@ def evaluate(cfg: Config) -> Path:
         return folder.path
     inputs = {"images": external.hash if external else found(cfg, "reconstruct").fingerprint}
     if folder.is_done(inputs):
+        print("\n".join(lines_of(read_json(folder.path / "scores.json"))))
         print(f"{folder.path} is finished; nothing to do")
         log_scores(cfg, folder)
         return folder.path
@@ -68,9 +72,17 @@ def evaluate(cfg: Config) -> Path:
         summary |= {"decoded": {"run": decoded.run, "diversity": decoded.diversity}, "same_images": same_images(cfg)}
         write_json(folder.path / "scores.json", summary)
     log_scores(cfg, folder)
-    print("\n".join([score_table(summary), *retrieval_lines(summary["retrieval"]), *brain_lines(by_roi)]))
+    print("\n".join(lines_of(summary)))
+    if external and (doubt := doubted_order(cfg, external, Stimuli(stimuli_path(cfg)).images(image_ids))):
+        log.warning("%s", doubt)
     print(f"wrote scores of {len(image_ids)} images at {folder.path / 'scores.json'}")
     return folder.path
+
+
+def lines_of(summary: dict[str, Any]) -> list[str]:
+    """What is printed of ``scores.json``."""
+    retrieved, of_brain = summary.get("retrieval", {}), summary.get("brain", {})
+    return [score_table(summary), *retrieval_lines(retrieved), *brain_lines(of_brain)]
 
 
 def reconstructed(cfg: Config) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int32], dict[str, Any]]:

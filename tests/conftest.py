@@ -60,6 +60,12 @@ def coco_ids_file() -> Path:
 
 
 @pytest.fixture(scope="session")
+def nsd_shared_ids() -> Path:
+    """0-based 73k id and COCO id of NSD's 1,000 shared images."""
+    return public_file("ND_NSD_SHARED_IDS", "nsd_shared1000_ids.csv", "73k and COCO ids of NSD's shared images")
+
+
+@pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A configuration whose Scenes folder is prepared: 2 subjects, 60 + 12 images, 2 repeats. Read only."""
     from nd.scenes.world import write_world

@@ -2,8 +2,8 @@
 
 Nothing is batched, kept or shared: each repeat encodes the empty caption, each guided step runs the conditional UNet
 again, and all intermediate latents are decoded at the end and thrown away, as HaoyyLi/NeuralDiffuser@9286cad
-src/modules/guided_diffusion.py does. It is the oracle of the engine and what the engine's speed is measured against, so
-it uses nothing of the engine. Latents are float32, the networks compute in the backbone's dtype.
+src/modules/stable_diffusion_pipe/guided_diffusion.py does. It is the oracle of the engine and what the engine's speed
+is measured against, so it uses nothing of the engine. Latents are float32, networks compute in the backbone's dtype.
 
 B = 1 everywhere: C h w latent, T tokens, D width, L layers, N tokens of the UNet's middle block, M attention heads.
 """
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from nd.backbone.loading import Backbone
 
-A = (1.5, 1.2, 1.0, 1.0, 1.0, 1.0)  # factor of each layer, scripts/recon.py:131-162
+A = (1.5, 1.2, 1.0, 1.0, 1.0, 1.0)  # factor of each layer, src/recon.py:131-162
 BLUR_KERNEL, BLUR_SIGMA = 9, 1.0
 
 

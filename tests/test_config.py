@@ -52,6 +52,7 @@ def test_nothing_given_is_scenes_with_neuraldiffuser() -> None:
 NEEDED = {
     ("protocol", "digits69"): ["data=digits69"],
     ("training", "released"): ["mapper=two_stage_released"],  # which has a prior to train
+    ("training", "released_z"): ["mapper=two_stage_released"],
     ("protocol", "nd"): ["data=nsd"],
     ("protocol", "mindeye2"): ["data=nsd"],
     **{("protocol", name): ["data=nsd", "data.split=nsd982"] for name in PUBLISHED if name != "mindeye2"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ from helpers_config import data_settings
 from numpy.typing import NDArray
 from scipy.io import savemat
 
+from nd.data.nsd import facts
 from nd.data.nsd.design import presentation, read_coco_ids, read_trials
-from nd.data.nsd.facts import PEOPLE, SHARED_COCO_HASH, check_split, number
+from nd.data.nsd.facts import PEOPLE, SHARED_COCO_HASH, SHARED_HASH, check_split, number
 from nd.data.nsd.tree import DESIGN, SIMULATED_MARK, STIM_INFO
 from nd.data.splits import SESSIONS_OF, subject_split
 from nd.data.subject import Subject
 from nd.data.subject_file import write_subject
 from nd.errors import UserError
+from nd.files import sha256_json
 
 N_TRIALS, PER_SESSION, N_SHARED = 30_000, 750, 1000
 
@@ -66,9 +70,12 @@ def write_design(root: Path, content: dict[str, NDArray[Any]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def design(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, NDArray[Any]]]:
+def design(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, NDArray[Any]]]]:
     root = tmp_path_factory.mktemp("nsd")
-    return root, full_size_design(root)
+    content = full_size_design(root)
+    with pytest.MonkeyPatch.context() as patch:  # its shared images are made up too
+        patch.setattr(facts, "SHARED_HASH", sha256_json((content["sharedix"][0].astype(int) - 1).tolist()))
+        yield root, content
 
 
 def small_design() -> dict[str, NDArray[Any]]:
@@ -175,6 +182,22 @@ def test_images_that_are_not_as_many_as_the_splits_name_says(design: tuple[Path,
     subject.held_out = subject.held_out & (subject.image_id != subject.image_id[subject.held_out][0])
     with pytest.raises(UserError, match=r"nsd1000 of subj01 has 1000 test images among 10000, but .* shows 999 among"):
         check_split("nsd1000", subject)
+
+
+def test_nsd1000_is_known_by_its_73k_ids(design: tuple[Path, Any], tmp_path: Path) -> None:
+    subject = Subject(prepared(tmp_path, design[0], "subj01"))
+    check_split("nsd1000", subject)
+    subject.image_id = subject.image_id + 1  # 1-based
+    with pytest.raises(UserError, match=r"0-based 73k ids with hash \w+, NSD's shared1000 has \w+. Were 1-based ids"):
+        check_split("nsd1000", subject)
+    check_split("nsd982", Subject(prepared(tmp_path, design[0], "subj02"), sessions=37))
+
+
+def test_the_hashes_are_those_of_nsds_own_ids(nsd_shared_ids: Path) -> None:
+    with open(nsd_shared_ids, newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    for column, pinned in (("nsd_id_0based", SHARED_HASH), ("coco_id", SHARED_COCO_HASH)):
+        assert sha256_json(sorted(int(row[column]) for row in rows)) == pinned
 
 
 def test_nsd1000_needs_every_session(design: tuple[Path, Any], tmp_path: Path) -> None:

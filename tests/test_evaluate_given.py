@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +24,7 @@ from nd.errors import UserError
 from nd.evaluate import evaluate
 from nd.evaluation.external_images import read_external
 from nd.evaluation.scores import read_scores
-from nd.files import read_json
+from nd.files import read_json, sha256_json
 from nd.generate.inputs import part_ids
 from nd.runs.folder import RunFolder
 from nd.runs.identity import identity_of
@@ -227,6 +230,27 @@ def test_missing_foreign_and_doubled_images(cfg: Config, pictures: Pictures, ids
     refused(cfg, as_h5(tmp_path / "y.h5", pictures[1:], ids[1:]), rf"1 missing \[{ids[0]}\]")
 
 
+def test_some_of_the_images_are_scored_where_that_is_asked_for(
+    cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path
+) -> None:
+    """Identification is among them alone, and the set is named by its hash."""
+    some = [ids[k] for k in (1, 4, 5, 9)]
+    source = saved(tmp_path / "some", by_id(pictures[[1, 4, 5, 9], :1], some))
+    refused(cfg, source, r"8 missing .* \(subset=true scores those there are\)")
+    found = read_scores(evaluate(given(cfg, source, subset=True)))
+    whole = read_scores(evaluate(given(cfg, saved(tmp_path / "all", by_id(pictures[:, :1], ids)))))
+    assert (found.n_images, whole.n_images) == (4, 12)
+    assert found.comparable != whole.comparable
+    assert found.test_set == sha256_json(some)
+    foreign = saved(tmp_path / "foreign", by_id(pictures[:2, :1], [ids[0], 7]))
+    refused(
+        replace(cfg, paths=replace(cfg.paths, runs=str(tmp_path / "x"))),
+        foreign,
+        r"1 that do not belong \[7\]",
+        subset=True,
+    )
+
+
 def test_an_image_that_lacks_a_repeat(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
     names = by_id(pictures, ids)
     del names[f"{ids[5]:05d}_1.png"]
@@ -235,14 +259,31 @@ def test_an_image_that_lacks_a_repeat(cfg: Config, pictures: Pictures, ids: list
     )
 
 
+def test_another_order_that_fits_better_is_named(
+    cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Images in the order of the trials, read as rising ids: at chance, and said so; of the right order, nothing."""
+    in_order = pictures[[ids.index(i) for i in first_seen(cfg, ids)], :1]
+    source = as_npy(tmp_path / "x.npy", in_order)
+    evaluate(given(cfg, source, order="canonical"))
+    said = r"order=canonical: identification by pixels is \d\.\d\d, near chance \(\.50\); by order=first_appearance"
+    assert re.search(rf"{said} it is (0\.[89]\d|1\.00)\. .* Give order=first_appearance\.", caplog.text)
+    caplog.clear()
+    evaluate(given(cfg, source, order="first_appearance"))
+    assert "order=" not in caplog.text
+    same = np.repeat(in_order[:1], len(ids), axis=0)  # each stimulus has one rank, so every order is at .50
+    evaluate(given(cfg, as_npy(tmp_path / "same.npy", same), order="canonical"))
+    assert "is 0.50, near chance (.50), and no better in any other known order (first_appearance)." in caplog.text
+
+
 def test_without_ids_an_order_is_asked_for(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
     names = {f"best-{k}.png": repeats[0] for k, repeats in enumerate(pictures)}
-    wanted = r"carry no image ids, so nothing says .* order=canonical .* or order=first_appearance"
+    wanted = r"carry no image ids, so nothing says .* order=first_appearance .*Brain-Diffuser.* or order=canonical"
     refused(cfg, saved(tmp_path / "pngs", names), rf"\(such as best-0.png\) {wanted}")
     refused(cfg, as_npy(tmp_path / "x.npy", pictures), wanted)
     # Numbers that are positions look like ids.
     numbered = saved(tmp_path / "numbered", {f"{k:05d}.png": repeats[0] for k, repeats in enumerate(pictures)})
-    refused(cfg, numbered, r"12 missing .* If the numbers are positions and no image ids, give order=canonical or")
+    refused(cfg, numbered, r"12 missing .* positions and no image ids \(0\.png is .*\), give order=first_appearance .*")
     refused(cfg, as_h5(tmp_path / "x.h5", pictures, ids), "leave order=canonical out", order="canonical")
 
 
@@ -259,8 +300,41 @@ def test_pixels_that_mean_nothing(cfg: Config, pictures: Pictures, ids: list[int
     floats /= 255
     floats[3, 5, 5, 0] = np.nan
     refused(cfg, as_h5(tmp_path / "b.h5", floats, ids), rf"image {ids[3]}: 1 pixels are NaN")
+    slightly = pictures[:, 0].astype(np.float32) / 255 * 1.2
+    refused(cfg, as_h5(tmp_path / "d.h5", slightly, ids), r"pixels run from 0 to 1\.2, .*\. Clamp or rescale them\.")
     whole = pictures[:, 0].astype(np.int64)
     refused(cfg, as_h5(tmp_path / "c.h5", whole, ids), "int64 pixels were found, uint8 or floats")
+
+
+def test_a_small_overshoot_is_clamped_and_counted(
+    cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    floats = pictures[:, 0].astype(np.float32) / 255
+    clean = read_json(evaluate(given(cfg, as_h5(tmp_path / "a.h5", floats, ids))) / "scores.json")["metrics"]
+    assert "clamped" not in caplog.text
+    n_white = int((floats == 1).sum())
+    floats[floats == 1] = 1.00002
+    found = read_json(evaluate(given(cfg, as_h5(tmp_path / "b.h5", floats, ids))) / "scores.json")["metrics"]
+    assert f"b.h5: {n_white} values lie outside [0, 1], by at most a grey level; they are clamped" in caplog.text
+    assert (n_white > 0, found) == (True, clean)
+
+
+def png16(path: Path, side: int) -> None:
+    """An RGB image with 16 bits per channel, which Pillow cannot write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + bytes(range(6)) * side for _ in range(side))
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_sixteen_bits_are_refused(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
+    folder = saved(tmp_path / "deep", by_id(pictures[:, :1], ids))
+    png16(folder / f"{ids[2]:05d}_0.png", 64)
+    refused(cfg, folder, rf"{ids[2]:05d}_0.png \(image {ids[2]}\) has 16 bits per channel; RGB with 8 is wanted")
 
 
 def test_grey_pictures(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
@@ -296,7 +370,8 @@ def test_files_that_cannot_be_read(cfg: Config, pictures: Pictures, ids: list[in
         (tmp_path / "x.pt").write_bytes(content)
         refused(cfg, tmp_path / "x.pt", r"x.pt cannot be read as plain tensors", order="canonical")
     as_pt(tmp_path / "code.pt", {"images": Image.fromarray(pictures[0, 0])})
-    refused(cfg, tmp_path / "code.pt", "cannot be read as plain tensors", order="canonical")
+    wanted = r"cannot be read as plain tensors \(it holds PIL\.Image\.Image, which is code\)\. Save the tensor alone"
+    refused(cfg, tmp_path / "code.pt", wanted, order="canonical")
 
 
 def test_files_of_another_kind(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
@@ -324,7 +399,12 @@ def test_a_protocol_of_other_images(cfg: Config, pictures: Pictures, ids: list[i
 
 
 def test_the_folder_belongs_to_the_content(
-    cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cfg: Config,
+    pictures: Pictures,
+    ids: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     first = evaluate(given(cfg, as_h5(tmp_path / "x.h5", pictures, ids)))
     other = pictures.copy()
@@ -333,7 +413,9 @@ def test_the_folder_belongs_to_the_content(
     assert evaluate(given(replace(cfg, part="test", seed=7), tmp_path / "y.h5")) != first
     monkeypatch.setattr("nd.evaluate.compare", lambda *_: pytest.fail("scored again"))
     moved = saved(tmp_path / "moved", by_id(pictures, ids))
+    capsys.readouterr()
     assert evaluate(given(replace(cfg, seed=7, features="oracle"), moved)) == first
+    assert re.search(r"protocol scenes.*: 12 images, 2 repeats.*\n +pixcorr +0\.\d+", capsys.readouterr().out)
     identity = read_json(first / "manifest.json")["identity"]
     assert not {name for name in identity if name.startswith(("method", "guidance", "target", "mapper", "backbone"))}
 
@@ -362,11 +444,18 @@ def test_a_hash_that_is_given_is_held_against(cfg: Config, pictures: Pictures, i
 def test_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"order: it is about images made elsewhere"):
         compose(["order=canonical"])
+    with pytest.raises(UserError, match=r"subset: it is about images made elsewhere"):
+        compose(["subset=true"])
+    with pytest.raises(UserError, match=r"subset: images of some test images have no place in an order; .*canonical"):
+        compose([f"images={tmp_path}", "subset=true", "order=canonical"])
+    with pytest.raises(UserError, match=r"subset: protocol mindeye2 is defined on all 1000 test images"):
+        compose([f"images={tmp_path}", "subset=true", "data=nsd", "protocol=mindeye2"])
     with pytest.raises(UserError, match=r"images: .*nowhere does not exist"):
         compose([f"images={tmp_path / 'nowhere'}"])
     with pytest.raises(UserError, match=r"images: images made elsewhere are for `nd evaluate`; `nd run` cannot"):
         check("run", [f"images={tmp_path}"])
-    with pytest.raises(UserError, match=r"order: 'canonicl' is not allowed. Did you mean 'canonical'"):
+    allowed = r"Allowed: '' \(none\), first_appearance, canonical\."
+    with pytest.raises(UserError, match=rf"order: 'canonicl' is not allowed. Did you mean 'canonical'\? {allowed}"):
         compose([f"images={tmp_path}", "order=canonicl"])
     check("evaluate", [f"images={tmp_path}", "guidance.kappa=3", "part=val"])
     warned = capsys.readouterr().err

@@ -57,8 +57,8 @@ TRAINING = [
     *((f"training.{name}=0", f"training.{name}: 0 was given, wanted 1 or more.")
       for name in ("epochs", "pretrain_epochs", "batch_size", "accumulate", "validate_every")),
     *((f"training.{name}=-1", f"training.{name}: -1") for name in
-      ("least_steps", "finetune_lr", "weight_decay", "subject_decay", "clip_norm", "patience", "prior_weight",
-       "token_weight", "contrast_weight", "latent_weight", "aux_weight")),
+      ("least_steps", "epoch_steps", "finetune_lr", "weight_decay", "subject_decay", "clip_norm", "patience",
+       "prior_weight", "token_weight", "contrast_weight", "latent_weight", "aux_weight")),
     ("training.lr=0", "training.lr: 0.0 must be positive."),
     ("training.warmup=1", "training.warmup: 1.0 lies outside [0, 1)."),
     ("training.warmup=-0.1", "training.warmup: -0.1 lies outside [0, 1)."),

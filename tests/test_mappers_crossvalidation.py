@@ -66,6 +66,6 @@ def test_errors_far_smaller_than_the_targets_keep_their_digits() -> None:
     rng = np.random.default_rng(0)
     true = [rng.normal(100, 10, size=(n, 7)).astype(np.float32) for n in (400, 300)]
     predicted = [(t + rng.normal(0, 1e-3, size=(3, *t.shape))).astype(np.float32) for t in true]
-    held = Held([torch.from_numpy(p) for p in predicted], [torch.from_numpy(t) for t in true])
+    held = Held([torch.from_numpy(p) for p in predicted], [torch.from_numpy(t) for t in true], [1.0, 1.0])
     expected = sum(((p.astype(float) - t) ** 2).sum(1) for p, t in zip(predicted, true, strict=True))
     np.testing.assert_allclose(held.squared_error().numpy(), expected, rtol=5e-7)

@@ -54,7 +54,7 @@ def noisy(stimuli: np.ndarray, repeats: int, scale: float = 60, seed: int = 0) -
 # ---- protocols
 
 
-@pytest.mark.parametrize("name", sorted(name for name, _ in PINNED))
+@pytest.mark.parametrize("name", sorted({name for name, _ in PINNED}))
 def test_every_shipped_protocol_is_the_pinned_one(name: str) -> None:
     values = yaml.safe_load((ROOT / "conf" / "protocol" / f"{name}.yaml").read_text(encoding="utf-8"))
     described = describe(ProtocolConfig(**values))

@@ -53,6 +53,22 @@ def test_as_plain_loops_do() -> None:
         assert not result.all_images
 
 
+def test_fwd_of_mindeye2_is_brain_and_bwd_is_image() -> None:
+    """Its notebook once more: top-1 over axis 1 of a similarity that is transposed once too often."""
+
+    def similarity(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        length = np.linalg.norm(rows, axis=1)[:, None] * np.linalg.norm(columns, axis=1)[None]
+        return (rows @ columns.T / length).T
+
+    brain, image = pair(30, noise=4.0)
+    image += 3 * image[:1]  # images alike, so that the two directions differ
+    found = retrieval(brain, image, n_candidates=30)
+    fwd = (similarity(flat(brain), flat(image)).argmax(1) == np.arange(30)).mean()
+    bwd = (similarity(flat(image), flat(brain)).argmax(1) == np.arange(30)).mean()
+    assert fwd != bwd
+    assert (found["brain"].mean, found["image"].mean) == (fwd, bwd)
+
+
 def test_the_name_is_that_of_the_candidates() -> None:
     image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     brain = torch.tensor([[1.0, 0.2], [1.0, 0.1]])  # both brains are nearest to image 0; image 1 is nearest to brain 0

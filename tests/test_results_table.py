@@ -68,6 +68,16 @@ def write_spec(folder: Path, **changes: object) -> str:
     return str(path)
 
 
+def test_rows_that_follow_released_code_say_where_it_departs(entries: list[Entry]) -> None:
+    method = entries[0].cfg.method
+    method.name, method.variant = "neuraldiffuser_released", "released"
+    for one, scores in zip(entries, (GUIDED, UNGUIDED), strict=True):
+        fake_scores(one.cfg, scores)
+    notes = collect(SPEC, entries, "nd run table=tiny").notes
+    said = "follows released code; conf/method/neuraldiffuser_released.yaml says what is done instead of what that does"
+    assert [note for note in notes if "released" in note] == [f"guided: {said}"]
+
+
 def test_shipped_specs_say_what_their_rows_are() -> None:
     for name in available():
         spec = load_spec(name)

@@ -273,3 +273,19 @@ def test_targets_of_a_batch_share_the_pass(counted: tuple[Backbone, list[int]]) 
     one(Items(batch.ids, images))  # another batch is another pass
     TowerFeatures(tower_pass(backbone, [1]))(batch)  # and so are other layers
     assert len(calls) == 3
+
+
+def test_straight_to_the_towers_size_is_the_released_way(backbone: Backbone, images: NDArray[np.uint8]) -> None:
+    """src/img2feat_guidance.py: 300 px to 224 px in one resize; by way of 256 px features differ by more than 1e-3."""
+    ids = np.arange(len(images))
+    floats = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    resized = tv.resize(floats, [224, 224], InterpolationMode.BILINEAR, antialias=True)
+    normal = tv.normalize(resized, *IMAGENET)
+    wanted = torch.stack(BlockFeatures(backbone.tower, [0, 1])(normal), 1).detach().numpy()
+    found, through = (
+        TowerFeatures(tower_pass(backbone, [0, 1], direct))(Items(images=images, captions=[], ids=ids))
+        for direct in (True, False)
+    )
+    scale = np.linalg.norm(wanted)
+    assert np.linalg.norm(found - wanted) < 1e-5 * scale
+    assert np.linalg.norm(through - wanted) > 1e-3 * scale

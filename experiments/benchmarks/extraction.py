@@ -12,7 +12,7 @@
 
 (a) restates the released loop: one image at a time through Pillow's Lanczos, the VAE with a needless graph, a
 posterior sample, then the image tower through all of its blocks with hooks that are set again for each image
-(HaoyyLi/NeuralDiffuser@9286cad: src/feature_extraction/img2feat_sd_pipe.py, img2feat_guidance.py).
+(HaoyyLi/NeuralDiffuser@9286cad: src/img2feat_sd_pipe.py, img2feat_guidance.py).
 (b) are this package's extractors on batches in memory.
 (c) is the whole of `nd extract target=all`: from compressed images on disk to finished stores, models loaded anew.
 

@@ -174,7 +174,7 @@ def _check_scalar(name: str, value: Any, kind: type, one: Field[Any]) -> str | N
     if kind is float and not math.isfinite(value):
         return f"{name}: {value!r} was given, wanted a finite number."
     if facts.choices and convert(value, kind) not in facts.choices:
-        listed = ", ".join(repr(choice) if choice == "" else str(choice) for choice in facts.choices)
+        listed = ", ".join("'' (none)" if choice == "" else str(choice) for choice in facts.choices)
         return f"{name}: {value!r} is not allowed.{did_you_mean(str(value), facts.choices)} Allowed: {listed}."
     if facts.path and value and not Path(str(value)).expanduser().exists():
         return f"{name}: {value} does not exist. Wanted: {facts.help}.{_near_path(Path(str(value)))}"

@@ -106,8 +106,9 @@ class ProtocolConfig:
     )
     ssim: str = opt(
         "2d",
-        "2-D windows on grey images, or the 1-D windows per column of scikit-image 0.17 with multichannel=True",
-        choices=("2d", "per_column"),
+        "2-D windows on grey images (column ssim), the 1-D windows per column of scikit-image 0.17 with"
+        " multichannel=True (column ssim_per_column), or both",
+        choices=("2d", "per_column", "both"),
     )
     pixel_identification: bool = opt(True, "also identify by the pixels themselves")
     # ---- identification

@@ -115,9 +115,19 @@ def _protocol(cfg: Config) -> Iterator[str]:
 
 
 def _given_images(cfg: Config) -> Iterator[str]:
-    for name in ("order", "images_hash"):
+    for name in ("order", "images_hash", "subset"):
         if getattr(cfg, name) and not cfg.images:
             yield f"{name}: it is about images made elsewhere. Give them (images=<folder or file>), or leave it out."
+    if cfg.subset and cfg.order:
+        yield (
+            "subset: images of some test images have no place in an order; name them by image id, without"
+            f" order={cfg.order}."
+        )
+    if cfg.subset and cfg.protocol.n_images:
+        yield (
+            f"subset: protocol {cfg.protocol.name} is defined on all {cfg.protocol.n_images} test images. Choose"
+            " another, or give protocol.n_images=0, which marks the protocol as changed."
+        )
 
 
 def _evaluation(cfg: Config) -> Iterator[str]:

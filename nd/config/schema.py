@@ -199,10 +199,15 @@ class Config:
     )
     order: str = opt(
         "",
-        "evaluate images=...: the order they are in where they carry no ids: canonical (rising image ids), or"
-        " first_appearance in the subject's trials",
+        "evaluate images=...: the order they are in where they carry no ids: first_appearance in the subject's trials"
+        " (Brain-Diffuser, NeuralDiffuser), or canonical (rising image ids, MindEye2)",
         identity=False,
-        choices=("", "canonical", "first_appearance"),
+        choices=("", "first_appearance", "canonical"),
+    )
+    subset: bool = opt(
+        False,
+        "evaluate images=...: score those of some test images; tables set them beside the same images' scores alone",
+        identity=False,  # the ids are part of images_hash
     )
     images_hash: str = opt("", "evaluate images=...: hash of their content; filled in, and where given held against it")
     layout: str = opt(
@@ -287,6 +292,12 @@ class Config:
     def guided_steps(self) -> int:
         """Sampled steps that are guided, the first int(n * eta); 0 where nothing is guided."""
         return self.method.guided_steps(self.guidance)
+
+    @property
+    def follows_release(self) -> bool:
+        """Whether sampler or mappers follow the arithmetic of released code."""
+        variants = [getattr(self.method, "variant", "nd"), *(mapper.variant for mapper in self.mappers)]
+        return "released" in variants
 
     @property
     def transductive(self) -> bool:

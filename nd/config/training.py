@@ -32,6 +32,9 @@ class NetworkConfig:
     prior_heads: int = opt(4, "query heads of the prior's attention; keys and values have one")
     prior_head_width: int = opt(32, "numbers of one attention head of the prior; rotary positions cover up to 32")
     prior_growth: int = opt(4, "inner width of the prior's feed-forward layers, as a multiple of the token's width")
+    prior_half_eps: float = opt(
+        1e-5, "added to the variance in the norm behind the prior's attention, where that is in half precision"
+    )
     prior_timesteps: int = opt(100, "steps of the prior's cosine noise schedule")
     prior_drop: float = opt(0.2, "share of samples whose condition, and of those whose noisy target, is dropped")
     prior_steps: int = opt(20, "noise levels visited when the prior is sampled; one less are network evaluations")
@@ -73,6 +76,9 @@ class TrainingConfig:
     batch_size: int = opt(256, "samples of a step over all subjects and processes; contrastive losses compare them")
     least_steps: int = opt(
         10, "least steps of an epoch: batches are made smaller where samples are few; 0: batch_size always"
+    )
+    epoch_steps: int = opt(
+        0, "steps of an epoch whose samples are drawn with replacement, as many of each subject; 0: every sample once"
     )
     accumulate: int = opt(1, "steps whose gradients are added up before the weights move")
     lr: float = opt(1e-3, "largest learning rate of AdamW under one-cycle scheduling")

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from nd.data.batch import StepLoader, Steps, TargetRows
-from nd.data.epoch import OrderedPlan, Plan, PlanSampler, Pool, Samples, TrainPlan
+from nd.data.epoch import DrawnPlan, OrderedPlan, Plan, PlanSampler, Pool, Samples, TrainPlan
 from nd.data.scaling import BLOCK_NUMBERS, Scaler
 from nd.data.splits import Fold
 from nd.data.subject import Subject, mean_betas
@@ -42,6 +42,7 @@ class VoxelDataModule(pl.LightningDataModule):
         trials: Trials = "single",
         held_out_trials: Literal["single", "mean"] = "mean",
         batch_size: int = 42,
+        epoch_steps: int = 0,
         seed: int = 0,
         num_workers: int = 0,
         scalers: Mapping[str, Scaler] | None = None,
@@ -56,6 +57,7 @@ class VoxelDataModule(pl.LightningDataModule):
             held_out_trials: of validation and prediction: ``mean``, or ``single`` for every trial by itself.
             batch_size: samples of a training step over all subjects and processes. Steps have near-equal numbers of
                 each subject's samples. Validation and prediction have about as many.
+            epoch_steps: steps of a training epoch, whose samples are then drawn with replacement; 0: all samples once.
             seed: of the order; an epoch is a function of it and the epoch's number.
             num_workers: processes that read ahead; handing a batch over takes longer than reading it from files that
                 the system has in memory, so 0 is best there.
@@ -71,7 +73,7 @@ class VoxelDataModule(pl.LightningDataModule):
         if held_out_trials not in ("single", "mean"):
             raise unknown("held_out_trials", held_out_trials, ("single", "mean"))
         self.trials, self.held_out_trials = trials, held_out_trials
-        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.batch_size, self.epoch_steps, self.seed, self.num_workers = batch_size, epoch_steps, seed, num_workers
         self.targets = dict(targets)
         self.subjects = {subject.name: subject for subject, _ in subjects}
         self.folds = {subject.name: fold for subject, fold in subjects}
@@ -99,7 +101,10 @@ class VoxelDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> StepLoader:
         """Shuffled training samples; UserError where a process would get none in some step."""
         pools = {name: self._pool(subject, self.folds[name]) for name, subject in self.subjects.items()}
-        plan = TrainPlan(pools, self.batch_size, self.seed)
+        if self.epoch_steps:
+            plan: Plan = DrawnPlan(pools, self.batch_size, self.seed, self.epoch_steps)
+        else:
+            plan = TrainPlan(pools, self.batch_size, self.seed)
         return self._loader(plan, self.targets, of_images=self.trials == "mean")
 
     def _pool(self, subject: Subject, fold: Fold) -> Pool:

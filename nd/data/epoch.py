@@ -1,8 +1,8 @@
 """Which samples make up each step: the order over epochs, steps and processes.
 
-An epoch is a function of (seed, epoch) alone. Its samples are dealt into steps, and every step into shares of the
-processes, so that the processes of a step together have exactly what one process would have: nothing is padded,
-repeated or dropped, and the loss curve does not depend on how many processes there are.
+An epoch is a function of (seed, epoch) alone. Its samples are dealt into steps (or drawn, ``DrawnPlan``), and every
+step into shares of the processes, so that the processes of a step together have exactly what one process would have:
+nothing is padded, repeated or dropped, and the loss curve does not depend on how many processes there are.
 
 Shapes: S subjects, K steps, W processes, N samples of an epoch, T trials.
 """
@@ -107,6 +107,11 @@ class TrainPlan:
         """ceil(samples / batch_size), however many processes share the steps."""
         total = int(self._counts_S.sum())
         steps = -(-total // self.batch_size)
+        self._check_shares(total, steps, world_size)
+        return steps
+
+    def _check_shares(self, total: int, steps: int, world_size: int) -> None:
+        """Raise UserError where a process would get no sample of some step."""
         smallest = total // max(1, steps)
         if smallest < world_size:
             raise UserError(
@@ -114,15 +119,11 @@ class TrainPlan:
                 f"as few as {smallest} for a step, but each of {world_size} processes needs 1. Use a batch_size of "
                 f"{2 * world_size} or more, or at most {max(1, smallest)} processes."
             )
-        return steps
 
     def steps(self, epoch: int, rank: int = 0, world_size: int = 1) -> Iterator[Step]:
         """This process's part of every step of an epoch."""
-        orders = [
-            generator(self.seed, epoch, name).permutation(pool.draw(self.seed, epoch))
-            for name, pool in self.pools.items()
-        ]
-        sizes_SK = deal(self._counts_S, self.n_steps(world_size))
+        sizes_SK = self._sizes(self.n_steps(world_size))
+        orders = [self._order(name, epoch, int(n)) for name, n in zip(self.pools, sizes_SK.sum(1), strict=True)]
         starts_SK = np.cumsum(sizes_SK, axis=1) - sizes_SK
         for sizes_S, starts_S in zip(sizes_SK.T, starts_SK.T, strict=True):
             shares_SW = deal(sizes_S, world_size)
@@ -130,6 +131,48 @@ class TrainPlan:
             samples = {name: order[part] for name, order, part in zip(self.pools, orders, mine, strict=True)}
             counts = {name: tuple(sizes) for name, sizes in zip(self.pools, shares_SW.tolist(), strict=True)}
             yield Step(samples, float(shares_SW[:, rank].sum() * world_size / sizes_S.sum()), counts)
+
+    def _sizes(self, n_steps: int) -> NDArray[np.int64]:
+        """(S, K) samples of each subject in each step."""
+        return deal(self._counts_S, n_steps)
+
+    def _order(self, name: str, epoch: int, n_samples: int) -> NDArray[np.int64]:
+        """(n_samples,) a subject's samples of an epoch, step after step."""
+        return generator(self.seed, epoch, name).permutation(self.pools[name].draw(self.seed, epoch))
+
+
+class DrawnPlan(TrainPlan):
+    """Epochs of a given number of steps, whose samples are drawn with replacement, as many of each subject.
+
+    HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py:174-198 trains so: 714 steps of 42, be they of one subject or 6 each
+    of seven, however many trials there are. (Its loader draws whole sessions with replacement and mixes the trials of
+    neighbours; here each trial is drawn by itself.)
+    """
+
+    def __init__(self, pools: Mapping[str, Pool], batch_size: int, seed: int, n_steps: int) -> None:
+        """As of ``TrainPlan``; n_steps: of an epoch. Raises UserError too for a batch_size below one of each subject.
+
+        A step has ``batch_size // subjects`` samples of each subject.
+        """
+        super().__init__(pools, batch_size, seed)
+        self._n_steps, self._n_each = n_steps, batch_size // len(self.pools)
+        if not self._n_each:
+            raise UserError(
+                f"batch_size={batch_size} leaves no sample for each of {len(self.pools)} subjects (training.epoch_steps"
+                f" takes as many of each). Use {len(self.pools)} or more."
+            )
+
+    def n_steps(self, world_size: int = 1) -> int:
+        """As many as were asked for."""
+        self._check_shares(self._n_steps * self._n_each * len(self.pools), self._n_steps, world_size)
+        return self._n_steps
+
+    def _sizes(self, n_steps: int) -> NDArray[np.int64]:
+        return np.full((len(self.pools), n_steps), self._n_each, np.int64)
+
+    def _order(self, name: str, epoch: int, n_samples: int) -> NDArray[np.int64]:
+        samples = self.pools[name].draw(self.seed, epoch)
+        return samples[generator(self.seed, epoch, name).integers(len(samples), size=n_samples)]
 
 
 class OrderedPlan:

@@ -180,13 +180,18 @@ def single_betas(subject: Subject, image_ids: NDArray[Any]) -> tuple[NDArray[np.
     Raises:
         UserError: an image was never shown to this subject.
     """
+    rows = single_rows(subject, image_ids)
+    return subject.voxels(rows), subject.image_id[rows].astype(np.int32)
+
+
+def single_rows(subject: Subject, image_ids: NDArray[Any]) -> NDArray[np.intp]:
+    """Return the rows (T,) of ``single_betas``, among all trials of the subject. Raises UserError as there."""
     rows = subject.rows_of(image_ids)
     place = {int(image): k for k, image in enumerate(image_ids)}
     missing = set(place) - set(subject.image_id[rows].tolist())
     if missing:
         raise UserError(f"{subject.path.name} has no trial of {len(missing)} images (first: image {min(missing)}).")
-    rows = rows[np.argsort([place[int(image)] for image in subject.image_id[rows]], kind="stable")]
-    return subject.voxels(rows), subject.image_id[rows].astype(np.int32)
+    return rows[np.argsort([place[int(image)] for image in subject.image_id[rows]], kind="stable")]
 
 
 def mean_betas(subject: Subject, image_ids: NDArray[Any]) -> NDArray[np.float32]:

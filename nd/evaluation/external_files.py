@@ -32,6 +32,7 @@ from nd.evaluation.reconstructions import Wanted, check_external_ids, check_uniq
 from nd.files import open_h5
 
 NUMBERED = re.compile(r"([0-9]+)(?:_([0-9]+))?")
+CODE = re.compile(r"GLOBAL ([\w.]+)")  # the class that a pickle asks for, in PyTorch's message
 Repeats = dict[int, Path]
 
 
@@ -131,10 +132,16 @@ def _read(path: Path, image_id: int) -> NDArray[Any]:
     """(H, W, 3) uint8. UserError: damaged, or of another mode than RGB."""
     try:
         with Image.open(path) as image:
+            deep = any("16" in str(tile[3]) for tile in image.tile)  # Pillow drops half of each number in silence
             image.load()
             mode, pixels = image.mode, np.asarray(image)
     except DAMAGE as error:
         raise UserError(f"{path} (image {image_id}) cannot be read as an image ({error}). Write it again.") from None
+    if deep and mode == "RGB":
+        raise UserError(
+            f"{path} (image {image_id}) has 16 bits per channel; RGB with 8 is wanted, since rounding is part of a"
+            " score. Save it so, or all images as floats in [0, 1] (.npy, .h5 or .pt)."
+        )
     if mode != "RGB":
         what = "greyscale" if mode in ("1", "L", "LA", "I", "I;16", "F") else f"of mode {mode}"
         raise UserError(
@@ -206,9 +213,9 @@ def _from_pt(path: Path) -> Content:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n", 1)[0][:120]
         raise UserError(
-            f"{path} cannot be read as plain tensors ({reason}). Save the tensor alone: torch.save(images, path)."
+            f"{path} cannot be read as plain tensors ({_reason(error)}). Save the tensor alone: "
+            "torch.save(images, path)."
         ) from None
     held = content if isinstance(content, dict) else {IMAGES: content}
     if not isinstance(held.get(IMAGES), torch.Tensor):
@@ -218,6 +225,14 @@ def _from_pt(path: Path) -> Content:
     images = images.float() if images.dtype == torch.bfloat16 else images  # numpy has no bfloat16
     ids = held.get(IDS)
     return images.numpy(force=True), _numbers(None if ids is None else np.asarray(ids), path), {}
+
+
+def _reason(error: Exception) -> str:
+    """What PyTorch says, in a line; of pickled code, what it would have run, not how to run it all the same."""
+    if isinstance(error, pickle.UnpicklingError):
+        found = CODE.search(str(error))
+        return f"it holds {found.group(1)}, which is code" if found else "it is no file of tensors, or holds code"
+    return str(error).strip().split("\n", 1)[0][:120]
 
 
 def _numbers(ids: Any, path: Path) -> NDArray[Any] | None:

@@ -4,9 +4,12 @@ A folder holds .png or .jpg files named ``<image id>`` or ``<image id>_<repeat>`
 (N, H, W, 3), (N, R, H, W, 3) or channels first, uint8 or floats in [0, 1], and in .h5 and .pt an ``image_id`` (N,).
 Where there are no ids, ``order`` says what the n-th image is of:
 
-- ``canonical``: the n-th of the part's images by rising image id, the order of MindEye2's files.
-- ``first_appearance``: the n-th of them that the subject was shown, the order of NeuralDiffuser's released files
-  (HaoyyLi/NeuralDiffuser@9286cad: predictions follow the trials of the test).
+- ``first_appearance``: the n-th of the part's images that the subject was shown, as the released code of Brain-Diffuser
+  and NeuralDiffuser numbers them (ozcelikfu/brain-diffuser@31d52c0:data/prepare_nsddata.py;
+  HaoyyLi/NeuralDiffuser@9286cad:src/score_z.py: predictions follow the trials of the test).
+- ``canonical``: the n-th of them by rising image id, the order of MindEye2's files.
+
+Where images are hardly told apart by their own stimuli, the other orders are tried, and one that fits better is named.
 
 N images, R repeats, H W image.
 """
@@ -14,13 +17,16 @@ N images, R repeats, H W image.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nd.config import Config
 from nd.data.prepared import open_subject
@@ -29,7 +35,15 @@ from nd.evaluation.external_files import ARRAYS, read_array, read_folder
 from nd.evaluation.reconstructions import Wanted
 from nd.files import HASH_CHARS
 from nd.generate.inputs import part_ids
-from nd.metrics.images import check_images
+from nd.metrics.identification import two_way_identification
+from nd.metrics.images import check_images, n_overshooting, resize, to_float
+
+log = logging.getLogger(__name__)
+
+ORDER_NAMES = ("first_appearance", "canonical")
+ALIKE = 0.6  # identification by pixels below which an order is doubted; chance is .5
+BETTER = 0.1  # by how much another order must do better to be named
+SIDE = 32  # at which orders are compared: enough for layout, and 1,000 images take a moment
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,10 @@ class ExternalImages:
 
     @cached_property
     def hash(self) -> str:
-        """12 hexadecimal digits of the pixels and ids, the same from whatever form of file they came."""
+        """12 hexadecimal digits of the pixels, their type and the ids, the same from whatever form of file they came.
+
+        Floats and bytes are told apart even where they mean the same pixels: floats are resized as they are.
+        """
         images = self.images
         digest = hashlib.sha256(f"{images.dtype.str}{images.shape}{self.image_ids.tolist()}".encode())
         for image in images:
@@ -66,6 +83,8 @@ def read_external(cfg: Config) -> ExternalImages:
     else:
         raise UserError(f"images={source}: wanted a folder of .png or .jpg, or one file {', '.join(ARRAYS)}.")
     _check(external, source)
+    if found := n_overshooting(external.images):
+        log.warning("%s: %d values lie outside [0, 1], by at most a grey level; they are clamped", source, found)
     if cfg.images_hash not in ("", external.hash):
         raise UserError(
             f"{source} holds other images (hash {external.hash}) than images_hash={cfg.images_hash} asks for. Give "
@@ -84,7 +103,7 @@ def wanted_of(cfg: Config) -> Wanted:
     in_order = {"": None, "canonical": ids}
     if cfg.order not in in_order:
         return Wanted(ids, first_appearance(cfg, ids), cfg.order)
-    return Wanted(ids, in_order[cfg.order], cfg.order)
+    return Wanted(ids, in_order[cfg.order], cfg.order, cfg.subset)
 
 
 def first_appearance(cfg: Config, ids: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -101,6 +120,45 @@ def first_appearance(cfg: Config, ids: NDArray[np.int32]) -> NDArray[np.int32]:
             "order=canonical."
         )
     return np.asarray(shown[np.sort(first)], np.int32)
+
+
+def doubted_order(cfg: Config, external: ExternalImages, shown: NDArray[np.uint8]) -> str:
+    """Say whether images given by position fit another known order better; '' where there is no reason to doubt.
+
+    Args:
+        cfg: whose ``order`` they were read in.
+        external: the images, by rising id.
+        shown: (N, H, W, 3) uint8, the stimuli in the same order.
+    """
+    if not cfg.order:
+        return ""
+    pred, true = (_small(images) for images in (external.images[:, 0], shown))
+    known = {name: _order(replace(cfg, order=name)) for name in ORDER_NAMES}
+    orders = {name: ids for name, ids in known.items() if ids is not None}
+    place = np.argsort(np.argsort(orders[cfg.order]))  # of the n-th image of the file among the rising ids
+    shares = {}
+    for name, ids in orders.items():
+        rows = np.argsort(np.argsort(ids))  # its stimulus, were it in that order
+        shares[name] = float(two_way_identification(pred[place], true[rows]).mean())
+    own, best = shares[cfg.order], max(shares, key=shares.__getitem__)
+    if own >= ALIKE:
+        return ""
+    said = f"order={cfg.order}: identification by pixels is {own:.2f}, near chance (.50)"
+    if shares[best] < own + BETTER:
+        return f"{said}, and no better in any other known order ({', '.join(n for n in shares if n != cfg.order)})."
+    return f"{said}; by order={best} it is {shares[best]:.2f}. Were the images made in that order? Give order={best}."
+
+
+def _order(cfg: Config) -> NDArray[np.int32] | None:
+    """The ids in an order, or None where the subject was not shown all of them."""
+    try:
+        return wanted_of(cfg).in_order
+    except UserError:
+        return None
+
+
+def _small(images: NDArray[Any]) -> Tensor:
+    return torch.cat([resize(to_float(image[None]), SIDE, "bilinear", antialias=True) for image in images])
 
 
 def _check(external: ExternalImages, source: Path) -> None:

@@ -15,15 +15,25 @@ from nd.files import open_h5
 
 AGAIN = "Remove its folder and run `nd reconstruct` again with the same data settings."
 SHOWN = 5  # ids named in a message
+# What the released code of each writes: brain-diffuser scripts/*.py and NeuralDiffuser src/recon.py number their images
+# by where they first occur in the trials, MindEye2's files are sorted by 73k id.
+ORDERS = (
+    "order=first_appearance (in the subject's trials, as Brain-Diffuser and NeuralDiffuser write them) or"
+    " order=canonical (rising image ids, as MindEye2 does)"
+)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The images to be scored, ``ids`` (N,) rising, and ``in_order`` (N,), what the n-th image is of, if said."""
+    """The images to be scored, ``ids`` (N,) rising, and ``in_order`` (N,), what the n-th image is of, if said.
+
+    With ``subset`` some of them are enough.
+    """
 
     ids: NDArray[np.int32]
     in_order: NDArray[np.int32] | None = None
     order: str = ""
+    subset: bool = False
 
     def by_position(self, n_images: int, what: str) -> NDArray[np.int32]:
         """Ids (N,) of images that carry none. UserError: no order is given, or another count of images."""
@@ -31,7 +41,7 @@ class Wanted:
             raise UserError(
                 f"{what} carry no image ids, so nothing says which image is of which image. Name files "
                 "<image id>.png or <image id>_<repeat>.png (in .h5 and .pt: add image_id), or say what order they are "
-                "in: order=canonical (rising image ids) or order=first_appearance (in the subject's trials)."
+                f"in: {ORDERS}."
             )
         if n_images != len(self.ids):
             raise UserError(
@@ -113,7 +123,8 @@ def check_ids(
 
 def check_external_ids(image_ids: NDArray[np.int32], wanted: Wanted, source: Path, said: str = "") -> None:
     """``check_ids`` for images made elsewhere; ``said``: what else is to be known of them."""
-    hint = "Add or remove those, or choose the data, subject and split they were made for."
+    hint = "Add or remove those, or choose the data, subject and split they were made for"
+    hint += "." if wanted.subset else " (subset=true scores those there are)."
     if len(image_ids) == len(wanted.ids):
-        hint += " If the numbers are positions and no image ids, give order=canonical or order=first_appearance."
-    check_ids(image_ids, wanted.ids, source, hint + said)
+        hint += f" If the numbers are positions and no image ids (0.png is the first image), give {ORDERS}."
+    check_ids(image_ids, np.intersect1d(wanted.ids, image_ids) if wanted.subset else wanted.ids, source, hint + said)

@@ -58,11 +58,12 @@ def per_image_csv(image_ids: NDArray[np.int32], scores: PerImage) -> str:
 def score_table(summary: dict[str, Any]) -> str:
     """The scores as aligned text."""
     protocol, width = summary["protocol"], max([NAME_WIDTH, *map(len, summary["metrics"])])
+    order = {name: place for place, name in enumerate(columns())}  # a file has them by name
     lines = [
         f"protocol {protocol['name']} v{protocol['version']}: {summary['n_images']} images, "
         f"{summary['n_repeats']} repeats, 95% intervals over images"
     ]
-    for name, score in summary["metrics"].items():
+    for name, score in sorted(summary["metrics"].items(), key=lambda pair: order.get(pair[0], len(order))):
         arrow = "up" if score["better"] == "higher" else "down"
         chance = "" if score["chance"] is None else f"  chance {score['chance']:.2f}"
         lines.append(

@@ -38,11 +38,13 @@ class GuidedDiffusionSettings(MethodConfig):
     @property
     def sampled_steps(self) -> int:
         """Steps of the schedule that are run, the last int(steps * strength)."""
-        return share_of(self.steps, self.strength)
+        return share_of(self.steps, self.strength, binary=self.variant == "released")
 
     def guided_steps(self, guidance: GuidanceConfig) -> int:
         """Return how many of the sampled steps are guided, the first int(n * eta)."""
-        return share_of(self.sampled_steps, guidance.eta) if guidance.kappa > 0 else 0
+        if guidance.kappa <= 0:
+            return 0
+        return share_of(self.sampled_steps, guidance.eta, binary=self.variant == "released")
 
 
 @dataclass(kw_only=True)

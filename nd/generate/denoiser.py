@@ -1,8 +1,8 @@
 """The noise prediction of a step, with classifier-free and self-attention guidance, in as few UNet passes as it takes.
 
 Self-attention guidance leads away from what the UNet predicts where its own attention is blurred out (Hong et al., ICCV
-2023). It is on, with scale .75, in HaoyyLi/NeuralDiffuser@9286cad src/modules/guided_diffusion.py:331,462-478,549-575,
-whose settings these are.
+2023). It is on, with scale .75, in HaoyyLi/NeuralDiffuser@9286cad
+src/modules/stable_diffusion_pipe/guided_diffusion.py:331,462-478,549-575, whose settings these are.
 
 S samples, C h w latent, T tokens of the text, N tokens of the UNet's middle block, D width.
 """

@@ -1,7 +1,8 @@
 """Feature guidance: how far a noisy image's features are from the decoded ones, and which way to move.
 
 Reference: NeuralDiffuser (Li et al., IEEE TIP 2025), arithmetic as in HaoyyLi/NeuralDiffuser@9286cad
-src/modules/guided_diffusion.py:153-215 and scripts/recon.py:131-162, with the differences that ``Arithmetic`` states.
+src/modules/stable_diffusion_pipe/guided_diffusion.py:153-215 and src/recon.py:131-162, with the differences that
+``Arithmetic`` states.
 
 B images, L layers, T tokens, D width, C h w latent, H W image. abar is alpha_bar of the schedule, e the conditional
 noise prediction, z the noisy latents.
@@ -29,15 +30,15 @@ class Arithmetic:
     exact_x0: bool = True  # clean latents (z - sqrt(1 - abar) e) / sqrt(abar); else (z - (1 - abar) e) / sqrt(abar)
     mix_noisy: bool = False  # show sqrt(1 - abar) x0 + (1 - sqrt(1 - abar)) z to the image tower instead of x0
     clamp: bool = False  # clip that image to [0, 1], which stops the gradient of saturated pixels
-    matched_start: bool = True  # noise to the level of the first step; else of int(int(S s) / S * 1000)
+    matched_start: bool = True  # noise to the level of the first step; else of int(int(S s) / S * 1000), int in binary
     own_noise: bool = True  # noise by seed, image and repeat; else the same draws for every image
     truncate: bool = False  # bytes by truncation instead of rounding
 
 
 # paper: what is described, the derived formulas with nothing of the released code's own; the published text beyond the
 # abstract was not at hand, so a formula printed differently there would have to be added here.
-# released: HaoyyLi/NeuralDiffuser@9286cad src/modules/guided_diffusion.py:153-215 (x0, mix, clamp), :416-418 and
-# scripts/recon.py:111,196 (start), :188-217 (noise, bytes).
+# released: HaoyyLi/NeuralDiffuser@9286cad src/modules/stable_diffusion_pipe/guided_diffusion.py:153-215 (x0, mix,
+# clamp), :416-418 and src/recon.py:111,196 (start), :188-217 (noise, bytes).
 VARIANTS = {
     "nd": Arithmetic(),
     "paper": Arithmetic(),
@@ -67,7 +68,7 @@ def feature_loss(features: Sequence[Tensor], g_BLTD: Tensor, weights_BL: Tensor)
     """Return each image's loss, sum_l w_l * mean((f_l - g_l)^2), as (B,).
 
     Nothing is averaged over images: the sum over a batch has, for every image, the gradient that the image
-    has alone. (The released loss averages over the batch and can therefore only be run on one image.)
+    has alone. (The released loss flattens the batch into one row, so that more images than one are an error.)
 
     Args:
         features: L tensors (B, T, D), of the image in its present state.
@@ -121,7 +122,7 @@ def shown_latents(z: Tensor, eps: Tensor, alpha_bar: float, arithmetic: Arithmet
     """Return the latents whose image is compared: the clean ones that the noise prediction implies.
 
     The released code multiplies the noise by 1 - alpha_bar where the square root belongs, and mixes ``z`` back in
-    (HaoyyLi/NeuralDiffuser@9286cad:src/modules/guided_diffusion.py:153-215).
+    (HaoyyLi/NeuralDiffuser@9286cad:src/modules/stable_diffusion_pipe/guided_diffusion.py:153-215).
 
     Args:
         z: noisy latents (B, C, h, w).

@@ -49,7 +49,7 @@ def shared_noise(seed: int, repeats: int, shape: Sequence[int]) -> Tensor:
     """Draw the noises that the released code gives to every image alike.
 
     It seeds torch anew for every image, draws one noise per repeat and ``DUMMY_DRAWS`` more after each, which it throws
-    away (HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:188-217). Drawn on the CPU, so that the images do not depend
+    away (HaoyyLi/NeuralDiffuser@9286cad:src/recon.py:188-217). Drawn on the CPU, so that the images do not depend
     on the device; the released code drew on a GPU, which gives other numbers.
 
     Args:
@@ -79,7 +79,7 @@ class Schedule:
 
 
 def build_schedule(scheduler: Any, steps: int, strength: float, *, matched_start: bool = True) -> Schedule:
-    """Return the last ``int(steps * strength)`` steps of the DDIM schedule of ``steps`` steps.
+    """Return the last ``int(steps * strength)`` steps of the DDIM schedule of ``steps`` steps (``share_of``).
 
     Args:
         scheduler: diffusers scheduler of the backbone, of any kind; its betas and spacing are taken over.
@@ -87,7 +87,7 @@ def build_schedule(scheduler: Any, steps: int, strength: float, *, matched_start
         strength: in (0, 1].
         matched_start: noise is added at the first of these timesteps, the one sampling starts from. Else, as in the
             released code, at ``int(int(steps * strength) / steps * 1000)``: 740 for 50 steps and .75, while sampling
-            starts at 721 (HaoyyLi/NeuralDiffuser@9286cad:scripts/recon.py:111,196).
+            starts at 721 (HaoyyLi/NeuralDiffuser@9286cad:src/recon.py:111,196), with steps counted in binary.
 
     Raises:
         UserError: if no step is left to run, or the backbone does not predict noise.
@@ -100,7 +100,7 @@ def build_schedule(scheduler: Any, steps: int, strength: float, *, matched_start
         )
     if not 1 <= steps <= len(ddim.alphas_cumprod):
         raise UserError(f"method.steps={steps} is outside 1 .. {len(ddim.alphas_cumprod)}, the backbone's timesteps.")
-    n = share_of(steps, strength)
+    n = share_of(steps, strength, binary=not matched_start)
     if not 1 <= n <= steps:
         raise UserError(
             f"method.steps={steps} and method.strength={strength} leave int(steps * strength) = {n} steps to sample; "

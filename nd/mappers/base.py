@@ -57,6 +57,7 @@ class FoldData:
         train_ids, val_ids: (N,) image ids of these rows.
         targets: reader that refuses every other image.
         groups: cover all columns of the target, in order.
+        train_order, val_order: (N,) numbers that rise as the rows' trials were measured; None: as the rows stand.
     """
 
     train_voxels: NDArray[np.float32]
@@ -65,6 +66,8 @@ class FoldData:
     val_ids: NDArray[np.int32]
     targets: Columns
     groups: tuple[Group, ...]
+    train_order: NDArray[Any] | None = None
+    val_order: NDArray[Any] | None = None
 
 
 class Mapper(Protocol):

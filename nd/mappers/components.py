@@ -28,6 +28,11 @@ class LinearSettings(MapperConfig):
         " predicted as 0 and marked",
     )
     keep_folds: int = opt(5, "folds over which columns are judged where keep is below 1")
+    keep_on: str = opt(
+        "train",
+        "images over which columns are judged: training images, or validation images too, whose scores then flatter",
+        choices=("train", "seen"),
+    )
 
 
 @dataclass(kw_only=True)
@@ -45,7 +50,12 @@ class RidgeSettings(LinearSettings):
         choices=("group", "column"),
     )
     intercept: bool = opt(True, "ridge: centre the targets; false leaves their mean to be predicted from the voxels")
-    folds: int = opt(0, "choose alpha over this many folds of the images fitted on; 0: on the validation images")
+    folds: int = opt(
+        0,
+        "choose alpha over this many folds of the images fitted on; 0: on the validation images (variant=released"
+        " without intercept: of the trials as measured, scaled once and not centred, as himalaya has them)",
+    )
+    ddof: int = opt(0, "ridge: voxels are divided by a standard deviation over n - ddof images, 0 or 1")
     voxel_power: float = opt(
         0.0,
         "ridge: weigh each voxel by the share of its variance that the target explains, to this power; 0: all alike",
@@ -59,6 +69,12 @@ class FastL2LiRSettings(LinearSettings):
     name: str = opt("fastl2lir", "mapper")
     n_feat: int = opt(500, "fastl2lir: voxels chosen for each target column, those that correlate most with it")
     penalty: float = opt(0.15, "fastl2lir: penalty of the coefficients, the bias included")
+    seen_statistics: str = opt(
+        "none",
+        "fastl2lir: what is z-scored by mean and spread of training and validation images, although fewer are fitted"
+        " on (refit=false): nothing, the target's columns, or voxels too",
+        choices=("none", "columns", "all"),
+    )
 
 
 def decoded_by(cfg: Config, name: str) -> list[tuple[str, Decoding]]:
@@ -92,6 +108,8 @@ def _ridge_rules(cfg: Config) -> Iterator[str]:
             yield f"mapper.alphas: {mapper.alphas} must hold one or more positive numbers."
         if mapper.folds < 0 or mapper.folds == 1:
             yield f"mapper.folds: {mapper.folds} must be 0 (choose alpha on the validation images) or at least 2."
+        if mapper.ddof not in (0, 1):
+            yield f"mapper.ddof: {mapper.ddof} was given, wanted 0 or 1."
         if mapper.voxel_power < 0:
             yield f"mapper.voxel_power: {mapper.voxel_power} must be at least 0."
         if cfg.data.test_scaling == "own" and mapper.voxel_power:
@@ -107,6 +125,11 @@ def _fastl2lir_rules(cfg: Config) -> Iterator[str]:
             yield f"mapper.n_feat: {mapper.n_feat} was given, wanted 1 or more voxels for each column."
         if mapper.penalty <= 0:
             yield f"mapper.penalty: {mapper.penalty} must be positive."
+        if mapper.refit and mapper.seen_statistics != "none":
+            yield (
+                f"mapper.seen_statistics: {mapper.seen_statistics} needs mapper.refit=false; where validation images"
+                " are fitted on too, their statistics count anyway."
+            )
         yield from (*_linear(mapper), *rescaled(mapper))
 
 

@@ -3,6 +3,11 @@
 Images are held out once (the validation images) or fold by fold. Voxels are scaled, and weighted, by each trial's own
 fitted images. Errors of a group of columns need no predictions where inner products of its targets are cheaper.
 
+variant=released without an intercept has the folds of himalaya 0.4 (RidgeCV with its defaults, after scikit-learn's
+StandardScaler): consecutive stretches of the trials as measured, so that repeats of an image stand on both sides;
+voxels scaled once, by all of them; nothing centred within a fold, so that the targets' mean, which voxels of mean 0
+over all folds can follow within one, has a say in the choice; and every fold's mean squared error counts alike.
+
 Every penalty has its own product: predictions under one are not combined from those under others. 1 / (s + alpha), as a
 function of the squared singular value s, is smooth, so that this could be done to single precision (1e-7) where
 penalties lie far outside the svd (20 over 19 decades, 10 to 1e20: 9 would do) or close together (10 a decade: half
@@ -15,7 +20,8 @@ block, A penalties.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nd.config import MapperConfig
+from nd.data.scaling import Scaler
 from nd.errors import UserError
 from nd.mappers.arrays import Scratch
 from nd.mappers.base import Columns, FoldData, Group, column_blocks, columns_at_once
@@ -33,10 +40,11 @@ from nd.mappers.validation import ValidationScores
 
 @dataclass(frozen=True)
 class Images:
-    """Some images: ids (N,) and responses as measured (N, V) float32."""
+    """Some images: ids (N,), responses as measured (N, V) float32, and when (N,); None: in the order of the rows."""
 
     ids: NDArray[np.int32]
     voxels: NDArray[np.float32]
+    order: NDArray[Any] | None = None
 
     def at(self, rows: NDArray[np.intp]) -> Images:
         """Return those at some places."""
@@ -54,24 +62,27 @@ class Trial:
     Attributes:
         fitted, held: int64 places, among the images of all trials, of those fitted on and of those held out.
         hat: of these.
+        weight: of its squared errors among those of all trials.
     """
 
     fitted: Tensor
     held: Tensor
     hat: HatMatrix
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Held:
-    """What is held out of one block of columns: predictions (A, n, K) and truths (n, K) of each trial."""
+    """What is held out of one block of columns: predictions (A, n, K), truths (n, K) and the weight of each trial."""
 
     predictions: list[Tensor]
     truths: list[Tensor]
+    weights: list[float]
 
     def squared_error(self) -> Tensor:
         """Return squared errors summed over images, (A, K) float64."""
-        pairs = zip(self.predictions, self.truths, strict=True)
-        return torch.stack([_squared_error(p, t) for p, t in pairs]).sum(0)
+        each = zip(self.predictions, self.truths, self.weights, strict=True)
+        return torch.stack([_squared_error(p, t) * weight for p, t, weight in each]).sum(0)
 
     def add_to(self, scores: ValidationScores, best_K: Tensor | None = None) -> None:
         """Count the predictions in `scores`: under all penalties, or under the one at place `best_K` (K,) int64."""
@@ -89,10 +100,21 @@ class CrossValidation:
     """
 
     def __init__(
-        self, targets: Columns, ids: NDArray[np.int32], trials: list[Trial], intercept: bool, device: torch.device
+        self,
+        targets: Columns,
+        ids: NDArray[np.int32],
+        trials: list[Trial],
+        intercept: bool,
+        device: torch.device,
+        centred: bool = True,
     ) -> None:
-        """Read the columns of `targets` for the images `ids` (N,) of all trials, whose places the trials hold."""
+        """Read the columns of `targets` for the images `ids` (N,) of all trials, whose places the trials hold.
+
+        centred: fit the targets less their mean over a trial's images, which without an intercept makes no difference
+            where the voxels have mean 0 over them.
+        """
         self.targets, self.ids, self.trials, self.intercept, self.device = targets, ids, trials, intercept, device
+        self.centred = centred
 
     @property
     def n_penalties(self) -> int:
@@ -101,7 +123,7 @@ class CrossValidation:
 
     def blocks(self, group: Group, at: int | None = None) -> Iterator[Held]:
         """Yield what is held out of a group's columns, under all penalties or the one at place `at`."""
-        trials = self.trials if at is None else [Trial(t.fitted, t.held, t.hat.at(at)) for t in self.trials]
+        trials = self.trials if at is None else [replace(t, hat=t.hat.at(at)) for t in self.trials]
         n_kept = sum(trial.hat.left[..., 0].numel() + len(trial.fitted) for trial in trials)
         for block_NK in self._read(group):
             for part_NK in block_NK.split(columns_at_once(n_kept), dim=1):
@@ -136,18 +158,19 @@ class CrossValidation:
         for trial in trials:
             centred_NK, true_nK = targets_NK[trial.fitted], targets_NK[trial.held]
             mean_K = centred_NK.mean(0)
-            centred_NK -= mean_K
+            if self.centred:
+                centred_NK -= mean_K
             if self.intercept:
                 true_nK -= mean_K
             predictions.append(trial.hat.predict(centred_NK))
             truths.append(true_nK)
-        return Held(predictions, truths)
+        return Held(predictions, truths, [trial.weight for trial in trials])
 
     # ---- inner products --------------------------------------------------------------------------------------------
 
     def _error_by_products(self, group: Group) -> Tensor:
         products_NN = self._products(group)
-        return torch.stack([self._error_of(trial, products_NN) for trial in self.trials]).sum(0)
+        return torch.stack([trial.weight * self._error_of(trial, products_NN) for trial in self.trials]).sum(0)
 
     def _products(self, group: Group) -> Tensor:
         """Inner products (N, N) float64 of the images' targets over a group's columns.
@@ -173,6 +196,8 @@ class CrossValidation:
         fitted_NN = products_NN[trial.fitted[:, None], trial.fitted]
         cross_nN = products_NN[trial.held[:, None], trial.fitted]
         held = products_NN.diagonal()[trial.held].sum()
+        if not self.centred:
+            return trial.hat.squared_error(fitted_NN, cross_nN, held)
         mean_N, mean_n = fitted_NN.mean(0), cross_nN.mean(1)
         if self.intercept:  # truths less the mean y of the fitted targets: (t - y)'(t - y) and (t - y)'(Y - y)
             held = held - 2 * mean_n.sum() + len(trial.held) * mean_N.mean()
@@ -209,21 +234,45 @@ def cross_validation(
     Raises:
         UserError: there are fewer images than folds.
     """
+    released = bool(config.folds) and config.variant == "released" and not config.intercept
     if config.folds:
-        places = _folds(config.folds, images.ids)
+        cut = _stretches if released else _folds
+        places = cut(config.folds, images)
     else:
         places = [(np.arange(len(data.train_ids)), np.arange(len(data.train_ids), len(images.ids)))]
-    trials = [_trial(config, data, images, place, device, room) for place in places]
-    return CrossValidation(data.targets, images.ids, trials, config.intercept, device)
+    whole = voxel_scaler(data, images.voxels, images.ids, config) if released else None
+    trials = [_trial(config, data, images, place, device, room, whole) for place in places]
+    if released:
+        trials = [replace(one, weight=len(images.ids) / (len(trials) * len(one.held))) for one in trials]
+    return CrossValidation(data.targets, images.ids, trials, config.intercept, device, centred=not released)
 
 
-def _folds(n_folds: int, ids: NDArray[np.int32]) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+Places = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
+
+
+def _folds(n_folds: int, images: Images) -> Places:
     """Places of the rows fitted on and held out: every n_folds-th image by id, whatever the order of the rows."""
-    images, rank_N = np.unique(ids, return_inverse=True)
-    if n_folds > len(images):
-        raise UserError(f"mapper.folds={n_folds} folds cannot be cut from {len(images)} images; use fewer.")
-    fold_N = rank_N % n_folds
+    found, rank_N = np.unique(images.ids, return_inverse=True)
+    _check_folds(n_folds, len(found), "images")
+    return _apart(rank_N % n_folds, n_folds)
+
+
+def _stretches(n_folds: int, images: Images) -> Places:
+    """The same of consecutive stretches of the rows as measured, the first ones longer by one where need be."""
+    n_rows = len(images.ids)
+    _check_folds(n_folds, n_rows, "trials")
+    rank_N = np.arange(n_rows) if images.order is None else np.argsort(np.argsort(images.order, kind="stable"))
+    ends = np.cumsum([n_rows // n_folds + (k < n_rows % n_folds) for k in range(n_folds)])
+    return _apart(np.searchsorted(ends, rank_N, side="right"), n_folds)
+
+
+def _apart(fold_N: NDArray[np.intp], n_folds: int) -> Places:
     return [(np.flatnonzero(fold_N != k), np.flatnonzero(fold_N == k)) for k in range(n_folds)]
+
+
+def _check_folds(n_folds: int, n: int, what: str) -> None:
+    if n_folds > n:
+        raise UserError(f"mapper.folds={n_folds} folds cannot be cut from {n} {what}; use fewer.")
 
 
 def _trial(
@@ -233,10 +282,11 @@ def _trial(
     places: tuple[NDArray[np.intp], NDArray[np.intp]],
     device: torch.device,
     room: Scratch,
+    whole: Scaler | None,
 ) -> Trial:
-    """A fit on the images at the first places, for those at the second."""
+    """A fit on the images at the first places, for those at the second; whole: scales voxels in the fitted's place."""
     fitted, held = (images.at(rows) for rows in places)  # copies, scaled in place
-    scaler = voxel_scaler(data, fitted.voxels, fitted.ids, config.voxel_power)
+    scaler = whole or voxel_scaler(data, fitted.voxels, fitted.ids, config)
     scaled_NV, held_nV = (
         torch.from_numpy(scaler.transform(part.voxels, out=part.voxels)).to(device) for part in (fitted, held)
     )

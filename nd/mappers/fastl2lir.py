@@ -86,14 +86,18 @@ class FastL2LiR(Linear):
 
     def _solve(self, data: FoldData, voxels: NDArray[np.float32], ids: NDArray[np.int32], scratch: Path | None) -> None:
         """Fill the arrays from some images."""
-        scaler, n_feat, (n_images, n_voxels) = Scaler.fit(voxels), self.config.n_feat, voxels.shape
+        n_feat, (n_images, n_voxels), seen = self.config.n_feat, voxels.shape, self.config.seen_statistics
+        of_voxels = np.concatenate([data.train_voxels, data.val_voxels]) if seen == "all" else voxels
+        of_columns = ids if seen == "none" else np.concatenate([data.train_ids, data.val_ids])
+        scaler = Scaler.fit(of_voxels)
         check_memory(equation_bytes(n_images, n_voxels, n_feat, self.device.type), self.device, _advice(n_voxels))
         equations = normal_equations(self._tensor(scaler.transform(voxels)), n_feat, self.config.penalty)
         self._arrays = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale}
         self._arrays |= self._room(data.targets.size, n_voxels, scratch)
         for block in blocks(0, data.targets.size, columns_together(n_images, n_voxels)):
             targets_NK = data.targets.columns(ids, block.start, block.stop)
-            mean_K, std_K = column_statistics(targets_NK)
+            scored_MK = targets_NK if seen == "none" else data.targets.columns(of_columns, block.start, block.stop)
+            mean_K, std_K = column_statistics(scored_MK)
             standard_NK = torch.from_numpy(standardised(targets_NK, mean_K, std_K))
             self._arrays["target_mean"][block], self._arrays["target_std"][block] = mean_K, std_K
             self._store(equations.solve(standard_NK.to(self.device)), block)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from nd.config import Config
 from nd.data.prepared import Subject, mean_betas, single_betas
 from nd.data.splits import Fold, Split
+from nd.data.subject import single_rows
 from nd.errors import UserError
 from nd.mappers.arrays import scratch_folder
 from nd.mappers.base import FoldData, Group
@@ -63,7 +64,8 @@ def fold_data(cfg: Config, subject: Subject, fold: Fold, store: Path) -> FoldDat
     groups = tuple(Group(*part) for part in column_groups(cfg.target, targets.shape))
     if getattr(cfg.mapper, "trials", "mean") == "single":
         (train, train_ids), (val, val_ids) = (single_betas(subject, ids) for ids in (fold.train, fold.val))
-        return FoldData(train, val, train_ids, val_ids, targets, groups)
+        orders = (subject.trial[single_rows(subject, ids)] for ids in (fold.train, fold.val))
+        return FoldData(train, val, train_ids, val_ids, targets, groups, *orders)
     return FoldData(
         mean_betas(subject, fold.train), mean_betas(subject, fold.val), fold.train, fold.val, targets, groups
     )

@@ -64,7 +64,7 @@ class Ridge(Linear):
         choice = self._choose(data, images, room)
         if not self.config.refit:
             images = images.first(len(data.train_ids))
-        scaler = voxel_scaler(data, images.voxels, images.ids, self.config.voxel_power)
+        scaler = voxel_scaler(data, images.voxels, images.ids, self.config)
         svd = decompose(self._tensor(scaler.transform(images.voxels, out=images.voxels)))
         weights, of_columns = self._solve(data.targets, images.ids, svd, choice, room)
         of_columns |= {"validation_correlation": choice.correlation}
@@ -140,6 +140,8 @@ class Solver:
 def _images(data: FoldData, with_validation: bool) -> Images:
     """Copies of the training images' ids and responses, and then the validation images'."""
     if not with_validation:
-        return Images(data.train_ids, data.train_voxels.copy())
+        return Images(data.train_ids, data.train_voxels.copy(), data.train_order)
     ids, voxels = (data.train_ids, data.val_ids), (data.train_voxels, data.val_voxels)
-    return Images(np.concatenate(ids), np.concatenate(voxels))
+    known = data.train_order is not None and data.val_order is not None
+    order = np.concatenate([data.train_order, data.val_order]) if known else None
+    return Images(np.concatenate(ids), np.concatenate(voxels), order)

@@ -1,6 +1,7 @@
 """Selection of the target columns that a mapper predicts well enough, judged on its training images alone.
 
-The training images are cut into `keep_folds` stretches, in the order of their rows. The mapper is fitted on all but one
+The training images (with `keep_on=seen` the validation images too) are cut into `keep_folds` stretches, in the order of
+their rows. The mapper is fitted on all but one
 of them and predicts that one, in turn; each column's Pearson correlation over the images left out is averaged over the
 folds, and within each group the columns at or above the (1 - keep) quantile are kept. MindDiffuser keeps the best
 quarter of each layer so (ReedOnePeck/MindDiffuser@c9773ac:Feature extractor/Structural_feature_selection.py).
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from nd.errors import UserError
 from nd.mappers.base import Columns, FoldData, Group, Mapper, blocks
-from nd.mappers.components import LinearSettings
+from nd.mappers.components import FastL2LiRSettings, LinearSettings
 from nd.mappers.registry import build_mapper
 
 BLOCK_NUMBERS = 1 << 24  # numbers of one block of predictions: 64 MiB in single precision
@@ -50,6 +51,9 @@ def select_columns(
         UserError: more folds than there are pairs of training images; a correlation takes two.
     """
     total_P, room = np.zeros(data.targets.size), scratch and scratch / "columns"
+    if config.keep_on == "seen":
+        voxels, ids = (data.train_voxels, data.val_voxels), (data.train_ids, data.val_ids)
+        data = replace(data, train_voxels=np.concatenate(voxels), train_ids=np.concatenate(ids), train_order=None)
     for held in held_out_rows(data.train_ids, config.keep_folds):
         r_P = held_out_correlation(config, data, held, device, room)
         total_P += np.abs(r_P) if config.variant == "released" else r_P
@@ -93,14 +97,21 @@ def held_out_correlation(
     Args: as of `select_columns`; held: rows left out.
     """
     rest = np.r_[0 : held.start, held.stop : len(data.train_ids)]
-    fitted = replace(data, train_voxels=data.train_voxels[rest], train_ids=data.train_ids[rest])
-    mapper = build_mapper(replace(config, keep=1.0, refit=False), device)
+    order = None if data.train_order is None else data.train_order[rest]
+    fitted = replace(data, train_voxels=data.train_voxels[rest], train_ids=data.train_ids[rest], train_order=order)
+    mapper = build_mapper(_plain(config), device)
     mapper.fit(fitted, scratch)
     r_P = correlation(mapper, data.train_voxels[held], data.train_ids[held], data.targets)
     del mapper
     if scratch is not None:
         shutil.rmtree(scratch, ignore_errors=True)
     return r_P
+
+
+def _plain(config: LinearSettings) -> LinearSettings:
+    """The same mapper for the rows it is given alone."""
+    plain = replace(config, keep=1.0, refit=False)
+    return replace(plain, seen_statistics="none") if isinstance(plain, FastL2LiRSettings) else plain
 
 
 def correlation(

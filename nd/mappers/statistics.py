@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from nd.config import MapperConfig
 from nd.data.scaling import Scaler
 from nd.errors import UserError
 from nd.files import atomic_path
@@ -93,7 +94,7 @@ class TargetStatistics:
         A prediction that is the same for all images becomes the mean. Regression shrinks, most where it knows least;
         this undoes it without asking how much. It is transductive: each prediction then depends on the other images.
         ozcelikfu/brain-diffuser@31d52c0:scripts/vdvae_regression.py (and of both CLIP targets);
-        HaoyyLi/NeuralDiffuser@9286cad:src/score_z.py calls it momentum alignment.
+        HaoyyLi/NeuralDiffuser@9286cad:src/score_z.py does it to z.
 
         Args:
             predicted_NP: (N, P) float32, in the units of the target.
@@ -176,8 +177,10 @@ class TargetScale:
         return cls(np.zeros(size, np.float32), np.ones(size, np.float32))
 
 
-def voxel_scaler(data: FoldData, voxels_NV: NDArray[np.float32], ids: NDArray[np.int32], power: float) -> Scaler:
-    """Return what z-scores voxels and, unless `power` is 0, multiplies them by weights, found on the given images.
+def voxel_scaler(
+    data: FoldData, voxels_NV: NDArray[np.float32], ids: NDArray[np.int32], config: MapperConfig
+) -> Scaler:
+    """Return what z-scores voxels and, unless `voxel_power` is 0, multiplies them by weights, found on given images.
 
     Plain ridge regression treats all z-scored voxels alike. Where few of thousands of voxels respond to the images, the
     others add noise that no penalty on all of them can tell from signal. A voxel's weight is the share of its variance
@@ -188,14 +191,16 @@ def voxel_scaler(data: FoldData, voxels_NV: NDArray[np.float32], ids: NDArray[np
         data: where the targets of `ids` are read.
         voxels_NV: (N, V) float32 responses as measured, a row for each of `ids`.
         ids: (N,) images fitted on.
-        power: of the explained share, 0 or more.
+        config: of ridge; `voxel_power` of the explained share, and `ddof` of the standard deviation.
     """
     scaler = Scaler.fit(voxels_NV)
-    if power == 0:
+    if config.ddof:
+        scaler = Scaler(mean=scaler.mean, scale=scaler.scale * np.float32(len(ids) / (len(ids) - config.ddof)) ** 0.5)
+    if config.voxel_power == 0:
         return scaler
     columns = column_blocks(0, data.targets.size, len(ids))
     components_NK = leading_components(data.targets.columns(ids, block.start, block.stop) for block in columns)
-    weights_V = voxel_weights(scaler.transform(voxels_NV), components_NK, power)
+    weights_V = voxel_weights(scaler.transform(voxels_NV), components_NK, config.voxel_power)
     return Scaler(mean=scaler.mean, scale=scaler.scale / weights_V)
 
 
@@ -222,7 +227,7 @@ def voxel_weights(
     Args:
         scaled_NV: (N, V) float32 z-scored voxels.
         components_NK: (N, K) of `leading_components`.
-        power: as for `voxel_scaler`.
+        power: of the explained share, 0 or more.
     """
     explained_V = np.square(components_NK.T @ scaled_NV).sum(0) / len(scaled_NV)
     weights_V = np.maximum(explained_V, TINY) ** power

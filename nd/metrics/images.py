@@ -20,17 +20,18 @@ FILTERS = ("bilinear", "bicubic")
 RESIZES = ("floats", "bytes")
 # ITU-R BT.709 luma as scikit-image's rgb2gray rounds it; published SSIM values were computed with these three.
 LUMA = (0.2125, 0.7154, 0.0721)
+OVERSHOOT = 1 / 255  # by which floats may leave [0, 1], a grey level: sums and filters do; they are clamped
 
 
 def check_images(images: NDArray[Any], what: str) -> None:
     """Refuse images that cannot be scored.
 
     Args:
-        images: (..., H, W, 3) RGB, uint8 or finite floats in [0, 1].
+        images: (..., H, W, 3) RGB, uint8 or finite floats in [0, 1], which they may leave by ``OVERSHOOT``.
         what: their name in messages.
 
     Raises:
-        UserError: another shape or type, NaN, or values outside [0, 1].
+        UserError: another shape or type, NaN, or values further outside [0, 1].
     """
     if images.ndim < 3 or images.shape[-1] != 3:
         raise UserError(
@@ -44,17 +45,22 @@ def check_images(images: NDArray[Any], what: str) -> None:
     bad = int((~np.isfinite(images)).sum())
     if bad:
         raise UserError(f"{what}: {bad} pixels are NaN or infinite. Find out where they come from; none is scored.")
-    if images.min() < 0 or images.max() > 1:
+    if images.min() < -OVERSHOOT or images.max() > 1 + OVERSHOOT:
+        advice = "Divide 0-255 values by 255, or store them as uint8." if images.max() > 2 else "Clamp or rescale them."
         raise UserError(
-            f"{what}: pixels run from {images.min():.4g} to {images.max():.4g}, floats in [0, 1] were wanted. "
-            "Divide 0-255 values by 255, or store them as uint8."
+            f"{what}: pixels run from {images.min():.7g} to {images.max():.7g}, floats in [0, 1] were wanted. {advice}"
         )
+
+
+def n_overshooting(images: NDArray[Any]) -> int:
+    """Return how many values of checked images lie outside [0, 1]; ``to_float`` clamps them."""
+    return 0 if images.dtype == np.uint8 else int(((images < 0) | (images > 1)).sum())
 
 
 def to_float(images: NDArray[Any]) -> Tensor:
     """Turn checked images (N, H, W, 3) into float32 (N, 3, H, W) in [0, 1]."""
     tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-    return tensor.float().div(255) if images.dtype == np.uint8 else tensor.float()
+    return tensor.float().div(255) if images.dtype == np.uint8 else tensor.float().clamp(0, 1)
 
 
 def resize(images_BCHW: Tensor, size: int, method: str, antialias: bool, arithmetic: str = "floats") -> Tensor:

@@ -34,6 +34,7 @@ OWN_NETWORK = "efficientnet_lite0"
 CONSISTENCIES = ("pixcorr", "ssim", "feature")
 ROW = "_row"  # suffix of columns identified row-wise
 PER_COLUMN = "ssim_per_column"
+SSIM = {"2d": ("ssim",), "per_column": (PER_COLUMN,), "both": ("ssim", PER_COLUMN)}  # columns by protocol.ssim
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,7 @@ def _seen(consistency: str) -> View:
 
 def measures_of(protocol: ProtocolConfig) -> dict[str, Measure]:
     """Return all measures of a protocol by name: pixel metrics, its own network's at its own size, those it names."""
-    ssim = PER_COLUMN if protocol.ssim == "per_column" else "ssim"
-    found = {name: PIXELS[name] for name in ("pixcorr", ssim)}
+    found = {name: PIXELS[name] for name in ("pixcorr", *SSIM[protocol.ssim])}
     if protocol.network != "none":
         found |= own_measures(_own_view(protocol))
     return found | {name: measures()[name] for name in protocol.measures}

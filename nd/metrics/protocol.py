@@ -37,6 +37,7 @@ PINNED = {
     ("digits69", 1): "2bfa7da1cf6f",
     ("nd", 1): "1f515a5e4a65",
     ("brain_diffuser", 1): "fda1c4aeabc9",
+    ("brain_diffuser", 2): "fab04d74f848",
     ("mindeye1", 1): "8cee43cda5e3",
     ("mindeye2", 1): "e3b0eaf4570d",
     ("minddiffuser", 1): "b6d438fff5ea",

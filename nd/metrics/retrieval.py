@@ -6,7 +6,9 @@ The interval is the normal one of the mean over draws, with NumPy's standard dev
 It says how well the draws determine the mean over this test set, not how other test images would score.
 
 Directions have many names. Here the name is that of the candidates: in ``image`` retrieval brain activity is given and
-images are ranked, in ``brain`` retrieval an image is given and brain activities are ranked.
+images are ranked, in ``brain`` retrieval an image is given and brain activities are ranked. MindEye2's printed "fwd" is
+``brain`` here, its "bwd" ``image``: its notebook means the other pairing, but the function that compares returns the
+transpose of what it is asked for (MedARC-AI/MindEyeV2:src/utils.py, batchwise_cosine_similarity).
 
 Ties: an item whose partner is one of k equally similar candidates counts 1/k, what drawing lots among them would give,
 so predictions that are all the same score chance in both directions.

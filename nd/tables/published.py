@@ -30,7 +30,7 @@ BASES = ("stated", "code", "inferred", "unchecked")
 BOUNDS = {
     "pixcorr": (-1.0, 1.0), "ssim": (-1.0, 1.0), "clip_cosine": (-1.0, 1.0), "effnet_b": (0.0, 2.0), "swav": (0.0, 2.0),
     **dict.fromkeys(("alexnet2", "alexnet5", "inception", "clip"), (0.0, 1.0)),
-    **dict.fromkeys(("retrieval_forward", "retrieval_backward"), (0.0, 1.0)),
+    **dict.fromkeys(("retrieval_image", "retrieval_brain"), (0.0, 1.0)),
 }  # fmt: skip
 
 

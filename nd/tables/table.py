@@ -92,9 +92,16 @@ class Table:
         roles = dict.fromkeys(shuffled if row.run.control == shuffled else row.row.role for row in self.rows)
         own = dict.fromkeys((row.row.label, row.row.note) for row in self.rows if row.row.note)
         marks = dict.fromkeys(row.row.label for row in self.rows if row.run.transductive)
+        released = dict.fromkeys(
+            (row.row.label, row.entry.cfg.method.name) for row in self.rows if row.entry.cfg.follows_release
+        )
         return [
             *(ROLE_NOTES[role] for role in roles if role in ROLE_NOTES),
             *(f"{label}: {note}" for label, note in own),
+            *(
+                f"{label}: follows released code; conf/method/{name}.yaml says what is done instead of what that does"
+                for label, name in released
+            ),
             *(
                 f"{label}: transductive, voxels or predictions were scaled with statistics of the test images"
                 for label in marks

@@ -59,6 +59,11 @@ class TowerTarget(TargetConfig):
 
     name: str = opt("g", "target")
     layers: list[int] = opt([0, 1, 2, 3, 4, 5], "g: image-tower blocks whose MLP-branch output is taken")
+    direct: bool = opt(
+        False,
+        "g: bring images straight to the tower's size, as the released extraction does; false: to the backbone's size"
+        " first, at which guidance meets decoded images",
+    )
 
 
 @dataclass(kw_only=True)
@@ -144,7 +149,7 @@ def _c(settings: Any, cfg: Config, backbone: Any) -> Any:
 def _g(settings: Any, cfg: Config, backbone: Any) -> Any:
     from nd.targets.tower_features import TowerFeatures, tower_pass
 
-    return TowerFeatures(tower_pass(backbone, settings.layers))
+    return TowerFeatures(tower_pass(backbone, settings.layers, settings.direct))
 
 
 def _clip_vision(settings: Any, cfg: Config, backbone: Any) -> Any:

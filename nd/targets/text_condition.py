@@ -19,7 +19,7 @@ from nd.targets.caption_mean import caption_mean
 class TextCondition:
     """Mean over an image's first captions of the text encoder's last hidden state, after its final norm.
 
-    HaoyyLi/NeuralDiffuser@9286cad:src/feature_extraction/img2feat_sd_pipe.py averages all captions in the same way.
+    HaoyyLi/NeuralDiffuser@9286cad:src/img2feat_sd_pipe.py averages all captions in the same way.
     MindDiffuser pads and cuts the captions to 15 tokens, beginning and end included, and averages the first five
     (ReedOnePeck/MindDiffuser@c9773ac:data/utils_data/v1-inference.yaml, max_length).
     """

@@ -20,13 +20,15 @@ from nd.targets.base import Items, Needs, library
 
 
 class TowerPass:
-    """Pictures through the first blocks of the image tower: what `Items.once` runs, once for all targets that need it.
+    """Images through the first blocks of the image tower: what `Items.once` runs, once for all targets that need it.
 
-    Images pass through the backbone's own size first, so that they are what guidance sees: decoded images.
+    Images pass through the backbone's own size first, so that they are what guidance sees: decoded images. With
+    `direct` they come straight to the tower's size, as in the released extraction
+    (HaoyyLi/NeuralDiffuser@9286cad:src/img2feat_guidance.py: stimuli of 425 px to 224 px).
     """
 
-    def __init__(self, backbone: Backbone, layers: Sequence[int]) -> None:
-        self.backbone, self.layers = backbone, list(layers)
+    def __init__(self, backbone: Backbone, layers: Sequence[int], direct: bool = False) -> None:
+        self.backbone, self.layers, self.direct = backbone, list(layers), direct
 
     @cached_property
     def blocks(self) -> BlockFeatures:
@@ -35,13 +37,14 @@ class TowerPass:
 
     def __call__(self, items: Items) -> list[Tensor]:
         """Features (B, T, D) of each layer, in the order of `layers`."""
+        size = items.images.shape[1] if self.direct else self.backbone.config.image_size
         with torch.inference_mode():
-            return self.blocks(self.backbone.tower_input(self.backbone.to_float(items.images)))
+            return self.blocks(self.backbone.tower_input(self.backbone.to_float(items.images, size)))
 
     def fingerprint(self) -> dict[str, Any]:
         """Weights, layers and preprocessing."""
         config = self.backbone.config
-        return {
+        return ({"direct": True} if self.direct else {}) | {
             "layers": self.layers,
             "image_size": config.image_size,
             "tower_size": config.tower_size,
@@ -70,7 +73,8 @@ class TowerFeatures:
 
     def fingerprint(self) -> dict[str, Any]:
         """Weights, layers and preprocessing."""
-        rule = "mlp.c_proj before the residual; bilinear, antialiased to image_size, then by the filter to tower_size"
+        way = "" if self.forward.direct else "bilinear, antialiased to image_size, then "
+        rule = f"mlp.c_proj before the residual; {way}by the filter to tower_size"
         return {"target": "g", "rule": rule} | self.forward.fingerprint()
 
     def __call__(self, items: Items) -> NDArray[np.float32]:
@@ -79,6 +83,6 @@ class TowerFeatures:
             return torch.stack(items.once(self.forward), dim=1).float().cpu().numpy()
 
 
-def tower_pass(backbone: Backbone, layers: Sequence[int]) -> TowerPass:
+def tower_pass(backbone: Backbone, layers: Sequence[int], direct: bool = False) -> TowerPass:
     """The pass through these blocks, one for all targets of a backbone."""
-    return backbone.shared(("tower pass", *layers), lambda: TowerPass(backbone, layers))
+    return backbone.shared(("tower pass", direct, *layers), lambda: TowerPass(backbone, layers, direct))

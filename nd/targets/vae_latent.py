@@ -40,7 +40,7 @@ class VaeLatent:
     """The VAE's posterior mode, or a sample of it, times the scaling factor, of the image at the backbone's size.
 
     Three ways lead there (`target.picture`). ``direct`` resizes once, antialiased. ``lanczos`` is the released
-    extraction: HaoyyLi/NeuralDiffuser@9286cad:src/feature_extraction/img2feat_sd_pipe.py, Pillow's Lanczos from 425 to
+    extraction: HaoyyLi/NeuralDiffuser@9286cad:src/img2feat_sd_pipe.py, Pillow's Lanczos from 425 to
     512 px, posterior=sample there. ``via224`` is what the released mapper of z is trained on (src/train_z.py:571-572,
     posterior=mode): 224-px images in half precision, enlarged to 512 px. How those came to 224 px is not said; here
     bilinear and antialiased.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nd.errors import UserError, unknown
+from nd.files import sha256_json
 
 if TYPE_CHECKING:
     from nd.data.subject import Subject
@@ -23,6 +24,7 @@ N_SHARED = 1000  # images that every subject was to see; the first of each subje
 BETA_UNIT = 300.0  # betas are stored as int16: percent signal change times 300
 # sha256_json of the sorted COCO ids of the 1,000 shared images: the same for all subjects, in every release.
 SHARED_COCO_HASH = "29785247681e"
+SHARED_HASH = "2bb91bb51a4f"  # the same of their 0-based 73k ids
 TERMS_URL = "https://naturalscenesdataset.org (Data access: a form with the terms of use, answered within days)"
 
 
@@ -65,7 +67,8 @@ def number(name: str) -> int:
 def check_split(split: str, subject: Subject) -> None:
     """Hold a prepared NSD subject, seen in the sessions of a split, against what the split's name stands for.
 
-    Raises UserError where sessions are missing or, for measured data, images are not as many as NSD's design has.
+    Raises UserError where sessions are missing or, for measured data, images are not as many as NSD's design has, or
+    test images of nsd1000 are not its shared ones.
     """
     planned = int(subject.attributes.get("sessions_scanned", 0))
     if split == "nsd1000" and subject.n_sessions < planned:
@@ -83,4 +86,18 @@ def check_split(split: str, subject: Subject) -> None:
         raise UserError(
             f"split {split} of {subject.name} has {wanted[0]} test images among {wanted[1]}, but {subject.path} shows "
             f"{found[0]} among {found[1]}. Is nsd_expdesign.mat NSD's own? Prepare the subject again from whole files."
+        )
+    _check_ids(split, subject)
+
+
+def _check_ids(split: str, subject: Subject) -> None:
+    """Raise UserError where the test images of nsd1000, all the shared ones, are others by their 73k ids."""
+    test = np.unique(subject.image_id[subject.held_out])
+    if split != "nsd1000" or len(test) != N_SHARED:
+        return
+    found = sha256_json([int(i) for i in test])
+    if found != SHARED_HASH:
+        raise UserError(
+            f"the test images of {subject.path} have 0-based 73k ids with hash {found}, NSD's shared1000 has"
+            f" {SHARED_HASH}. Were 1-based ids taken for 0-based ones? Prepare the subject again from NSD's own files."
         )

@@ -68,7 +68,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: NetworkConfig, width: int) -> None:
         super().__init__()
-        self.attention = Attention(width, config.prior_heads, config.prior_head_width)
+        self.attention = Attention(width, config.prior_heads, config.prior_head_width, config.prior_half_eps)
         self.feed_forward = FeedForward(width, config.prior_growth)
 
     def forward(self, x_BND: Tensor, bias_HNK: Tensor, rotary: Rotary, first: int = 0) -> Tensor:
@@ -105,6 +105,20 @@ class StableNorm(nn.LayerNorm):
         return super().forward(x_BND / torch.where(largest == 0, 1, largest))
 
 
+class HalfNorm(nn.LayerNorm):
+    """LayerNorm with another epsilon for numbers in half precision (dalle2-pytorch 1.15.6, ``LayerNorm``: fp16_eps)."""
+
+    def __init__(self, width: int, half_eps: float) -> None:
+        """half_eps: added to the variance of float16 and bfloat16 numbers, in the place of 1e-5."""
+        super().__init__(width, bias=False)
+        self.half_eps = half_eps
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Return (B, N, D)."""
+        eps = self.half_eps if x_BND.dtype in (torch.float16, torch.bfloat16) else self.eps
+        return functional.layer_norm(x_BND, self.normalized_shape, self.weight, None, eps)
+
+
 class Attention(nn.Module):
     """Cosine-similarity attention with one key/value head, a learned null key and value, and norms on both ends.
 
@@ -112,7 +126,8 @@ class Attention(nn.Module):
     which looks both ways here.
     """
 
-    def __init__(self, width: int, heads: int, head_width: int) -> None:
+    def __init__(self, width: int, heads: int, head_width: int, half_eps: float = 1e-5) -> None:
+        """half_eps: of the last norm, whose input is in half precision where training is."""
         super().__init__()
         self.heads = heads
         self.norm_in = nn.LayerNorm(width, bias=False)
@@ -120,7 +135,7 @@ class Attention(nn.Module):
         self.to_key_value = nn.Linear(width, 2 * head_width, bias=False)
         self.null_key_value = nn.Parameter(torch.randn(2, head_width))
         self.to_out = nn.Linear(heads * head_width, width, bias=False)
-        self.norm_out = nn.LayerNorm(width, bias=False)
+        self.norm_out = HalfNorm(width, half_eps)
 
     def forward(self, x_BND: Tensor, bias_HNK: Tensor, rotary: Rotary, first: int = 0) -> Tensor:
         """Return (B, N - first, D), of the tokens from `first` on, which look at all; the residual is not added.

@@ -22,8 +22,8 @@ POSITIVE = {
     "training": ("epochs", "pretrain_epochs", "batch_size", "accumulate", "validate_every"),
 }
 NOT_NEGATIVE = (
-    "least_steps", "finetune_lr", "weight_decay", "subject_decay", "clip_norm", "patience", "prior_weight",
-    "token_weight", "contrast_weight", "latent_weight", "aux_weight",
+    "least_steps", "epoch_steps", "finetune_lr", "weight_decay", "subject_decay", "clip_norm", "patience",
+    "prior_weight", "token_weight", "contrast_weight", "latent_weight", "aux_weight",
 )  # fmt: skip
 
 
@@ -99,6 +99,8 @@ def _network(one: Decoding) -> Iterator[str]:
             f"network.prior_steps: {network.prior_steps} noise levels of {network.prior_timesteps} were given, wanted 2"
             " to network.prior_timesteps."
         )
+    if network.prior_half_eps <= 0:
+        yield f"network.prior_half_eps: {network.prior_half_eps} must be positive."
     if network.predict == "prior" and not has_prior(one):
         yield "network.predict: prior needs network.prior=true and training.prior_weight above 0; or predict=tokens."
 
@@ -150,6 +152,8 @@ def _two_stage_idle(cfg: Config) -> Iterator[Idle]:
         yield Idle(tuple(f"training.{name}" for name in only_later), "training.stage is pretrain")
     if training.pretrained:
         yield Idle(("training.pretrain_epochs",), "training.pretrained is given")
+    if training.epoch_steps:
+        yield Idle(("training.least_steps",), "training.epoch_steps is given")
     if not network.prior:
         of_prior = tuple(f"network.{name}" for name in vars(network) if name.startswith("prior_"))
         yield Idle((*of_prior, "training.prior_weight"), "there is no prior (network.prior)")

@@ -119,7 +119,7 @@ class Stage:
         training = self.cfg.training
         single = training.trials == "single"
         n = sum(len(subject.rows_of(fold.train)) if single else len(fold.train) for subject, fold in self.subjects)
-        if not training.least_steps:
+        if training.epoch_steps or not training.least_steps:
             return training.batch_size
         return min(training.batch_size, max(SMALLEST_BATCH, n // training.least_steps))
 
@@ -134,6 +134,7 @@ class Stage:
             readers,
             trials=training.trials,  # type: ignore[arg-type]
             batch_size=self.batch_size,
+            epoch_steps=training.epoch_steps,
             seed=self.cfg.seed,
             num_workers=self.cfg.trainer.num_workers,
         )
