@@ -21,6 +21,9 @@ from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError, unknown
 from nd.files import open_h5, sha256_json
 
+# What NSD's streams atlas calls early; files without that atlas have its areas apart.
+JOINED = {"early": ("V1", "V2", "V3", "hV4")}
+
 
 class Subject:
     """A prepared subject file opened for reading, seen through one ROI and, where asked, its first sessions alone.
@@ -95,6 +98,16 @@ class Subject:
         masks = {name: mask[self._columns] for name, mask in self.rois.items()}
         return {name: mask for name, mask in masks.items() if mask.any()}
 
+    def mask_of(self, name: str) -> NDArray[np.bool_]:
+        """Mask of one ROI over all voxels of the file. UserError: there is none of that name; lists those there are."""
+        if name in self.rois:
+            return self.rois[name]
+        areas = [self.rois[area] for area in JOINED.get(name, ()) if area in self.rois]
+        if not areas:
+            raise unknown(f"ROI of {self.path.name}", name, [ALL_VOXELS, *self.rois])
+        joined: NDArray[np.bool_] = np.any(areas, axis=0)
+        return joined
+
     def _visible(self, session: NDArray[np.int32], sessions: int) -> NDArray[np.intp]:
         """Rows of the trials that may be seen."""
         present = np.unique(session)
@@ -130,10 +143,7 @@ class Subject:
         if self.roi == ALL_VOXELS:
             return np.ones(n_all, bool)
         names = self.roi.split("+")
-        for name in names:
-            if name not in self.rois:
-                raise unknown(f"ROI of {self.path.name}", name, [ALL_VOXELS, *self.rois])
-        mask: NDArray[np.bool_] = np.any([self.rois[name] for name in names], axis=0)
+        mask: NDArray[np.bool_] = np.any([self.mask_of(name) for name in names], axis=0)
         if not mask.any():
             raise UserError(f"ROI {self.roi!r} of {self.path.name} holds no voxel. Choose another subject.roi.")
         return mask
