@@ -60,7 +60,8 @@ class Subject:
         self.held_out = held_out[self._trials]
         self.n_sessions = len(np.unique(self.session))
         self.name = str(self.attributes.get("name", self.path.stem))
-        self._columns = np.flatnonzero(self._mask(len(ijk)))
+        self._n_all = len(ijk)
+        self._columns = np.flatnonzero(self.mask_of(roi))
         self.n_voxels = len(self._columns)
         self.ijk = ijk[self._columns]
         self.ncsnr = None if ncsnr is None else ncsnr[self._columns]
@@ -98,14 +99,31 @@ class Subject:
         masks = {name: mask[self._columns] for name, mask in self.rois.items()}
         return {name: mask for name, mask in masks.items() if mask.any()}
 
-    def mask_of(self, name: str) -> NDArray[np.bool_]:
-        """Mask of one ROI over all voxels of the file. UserError: there is none of that name; lists those there are."""
-        if name in self.rois:
-            return self.rois[name]
-        areas = [self.rois[area] for area in JOINED.get(name, ()) if area in self.rois]
+    def mask_of(self, roi: str) -> NDArray[np.bool_]:
+        """Return the mask of an ROI over all voxels of the file.
+
+        Args:
+            roi: 'all', a name, or several joined by '+'.
+
+        Raises:
+            UserError: there is none of that name (lists those there are), or it holds no voxel.
+        """
+        if roi == ALL_VOXELS:
+            return np.ones(self._n_all, bool)
+        mask: NDArray[np.bool_] = np.any([self._one(name) for name in roi.split("+")], axis=0)
+        if not mask.any():
+            raise UserError(f"ROI {roi!r} of {self.path.name} holds no voxel. Choose another.")
+        return mask
+
+    def inside(self, roi: str) -> NDArray[np.bool_]:
+        """Mask (V,) of an ROI over the voxels seen, which may hold none of it."""
+        return self.mask_of(roi)[self._columns]
+
+    def _one(self, name: str) -> NDArray[np.bool_]:
+        areas = [name] if name in self.rois else [area for area in JOINED.get(name, ()) if area in self.rois]
         if not areas:
             raise unknown(f"ROI of {self.path.name}", name, [ALL_VOXELS, *self.rois])
-        joined: NDArray[np.bool_] = np.any(areas, axis=0)
+        joined: NDArray[np.bool_] = np.any([self.rois[area] for area in areas], axis=0)
         return joined
 
     def _visible(self, session: NDArray[np.int32], sessions: int) -> NDArray[np.intp]:
@@ -138,15 +156,6 @@ class Subject:
         seen.image_id, seen.session, seen.repeat, seen.trial = (getattr(self, name)[trials] for name in TRIAL_COLUMNS)
         seen.n_sessions = len(np.unique(seen.session))
         return seen
-
-    def _mask(self, n_all: int) -> NDArray[np.bool_]:
-        if self.roi == ALL_VOXELS:
-            return np.ones(n_all, bool)
-        names = self.roi.split("+")
-        mask: NDArray[np.bool_] = np.any([self.mask_of(name) for name in names], axis=0)
-        if not mask.any():
-            raise UserError(f"ROI {self.roi!r} of {self.path.name} holds no voxel. Choose another subject.roi.")
-        return mask
 
     def blocks(self, rows: NDArray[Any]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
         """Yield (positions in ``rows``, their voxels) in file order, a few MiB at a time."""
