@@ -108,20 +108,26 @@ def export_clip(config: BackboneConfig, out: Path) -> Clip:
     """Write the backbone's image tower and text encoder as one transformers CLIPModel; returns it read back."""
     model, folder = load_clip(config.image_tower).float().eval(), local_folder(config.weights)
     assert folder is not None
-    text = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
-    vision, side = model.visual, model.visual.conv1.kernel_size[0]
-    width, blocks = vision.conv1.out_channels, vision.transformer.resblocks
-    sizes = {
-        "hidden_size": width, "intermediate_size": blocks[0].mlp.c_fc.out_features, "patch_size": side,
-        "num_hidden_layers": len(blocks), "num_attention_heads": blocks[0].attn.num_heads, "hidden_act": "gelu",
-        "image_size": vision.image_size[0],
-    }  # fmt: skip
-    embedding = vision.proj.shape[1]
-    made = CLIPModel(CLIPConfig(text_config=text, vision_config=sizes, projection_dim=embedding))
+    words = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+    length, vision = model.positional_embedding.shape[0], model.visual
+    text = {name: words[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    text |= {"max_position_embeddings": length, **sizes_of(model.transformer.resblocks)}
+    image = {"image_size": vision.image_size[0], "patch_size": vision.conv1.kernel_size[0]}
+    image |= sizes_of(vision.transformer.resblocks)
+    made = CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=vision.proj.shape[1]))
     made.load_state_dict(clip_weights(model), strict=True)
     shutil.copytree(folder / "tokenizer", out, dirs_exist_ok=True)
     made.save_pretrained(out)
     return Clip(str(out), torch.device("cpu"))
+
+
+def sizes_of(blocks: Any) -> dict[str, Any]:
+    """Return the sizes of a transformer by transformers' names."""
+    first = blocks[0]
+    return {
+        "hidden_size": first.mlp.c_fc.in_features, "intermediate_size": first.mlp.c_fc.out_features,
+        "num_hidden_layers": len(blocks), "num_attention_heads": first.attn.num_heads, "hidden_act": "gelu",
+    }  # fmt: skip
 
 
 def clip_weights(model: Any) -> dict[str, Tensor]:
@@ -180,10 +186,10 @@ def fit_dual(
     out: Path,
 ) -> None:
     """Train the branches on cached latents and tokens, and write the folder with both in one."""
-    backbone, items = Backbone(config), Items(images, said, np.arange(len(images), dtype=np.int32))
-    z_NChw = backbone.encode_images(images).float()
-    seen = torch.from_numpy(ClipVision(VisionPass(clip))(items)).half()
-    told = torch.from_numpy(ClipText(clip, 0)(items)).half()
+    backbone = Backbone(config)
+    with torch.no_grad():
+        z_NChw = torch.cat([backbone.encode_images(images[part]).float() for part in parts(len(images))])
+    seen, told = tokens_of(clip, images, said)
     empty_image, empty_text = VersatileBackbone(config, config.weights, clip).empty_conditions
     state = backbone.unet.state_dict()
     unet = dual_unet(backbone.unet.config)
@@ -212,6 +218,21 @@ def fit_dual(
 
     fit(unet, loss_of_step, how, seed=seed, checkpoint=checkpoint)
     export(backbone, unet, out)
+
+
+def parts(n: int, size: int = 256) -> list[slice]:
+    """Return slices of at most `size` that cover `n` rows."""
+    return [slice(start, start + size) for start in range(0, n, size)]
+
+
+def tokens_of(clip: Clip, images: NDArray[np.uint8], said: list[list[str]]) -> tuple[Tensor, Tensor]:
+    """Return CLIP's tokens of all images and captions, (N, T, D) float16 each: targets clip_vision and clip_text."""
+    extractors, found = (ClipVision(VisionPass(clip)), ClipText(clip, 0)), ([], [])
+    for part in parts(len(images)):
+        items = Items(np.arange(len(images), dtype=np.int32)[part], images[part], said[part])
+        for extractor, rows in zip(extractors, found, strict=True):
+            rows.append(torch.from_numpy(extractor(items)).half())
+    return torch.cat(found[0]), torch.cat(found[1])
 
 
 def export(backbone: Backbone, unet: Any, out: Path) -> None:
