@@ -45,7 +45,7 @@ def reconstruct_together(cfgs: Sequence[Config]) -> list[Path]:
     from nd.generate.inputs import part_ids
 
     entry = generator_of(cfgs[0])
-    targets = max((entry.wants(cfg) for cfg in cfgs), key=len)
+    targets = list(dict.fromkeys(name for cfg in cfgs for name in entry.wants(cfg)))
     source, inputs = feature_source(cfgs[0], targets)
     runs = [(cfg, RunFolder.open(cfg, "reconstruct"), own_inputs(inputs, entry.wants(cfg))) for cfg in cfgs]
     left = []

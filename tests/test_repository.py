@@ -31,7 +31,7 @@ ORDER = [
     {"nd.doctor"},
     {
         f"nd.{v}"
-        for v in ["prepare", "extract", "train", "predict", "reconstruct", "evaluate", "run", "table", "report"]
+        for v in ["prepare", "extract", "train", "predict", "reconstruct", "evaluate", "run", "table", "report", "roi"]
     },
     {"nd.interface"},
     {"nd.cli", "nd.__main__"},

@@ -75,7 +75,7 @@ def test_every_verb_makes_its_output_or_says_that_it_is_there(
     """With the ranks of other programs in the environment, which once made a process that writes nothing."""
     for name, value in LEFT_BEHIND.items():
         monkeypatch.setenv(name, value)
-    assert set(VERBS) == {*STEPS, "run", "table", "report", "doctor"}  # a new verb belongs here
+    assert set(VERBS) == {*STEPS, "run", "table", "report", "roi", "doctor"}  # a new verb belongs here
     for verb in STEPS:
         check(verb, lab, capsys, again=False)
     for verb in VERBS:

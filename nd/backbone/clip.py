@@ -143,8 +143,11 @@ class Clip:
 
     def encode_images(self, images: NDArray[np.uint8]) -> Tensor:
         """Last hidden states (B, T, W) of the image encoder, before its final norm. images: uint8 (B, H, W, 3)."""
-        pixels_B3SS = to_pixels(images, self.image_size, self.device).to(self.dtype)
-        return self.vision.vision_model(pixel_values=pixels_B3SS).last_hidden_state
+        return self.encode_pixels(to_pixels(images, self.image_size, self.device))
+
+    def encode_pixels(self, pixels_B3SS: Tensor) -> Tensor:
+        """The same of images that are normalised already, floats (B, 3, S, S)."""
+        return self.vision.vision_model(pixel_values=pixels_B3SS.to(self.dtype)).last_hidden_state
 
     def project_images(self, hidden: Tensor) -> Tensor:
         """Final norm and projection of the image encoder's hidden states (..., W): (..., D) float32."""

@@ -145,7 +145,7 @@ class Generator(Component):
         wants: returns the targets it reads in a configuration; by default all of the method.
         reads_targets: whether it reads targets at all; floors such as the mean image do not.
         draws: whether it draws random numbers, one set per repeat.
-        parts: returns the parts of the backbone it runs.
+        parts: returns the parts of the backbone it runs, and the targets whose own networks it runs.
         config_groups: returns further groups of the configuration that it reads at present; those of
             ``all_config_groups`` that are absent are "off" in the run's identity.
         words: returns words for the names of run folders.

@@ -254,7 +254,7 @@ def schema_defaults() -> dict[str, Any]:
     The other groups start empty: what a file or the command line says of them is held against the choice made, whose
     own defaults fill in the rest.
     """
-    values: dict[str, Any] = {}
+    values, default = dict[str, Any](), Config()
     for one in fields(Config):
         group = group_type(one)
         if one.name in BASES:
@@ -262,7 +262,7 @@ def schema_defaults() -> dict[str, Any]:
         elif group is not None:
             values[one.name] = asdict(group())
         elif one.name not in FILLED_IN:
-            values[one.name] = one.default
+            values[one.name] = getattr(default, one.name)
     return values
 
 

@@ -33,6 +33,7 @@ VERBS = {
     "run": "the whole chain, doing only what is missing",
     "table": "run folders to a table (md, csv, tex)",
     "report": "the table with images and plots, as one HTML page",
+    "roi": "images of what a method decodes from each ROI, as one HTML page",
     "doctor": "what is present, what is missing, how large, which terms apply",
 }
 EXAMPLES = """\

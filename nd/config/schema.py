@@ -216,6 +216,11 @@ class Config:
         identity=False,
         choices=("prepared", "nsd", "mindeye2"),
     )
+    rois: list[str] = opt(
+        [],
+        "roi: ROIs, or sets of them joined by '+', that images are made of; empty: all of the prepared file",
+        identity=False,
+    )
     table: str = opt("", "table spec of experiments/ that run, table and report work on", identity=False)
     check: bool = opt(False, "table: compare with the spec's expected values and fail when they differ", identity=False)
     decodings: dict[str, Decoding] = field(default_factory=dict)

@@ -21,6 +21,9 @@ from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError, unknown
 from nd.files import open_h5, sha256_json
 
+# What NSD's streams atlas calls early; files without that atlas have its areas apart.
+JOINED = {"early": ("V1", "V2", "V3", "hV4")}
+
 
 class Subject:
     """A prepared subject file opened for reading, seen through one ROI and, where asked, its first sessions alone.
@@ -57,7 +60,8 @@ class Subject:
         self.held_out = held_out[self._trials]
         self.n_sessions = len(np.unique(self.session))
         self.name = str(self.attributes.get("name", self.path.stem))
-        self._columns = np.flatnonzero(self._mask(len(ijk)))
+        self._n_all = len(ijk)
+        self._columns = np.flatnonzero(self.mask_of(roi))
         self.n_voxels = len(self._columns)
         self.ijk = ijk[self._columns]
         self.ncsnr = None if ncsnr is None else ncsnr[self._columns]
@@ -95,6 +99,33 @@ class Subject:
         masks = {name: mask[self._columns] for name, mask in self.rois.items()}
         return {name: mask for name, mask in masks.items() if mask.any()}
 
+    def mask_of(self, roi: str) -> NDArray[np.bool_]:
+        """Return the mask of an ROI over all voxels of the file.
+
+        Args:
+            roi: 'all', a name, or several joined by '+'.
+
+        Raises:
+            UserError: there is none of that name (lists those there are), or it holds no voxel.
+        """
+        if roi == ALL_VOXELS:
+            return np.ones(self._n_all, bool)
+        mask: NDArray[np.bool_] = np.any([self._one(name) for name in roi.split("+")], axis=0)
+        if not mask.any():
+            raise UserError(f"ROI {roi!r} of {self.path.name} holds no voxel. Choose another.")
+        return mask
+
+    def inside(self, roi: str) -> NDArray[np.bool_]:
+        """Mask (V,) of an ROI over the voxels seen, which may hold none of it."""
+        return self.mask_of(roi)[self._columns]
+
+    def _one(self, name: str) -> NDArray[np.bool_]:
+        areas = [name] if name in self.rois else [area for area in JOINED.get(name, ()) if area in self.rois]
+        if not areas:
+            raise unknown(f"ROI of {self.path.name}", name, [ALL_VOXELS, *self.rois])
+        joined: NDArray[np.bool_] = np.any([self.rois[area] for area in areas], axis=0)
+        return joined
+
     def _visible(self, session: NDArray[np.int32], sessions: int) -> NDArray[np.intp]:
         """Rows of the trials that may be seen."""
         present = np.unique(session)
@@ -125,18 +156,6 @@ class Subject:
         seen.image_id, seen.session, seen.repeat, seen.trial = (getattr(self, name)[trials] for name in TRIAL_COLUMNS)
         seen.n_sessions = len(np.unique(seen.session))
         return seen
-
-    def _mask(self, n_all: int) -> NDArray[np.bool_]:
-        if self.roi == ALL_VOXELS:
-            return np.ones(n_all, bool)
-        names = self.roi.split("+")
-        for name in names:
-            if name not in self.rois:
-                raise unknown(f"ROI of {self.path.name}", name, [ALL_VOXELS, *self.rois])
-        mask: NDArray[np.bool_] = np.any([self.rois[name] for name in names], axis=0)
-        if not mask.any():
-            raise UserError(f"ROI {self.roi!r} of {self.path.name} holds no voxel. Choose another subject.roi.")
-        return mask
 
     def blocks(self, rows: NDArray[Any]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
         """Yield (positions in ``rows``, their voxels) in file order, a few MiB at a time."""

@@ -108,10 +108,9 @@ def _guided_words(cfg: Config) -> list[str]:
     return ["guided" if cfg.guided_steps else "unguided"]
 
 
-def _guided_rules(cfg: Config) -> Iterator[str]:
-    """What is wrong with the sampler's fields, and with those of guidance."""
+def sampling_rules(cfg: Config) -> Iterator[str]:
+    """What is wrong with the fields that every sampler has."""
     method = cfg.method
-    assert isinstance(method, GuidedDiffusionSettings)
     yield from at_least(1, data=method, names=("steps", "repeats"), key="method")
     if not 0 < method.strength <= 1:
         yield f"method.strength: {method.strength} lies outside (0, 1]."
@@ -122,6 +121,15 @@ def _guided_rules(cfg: Config) -> Iterator[str]:
         )
     if method.cfg_scale < 1:
         yield f"method.cfg_scale: {method.cfg_scale} is below 1 (1 switches classifier-free guidance off)."
+    if method.steps > TIMESTEPS:
+        yield f"method.steps: {method.steps} exceeds the {TIMESTEPS} training steps of the noise schedule."
+
+
+def _guided_rules(cfg: Config) -> Iterator[str]:
+    """What is wrong with the sampler's fields, and with those of guidance."""
+    method = cfg.method
+    assert isinstance(method, GuidedDiffusionSettings)
+    yield from sampling_rules(cfg)
     if method.sag_scale < 0:
         yield f"method.sag_scale: {method.sag_scale} is negative; 0 switches self-attention guidance off."
     if cfg.trainer.compile and method.sag_scale:
@@ -129,8 +137,6 @@ def _guided_rules(cfg: Config) -> Iterator[str]:
             "trainer.compile: self-attention guidance listens to the UNet's attention, which a compiled UNet does not"
             " let through; set trainer.compile=false or method.sag_scale=0."
         )
-    if method.steps > TIMESTEPS:
-        yield f"method.steps: {method.steps} exceeds the {TIMESTEPS} training steps of the noise schedule."
     yield from _guidance_rules(cfg)
 
 
@@ -174,17 +180,23 @@ def _guided_idle(cfg: Config) -> Iterator[Idle]:
         yield Idle(("backbone.tiny_vae",), f"guidance.decoder is {cfg.guidance.decoder}")
 
 
-def _unguided_idle(cfg: Config) -> Iterator[Idle]:
-    generator = cfg.method.generator
-    yield Idle(tuple(f"guidance.{name}" for name in ("kappa", *STEERING)), f"generator {generator} is not guided")
+def not_guided(cfg: Config) -> Iterator[Idle]:
+    """What has no effect with a generator that decoded features do not guide."""
+    why = f"generator {cfg.method.generator} is not guided"
+    yield Idle(tuple(f"guidance.{name}" for name in ("kappa", *STEERING)), why)
+
+
+def not_sampled(cfg: Config) -> Iterator[Idle]:
+    """The same with one that does not sample either."""
+    yield from not_guided(cfg)
     yield Idle(
         tuple(f"trainer.{name}" for name in ("memory_gb", "compile", "previews")),
-        f"generator {generator} does not sample",
+        f"generator {cfg.method.generator} does not sample",
     )
 
 
 def _blind_idle(cfg: Config) -> Iterator[Idle]:
-    yield from _unguided_idle(cfg)
+    yield from not_sampled(cfg)
     yield Idle(("control",), f"generator {cfg.method.generator} uses no voxels")
 
 
@@ -226,7 +238,7 @@ COMPONENTS = (
         settings=plain("pixels", "the decoded pixels, clipped"),
         needs=("pixels",),
         wants=lambda cfg: ["pixels"],
-        idle=_unguided_idle,
+        idle=not_sampled,
         build=_Floor("build_pixels"),
     ),
     Generator(
@@ -235,7 +247,7 @@ COMPONENTS = (
         needs=("z",),
         wants=lambda cfg: ["z"],
         parts=_vae_parts,
-        idle=_unguided_idle,
+        idle=not_sampled,
         build=_Floor("build_latents"),
     ),
     Generator(
@@ -250,7 +262,7 @@ COMPONENTS = (
         name="nearest_image",
         settings=plain("nearest_image", "the training image whose true targets correlate best with the decoded ones"),
         rules=_nearest_rules,
-        idle=_unguided_idle,
+        idle=not_sampled,
         build=_Floor("build_nearest"),
     ),
     Generator(

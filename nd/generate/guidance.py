@@ -33,6 +33,7 @@ class Arithmetic:
     matched_start: bool = True  # noise to the level of the first step; else of int(int(S s) / S * 1000), int in binary
     own_noise: bool = True  # noise by seed, image and repeat; else the same draws for every image
     truncate: bool = False  # bytes by truncation instead of rounding
+    slot_above: bool = False  # noise to the timestep before the first step, one slot of the schedule above it
 
 
 # paper: what is described, the derived formulas with nothing of the released code's own; the published text beyond the

@@ -23,7 +23,15 @@ from nd.config import Config
 from nd.errors import UserError
 from nd.generate.components import guiding_layers
 from nd.generate.denoiser import Denoiser
-from nd.generate.guidance import VARIANTS, FeatureGuidance, guided_noise, image_decoder, kappa_at, layer_weights
+from nd.generate.guidance import (
+    VARIANTS,
+    Arithmetic,
+    FeatureGuidance,
+    guided_noise,
+    image_decoder,
+    kappa_at,
+    layer_weights,
+)
 from nd.generate.plan import Plan, in_parts
 from nd.generate.trajectories import Point, Track, Trajectories, add_noise, build_schedule, ddim_step, tracks_at
 
@@ -54,7 +62,14 @@ class GuidedSampler:
     classifier-free guidance. Nothing is decoded on the way except for the gradient.
     """
 
-    def __init__(self, backbone: Backbone, cfg: Config, points: Sequence[Point] = (), plan: Plan | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        cfg: Config,
+        points: Sequence[Point] = (),
+        plan: Plan | None = None,
+        arithmetic: Arithmetic | None = None,
+    ) -> None:
         """Prepare for a configuration: its method, guidance and target.layers.
 
         Args:
@@ -62,6 +77,7 @@ class GuidedSampler:
             cfg: its kappa and eta are those of the one point that is sampled when no points are given.
             points: of a sweep.
             plan: samples at once; by default whatever is fastest.
+            arithmetic: whose; by default that of NeuralDiffuser in the method's variant.
 
         Raises:
             UserError: settings out of range, or layers without a weight.
@@ -69,9 +85,13 @@ class GuidedSampler:
         check(cfg)
         arrange(backbone)
         self.cfg, self.backbone, self.guidance = cfg, backbone, cfg.guidance
-        self.arithmetic = VARIANTS[cfg.method.variant]
+        self.arithmetic = arithmetic or VARIANTS[cfg.method.variant]
         self.schedule = build_schedule(
-            backbone.scheduler, cfg.method.steps, cfg.method.strength, matched_start=self.arithmetic.matched_start
+            backbone.scheduler,
+            cfg.method.steps,
+            cfg.method.strength,
+            matched_start=self.arithmetic.matched_start,
+            slot_above=self.arithmetic.slot_above,
         )
         self.points = list(points) or [point_of(cfg)]
         self.denoise = Denoiser(backbone, cfg)

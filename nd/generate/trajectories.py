@@ -78,7 +78,9 @@ class Schedule:
         return len(self.timesteps)
 
 
-def build_schedule(scheduler: Any, steps: int, strength: float, *, matched_start: bool = True) -> Schedule:
+def build_schedule(
+    scheduler: Any, steps: int, strength: float, *, matched_start: bool = True, slot_above: bool = False
+) -> Schedule:
     """Return the last ``int(steps * strength)`` steps of the DDIM schedule of ``steps`` steps (``share_of``).
 
     Args:
@@ -88,6 +90,8 @@ def build_schedule(scheduler: Any, steps: int, strength: float, *, matched_start
         matched_start: noise is added at the first of these timesteps, the one sampling starts from. Else, as in the
             released code, at ``int(int(steps * strength) / steps * 1000)``: 740 for 50 steps and .75, while sampling
             starts at 721 (HaoyyLi/NeuralDiffuser@9286cad:src/recon.py:111,196), with steps counted in binary.
+        slot_above: noise is added at the timestep of the full schedule that comes before the first of these, as
+            CompVis' DDIM sampler does image to image: 741 for 50 steps and .75.
 
     Raises:
         UserError: if no step is left to run, or the backbone does not predict noise.
@@ -113,6 +117,7 @@ def build_schedule(scheduler: Any, steps: int, strength: float, *, matched_start
     alpha_bar = tuple(float(ddim.alphas_cumprod[t]) for t in timesteps)
     after = tuple(float(ddim.alphas_cumprod[t] if t >= 0 else ddim.final_alpha_cumprod) for t in before)
     noised_to = timesteps[0] if matched_start else int(n / steps * len(ddim.alphas_cumprod))
+    noised_to += jump if slot_above else 0
     start = float(ddim.alphas_cumprod[min(noised_to, len(ddim.alphas_cumprod) - 1)])
     return Schedule(tuple(timesteps), alpha_bar, after, start)
 

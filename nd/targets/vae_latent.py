@@ -23,7 +23,7 @@ from nd.targets.noise import keyed_normal
 # Of the samples' noise: the bytes "z latent". Larger than any seed one would think of, so that the noise is never that
 # of a sampler's start, which is keyed in the same way.
 NOISE_SEED = 0x7A206C6174656E74
-NOISE_OF = {"z": 0, "z40": 1}  # the two targets of an image draw apart
+NOISE_OF = {"z": 0, "z40": 1, "first guess": 2}  # each use of an image draws apart
 
 VIA = 224  # side of the images in coco_images_224_float16.hdf5 of the MindEye2 release
 SMALL = (5, 8)  # 320 of Stable Diffusion's 512 px
@@ -147,7 +147,7 @@ def latents(
         images_B3SS: float images of a size that the VAE takes.
         posterior: 'mode', or 'sample' = mean + std * noise.
         ids: (B,) image ids, which with the target's name decide the noise.
-        name: the target.
+        name: the target, or the first guess of an image from which a sampler starts.
     """
     found = backbone.posterior(images_B3SS)
     values_BChw = found.mode().float()

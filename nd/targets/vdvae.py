@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from nd.backbone.loading import Backbone
 from nd.backbone.vdvae.decoder import Noise
 from nd.backbone.vdvae.images import to_pixels
-from nd.backbone.vdvae.loading import vdvae_hash, vdvae_of
+from nd.backbone.vdvae.loading import shape_of, vdvae_hash, vdvae_of
 from nd.backbone.vdvae.model import PIXEL_MEAN, PIXEL_STD, Vdvae
-from nd.backbone.vdvae.shape import IMAGENET64, VdvaeShape
+from nd.backbone.vdvae.shape import VdvaeShape
 from nd.targets.base import Items, Needs, library
 from nd.targets.components import VdvaeTarget
 from nd.targets.noise import keyed_normal
@@ -42,9 +42,9 @@ class VdvaeLatents:
     name = "vdvae"
     needs: Needs = "images"
 
-    def __init__(self, backbone: Backbone, target: VdvaeTarget, network: VdvaeShape = IMAGENET64) -> None:
+    def __init__(self, backbone: Backbone, target: VdvaeTarget, network: VdvaeShape | None = None) -> None:
         """backbone: gives the device and keeps the network; target: its vdvae, vdvae_layers, posterior, precision."""
-        self.backbone, self.target, self.network = backbone, target, network
+        self.backbone, self.target, self.network = backbone, target, network or shape_of(target.vdvae)
 
     @property
     def model(self) -> Vdvae:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nd.backbone.loading import DTYPES, Backbone
@@ -18,11 +21,31 @@ from nd.errors import UserError
 FIELD = "target.vdvae"
 PREFIX = "module."  # what PyTorch's wrapper for several devices puts before every name
 N_NAMED = 3  # tensors that a message names
+SHAPE = "vdvae_shape"  # where a safetensors file says the sizes of a network other than the published one
+
+
+def save_vdvae(path: Path, model: Vdvae) -> None:
+    """Write a network's weights and sizes as safetensors in half precision."""
+    state = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, path, metadata={SHAPE: json.dumps(asdict(model.shape))})
+
+
+def shape_of(path: str | Path) -> VdvaeShape:
+    """Return the sizes of the network in a file: those it says, else the published ones."""
+    file = Path(path).expanduser()
+    if file.suffix != ".safetensors" or not file.is_file():
+        return IMAGENET64
+    try:
+        with safe_open(file, framework="pt") as opened:
+            said = (opened.metadata() or {}).get(SHAPE)
+        return VdvaeShape(**json.loads(said)) if said else IMAGENET64
+    except Exception:  # what is damaged is told when the tensors are read
+        return IMAGENET64
 
 
 def load_vdvae(
     path: str | Path,
-    shape: VdvaeShape = IMAGENET64,
+    shape: VdvaeShape | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Vdvae:
@@ -30,7 +53,7 @@ def load_vdvae(
 
     Args:
         path: OpenAI's `.th` file (a state dict, opened without running code), or the same tensors as safetensors.
-        shape: the sizes that the weights must have.
+        shape: the sizes that the weights must have; by default those that the file says.
         device: where the network goes.
         dtype: its arithmetic.
 
@@ -38,7 +61,7 @@ def load_vdvae(
         UserError: no such file, not readable without running code, or tensors missing, in excess or misshapen.
     """
     file = find_vdvae(path)
-    state = _without_prefix(_read(file))
+    shape, state = shape or shape_of(file), _without_prefix(_read(file))
     with torch.inference_mode(False):  # weights made inside inference mode could never take part in a gradient
         with torch.device("meta"):
             model = Vdvae(shape)
@@ -47,11 +70,12 @@ def load_vdvae(
         return model.to(device, dtype).requires_grad_(False).eval()
 
 
-def vdvae_of(backbone: Backbone, path: str, precision: str, shape: VdvaeShape = IMAGENET64) -> Vdvae:
+def vdvae_of(backbone: Backbone, path: str, precision: str, shape: VdvaeShape | None = None) -> Vdvae:
     """The network of `load_vdvae` on a backbone's device, loaded once for all who ask this backbone for it.
 
     precision: 'float32', 'bfloat16' or 'float16'.
     """
+    shape = shape or shape_of(path)
     key = ("vdvae", path, precision, shape)
     return backbone.shared(key, lambda: load_vdvae(path, shape, backbone.device, DTYPES[precision]))
 
