@@ -31,9 +31,10 @@ def _parts(verb: str, cfg: Config) -> tuple[str, ...]:
 
 
 def _own_weights(verb: str, cfg: Config) -> list[Path]:
-    """Return the weights that targets name in fields of their own (``weights=True``)."""
-    targets = [cfg.decoding(name).target for name in trained_together(cfg)] if verb == "train" else []
-    given = [str(getattr(one, item.name)) for one in targets for item in fields(one) if declared(item).weights]
+    """Return the weights that targets and generators name in fields of their own (``weights=True``)."""
+    owners: list[Any] = [cfg.decoding(name).target for name in trained_together(cfg)] if verb == "train" else []
+    owners += [cfg.method] if verb == "reconstruct" else []
+    given = [str(getattr(one, item.name)) for one in owners for item in fields(one) if declared(item).weights]
     return [Path(text).expanduser() for text in sorted(set(given)) if text]
 
 
