@@ -149,7 +149,8 @@ def at_least(low: int, *, data: object, names: Sequence[str], key: str) -> Itera
 def without_effect(cfg: Config, given: Sequence[str], verb: str = "") -> list[str]:
     """Return a warning for every field set by the user (dotted names) that changes nothing in this configuration."""
     found = [f"{key} has no effect: {why}." for keys, why in _idle(cfg, verb) for key in given if key in keys]
-    sampling = cfg.sampled_steps and cfg.guidance.kappa > 0 and cfg.guidance.eta > 0
+    guided = "guidance" in component("generator", cfg.method.generator).all_config_groups
+    sampling = guided and cfg.sampled_steps and cfg.guidance.kappa > 0 and cfg.guidance.eta > 0
     if sampling and not cfg.guided_steps and any(key.startswith(("guidance", "method")) for key in given):
         found.append(f"guidance has no effect: int(steps run * eta) is 0 guided steps (eta {cfg.guidance.eta}).")
     made_for = {"scenes": cfg.data.simulated, "digits": cfg.data.source == "digits69"}
