@@ -5,6 +5,8 @@ Sizes of icgan_biggan_imagenet_res256: counted on the authors' class (facebookre
 
 from __future__ import annotations
 
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +257,27 @@ def test_features_of_swav(backbone: Backbone, tmp_path: Path) -> None:
     torch.save({"module.conv1.weight": torch.ones(2)}, file)
     with pytest.raises(UserError, match="cannot read SwAV's ResNet-50"):
         load_swav(str(file), CPU)
+
+
+# ---- the small generator of Scenes -------------------------------------------------------------------------------
+
+
+def test_the_training_of_the_small_generator_runs_and_goes_on(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "experiments" / "scenes-instance-generator" / "train.py"
+    spec = spec_from_file_location("scenes_instance_generator", script)
+    assert spec is not None
+    assert spec.loader is not None
+    train = module_from_spec(spec)
+    sys.modules[spec.name] = train  # dataclasses look their module up
+    spec.loader.exec_module(train)
+    out, work = tmp_path / "generator.safetensors", tmp_path / "work.pt"
+    train.main(["--quick", "--out", str(out), "--work", str(work)])
+    network = load_generator(out, CPU)
+    assert (network.shape.side, network.shape.channels) == (64, train.QUICK.channels)
+    assert torch.load(work, weights_only=True)["done"] == train.QUICK.iterations
+    first = out.read_bytes()
+    train.main(["--quick", "--out", str(out), "--work", str(work)])  # everything is done: the same generator
+    assert out.read_bytes() == first
+    with torch.device("meta"):
+        full = Generator(Shape(train.Recipe().channels, 16, network.shape.features, 64, attention=1))
+    assert 2 * sum(value.numel() for value in full.state_dict().values()) < 4e6, "bytes as fp16"

@@ -1,9 +1,10 @@
 """The images that were decoded well, which MindDiffuser's protocol scores alone, and how well each was decoded.
 
 Lu et al. (2023, 4.3.2) score "test set images with a decoding accuracy of 0.3 or higher", of semantics and structure;
-what accuracy is, they leave open. Here an image's accuracy for a target is the correlation, over the target's numbers, of its decoded with
-its true values, both standardised by the training images: without that, what all images share would count as decoded.
-An image counts by the worse of its targets. Numbers that a mapper leaves out (``mapper.keep``) take no part.
+what accuracy is, they leave open. Here an image's accuracy for a target is the correlation, over the target's numbers,
+of its decoded with its true values, both standardised by the training images: without that, what all images share would
+count as decoded. An image counts by the worse of its targets. Numbers that a mapper leaves out (``mapper.keep``) take
+no part.
 
 N images, P numbers of a target.
 """
@@ -61,8 +62,8 @@ def well_decoded(cfg: Config, image_ids: NDArray[np.int32]) -> WellDecoded:
     if len(rows) < LEAST:
         raise UserError(
             f"protocol.min_decoding={protocol.min_decoding}: {len(rows)} of {len(image_ids)} images were decoded so "
-            f"well (the best has {accuracy.max():.2f}); at least {LEAST} are needed. Lower it, which marks the protocol as "
-            "changed, or score all images under another protocol."
+            f"well (the best has {accuracy.max():.2f}); at least {LEAST} are needed. Lower it, which marks the "
+            "protocol as changed, or score all images under another protocol."
         )
     summary = {
         "at_least": protocol.min_decoding, "n": len(rows), "of": len(image_ids), "share": len(rows) / len(image_ids),
