@@ -25,7 +25,7 @@ from nd.config.components import component
 from nd.config.schema import Decoding
 from nd.errors import UserError
 from nd.generate.base import PlannedGenerator
-from nd.generate.memory import need_of, needs_of
+from nd.generate.memory import empty_copy, need_of, needs_of
 from nd.generate.minddiffuser.components import MindDiffuserSettings
 from nd.generate.minddiffuser.generator import ITERATION, MindDiffuser, curves
 from nd.generate.minddiffuser.optimisation import Optimised, optimise, size_of
@@ -104,6 +104,7 @@ def test_the_rate_has_decayed_once_before_the_first_update() -> None:
     adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=0.01)
     decay = torch.optim.lr_scheduler.ExponentialLR(adam, 0.999)
     method = MindDiffuserSettings(learning_rate=0.01, decay=0.999)
+    adam.step()
     for iteration in range(300):
         decay.step()  # as released, before Adam
         assert method.rate(iteration) == pytest.approx(adam.param_groups[0]["lr"], rel=1e-9)
@@ -160,10 +161,10 @@ def test_computing_again_changes_memory_and_not_gradients(backbone: Backbone) ->
     z, c, g = inputs(2)
     noise, found, bytes_of = torch.zeros_like(z), {}, {}
     for recompute in (True, False):
-        engine = sampler(backbone)
+        engine = sampler(backbone, steps=6)
         engine.recompute = recompute
         found[recompute] = engine.gradient(z, c, noise, g, structure_weights(g, engine.method))
-        empty = _empty(engine)
+        empty = empty_copy(engine)
         empty.recompute = recompute
         bytes_of[recompute] = need_of(empty.rehearse).each
     for again, kept in zip(found[True], found[False], strict=True):
@@ -171,15 +172,10 @@ def test_computing_again_changes_memory_and_not_gradients(backbone: Backbone) ->
     assert bytes_of[True] < 0.6 * bytes_of[False]
 
 
-def _empty(engine: ImageToImage) -> ImageToImage:
-    from nd.generate.memory import empty_copy
-
-    return empty_copy(engine)
-
-
 def test_two_steps_rehearsed_need_what_all_steps_do(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = _empty(sampler(backbone, steps=20))
+    engine = empty_copy(sampler(backbone, steps=6))
     short = need_of(engine.rehearse)
+    assert len(engine.schedule) == 4
     monkeypatch.setattr("nd.generate.minddiffuser.sampler.REHEARSED", len(engine.schedule))
     assert need_of(engine.rehearse).each == pytest.approx(short.each, rel=0.02)
 
@@ -354,7 +350,7 @@ def test_the_loss_falls_and_images_do_not_depend_on_the_batch(
     backbone: Backbone, caplog: pytest.LogCaptureFixture
 ) -> None:
     z, c, g = inputs(3)
-    generator = MindDiffuser(sampler(backbone, iterations=5, patience=0), seed=1, repeats=2)
+    generator = MindDiffuser(sampler(backbone, iterations=3, patience=0), seed=1, repeats=2)
     generator.use(Plan(4, 4, 4))
     assert isinstance(generator, PlannedGenerator)
     seen: list[float] = []

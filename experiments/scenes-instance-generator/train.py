@@ -1,7 +1,7 @@
 """Train the small instance-conditioned generator of Scenes: see README.md for the command and what it is.
 
-Images are drawn here, of another world than the experiment's, so that none of its stimuli is ever trained on. The run is
-resumed from its work file; `--quick` does all of it in seconds, for tests.
+Images are drawn here, of another world than the experiment's, so that none of its stimuli is ever trained on. An
+interrupted run goes on from its work file; `--quick` does all of it in seconds, for tests.
 """
 
 from __future__ import annotations

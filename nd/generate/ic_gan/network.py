@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -231,7 +232,7 @@ class Generator(nn.Module):
         first, *rest = noise_BN.split(self.shape.chunk, dim=1)
         x = self.linear(first).unflatten(1, (-1, BOTTOM, BOTTOM))
         for part_BK, modules in zip(rest, self.blocks, strict=True):
-            block, *attention = modules
+            block, *attention = cast(nn.ModuleList, modules)
             x = block(x, torch.cat([e_BS, part_BK], dim=1))
             x = attention[0](x) if attention else x
         return self.output_layer(x).tanh()
