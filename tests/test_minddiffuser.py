@@ -25,12 +25,12 @@ from nd.config.components import component
 from nd.config.schema import Decoding
 from nd.errors import UserError
 from nd.generate.base import PlannedGenerator
-from nd.generate.memory import empty_copy, need_of, needs_of
+from nd.generate.memory import empty_copy, need_of, needs_of, weight_bytes
 from nd.generate.minddiffuser.components import MindDiffuserSettings
 from nd.generate.minddiffuser.generator import ITERATION, MindDiffuser, curves
 from nd.generate.minddiffuser.optimisation import Optimised, optimise, size_of
 from nd.generate.minddiffuser.sampler import ImageToImage, schedule_of, structure_loss, structure_weights
-from nd.generate.plan import Plan
+from nd.generate.plan import Plan, plan_for
 from nd.targets.noise import keyed_normal
 
 SD_SCHEDULE = {
@@ -276,11 +276,12 @@ def bowls(gradient: Callable[..., tuple[Tensor, ...]], z: Tensor, **fields: obje
     return optimise(method, gradient, z, 2 * z, lambda iteration: torch.zeros_like(z))
 
 
-def test_images_in_a_batch_are_what_each_is_alone_and_stop_by_themselves() -> None:
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_images_in_a_batch_are_what_each_is_alone_and_stop_by_themselves(keep: str) -> None:
     z = torch.tensor([0.5, 3.0, 50.0]).view(3, 1, 1, 1)
-    together = bowls(bowl, z, patience=4, min_gain=0.02)
+    together = bowls(bowl, z, patience=4, min_gain=0.02, keep=keep)
     for row in range(3):
-        alone = bowls(bowl, z[row : row + 1], patience=4, min_gain=0.02)
+        alone = bowls(bowl, z[row : row + 1], patience=4, min_gain=0.02, keep=keep)
         assert torch.equal(alone.z, together.z[row : row + 1])
         assert torch.equal(alone.c, together.c[row : row + 1])
         iterations = len(alone.losses)
@@ -288,6 +289,9 @@ def test_images_in_a_batch_are_what_each_is_alone_and_stop_by_themselves() -> No
         assert together.losses[iterations:, row].isnan().all()
     lasted = (~together.losses.isnan()).sum(0).tolist()
     assert lasted[0] < lasted[1]
+    if keep == "last":
+        assert together.kept.tolist() == [lasted[0] - 1, 40, lasted[2] - 1], "who stops is not moved again"
+        return
     assert together.losses[together.kept, torch.arange(3)].tolist() == together.losses.nan_to_num(1e9).amin(0).tolist()
 
 
@@ -448,10 +452,18 @@ def full_size() -> ImageToImage:
     )
 
 
+def test_memory_decides_how_many_images_move_together(backbone: Backbone) -> None:
+    engine = sampler(backbone, steps=6)
+    need, weights = needs_of(empty_copy(engine), checkpoint=False)["guided"], weight_bytes(engine)
+    budget = (1.15 * (need.fixed + 3.5 * need.each) + weights) / 1e9
+    assert plan_for(engine, budget, [20]).guided == 3
+    with pytest.raises(UserError, match=r"cannot hold one sample: .* method\.optimise=none"):
+        plan_for(engine, 1e-5, [20])
+
+
 def test_one_image_of_512_px_fits_40_gb() -> None:
     engine = full_size()
     needs = needs_of(engine, checkpoint=False)
-    weights = sum(p.numel() * 4 for name in engine.networks for p in getattr(engine.backbone, name).parameters())
-    held = 1.15 * (needs["guided"].fixed + needs["guided"].each) + weights
+    held = 1.15 * (needs["guided"].fixed + needs["guided"].each) + weight_bytes(engine)
     assert 10e9 < held < 40e9  # more than the weights, so that something was counted
     assert 859e6 < sum(p.numel() for p in engine.backbone.unet.parameters()) < 860e6
