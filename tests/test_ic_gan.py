@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 from helpers_backbone import tiny_backbone
-from helpers_config import target_settings
+from helpers_config import method_settings, target_settings
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 from torchvision.models import resnet50
 
 from nd.backbone.loading import Backbone, load_backbone
+from nd.config import Config
+from nd.config.schema import Decoding
+from nd.doctor.weights import weight_needs
 from nd.errors import UserError
 from nd.generate.ic_gan.generator import AT_ONCE, InstanceGan, load_generator
 from nd.generate.ic_gan.network import IMAGENET256, Attention, Block, Conv, Generator, Shape
@@ -257,6 +260,16 @@ def test_features_of_swav(backbone: Backbone, tmp_path: Path) -> None:
     torch.save({"module.conv1.weight": torch.ones(2)}, file)
     with pytest.raises(UserError, match="cannot read SwAV's ResNet-50"):
         load_swav(str(file), CPU)
+
+
+def test_the_doctor_names_what_is_missing(backbone: Backbone) -> None:
+    method = method_settings("ic_gan", targets=["instance"])
+    swav = Decoding(target=target_settings("instance", network="swav"), mapper=Config().mapper)
+    needs = weight_needs(Config(method=method, backbone=backbone.config, decodings={"instance": swav}))
+    found = {need.what: need for need in needs}
+    assert "method.weights=<path>; icgan_biggan_imagenet_res256" in found["IC-GAN generator"].note
+    assert "target.swav=<path>; https" in found["SwAV's ResNet-50"].note
+    assert found["SwAV's ResNet-50"].state == "missing"
 
 
 # ---- the small generator of Scenes -------------------------------------------------------------------------------
