@@ -154,10 +154,6 @@ def _idle(cfg: Config) -> Iterator[Idle]:
         yield Idle(tuple(f"method.{name}" for name in SECOND_STAGE), "method.optimise is none")
 
 
-def _words(cfg: Config) -> list[str]:
-    return [f"{cfg.method.optimise}-optimised"] if cfg.method.optimise != "none" else ["stage1"]
-
-
 COMPONENTS = (
     Generator(
         name="minddiffuser",
@@ -166,7 +162,6 @@ COMPONENTS = (
         wants=_wants,
         draws=True,
         parts=_parts,
-        words=_words,
         rules=_rules,
         idle=_idle,
         build=_build,
