@@ -104,7 +104,7 @@ def test_an_image_counts_by_its_worst_target(decoded: Values) -> None:
 
 @pytest.mark.usefixtures("decoded")
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(UserError, match=r"min_decoding=0\.999: 0 of 8 images .* the best has 0\.9"):
+    with pytest.raises(UserError, match=r"min_decoding=0\.999: 0 of 8 images .*the best has 0\.9"):
         well_decoded(cfg(min_decoding=0.999), TEST.astype(np.int32))
 
 
