@@ -31,11 +31,13 @@ from nd.evaluation.decoded_targets import decoded_scores
 from nd.evaluation.external_images import doubted_order, read_external
 from nd.evaluation.reconstructions import Stored, check_ids, read_images
 from nd.evaluation.scores import one_metric, per_image_csv, score_table
+from nd.evaluation.well_decoded import well_decoded
 from nd.files import read_json, sha256_json, write_json, write_text
 from nd.generate.inputs import part_ids
 from nd.launch import is_rank_zero
 from nd.machine import pick_device
-from nd.metrics.protocol import describe, weights_found
+from nd.metrics.measures import DECODED
+from nd.metrics.protocol import check_number, describe, weights_found
 from nd.metrics.repeats import AGGREGATIONS
 from nd.metrics.retrieval import retrieval_lines
 from nd.metrics.score import PerImage, score_images
@@ -61,14 +63,21 @@ def evaluate(cfg: Config) -> Path:
         log_scores(cfg, folder)
         return folder.path
     images, image_ids, facts = (external.images, external.image_ids, external.facts) if external else reconstructed(cfg)
-    scored = compare(cfg, images, image_ids)
+    selection: dict[str, Any] = {}
+    if cfg.protocol.min_decoding:
+        check_number(cfg.protocol, len(image_ids))
+        chosen = well_decoded(cfg, image_ids)
+        images, image_ids, selection = images[chosen.rows], image_ids[chosen.rows], chosen.summary
+    scored = compare(cfg, images, image_ids, selected=bool(selection))
     of_brain, by_roi = brain_scores(cfg, scored.kept, image_ids, pick_device(cfg.trainer.accelerator))
-    scored = replace(scored, scores=scored.scores | of_brain)
+    end = DECODED if selection else ""
+    scored = replace(scored, scores={name + end: values for name, values in (scored.scores | of_brain).items()})
     with folder.writing(cfg, inputs):
         write_text(folder.path / "per_image.csv", per_image_csv(image_ids, scored.scores))
         summary = summarise(cfg, scored, image_ids, facts)
         decoded = decoded_scores(cfg, image_ids)
         summary |= {"retrieval": decoded.retrieval, "brain": by_roi, "voxels": voxel_ceiling(cfg)}
+        summary |= {"selection": selection} if selection else {}
         summary |= {"decoded": {"run": decoded.run, "diversity": decoded.diversity}, "same_images": same_images(cfg)}
         write_json(folder.path / "scores.json", summary)
     log_scores(cfg, folder)
@@ -93,13 +102,23 @@ def reconstructed(cfg: Config) -> tuple[Stored | NDArray[np.uint8], NDArray[np.i
     return images, image_ids, facts
 
 
-def compare(cfg: Config, images: Stored | NDArray[Any], image_ids: NDArray[np.int32]) -> PerImage:
-    """Score images against the stimuli of the same ids, whose features are kept under ``paths.cache``."""
+def compare(
+    cfg: Config, images: Stored | NDArray[Any], image_ids: NDArray[np.int32], *, selected: bool = False
+) -> PerImage:
+    """Score images against the stimuli of the same ids, whose features are kept under ``paths.cache``.
+
+    Args:
+        cfg: its protocol.
+        images: (N, R, H, W, 3) uint8.
+        image_ids: (N,).
+        selected: they are a selection of the images that the protocol is defined on.
+    """
+    protocol = replace(cfg.protocol, n_images=0) if selected else cfg.protocol
     stimuli = Stimuli(stimuli_path(cfg))
     shown = stimuli.images(image_ids)
     labels = stimuli.labels(image_ids) if cfg.protocol.label_identification else None
     kept = Path(cfg.paths.cache) / "stimulus_features"
-    return score_images(images, shown, cfg.protocol, labels, kept, pick_device(cfg.trainer.accelerator))
+    return score_images(images, shown, protocol, labels, kept, pick_device(cfg.trainer.accelerator))
 
 
 def same_images(cfg: Config) -> dict[str, str]:

@@ -167,8 +167,9 @@ def finish(cfg: Config, parts: Parts, image_ids: list[int], rate: float) -> User
     if failed:
         return UserError(
             f"{len(failed)} of {len(image_ids)} images could not be made. {failed[0]}. The others are kept, and "
-            "images.h5 is written once all are there. Lower guidance.kappa, set guidance.normalise=true, or check that "
-            "the decoded targets are finite and that backbone.dtype can hold them."
+            "images.h5 is written once all are there. Check that the decoded targets are finite and that "
+            "backbone.dtype can hold them; where images are guided, lower guidance.kappa or set "
+            "guidance.normalise=true."
         )
     path = parts.folder.parent / "images.h5"
     parts.merge(image_ids, path, attributes(cfg))

@@ -82,7 +82,16 @@ class ProtocolConfig:
     name: str = opt(
         "scenes",
         "protocol",
-        choices=("scenes", "digits69", "nd", "brain_diffuser", "mindeye1", "mindeye2", "minddiffuser"),
+        choices=(
+            "scenes",
+            "digits69",
+            "nd",
+            "brain_diffuser",
+            "mindeye1",
+            "mindeye2",
+            "minddiffuser",
+            "minddiffuser_decoded",
+        ),
     )
     version: int = opt(1, "version of the protocol")
     # ---- the test set
@@ -90,6 +99,12 @@ class ProtocolConfig:
         "", "split whose test images the protocol is defined on; empty: any", choices=("", "nsd982", "nsd1000")
     )
     n_images: int = opt(0, "number of test images the protocol is defined on; 0: any")
+    min_decoding: float = opt(
+        0.0,
+        "score only images whose targets were decoded with a correlation of so much or more; 0: all. Columns of such a"
+        " selection end in _decoded",
+    )
+    decoding_targets: list[str] = opt(["c", "g"], "targets by which min_decoding judges: an image counts by its worst")
     aggregation: str = opt(
         "each",
         "repeats of an image: each scored and the scores averaged; the first alone; the best by each metric, a "

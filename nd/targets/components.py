@@ -128,6 +128,21 @@ class ColourTarget(TargetConfig):
     name: str = opt("colour", "target")
 
 
+@dataclass(kw_only=True)
+class InstanceTarget(TargetConfig):
+    """instance: one vector of length 1 for a whole image, which instance-conditioned GANs are given."""
+
+    name: str = opt("instance", "target")
+    network: str = opt(
+        "tower",
+        "instance: whose pooled features: the backbone's image tower, or SwAV's ResNet-50",
+        choices=("tower", "swav"),
+    )
+    swav: str = opt(
+        "", "instance: swav_800ep_pretrain.pth.tar, for network=swav", identity=False, path=True, weights=True
+    )
+
+
 def _z(settings: Any, cfg: Config, backbone: Any) -> Any:
     from nd.targets.vae_latent import VaeLatent
 
@@ -194,6 +209,12 @@ def _colour(settings: Any, cfg: Config, backbone: Any) -> Any:
     return ColourMosaic()
 
 
+def _instance(settings: Any, cfg: Config, backbone: Any) -> Any:
+    from nd.targets.instance import InstanceFeatures
+
+    return InstanceFeatures(backbone, settings)
+
+
 def layer_groups(settings: TowerTarget, shape: tuple[int, ...]) -> list[tuple[str, int, int]]:
     """Return (label, first column, end column) of every layer: they differ in scale and in how well decoded."""
     width = math.prod(shape) // shape[0]
@@ -237,6 +258,7 @@ COMPONENTS = (
     Target(name="clip_image", settings=ClipImageTarget, build=_clip_image),
     Target(name="vdvae", settings=VdvaeTarget, rules=_vdvae_rules, build=_vdvae),
     Target(name="z40", settings=SmallLatentTarget, parts=("vae",), axes="map", build=_z40),
+    Target(name="instance", settings=InstanceTarget, parts=("image_tower",), build=_instance),
     Target(name="edge", settings=EdgeTarget, build=_edge),
     Target(name="colour", settings=ColourTarget, axes="none", build=_colour),
 )
