@@ -135,12 +135,13 @@ def encode_captions(
     encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Sequence[Sequence[str]], batch: int = 256
 ) -> NDArray[np.float16]:
     """The text encoder's last hidden states of every caption: (N, K, L, D) float16."""
-    parts = []
+    length, width = tokenizer.model_max_length, encoder.config.hidden_size
+    states_NKLD = np.empty((len(captions), len(captions[0]), length, width), np.float16)
     for start in range(0, len(captions), batch):
         ids_BKL = tokenize(tokenizer, captions[start : start + batch])
         states_MLD = encoder(ids_BKL.flatten(0, 1)).last_hidden_state
-        parts.append(states_MLD.unflatten(0, ids_BKL.shape[:2]).half().numpy())
-    return np.concatenate(parts)
+        states_NKLD[start : start + batch] = states_MLD.unflatten(0, ids_BKL.shape[:2]).half().numpy()
+    return states_NKLD
 
 
 @torch.inference_mode()
