@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -16,7 +17,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from backbone_training import loop
 from backbone_training.clip import (
-    NOTHING_WEIGHT,
     ClipRecipe,
     clip_config,
     clip_loss,
@@ -24,7 +24,7 @@ from backbone_training.clip import (
     embed_images,
     embed_texts,
     fit_clip,
-    patches_loss,
+    start_local,
     text_encoder,
     tokenize,
     words_head,
@@ -49,6 +49,7 @@ from nd.backbone.weights import SHIPPED
 from nd.scenes.captions import captions, vocabulary
 from nd.scenes.draw import draw_many
 from nd.scenes.scene import sample_scene
+from tests.test_backbone_patches import some_patches
 
 SHORT = Optimisation(steps=3, batch=4, learning_rate=1e-3, warmup=1, average=0.9)
 VAE = VaeRecipe(widths=(8, 8, 8), norm_groups=4, how=SHORT)
@@ -304,24 +305,38 @@ def test_words_are_told_by_how_many_captions_say_them(tokenizer: CLIPTokenizer) 
     assert float(words_loss(logits, said)) == pytest.approx(float(wanted), rel=1e-5)
 
 
-def test_labels_of_patches_count_where_there_is_something_to_tell() -> None:
-    labels = np.array([[[0, 2], [1, 0]]], np.int8)  # one image, two patches, two kinds of labels
-    logits = torch.randn(1, 2, 5)
-    first, second = logits[0, :, :2].log_softmax(-1), logits[0, :, 2:].log_softmax(-1)
-    w = NOTHING_WEIGHT
-    wanted = -(w * first[0, 0] + first[1, 1]) / (1 + w) - (second[0, 2] + w * second[1, 0]) / (1 + w)
-    assert float(patches_loss(logits, labels, [2, 3])) == pytest.approx(float(wanted), rel=1e-5)
-
-
 def test_helping_tasks_leave_no_trace_in_the_towers(tokenizer: CLIPTokenizer) -> None:
     recipe = replace(CLIP_SIZES, words_weight=0.1, patches_weight=1.0, positions="sin_cos_2d", patch_dropout=0.0)
-    labels = np.random.default_rng(0).integers(0, 3, (12, 16, 2)).astype(np.int8)
+    shown = some_patches(n=12, side=4)
     with pytest.raises(ValueError, match="patch_dropout=0"):
-        fit_clip(IMAGES, SAID, tokenizer, replace(recipe, patch_dropout=0.5), seed=0, patches_NPK=labels)
-    model = fit_clip(IMAGES, SAID, tokenizer, recipe, seed=0, patches_NPK=labels)
+        fit_clip(IMAGES, SAID, tokenizer, replace(recipe, patch_dropout=0.5), seed=0, patches=shown)
+    model = fit_clip(IMAGES, SAID, tokenizer, recipe, seed=0, patches=shown)
     plain = CLIP(**clip_config(recipe, 32, tokenizer))
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert embed_images(model, IMAGES).shape == (12, CLIP_SIZES.embedding)
+
+
+def test_attention_starts_local() -> None:
+    """The product of query and key, and that of value and output, are near multiples of the identity."""
+    torch.manual_seed(0)
+    block = nn.Module()
+    block.attn = nn.MultiheadAttention(64, 2)
+    start_local(SimpleNamespace(resblocks=[block]), head_width=32)
+    query, key, value = block.attn.in_proj_weight.detach().chunk(3)
+    for head in (slice(0, 32), slice(32, 64)):
+        product = query[head].T @ key[head]
+        assert product.diagonal().mean() > 10 * (product - product.diag().diag()).mean().abs()
+    assert float((block.attn.out_proj.weight @ value).diagonal().mean()) == pytest.approx(-0.4, abs=0.1)
+
+
+def test_the_denoiser_learns_from_what_patches_show() -> None:
+    latents, states = torch.randn(12, 4, 8, 8), np.zeros((12, 2, 5, 16), np.float16)
+    recipe = UnetRecipe(widths=(8, 16, 16), norm_groups=4, patches_weight=0.5, how=SHORT)
+    with_help = fit_unet(latents, states, states[0, 0], recipe, seed=0, patches=some_patches(n=12, side=4))
+    without = fit_unet(latents, states, states[0, 0], recipe, seed=0)
+    assert with_help.state_dict().keys() == without.state_dict().keys()
+    assert not with_help.up_blocks[0]._forward_hooks
+    assert not torch.equal(with_help.up_blocks[0].resnets[0].conv1.weight, without.up_blocks[0].resnets[0].conv1.weight)
 
 
 def test_patches_are_hidden_in_training_only(tokenizer: CLIPTokenizer) -> None:

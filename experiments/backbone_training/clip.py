@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from backbone_training.loop import Draw, Optimisation, fit, is_falling
+from backbone_training.patches import Patches, PatchHeads
 from backbone_training.vae import as_tensor
 
 # Pictures enter as 2x - 1: mean and deviation of one half, declared in open_clip_config.json.
 PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
-NOTHING_WEIGHT = 0.1  # most patches show none of the objects
 MAX_LOGIT_SCALE = float(np.log(100.0))  # CLIP paper, section 2.5
 
 
@@ -50,8 +50,11 @@ class ClipRecipe:
     # training uses. Every word is then a label of its own (as in Huang et al. 2024, "Classification done right for
     # vision-language pre-training"), which teaches shapes to a small tower much sooner than the contrast does.
     words_weight: float = 0.0
-    # Weight of a third one, where patches have labels: to tell what each shows, through another such layer.
+    # Weight of a third one, where it is known what each patch shows: to tell that, through another such layer.
     patches_weight: float = 0.0
+    # Attention starts out local and close to the identity (Trockman & Kolter 2023, "Mimetic initialization of
+    # self-attention layers"): a transformer that has seen few images need not find neighbourhoods first.
+    mimetic: bool = False
     how: Optimisation = field(
         default_factory=lambda: Optimisation(
             steps=1400, batch=128, learning_rate=1e-3, warmup=150, weight_decay=0.05, average=0.99
@@ -88,20 +91,22 @@ def fit_clip(
     *,
     seed: int,
     checkpoint: Path | None = None,
-    patches_NPK: NDArray[np.int8] | None = None,
+    patches: Patches | None = None,
 ) -> CLIP:
     """Both towers fitted to uint8 RGB images and their captions (the same number for every image).
 
-    patches_NPK: K labels of each patch, row-major, each from 0, which stands for nothing to be told.
+    patches: what each patch of the images shows, for `recipe.patches_weight`.
     """
-    if patches_NPK is not None and recipe.patch_dropout:
+    if patches is not None and recipe.patch_dropout:
         raise ValueError("labels of patches need all patches: patch_dropout=0")
     torch.manual_seed(seed)
     config = clip_config(recipe, images_NHW3.shape[1], tokenizer)
     model = CLIP(**config | {"vision_cfg": config["vision_cfg"] | {"patch_dropout": recipe.patch_dropout}})
     model.visual.output_tokens = True
+    if recipe.mimetic:
+        start_local(model.visual.transformer, recipe.image_head_width)
     ids_NKL = tokenize(tokenizer, captions)
-    helpers = _Helpers(recipe, words_said(ids_NKL, len(tokenizer)), patches_NPK)
+    helpers = _Helpers(recipe, words_said(ids_NKL, len(tokenizer)), patches)
 
     def loss_of_step(draw: Draw) -> Tensor:
         if recipe.patch_dropout:
@@ -118,23 +123,37 @@ def fit_clip(
 
 
 class _Helpers(nn.Module):
-    """Tasks that help the image tower, through layers that only training uses: words said, and labels of patches."""
+    """Tasks that help the image tower, through layers that only training uses: words said, and what patches show."""
 
-    def __init__(self, recipe: ClipRecipe, said_NW: Tensor, patches_NPK: NDArray[np.int8] | None) -> None:
+    def __init__(self, recipe: ClipRecipe, said_NW: Tensor, patches: Patches | None) -> None:
         super().__init__()
-        self.recipe, self.said_NW, self.patches_NPK = recipe, said_NW, patches_NPK
-        self.n_classes = [] if patches_NPK is None else [int(c) + 1 for c in patches_NPK.max((0, 1))]
+        self.recipe, self.said_NW = recipe, said_NW
         self.words = words_head(recipe.embedding, said_NW)
-        self.labels = nn.Linear(recipe.image_width, sum(self.n_classes)) if self.n_classes else nn.Identity()
+        self.patches = PatchHeads(recipe.image_width, patches) if patches else None
 
     def forward(self, image_BE: Tensor, tokens_BPW: Tensor, rows: NDArray[np.int64]) -> Tensor:
         loss = image_BE.new_zeros((), dtype=torch.float32)
         if self.recipe.words_weight:
             loss = loss + self.recipe.words_weight * words_loss(self.words(image_BE), self.said_NW[rows])
-        if self.patches_NPK is not None:
-            logits_BPC = self.labels(tokens_BPW)
-            loss = loss + self.recipe.patches_weight * patches_loss(logits_BPC, self.patches_NPK[rows], self.n_classes)
+        if self.patches is not None:
+            loss = loss + self.recipe.patches_weight * self.patches(tokens_BPW, rows)
         return loss
+
+
+@torch.no_grad()
+def start_local(transformer: nn.Module, head_width: int) -> None:
+    """Mimetic initialization with its paper's constants: query times key near .7 I, value times output near -.4 I."""
+    for block in transformer.resblocks:
+        width = block.attn.embed_dim
+        query, key, value = block.attn.in_proj_weight.chunk(3)
+        for start in range(0, width, head_width):
+            u, s, vt = torch.linalg.svd(0.7 * torch.randn(width, width) / width**0.5 + 0.7 * torch.eye(width))
+            root = s[:head_width].sqrt()[:, None]
+            query[start : start + head_width] = root * u.T[:head_width]
+            key[start : start + head_width] = root * vt[:head_width]
+        u, s, vt = torch.linalg.svd(0.4 * torch.randn(width, width) / width**0.5 - 0.4 * torch.eye(width))
+        block.attn.out_proj.weight.copy_(u * s.sqrt())
+        value.copy_(s.sqrt()[:, None] * vt)
 
 
 def words_said(ids_NKL: Tensor, n_tokens: int) -> Tensor:
@@ -164,17 +183,6 @@ def draw_groups(rng: np.random.Generator, n: int, recipe: ClipRecipe) -> NDArray
     """Rows of a batch: whole groups of consecutive images, by lot."""
     first = rng.integers(n // recipe.group, size=recipe.how.batch // recipe.group) * recipe.group
     return (first[:, None] + np.arange(recipe.group)).ravel()
-
-
-def patches_loss(logits_BPC: Tensor, labels_BPK: NDArray[np.int8], n_classes: Sequence[int]) -> Tensor:
-    """Cross-entropy of the labels of patches, summed over kinds of labels; nothing-to-be-told weighs little."""
-    total = logits_BPC.new_zeros((), dtype=torch.float32)
-    for k, logits_BPc in enumerate(logits_BPC.float().split(list(n_classes), -1)):
-        weight = torch.ones(n_classes[k])
-        weight[0] = NOTHING_WEIGHT
-        wanted = torch.from_numpy(labels_BPK[..., k].astype(np.int64)).flatten()
-        total = total + nn.functional.cross_entropy(logits_BPc.flatten(0, 1), wanted, weight)
-    return total
 
 
 def clip_loss(model: CLIP, image_BE: Tensor, ids_BL: Tensor) -> Tensor:

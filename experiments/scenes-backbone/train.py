@@ -30,13 +30,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # backbone_training
 from backbone_training.clip import ClipRecipe, clip_config, fit_clip, text_encoder
 from backbone_training.export import export_backbone
 from backbone_training.loop import Optimisation
+from backbone_training.patches import Patches
 from backbone_training.tokenizer import build_tokenizer
 from backbone_training.unet import UnetRecipe, encode_captions, fit_unet
 from backbone_training.vae import VaeRecipe, encode, fit_vae
 from nd.scenes.captions import captions, vocabulary
 from nd.scenes.colours import COLOUR_WORDS
 from nd.scenes.draw import covers, draw_scenes
-from nd.scenes.scene import Scene, rearranged, sample_scene
+from nd.scenes.scene import Scene, Thing, rearranged, sample_scene
 from nd.scenes.shapes import SHAPES
 
 log = logging.getLogger("scenes-backbone")
@@ -67,18 +68,24 @@ def _how(steps: int, batch: int, rate: float, warmup: int, average: float, decay
 
 
 FULL = Plan(
-    images=40_000,
+    images=60_000,
     vae=VaeRecipe(kl_weight=1e-4, how=_how(1600, 32, 2e-3, 100, 0.995)),
     clip=ClipRecipe(
+        image_width=128,
+        image_layers=6,
         mlp_ratio=2.0,
         positions="sin_cos_2d",
+        mimetic=True,
         patch_dropout=0.0,
         group=VARIANTS,
         words_weight=0.1,
         patches_weight=1.0,
-        how=_how(1500, 64, 1e-3, 100, 0.995, 0.05),  # batch of each of two processes, below too
+        # The batch is that of each of two processes, below too.
+        how=replace(_how(3600, 64, 1e-3, 100, 0.998, 0.05), muon_rate=0.02),
     ),
-    unet=UnetRecipe(widths=(48, 96, 128), how=replace(_how(2700, 32, 1.5e-3, 300, 0.999), decay_share=0.25)),
+    unet=UnetRecipe(
+        widths=(48, 96, 128), patches_weight=0.05, how=replace(_how(2700, 32, 1.5e-3, 300, 0.999), decay_share=0.25)
+    ),
 )
 QUICK = Plan(
     images=64,
@@ -138,16 +145,34 @@ def cached(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
     return np.load(path, mmap_mode="r")
 
 
-def patch_labels(scenes: Sequence[Scene], side: int) -> NDArray[np.int8]:
-    """(N, side * side, 2): number of the shape and of the colour word of the object seen in each patch; 0 for none."""
-    fine = 4 * side  # a patch shows an object that covers a quarter of its 16 points
+def seen_in_patches(scenes: Sequence[Scene], side: int) -> Patches:
+    """What each of side x side patches shows: which object (shape, colour word), how it lies, and where exactly.
+
+    An object is seen in a patch if it covers a quarter of its 16 points. Its pose is the place of the patch's centre
+    in the object's own upright frame, in radii, then 4 radius and 2 tilt_rad, all about as large as 1.
+    """
+    fine = 4 * side
     x, y = np.meshgrid(*((np.arange(fine, dtype=np.float32) + 0.5) / fine,) * 2)
-    out = np.zeros((len(scenes), side, side, 2), np.int8)
-    for labels, scene in zip(out, scenes, strict=True):
+    centre_x, centre_y = np.meshgrid(*((np.arange(side, dtype=np.float32) + 0.5) / side,) * 2)
+    labels = np.zeros((len(scenes), side, side, 2), np.int8)
+    pose = np.zeros((len(scenes), side, side, 4), np.float16)
+    cover = np.zeros((len(scenes), side, side, 16), bool)
+    for n, scene in enumerate(scenes):
         for thing in scene.things:  # later ones lie in front
-            inside = covers(thing, x, y).reshape(side, 4, side, 4).mean((1, 3)) >= 0.25
-            labels[inside] = 1 + SHAPES.index(thing.shape), 1 + list(COLOUR_WORDS).index(thing.colour)
-    return out.reshape(len(scenes), -1, 2)
+            points = covers(thing, x, y).reshape(side, 4, side, 4).swapaxes(1, 2).reshape(side, side, 16)
+            there = points.mean(-1) >= 0.25
+            labels[n][there] = 1 + SHAPES.index(thing.shape), 1 + list(COLOUR_WORDS).index(thing.colour)
+            pose[n][there] = _pose(thing, centre_x[there], centre_y[there])
+            cover[n] |= points
+    return Patches(*(a.reshape(len(scenes), side * side, -1) for a in (labels, pose, cover)))
+
+
+def _pose(thing: Thing, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(M, 4): how the object lies as seen from each of M places."""
+    dx, dy = (x - thing.x) / thing.radius, (y - thing.y) / thing.radius
+    c, s = np.cos(thing.tilt_rad), np.sin(thing.tilt_rad)
+    ones = np.ones_like(x)
+    return np.stack([c * dx + s * dy, c * dy - s * dx, 4 * thing.radius * ones, 2 * thing.tilt_rad * ones], -1)
 
 
 def _begin(rank: int, n_processes: int, meeting: Path | None = None) -> None:
@@ -175,8 +200,8 @@ def _clip(rank: int, processes: int, job: Job) -> None:
     scenes, recipe = training_scenes(job.plan.images), job.plan.clip
     said = [captions(scene) for scene in scenes]
     images_NHW3 = np.load(job.work / "images.npy", mmap_mode="r")
-    labels_NPK = patch_labels(scenes, IMAGE_SIZE // recipe.patch)
-    options = {"seed": job.seed, "checkpoint": job.work / "clip.pt", "patches_NPK": labels_NPK}
+    patches = seen_in_patches(scenes, IMAGE_SIZE // recipe.patch)
+    options = {"seed": job.seed, "checkpoint": job.work / "clip.pt", "patches": patches}
     clip = fit_clip(images_NHW3, said, tokenizer, recipe, **options)
     dist.destroy_process_group()
     if rank == 0:
@@ -194,6 +219,7 @@ def _denoise(rank: int, processes: int, job: Job) -> None:
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     clip = CLIP(**clip_config(plan.clip, IMAGE_SIZE, CLIPTokenizer.from_pretrained(work / "tokenizer"))).eval()
     clip.load_state_dict(torch.load(work / "clip_model.pt", weights_only=True))
+    patches = seen_in_patches(training_scenes(plan.images), IMAGE_SIZE // plan.clip.patch)
 
     def export(unet: torch.nn.Module, _: int) -> None:
         export_backbone(job.out, vae, unet, clip, plan.clip, work / "tokenizer", IMAGE_SIZE)
@@ -206,6 +232,7 @@ def _denoise(rank: int, processes: int, job: Job) -> None:
         seed=job.seed,
         checkpoint=work / "unet.pt",
         after_checkpoint=export,
+        patches=patches,
     )
     dist.destroy_process_group()
 
