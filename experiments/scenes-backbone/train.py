@@ -81,10 +81,10 @@ FULL = Plan(
         words_weight=0.1,
         patches_weight=1.0,
         # The batch is that of each of two processes, below too.
-        how=replace(_how(3600, 64, 1e-3, 100, 0.998, 0.05), muon_rate=0.02),
+        how=replace(_how(2900, 64, 1e-3, 100, 0.998, 0.05), muon_rate=0.02, decay_share=0.2),
     ),
     unet=UnetRecipe(
-        widths=(48, 96, 128), patches_weight=0.05, how=replace(_how(2700, 32, 1.5e-3, 300, 0.999), decay_share=0.25)
+        widths=(48, 96, 128), patches_weight=0.05, how=replace(_how(6000, 32, 1.5e-3, 300, 0.999), decay_share=0.25)
     ),
 )
 QUICK = Plan(

@@ -5,10 +5,11 @@ Distances are taken in CIELAB, in which equal steps look about equally large; 2.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 RGB = tuple[float, float, float]
 
@@ -28,35 +29,52 @@ COLOUR_WORDS: dict[str, RGB] = {
     "black": (0.06, 0.06, 0.06),
 }
 
-# Linear sRGB to XYZ relative to its white point, D65 (IEC 61966-2-1).
-_TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-_TO_XYZ = _TO_XYZ / _TO_XYZ.sum(1, keepdims=True)
+LAB = tuple[float, float, float]
+
+# Linear sRGB to XYZ, D65 (IEC 61966-2-1); each row is divided by its sum, for white has X = Y = Z = 1 in CIELAB.
+_TO_XYZ = tuple(
+    tuple(value / sum(row) for value in row)
+    for row in ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
+)
 
 
-def lab(rgb_N3: object) -> NDArray[np.float64]:
-    """(..., 3) CIELAB of display RGB in [0, 1]; gamma 2.2 stands for the sRGB curve."""
-    xyz = (np.asarray(rgb_N3, np.float64) ** 2.2) @ _TO_XYZ.T
-    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
-    x, y, z = f[..., 0], f[..., 1], f[..., 2]
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+def lab(rgb: RGB) -> LAB:
+    """CIELAB of display RGB in [0, 1]; gamma 2.2 stands for the sRGB curve.
+
+    In plain Python: of one colour at a time it takes a twentieth of what arrays take.
+    """
+    red, green, blue = (value**2.2 for value in rgb)
+    x, y, z = (_bent(a * red + b * green + c * blue) for a, b, c in _TO_XYZ)
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+def _bent(value: float) -> float:
+    """The cube root, with a straight part near black."""
+    return math.cbrt(value) if value > (6 / 29) ** 3 else value / (3 * (6 / 29) ** 2) + 4 / 29
+
+
+_LAB_OF_WORDS = {word: lab(rgb) for word, rgb in COLOUR_WORDS.items()}
 
 
 @cache
 def colour_word(rgb: RGB) -> str:
     """The nearest colour word."""
-    return list(COLOUR_WORDS)[int(np.linalg.norm(lab(list(COLOUR_WORDS.values())) - lab(rgb), axis=1).argmin())]
+    at = lab(rgb)
+    return min(_LAB_OF_WORDS, key=lambda word: math.dist(_LAB_OF_WORDS[word], at))
 
 
 def from_hsv(hue: float, saturation: float, value: float) -> RGB:
     """RGB of a hue in turns, a saturation and a value in [0, 1]."""
-    wheel = np.clip(np.abs(np.mod(hue + np.array([0.0, 2 / 3, 1 / 3]), 1) * 6 - 3) - 1, 0, 1)
-    red, green, blue = value * (1 - saturation * (1 - wheel))
-    return float(red), float(green), float(blue)
+    wheel = (min(max(abs((hue + turn) % 1 * 6 - 3) - 1, 0.0), 1.0) for turn in (0.0, 2 / 3, 1 / 3))
+    red, green, blue = (value * (1 - saturation * (1 - share)) for share in wheel)
+    return red, green, blue
 
 
 def jitter(rng: np.random.Generator, rgb: RGB, spread: float) -> RGB:
     """A colour near this one."""
-    red, green, blue = np.clip(np.asarray(rgb) + rng.uniform(-spread, spread, 3), 0.0, 1.0).tolist()
+    red, green, blue = (
+        min(max(c + step, 0.0), 1.0) for c, step in zip(rgb, rng.uniform(-spread, spread, 3).tolist(), strict=True)
+    )
     return red, green, blue
 
 
@@ -80,14 +98,16 @@ def muted(rng: np.random.Generator) -> RGB:
     return from_hsv(rng.random(), rng.uniform(0.05, 0.7), rng.uniform(0.12, 0.95))
 
 
-def unlike(rng: np.random.Generator, draw: object, others: list[RGB], distance: float) -> RGB:
+def unlike(
+    rng: np.random.Generator, draw: Callable[[np.random.Generator], RGB], others: list[RGB], distance: float
+) -> RGB:
     """A colour by lot from `draw` that differs from the others by `distance`, or the most different of many."""
-    assert callable(draw)
     best: tuple[float, RGB] = (-1.0, (0.0, 0.0, 0.0))
-    other_N3 = lab(others) if others else np.full((1, 3), 1e6)
+    at = [lab(other) for other in others]
     for _ in range(24):
         rgb = draw(rng)
-        nearest = float(np.linalg.norm(other_N3 - lab(rgb), axis=1).min())
+        own = lab(rgb)
+        nearest = min((math.dist(own, other) for other in at), default=math.inf)
         if nearest >= distance:
             return rgb
         best = max(best, (nearest, rgb))
