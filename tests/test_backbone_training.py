@@ -344,7 +344,7 @@ def test_patches_are_hidden_in_training_only(tokenizer: CLIPTokenizer) -> None:
 
 
 def test_the_shipped_parts_still_do_what_they_were_trained_for() -> None:
-    """Held-out pictures: the autoencoder rebuilds them, and the image tower tells their captions apart."""
+    """Held-out images: the autoencoder rebuilds them, and the image tower tells their captions apart."""
     indices = range(10_000_000, 10_000_050)
     images, said = draw_many(1, indices), [captions(sample_scene(1, i))[:1] for i in indices]
     vae = AutoencoderKL.from_pretrained(SHIPPED / "scenes" / "vae").float()

@@ -118,7 +118,9 @@ def test_a_table_that_extends_itself_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_table_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"unknown table 'scene'\. Did you mean 'scenes'\? Allowed: demo, digits69, scenes"):
+    with pytest.raises(
+        UserError, match=r"unknown table 'scene'\. Did you mean 'scenes'\? Allowed: demo, digits69, scenes"
+    ):
         load_spec("scene")
     with pytest.raises(UserError, match=r"no table was named\. Give table=<name>, one of: demo, digits69, scenes"):
         load_spec("")

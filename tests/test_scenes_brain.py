@@ -30,7 +30,7 @@ def brain() -> Brain:
 
 @pytest.fixture(scope="module")
 def world() -> tuple[Bank, NDArray[np.float32]]:
-    """Filter bank and attributes of 200 pictures."""
+    """Filter bank and attributes of 200 images."""
     scenes = [sample_scene(7, i) for i in range(200)]
     return filter_bank(draw_scenes(scenes)), attribute_matrix(scenes)
 
@@ -49,7 +49,7 @@ def test_each_energy_channel_prefers_its_own_grating(k: int) -> None:
 
 
 def test_energy_equals_a_plain_convolution() -> None:
-    """Against the Gabor written out in two dimensions, at one point, with grey outside the picture."""
+    """Against the Gabor written out in two dimensions, at one point, with grey outside the image."""
     image = np.random.default_rng(0).normal(size=(1, 64, 64)).astype(np.float32)
     cycles, angle, sigma = 8.0, np.pi / 6, 0.56 / 8
     c = (np.arange(64) + 0.5) / 64
@@ -66,7 +66,7 @@ def test_energy_equals_a_plain_convolution() -> None:
     assert got == pytest.approx(total / 4, rel=1e-4)
 
 
-def test_a_grey_picture_drives_nothing_and_colours_have_signs() -> None:
+def test_a_grey_image_drives_nothing_and_colours_have_signs() -> None:
     colours = np.array([[0.5, 0.5, 0.5], [1, 1, 1], [1, 0, 0], [0, 0.6, 0], [0, 0, 1], [1, 1, 0]], np.float32)
     luminance, red_green, blue_yellow = opponent_colours(colours[:, None, None, :])[:, :, 0, 0]
     np.testing.assert_allclose([luminance[0], red_green[0], blue_yellow[0]], 0, atol=1e-3)
@@ -79,14 +79,14 @@ def test_a_grey_picture_drives_nothing_and_colours_have_signs() -> None:
 def test_early_voxels_answer_to_their_place_alone(brain: Brain) -> None:
     """Map fields with small checkered patches: every early voxel answers most near its own centre."""
     centres = np.arange(2, 64, 4)
-    pictures = np.full((len(centres) ** 2, 64, 64, 3), 128, np.uint8)
+    images = np.full((len(centres) ** 2, 64, 64, 3), 128, np.uint8)
     patch = np.random.default_rng(1).integers(0, 256, (4, 4, 3))
     for n, (r, c) in enumerate((r, c) for r in centres for c in centres):
-        pictures[n, r - 2 : r + 2, c - 2 : c + 2] = patch
+        images[n, r - 2 : r + 2, c - 2 : c + 2] = patch
     inside = np.abs(brain.cortex.field[:, :2]).max(1) < 0.42
     voxels = np.flatnonzero(EARLY[brain.cortex.area] & inside)
     exponent = np.array([a.exponent for a in AREAS])[brain.cortex.area[voxels]]
-    drive_PV = brain.picture_drive(filter_bank(pictures))[:, voxels] ** (1 / exponent)
+    drive_PV = brain.image_drive(filter_bank(images))[:, voxels] ** (1 / exponent)
     x, y = (centres / 64 - 0.5)[np.newaxis].repeat(16, 0).ravel(), (centres / 64 - 0.5).repeat(16)
     mass = drive_PV.sum(0)
     centre = np.stack([(x[:, None] * drive_PV).sum(0) / mass, (y[:, None] * drive_PV).sum(0) / mass], 1)
@@ -100,7 +100,7 @@ def test_early_voxels_answer_to_their_place_alone(brain: Brain) -> None:
     assert by_area[0] < 0.25 < 0.41  # .41 is the spread of a voxel that answers everywhere alike
 
 
-def test_fields_cover_the_picture_and_cross_over(brain: Brain) -> None:
+def test_fields_cover_the_image_and_cross_over(brain: Brain) -> None:
     early = EARLY[brain.cortex.area]
     coverage = windows(brain.cortex.field[early]).sum(0)
     assert coverage.min() > 0.1 * coverage.mean()

@@ -1,7 +1,7 @@
 """Fit the CLIP of a small backbone: a vision transformer and a text transformer, contrastively, on captions.
 
 The text tower becomes the backbone's text encoder and the image tower its vision feature extractor.
-Shapes: N pictures, K captions of each, B batch, L tokens, D text width, E embedding.
+Shapes: N images, K captions of each, B batch, L tokens, D text width, E embedding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from backbone_training.loop import Draw, Optimisation, fit, is_falling
 from backbone_training.patches import Patches, PatchHeads
 from backbone_training.vae import as_tensor
 
-# Pictures enter as 2x - 1: mean and deviation of one half, declared in open_clip_config.json.
+# Images enter as 2x - 1: mean and deviation of one half, declared in open_clip_config.json.
 PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
 MAX_LOGIT_SCALE = float(np.log(100.0))  # CLIP paper, section 2.5
 
@@ -36,8 +36,8 @@ class ClipRecipe:
     image_layers: int = 12
     image_head_width: int = 32
     patch: int = 8
-    # Half of the patches are hidden until the learning rate falls: twice the pictures a second, and the last stretch
-    # sees whole pictures (FLIP, Li et al. 2023, section 3.1).
+    # Half of the patches are hidden until the learning rate falls: twice the images a second, and the last stretch
+    # sees whole images (FLIP, Li et al. 2023, section 3.1).
     patch_dropout: float = 0.5
     mlp_ratio: float = 4.0
     positions: str = "learnable"  # or "sin_cos_2d": neighbours are known from the first step on

@@ -1,6 +1,6 @@
 """Fit the denoiser of a small backbone: noise prediction on scaled latents, given the text encoder's hidden states.
 
-Shapes: N pictures, K captions of each, B batch, C h w latent channels, rows and columns, L tokens, D text width.
+Shapes: N images, K captions of each, B batch, C h w latent channels, rows and columns, L tokens, D text width.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class _Features:
 def draw_conditions(
     states_BKLD: NDArray[np.float16], empty_LD: NDArray[np.float16], recipe: UnetRecipe, rng: np.random.Generator
 ) -> Tensor:
-    """(B, L, D): for each picture the empty caption, one caption, or the mean over a random subset of its captions."""
+    """(B, L, D): for each image the empty caption, one caption, or the mean over a random subset of its captions."""
     batch, n = states_BKLD.shape[:2]
     # How many captions enter each mean: 1, or anything up to all of them; ranks of random numbers choose which.
     counts = np.where(rng.random(batch) < recipe.mean_share, rng.integers(1, n + 1, batch), 1)

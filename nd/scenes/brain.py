@@ -32,7 +32,7 @@ GAIN_SD = 0.10  # response gain from session to session
 # Beta law of the weight of opponent colours, light and dark among them, against oriented energy. Our choice: mostly
 # energy, in some voxels colour. Energy alone tells edges, not which side of them is light.
 OPPONENT_SHARE = (1.0, 4.0)
-PICTURE_DRIVE = 0.30  # share of the picture's drive (variance) in areas that respond to content
+IMAGE_DRIVE = 0.30  # share of the image's drive (variance) in areas that respond to content
 N_FEATURES = 32  # rectified and conjunctive features shared by all voxels of an area, in every subject
 CONTENT_OF = {
     "ventral": ("shape", "colour", "texture", "background"),
@@ -60,13 +60,13 @@ class Brain:
         return len(self.ncsnr)
 
     def responses(self, bank: Bank, attributes_NA: Float) -> Float:
-        """(N, V) noise-free responses, each voxel with mean 0 and variance 1 over these pictures."""
-        picture_NV = standardise(self.picture_drive(bank))
+        """(N, V) noise-free responses, each voxel with mean 0 and variance 1 over these images."""
+        image_NV = standardise(self.image_drive(bank))
         content_NV = standardise(content_features(self.world_seed, attributes_NA) @ self.mixture.T)
-        share_V = np.array([1.0 if a.early else PICTURE_DRIVE for a in AREAS], np.float32)[self.cortex.area]
-        return standardise(np.sqrt(share_V) * picture_NV + np.sqrt(1 - share_V) * content_NV)
+        share_V = np.array([1.0 if a.early else IMAGE_DRIVE for a in AREAS], np.float32)[self.cortex.area]
+        return standardise(np.sqrt(share_V) * image_NV + np.sqrt(1 - share_V) * content_NV)
 
-    def picture_drive(self, bank: Bank) -> Float:
+    def image_drive(self, bank: Bank) -> Float:
         """(N, V) compressed sum of all channels inside each voxel's window, before standardising."""
         window_VP = windows(self.cortex.field)
         drive_NV = np.zeros((bank.n_images, self.n_voxels), np.float32)
@@ -78,7 +78,7 @@ class Brain:
     def trials(
         self, rng: np.random.Generator, responses_NV: Float, image: NDArray[np.integer], session: NDArray[np.integer]
     ) -> Float:
-        """(T, V) single-trial betas of the pictures ``image`` (T,), seen in ``session`` (T,); not yet z-scored."""
+        """(T, V) single-trial betas of the images ``image`` (T,), seen in ``session`` (T,); not yet z-scored."""
         n_sessions = session.max() + 1
         gain = rng.standard_normal((n_sessions, 1)).astype(np.float32)
         gain = 1 + GAIN_SD * (gain - gain.mean())  # ncsnr speaks of the mean gain
@@ -128,7 +128,7 @@ def standardise(values: Float) -> Float:
 
 
 def windows(field_V3: Float) -> Float:
-    """(V, G*G) Gaussian windows that sum to 1 inside the picture."""
+    """(V, G*G) Gaussian windows that sum to 1 inside the image."""
     centres = (np.arange(GRID, dtype=np.float32) + 0.5) / GRID - 0.5
     x, y, sigma = (field_V3[:, k, None] for k in range(3))
     across, down = (np.exp(-((centres - c) ** 2) / (2 * sigma**2)) for c in (x, y))
