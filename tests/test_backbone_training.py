@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -332,7 +333,11 @@ def test_attention_starts_local() -> None:
 def test_the_denoiser_learns_from_what_patches_show() -> None:
     latents, states = torch.randn(12, 4, 8, 8), np.zeros((12, 2, 5, 16), np.float16)
     recipe = UnetRecipe(widths=(8, 16, 16), norm_groups=4, patches_weight=0.5, how=SHORT)
-    with_help = fit_unet(latents, states, states[0, 0], recipe, seed=0, patches=some_patches(n=12, side=4))
+    copies: list[nn.Module] = []
+    options = {"seed": 0, "patches": some_patches(n=12, side=4)}
+    keep = lambda unet, _: copies.append(deepcopy(unet))  # noqa: E731 - as an export does
+    with_help = fit_unet(latents, states, states[0, 0], recipe, after_checkpoint=keep, **options)
+    assert len(copies) == 1
     without = fit_unet(latents, states, states[0, 0], recipe, seed=0)
     assert with_help.state_dict().keys() == without.state_dict().keys()
     assert not with_help.up_blocks[0]._forward_hooks

@@ -104,6 +104,7 @@ def fit_unet(
         return loss if patches is None else loss + recipe.patches_weight * parts["heads"](seen.features_BPW, rows)
 
     def after(trained: nn.Module, step: int) -> None:
+        seen.forget()  # the model can be copied again
         if after_checkpoint is not None:
             after_checkpoint(trained["unet"], step)  # type: ignore[index]
 
@@ -116,8 +117,12 @@ class _Features:
     """The latest features at half the resolution: what leaves the first of the blocks that lead up again."""
 
     def __init__(self, model: UNet2DConditionModel) -> None:
-        self.features_BPW = torch.empty(0)
+        self.forget()
         self.remove = model.up_blocks[0].register_forward_hook(self._keep).remove
+
+    def forget(self) -> None:
+        """Let go of the latest features and the graph behind them."""
+        self.features_BPW = torch.empty(0)
 
     def _keep(self, _: nn.Module, __: object, out_BWhw: Tensor) -> None:
         self.features_BPW = out_BWhw.flatten(2).transpose(1, 2)
