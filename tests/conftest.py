@@ -54,6 +54,15 @@ def digits69_file() -> Path:
 
 
 @pytest.fixture(scope="session")
+def nsd_quantiles_file() -> Path:
+    """Quantiles of NSD's noise ceilings as they were measured; skips with the reason where the file is absent."""
+    path = ROOT.parent / "shared" / "data" / "nsd_ncsnr_quantiles.json"
+    if not path.is_file():
+        pytest.skip("needs nsd_ncsnr_quantiles.json beside the repository; the package holds a copy of its numbers")
+    return path
+
+
+@pytest.fixture(scope="session")
 def coco_ids_file() -> Path:
     """COCO ids of the images of four NSD subjects."""
     return public_file("ND_NSD_COCO_IDS", "nsd_coco_ids.zip", "COCO ids of NSD's images")

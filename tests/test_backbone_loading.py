@@ -101,11 +101,11 @@ def test_layers_come_in_the_order_asked_for_and_later_blocks_are_not_run(backbon
     torch.testing.assert_close(both[1], BlockFeatures(backbone.tower, [0])(x)[0])
 
 
-def test_gradients_reach_the_picture_and_not_the_weights(backbone: Backbone) -> None:
-    picture = torch.rand(1, 3, 24, 24, requires_grad=True)
-    sum(f.square().sum() for f in BlockFeatures(backbone.tower, [1])(backbone.tower_input(picture))).backward()
-    assert picture.grad is not None
-    assert picture.grad.abs().sum() > 0
+def test_gradients_reach_the_image_and_not_the_weights(backbone: Backbone) -> None:
+    image = torch.rand(1, 3, 24, 24, requires_grad=True)
+    sum(f.square().sum() for f in BlockFeatures(backbone.tower, [1])(backbone.tower_input(image))).backward()
+    assert image.grad is not None
+    assert image.grad.abs().sum() > 0
     assert not any(p.requires_grad for p in backbone.clip.parameters())
 
 
@@ -155,7 +155,7 @@ def test_decode_divides_by_the_scaling_factor(backbone: Backbone) -> None:
     torch.testing.assert_close(backbone.decode(z, clamp=False), plain)
 
 
-def test_pictures_of_another_size_are_resized_alike_as_bytes_and_as_floats(backbone: Backbone) -> None:
+def test_images_of_another_size_are_resized_alike_as_bytes_and_as_floats(backbone: Backbone) -> None:
     large = images(size=24)
     as_floats = torch.from_numpy(large).permute(0, 3, 1, 2) / 255
     assert backbone.encode_images(large).shape == (2, *backbone.latent_shape)

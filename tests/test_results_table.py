@@ -102,10 +102,37 @@ def test_a_spec_of_your_own_is_given_by_its_path(tmp_path: Path) -> None:
     assert (spec.name, spec.folder, spec.rows[0].role, spec.tolerance) == ("own", tmp_path, "method", 0.01)
 
 
+def test_a_table_can_extend_another(tmp_path: Path) -> None:
+    pairs = [{"a": "a", "b": "b", "metrics": ["pixcorr"]}]
+    first = write_spec(
+        tmp_path, rows=[{"label": "a"}, {"label": "b"}], paired=pairs, tolerance=0.5, expected={"a": {"pixcorr": 0.1}}
+    )
+    Path(first).rename(tmp_path / "first.yaml")
+    second = {
+        "extends": str(tmp_path / "first.yaml"), "title": "Second", "rows": [{"label": "c"}],
+        "paired": [{"a": "c", "b": "a", "metrics": ["pixcorr"]}], "expected": {"c": {"pixcorr": 0.2}},
+    }  # fmt: skip
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump(second), encoding="utf-8")
+    spec = load_spec(str(tmp_path / "second.yaml"))
+    assert (spec.name, spec.title, spec.experiment, spec.tolerance) == ("second", "Second", "scenes", 0.5)
+    assert [row.label for row in spec.rows] == ["c", "a", "b"]
+    assert [(pair.a, pair.b) for pair in spec.paired] == [("c", "a"), ("a", "b")]
+    assert spec.expected == {"a": {"pixcorr": 0.1}, "c": {"pixcorr": 0.2}}
+
+
+def test_a_table_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"extends leads back to own\.yaml"):
+        load_spec(write_spec(tmp_path, extends=str(tmp_path / "own.yaml")))
+    with pytest.raises(UserError, match="unknown table 'scense'"):
+        load_spec(write_spec(tmp_path, extends="scense"))
+
+
 def test_an_unknown_table_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"unknown table 'scene'\. Did you mean 'scenes'\? Allowed: digits69, scenes"):
+    with pytest.raises(
+        UserError, match=r"unknown table 'scene'\. Did you mean 'scenes'\? Allowed: demo, digits69, scenes"
+    ):
         load_spec("scene")
-    with pytest.raises(UserError, match=r"no table was named\. Give table=<name>, one of: digits69, scenes"):
+    with pytest.raises(UserError, match=r"no table was named\. Give table=<name>, one of: demo, digits69, scenes"):
         load_spec("")
 
 

@@ -96,7 +96,7 @@ def test_both_trees_say_that_they_are_simulated(made: Made) -> None:
         assert [f"Made from subject {name} of scenes (world_seed 7" in text for name in names] == [True] * len(names)
 
 
-# ---- NSD: design and pictures
+# ---- NSD: design and images
 
 
 def test_design(made: Made) -> None:
@@ -111,7 +111,7 @@ def test_design(made: Made) -> None:
     for k, images in enumerate(lists):
         np.testing.assert_array_equal(images[:N_TEST], lists[1, :N_TEST])
         assert len(np.unique(images)) == 160
-        assert k == 1 or images[N_TEST:].min() > 160  # a reader of the wrong row finds no picture
+        assert k == 1 or images[N_TEST:].min() > 160  # a reader of the wrong row finds no image
     assert not np.array_equal(np.sort(lists[1, :N_TEST]), lists[1, :N_TEST])  # a list's order is not that of the ids
 
 
@@ -145,7 +145,7 @@ def test_stimulus_information(made: Made) -> None:
     assert rows[140]["subject7_rep2"] == rows[140]["subject2_rep2"] != "0"  # one order for everybody
 
 
-def test_pictures(made: Made) -> None:
+def test_images(made: Made) -> None:
     path = made.nsd / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
     with h5py.File(path) as handle:
         assert list(handle) == ["imgBrick"]
@@ -421,7 +421,7 @@ def test_the_old_test_set_and_first_sessions(made: Made, tmp_path: Path) -> None
         np.testing.assert_array_equal(handle["betas"][()], made.subjects["subj02"]["voxels"][:180])
 
 
-def test_release_pictures_round_back(made: Made) -> None:
+def test_release_images_round_back(made: Made) -> None:
     path = made.mindeye2 / "coco_images_224_float16.hdf5"
     with h5py.File(path) as handle:
         images = handle["images"]

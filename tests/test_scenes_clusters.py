@@ -74,7 +74,7 @@ def test_the_default_experiment_is_as_it_was(tmp_path: Path) -> None:
     for cfg in (a, b):
         prepare(cfg)
     one, other = Subject(subject_path(a)), Subject(subject_path(b))
-    np.testing.assert_array_equal(one.image_id, other.image_id)  # the same brain sees the same pictures
+    np.testing.assert_array_equal(one.image_id, other.image_id)  # the same brain sees the same images
     voxels = other.voxels(np.arange(len(other.image_id)))
     fit = voxels[other.image_id < b.data.n_train]
     np.testing.assert_allclose(fit.mean(axis=0), 0, atol=1e-5)

@@ -34,6 +34,9 @@ class Optimisation:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
     average: float = 0.0  # decay of the exponential moving average of the weights; 0 keeps none
+    # Peak rate of Muon (Jordan et al. 2024), which then takes the matrices of `muon_layers` from AdamW; 0 for none.
+    muon_rate: float = 0.0
+    muon_layers: str = "resblocks"  # part of the names of these weights
     bf16: bool = True
     checkpoint_every_s: float = 120.0
 
@@ -122,26 +125,38 @@ def _report(checkpoint: Path | None, step: int, steps: int, rate: float, losses:
     log.info("%s %d/%d loss %.4f  %.2f steps/s  ETA %.0f s", name, step, steps, loss, rate, (steps - step) / rate)
 
 
+def optimisers(model: nn.Module, how: Optimisation) -> list[tuple[torch.optim.Optimizer, float]]:
+    """AdamW and, where asked for, Muon; each with its peak learning rate."""
+    named = dict(model.named_parameters())
+    matrices = {n: p for n, p in named.items() if how.muon_rate and p.ndim == 2 and how.muon_layers in n}
+    others = [p for n, p in named.items() if n not in matrices]
+    options = {"lr": how.learning_rate, "betas": how.betas, "weight_decay": how.weight_decay, "fused": True}
+    out: list[tuple[torch.optim.Optimizer, float]] = [(torch.optim.AdamW(others, **options), how.learning_rate)]
+    if matrices:
+        muon = torch.optim.Muon(matrices.values(), lr=how.muon_rate, weight_decay=how.weight_decay)
+        out.append((muon, how.muon_rate))
+    return out
+
+
 class _Run:
     """Model, optimiser and moving average at one step."""
 
     def __init__(self, model: nn.Module, how: Optimisation, checkpoint: Path | None) -> None:
         self.model, self.how, self.checkpoint, self.step = model, how, checkpoint, 0
-        self.optimiser = torch.optim.AdamW(
-            model.parameters(), lr=how.learning_rate, betas=how.betas, weight_decay=how.weight_decay, fused=True
-        )
+        self.optimisers = optimisers(model, how)
         self.average = [p.detach().clone() for p in model.parameters()]
         if checkpoint is not None and checkpoint.exists():
             self._load(torch.load(checkpoint, weights_only=True))
 
     def advance(self, loss: Tensor) -> Tensor:
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.how.learning_rate * rate_factor(self.step, self.how)
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser, peak in self.optimisers:
+            optimiser.param_groups[0]["lr"] = peak * rate_factor(self.step, self.how)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         share_gradients(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
-        self.optimiser.step()
+        for optimiser, _ in self.optimisers:
+            optimiser.step()
         self.step += 1
         # The average must forget the first weights quickly, hence the ramp (as in EDM's reference training).
         decay = min(self.how.average, self.step / (self.step + 10))
@@ -172,10 +187,11 @@ class _Run:
 
     def _state(self) -> dict[str, object]:
         weights = {"model": self.model.state_dict(), "average": self.average}
-        return {"step": self.step, "optimiser": self.optimiser.state_dict(), **weights}
+        return {"step": self.step, "optimisers": [o.state_dict() for o, _ in self.optimisers], **weights}
 
     def _load(self, state: dict[str, object]) -> None:
         self.step = state["step"]  # type: ignore[assignment]
         self.model.load_state_dict(state["model"])  # type: ignore[arg-type]
-        self.optimiser.load_state_dict(state["optimiser"])  # type: ignore[arg-type]
+        for (optimiser, _), saved in zip(self.optimisers, state["optimisers"], strict=True):  # type: ignore[call-overload]
+            optimiser.load_state_dict(saved)
         self.average = state["average"]  # type: ignore[assignment]

@@ -1,6 +1,6 @@
 """Fit the denoiser of a small backbone: noise prediction on scaled latents, given the text encoder's hidden states.
 
-Shapes: N pictures, K captions of each, B batch, C h w latent channels, rows and columns, L tokens, D text width.
+Shapes: N images, K captions of each, B batch, C h w latent channels, rows and columns, L tokens, D text width.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from backbone_training.clip import tokenize
 from backbone_training.loop import AfterCheckpoint, Draw, Optimisation, fit
+from backbone_training.patches import Patches, PatchHeads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,10 @@ class UnetRecipe:
     norm_groups: int = 8
     empty_share: float = 0.1  # classifier-free guidance needs the unconditional prediction too
     mean_share: float = 0.5  # of the others: the mean over several captions, which is what decoding predicts
+    # Weight of a second task: to tell from its features at half the resolution what each patch of the clean image
+    # shows. A denoiser that knows what it draws learns sooner (Yu et al. 2025, "Representation alignment for
+    # generation", whose features of another network are here what the drawing program knows).
+    patches_weight: float = 0.0
     how: Optimisation = field(
         default_factory=lambda: Optimisation(steps=9000, batch=64, learning_rate=1e-3, warmup=300, average=0.999)
     )
@@ -75,30 +80,58 @@ def fit_unet(
     seed: int,
     checkpoint: Path | None = None,
     after_checkpoint: AfterCheckpoint | None = None,
+    patches: Patches | None = None,
 ) -> UNet2DConditionModel:
     """The denoiser fitted to scaled latents and the hidden states of their captions (`encode_captions`).
 
-    empty_LD: the hidden states of the empty caption. The other arguments are those of `backbone_training.loop.fit`.
+    empty_LD: the hidden states of the empty caption. patches: what the images show, for `recipe.patches_weight`.
+    The other arguments are those of `backbone_training.loop.fit`.
     """
     torch.manual_seed(seed)
     _, channels, size, _ = latents_NChw.shape
     model = build_unet(recipe, size, channels, states_NKLD.shape[-1])
     signal = sd_scheduler().alphas_cumprod
+    parts = nn.ModuleDict({"unet": model})
+    if patches is not None:
+        parts["heads"] = PatchHeads(recipe.widths[-1], patches)
+    seen = _Features(model)
 
     def loss_of_step(draw: Draw) -> Tensor:
         rows = draw.numpy.integers(len(latents_NChw), size=recipe.how.batch)
         condition_BLD = draw_conditions(states_NKLD[rows], empty_LD, recipe, draw.numpy)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.how.bf16):
-            return unet_loss(model, latents_NChw[rows], condition_BLD, signal, draw.torch)
+            loss = unet_loss(model, latents_NChw[rows], condition_BLD, signal, draw.torch)
+        return loss if patches is None else loss + recipe.patches_weight * parts["heads"](seen.features_BPW, rows)
 
-    fit(model, loss_of_step, recipe.how, seed=seed, checkpoint=checkpoint, after_checkpoint=after_checkpoint)
+    def after(trained: nn.Module, step: int) -> None:
+        seen.forget()  # the model can be copied again
+        if after_checkpoint is not None:
+            after_checkpoint(trained["unet"], step)  # type: ignore[index]
+
+    fit(parts, loss_of_step, recipe.how, seed=seed, checkpoint=checkpoint, after_checkpoint=after)
+    seen.remove()
     return model
+
+
+class _Features:
+    """The latest features at half the resolution: what leaves the first of the blocks that lead up again."""
+
+    def __init__(self, model: UNet2DConditionModel) -> None:
+        self.forget()
+        self.remove = model.up_blocks[0].register_forward_hook(self._keep).remove
+
+    def forget(self) -> None:
+        """Let go of the latest features and the graph behind them."""
+        self.features_BPW = torch.empty(0)
+
+    def _keep(self, _: nn.Module, __: object, out_BWhw: Tensor) -> None:
+        self.features_BPW = out_BWhw.flatten(2).transpose(1, 2)
 
 
 def draw_conditions(
     states_BKLD: NDArray[np.float16], empty_LD: NDArray[np.float16], recipe: UnetRecipe, rng: np.random.Generator
 ) -> Tensor:
-    """(B, L, D): for each picture the empty caption, one caption, or the mean over a random subset of its captions."""
+    """(B, L, D): for each image the empty caption, one caption, or the mean over a random subset of its captions."""
     batch, n = states_BKLD.shape[:2]
     # How many captions enter each mean: 1, or anything up to all of them; ranks of random numbers choose which.
     counts = np.where(rng.random(batch) < recipe.mean_share, rng.integers(1, n + 1, batch), 1)
@@ -135,12 +168,13 @@ def encode_captions(
     encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Sequence[Sequence[str]], batch: int = 256
 ) -> NDArray[np.float16]:
     """The text encoder's last hidden states of every caption: (N, K, L, D) float16."""
-    parts = []
+    length, width = tokenizer.model_max_length, encoder.config.hidden_size
+    states_NKLD = np.empty((len(captions), len(captions[0]), length, width), np.float16)
     for start in range(0, len(captions), batch):
         ids_BKL = tokenize(tokenizer, captions[start : start + batch])
         states_MLD = encoder(ids_BKL.flatten(0, 1)).last_hidden_state
-        parts.append(states_MLD.unflatten(0, ids_BKL.shape[:2]).half().numpy())
-    return np.concatenate(parts)
+        states_NKLD[start : start + batch] = states_MLD.unflatten(0, ids_BKL.shape[:2]).half().numpy()
+    return states_NKLD
 
 
 @torch.inference_mode()

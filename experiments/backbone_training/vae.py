@@ -1,6 +1,6 @@
-"""Fit the autoencoder of a small backbone: pictures to a 4-channel latent of a quarter of their side, and back.
+"""Fit the autoencoder of a small backbone: images to a 4-channel latent of a quarter of their side, and back.
 
-Shapes: N pictures, B batch, H W rows and columns, 3 colours, C latent channels.
+Shapes: N images, B batch, H W rows and columns, 3 colours, C latent channels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from backbone_training.loop import Draw, Optimisation, fit
 
 @dataclass(frozen=True, kw_only=True)
 class VaeRecipe:
-    """Sizes and training of the autoencoder. Three widths give a latent of a quarter of the picture's side."""
+    """Sizes and training of the autoencoder. Three widths give a latent of a quarter of the image's side."""
 
     widths: tuple[int, ...] = (16, 32, 64)
     layers_per_block: int = 1
@@ -49,7 +49,7 @@ def build_vae(recipe: VaeRecipe, image_size: int) -> AutoencoderKL:
 def fit_vae(
     images_NHW3: NDArray[np.uint8], recipe: VaeRecipe, *, seed: int, checkpoint: Path | None = None
 ) -> AutoencoderKL:
-    """The autoencoder fitted to uint8 RGB pictures, its `scaling_factor` set so that latents have unit deviation."""
+    """The autoencoder fitted to uint8 RGB images, its `scaling_factor` set so that latents have unit deviation."""
     torch.manual_seed(seed)
     model = build_vae(recipe, images_NHW3.shape[1]).to(memory_format=torch.channels_last)
 
@@ -76,7 +76,7 @@ def vae_loss(model: AutoencoderKL, images_B3HW: Tensor, kl_weight: float, genera
 
 
 def as_tensor(images_BHW3: NDArray[np.uint8]) -> Tensor:
-    """uint8 pictures (B, H, W, 3) as float32 (B, 3, H, W) in [-1, 1]."""
+    """uint8 images (B, H, W, 3) as float32 (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.array(images_BHW3)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
@@ -90,13 +90,13 @@ def encode(model: AutoencoderKL, images_NHW3: NDArray[np.uint8], *, scaled: bool
 
 @torch.inference_mode()
 def decode(model: AutoencoderKL, latents_NChw: Tensor, *, batch: int = 64) -> NDArray[np.uint8]:
-    """Pictures (N, H, W, 3) uint8 of scaled latents."""
+    """Images (N, H, W, 3) uint8 of scaled latents."""
     parts = (model.decode(z / model.config["scaling_factor"]).sample for z in latents_NChw.split(batch))
     pixels = torch.cat([p.float().add(1).mul(127.5).round().clamp(0, 255) for p in parts])
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def psnr_db(a_NHW3: NDArray[np.uint8], b_NHW3: NDArray[np.uint8]) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio, in dB, of uint8 pictures."""
+    """Mean over images of the peak signal-to-noise ratio, in dB, of uint8 images."""
     squared = ((a_NHW3.astype(np.float64) - b_NHW3) ** 2).reshape(len(a_NHW3), -1).mean(1)
     return float(np.mean(10 * np.log10(255.0**2 / np.maximum(squared, 1e-12))))

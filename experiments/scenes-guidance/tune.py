@@ -1,15 +1,15 @@
-"""Tune feature guidance on validation images: a grid over kappa and eta, for predicted and for true features.
+"""Choose the sampler's settings on validation images, with predicted features. Test images take no part.
 
     python experiments/scenes-guidance/tune.py experiment=scenes
     python experiments/scenes-guidance/tune.py --images 40 --kappas 0.1,0.3 --etas 0.2,0.4 experiment=scenes
 
-Runs what is missing before it (prepare .. predict, mappers fitted on training images alone), samples the grid
-points, and writes tuning.json beside itself: scores with 95% intervals over images, the paired gain over
-no guidance, and the chosen point. Test images take no part. Everything after the options are overrides as for
-`nd run`.
-
-Chosen: the highest sum of PixCorr and low-level identification with predicted features. PixCorr alone is flat over a
-wide range of kappa and eta, and identification tells images apart that share a background.
+Runs what is missing before it (prepare .. predict, mappers fitted on training images alone). Then, each by the highest
+sum of the protocol's scores in SUM: strength, cfg_scale, rescale and the guidance's decoder, one after the other from
+the experiment's own values; a grid over kappa and eta, for predicted and for true features; and the gradient through
+the UNet, at every kappa of the grid and as many guided steps as cost no more FLOPs. Writes tuning.json beside itself:
+scores with 95% intervals over images, the paired gain over no guidance, and what was chosen. Everything after the
+options are overrides as for `nd run`. `--grid-only` leaves out all but the grid. A protocol without feature levels
+chooses by PixCorr and identification by pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from nd.backbone.loading import Backbone, load_backbone
@@ -50,40 +51,129 @@ from nd.train import train
 log = logging.getLogger(__name__)
 
 TARGETS = ("z", "c", "g")
+# What is chosen has the highest sum: fidelity of pixels and identification at three levels count alike.
+SUM = ("pixcorr", "ssim", "two_way_low", "two_way_mid", "two_way_high")
+SUM_OF_PIXELS = ("pixcorr", "two_way_pixels")
+SEARCHED = {
+    "method.strength": ("0.6", "0.75", "0.9"),
+    "method.cfg_scale": ("2", "3.5", "5"),
+    "mapper.rescale": ("none", "train"),
+    "guidance.decoder": ("full", "half"),
+}
 SCORES = ("pixcorr", "ssim", "two_way_pixels", "two_way_low", "two_way_mid", "two_way_high", "consistency_pixcorr")
 
 
 def main() -> None:
     """Tune and write the record."""
     options, overrides = arguments()
-    cfg = compose([*overrides, "part=val", "mapper.refit=false", f"method.repeats={options.repeats}"])
+    base = [*overrides, "part=val", "mapper.refit=false", f"method.repeats={options.repeats}"]
     started = time.monotonic()
-    predicted = predictions(cfg)
-    true = TrueFeatures({name: store_path(cfg, name) for name in TARGETS})
-    ids = evenly(part_ids(cfg), options.images)
-    backbone = load_backbone(cfg.backbone, pick_device(cfg.trainer.accelerator))
+    study = Study(base, options.images)
+    tried, found = study.search({} if options.grid_only else SEARCHED)
     grid = [(0.0, 0.0)] + [(kappa, eta) for eta in options.etas for kappa in options.kappas if kappa > 0]
-    score = scorer(cfg, ids)
-    points = tune(cfg, backbone, predicted, ids, grid, score, "predicted")
-    oracle = tune(cfg, backbone, true, ids, grid, score, "oracle")
+    points = study.grid(found, grid, "predicted")
+    best = chosen(points)
+    through = {} if options.grid_only else study.through_unet(found, best, options.kappas)
     record = {
         "metric": "pixcorr",
+        "sum": list(summed(points[0])),
+        "searched": tried,
         "points": points,
-        "oracle_points": oracle,
-        "chosen": chosen(points),
-        "n_images": len(ids),
+        "oracle_points": study.grid(found, grid, "oracle"),
+        "through_unet": through,
+        "chosen": best | {"overrides": found},
+        "n_images": len(study.ids),
         "repeats": options.repeats,
-        "image_ids": ids,
+        "image_ids": study.ids,
         "part": "val",
-        "seed": cfg.seed,
-        "subject": cfg.subject.name,
-        "weights": backbone.weights_hash,
-        "settings": settings(cfg),
+        **study.provenance(found),
         "command": " ".join(["python", "experiments/scenes-guidance/tune.py", *without_paths(sys.argv[1:])]),
         "seconds": round(time.monotonic() - started),
     }
     write_json(options.out, record)
-    print(f"wrote {options.out}: kappa {record['chosen']['kappa']:g}, eta {record['chosen']['eta']:g}")
+    print(f"wrote {options.out}: kappa {best['kappa']:g}, eta {best['eta']:g}, {' '.join(found)}")
+
+
+Scores = dict[str, NDArray[np.float64]]
+
+
+class Study:
+    """Validation images under changed settings."""
+
+    def __init__(self, base: Sequence[str], n_images: int) -> None:
+        self.base = list(base)
+        cfg = self.cfg([])
+        prepare(cfg)
+        for target in TARGETS:
+            extract(derive(cfg, f"target={target}"))
+        self.ids = evenly(part_ids(cfg), n_images)
+        self.backbone = load_backbone(cfg.backbone, pick_device(cfg.trainer.accelerator))
+        self.true = TrueFeatures({name: store_path(cfg, name) for name in TARGETS})
+        stimuli = Stimuli(stimuli_path(cfg)).images(np.asarray(self.ids))
+        self.score = lambda images: score_images(images, stimuli, cfg.protocol).scores
+
+    def cfg(self, changes: Sequence[str]) -> Config:
+        """Return the experiment with some settings changed."""
+        return compose([*self.base, *changes])
+
+    def search(self, values: Mapping[str, Sequence[str]]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Try every value of every key, one key after the other; return what was tried and the best overrides."""
+        tried: list[dict[str, Any]] = []
+        best: list[str] = []
+        for key, options in values.items():
+            trials = [[*best, f"{key}={value}"] for value in options]
+            sums = []
+            for trial in trials:
+                (scores,) = self.images(self.cfg(trial), [None], "predicted")
+                means = {name: round(float(scores[name].mean()), 5) for name in summed(scores)}
+                sums.append(sum(means.values()))
+                tried.append({"overrides": trial, "sum": round(sums[-1], 5), **means})
+                log.warning("%s: %.4f", " ".join(trial), sums[-1])
+            best = trials[int(np.argmax(sums))]
+        return tried, best
+
+    def grid(self, changes: Sequence[str], grid: Sequence[tuple[float, float]], source: str) -> list[dict[str, Any]]:
+        """Sample all points of kappa and eta at once; the first one is the reference of the paired gains."""
+        cfg = self.cfg(changes)
+        scored = self.images(cfg, grid, source)
+        return [
+            {"kappa": kappa, "eta": eta, **summary(scores, scored[0], cfg.protocol.n_boot)}
+            for (kappa, eta), scores in zip(grid, scored, strict=True)
+        ]
+
+    def images(self, cfg: Config, grid: Sequence[tuple[float, float] | None], source: str) -> list[Scores]:
+        """Scores per image at every point of the grid, None for the configuration's own."""
+        steered = [cfg.guidance if at is None else replace(cfg.guidance, kappa=at[0], eta=at[1]) for at in grid]
+        points = [replace(cfg, guidance=guidance) for guidance in steered]
+        features = self.true if source == "oracle" else predictions(cfg)
+        return [self.score(images) for images in sample(cfg, self.backbone, features, self.ids, points)]
+
+    def through_unet(self, changes: Sequence[str], best: dict[str, float], kappas: Sequence[float]) -> dict[str, Any]:
+        """The published gradient, with at most the FLOPs of the chosen point: fewer guided steps, every kappa."""
+        limit = self.tflop([*changes, f"guidance.kappa={best['kappa']}", f"guidance.eta={best['eta']}"])
+        through = [*changes, "guidance.through_unet=true", f"guidance.kappa={best['kappa']}"]
+        etas = [round(eta, 2) for eta in np.arange(0.1, 1.01, 0.1)]
+        costs = {eta: self.tflop([*through, f"guidance.eta={eta}"]) for eta in etas}
+        eta = max((eta for eta, cost in costs.items() if cost <= limit), default=etas[0])
+        points = self.grid(through, [(0.0, 0.0)] + [(kappa, eta) for kappa in kappas], "predicted")[1:]
+        return {"tflop": round(costs[eta], 4), "tflop_chosen": round(limit, 4), "points": points}
+
+    def tflop(self, changes: Sequence[str]) -> float:
+        """Counted TFLOP of sampling one image."""
+        cfg = self.cfg(changes)
+        with FlopCounterMode(display=False) as counter:
+            sample(cfg, self.backbone, self.true, self.ids[:1], [cfg])
+        return float(counter.get_total_flops()) / 1e12
+
+    def provenance(self, changes: Sequence[str]) -> dict[str, Any]:
+        """What else the scores depend on."""
+        cfg = self.cfg(changes)
+        return {
+            "seed": cfg.seed,
+            "subject": cfg.subject.name,
+            "weights": self.backbone.weights_hash,
+            "settings": settings(cfg),
+        }
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -93,6 +183,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--kappas", type=numbers, default=[0.2, 0.4, 0.8, 1.6])
     parser.add_argument("--etas", type=numbers, default=[0.2, 0.4, 0.6])
+    parser.add_argument("--grid-only", action="store_true", help="kappa and eta alone")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("tuning.json"))
     return parser.parse_known_args()
 
@@ -109,9 +200,6 @@ def numbers(text: str) -> list[float]:
 
 def predictions(cfg: Config) -> PredictedFeatures:
     """Return predictions of the validation images, made now where they are missing."""
-    prepare(cfg)
-    for target in TARGETS:
-        extract(derive(cfg, f"target={target}"))
     folder = RunFolder.open(cfg, "predict")
     if not folder.done:
         for target in TARGETS:
@@ -125,45 +213,18 @@ def evenly(ids: Sequence[int], n: int) -> list[int]:
     return [ids[round(k)] for k in np.linspace(0, len(ids) - 1, min(n, len(ids)))]
 
 
-def scorer(cfg: Config, ids: Sequence[int]) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float64]]]:
-    """Return a function from images (N, R, H, W, 3) to scores per image, under the experiment's protocol."""
-    stimuli = Stimuli(stimuli_path(cfg)).images(np.asarray(ids))
-    return lambda pictures: score_images(pictures, stimuli, cfg.protocol).scores
-
-
-def tune(
-    cfg: Config,
-    backbone: Backbone,
-    source: FeatureSource,
-    ids: Sequence[int],
-    grid: Sequence[tuple[float, float]],
-    score: Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float64]]],
-    name: str,
-) -> list[dict[str, Any]]:
-    """Sample the grid at once and score every point; the first one is the unguided reference of the paired gains."""
-    points: list[dict[str, Any]] = []
-    unguided: dict[str, NDArray[np.float64]] = {}
-    pictures = sample(cfg, backbone, source, ids, grid)
-    for (kappa, eta), shown in zip(grid, pictures, strict=True):
-        values = score(shown)
-        unguided = unguided or values
-        points.append({"kappa": kappa, "eta": eta, **summary(values, unguided, cfg.protocol.n_boot)})
-    log.info("%s: %d points scored", name, len(points))
-    return points
-
-
 def sample(
-    cfg: Config, backbone: Backbone, source: FeatureSource, ids: Sequence[int], grid: Sequence[tuple[float, float]]
+    cfg: Config, backbone: Backbone, source: FeatureSource, ids: Sequence[int], points: Sequence[Config]
 ) -> list[NDArray[np.uint8]]:
-    """Return images (N, R, H, W, 3) of the images at every point of the grid."""
-    at = [replace(cfg, guidance=replace(cfg.guidance, kappa=kappa, eta=eta)) for kappa, eta in grid]
-    sampler = GuidedSampler(backbone, cfg, [point_of(one) for one in at])
-    generate = GuidedDiffusion(sampler, cfg.seed, cfg.method.repeats)
-    made: list[list[NDArray[np.uint8]]] = [[] for _ in grid]
-    for batch in tqdm(partition(ids, max(1, cfg.trainer.batch_size // cfg.method.repeats)), unit="batch"):
+    """Return images (N, R, H, W, 3) of the images at every point, which differ in guidance alone."""
+    generate = GuidedDiffusion(
+        GuidedSampler(backbone, cfg, [point_of(one) for one in points]), cfg.seed, cfg.method.repeats
+    )
+    made: list[list[NDArray[np.uint8]]] = [[] for _ in points]
+    for batch in tqdm(partition(ids, max(1, cfg.trainer.batch_size // cfg.method.repeats)), unit="batch", leave=False):
         rows = {name: torch.from_numpy(source.rows(name, batch)).to(backbone.device) for name in TARGETS}
-        for kept, pictures in zip(made, generate(batch, rows), strict=True):
-            kept.append(pictures.images)
+        for kept, images in zip(made, generate(batch, rows), strict=True):
+            kept.append(images.images)
     return [np.concatenate(kept) for kept in made]
 
 
@@ -179,12 +240,15 @@ def summary(
     return {name: round(value, 5) for name, value in record.items()}
 
 
-def chosen(points: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return kappa and eta of the guided point with the highest sum of PixCorr and low-level identification."""
-    # A protocol without a network has no feature levels; identification by pixels stands in.
-    level = "two_way_low" if "two_way_low" in points[0] else "two_way_pixels"
-    best = max((p for p in points if p["kappa"] > 0), key=lambda point: point["pixcorr"] + point[level])
+def chosen(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return kappa and eta of the guided point with the highest sum of scores."""
+    best = max((p for p in points if p["kappa"] > 0), key=lambda p: sum(p[name] for name in summed(p)))
     return {"kappa": best["kappa"], "eta": best["eta"]}
+
+
+def summed(scores: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the scores whose sum decides."""
+    return SUM if "two_way_low" in scores else SUM_OF_PIXELS
 
 
 def settings(cfg: Config) -> dict[str, Any]:
@@ -196,6 +260,7 @@ def settings(cfg: Config) -> dict[str, Any]:
         "cfg_scale": method.cfg_scale,
         "normalise": guidance.normalise,
         "through_unet": guidance.through_unet,
+        "decoder": guidance.decoder,
         "layer_weights": list(guidance.layer_weights),
         "layers": list(cfg.target.layers),
         "rescale": cfg.mapper.rescale,

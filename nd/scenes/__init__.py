@@ -1,1 +1,1 @@
-"""The embedded world: drawn pictures, their captions, and simulated brains that see them."""
+"""The embedded world: drawn images, their captions, and simulated brains that see them."""

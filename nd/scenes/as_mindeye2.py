@@ -1,10 +1,10 @@
 """Simulated subjects as a small tree in the files, keys, dtypes and index bases of the MindEye2 release.
 
-Image i of the data set is 0-based 73k image i, its test images are the shared ones, and pictures keep their own side
+Image i of the data set is 0-based 73k image i, its test images are the shared ones, and images keep their own side
 (the release's have 224 pixels). Betas are the subject's voxels bit for bit. Order of the rows, padding and sample
 numbers follow MedARC-AI/MindEyeV2@06f5a4c:src/dataset_creation.ipynb.
 
-Shapes: T trials, V voxels, S side of a picture.
+Shapes: T trials, V voxels, S side of an image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nd.data.stimuli import Stimuli
 from nd.data.subject import Subject
 from nd.errors import UserError
 from nd.files import allocate
-from nd.scenes.release_trials import ReleaseTrials, fresh, pictures, sign, trials_of
+from nd.scenes.release_trials import ReleaseTrials, fresh, shown_images, sign, trials_of
 
 CONTEXT = 15  # trials before and after that a sample tells of
 OTHERS = 3  # rows for the presentations of the same image
@@ -56,7 +56,7 @@ def write_mindeye2(folder: Path, subjects: Sequence[Subject], stimuli: Stimuli, 
         raise UserError(f"a MindEye2 tree needs at least one subject, each once; got {', '.join(names) or 'none'}.")
     everybody = [trials_of(subject, stimuli, test_ids) for subject in subjects]
     with fresh(folder):
-        _write_pictures(folder / tree.IMAGES, stimuli)
+        _write_images(folder / tree.IMAGES, stimuli)
         _write_captions(folder / tree.CAPTIONS, stimuli)
         _write_masks(folder / tree.ROI_MASKS, subjects)
         for subject, trials in zip(subjects, everybody, strict=True):
@@ -137,17 +137,17 @@ def _write_betas(path: Path, subject: Subject) -> None:
             betas[positions] = values
 
 
-def _write_pictures(path: Path, stimuli: Stimuli) -> None:
-    """(73000, 3, S, S) float16 in [0, 1]; only pictures that are there take room. Value k is k / 255, rounded."""
+def _write_images(path: Path, stimuli: Stimuli) -> None:
+    """(73000, 3, S, S) float16 in [0, 1]; only images that are there take room. Value k is k / 255, rounded."""
     shape = (3, *stimuli.shape[:2])
     with h5py.File(path, "w") as handle:
         images = handle.create_dataset(tree.IMAGES_KEY, (N_IMAGES, *shape), np.float16, chunks=(1, *shape), fillvalue=0)
-        for image, picture_HWC in pictures(stimuli):
-            images[image] = (picture_HWC.transpose(2, 0, 1) / 255).astype(np.float16)
+        for image, pixels_HWC in shown_images(stimuli):
+            images[image] = (pixels_HWC.transpose(2, 0, 1) / 255).astype(np.float16)
 
 
 def _write_captions(path: Path, stimuli: Stimuli) -> None:
-    """(73000, 5 or more) text; rows of pictures that are not there are empty and, in a sparse file, take no room."""
+    """(73000, 5 or more) text; rows of images that are not there are empty and, in a sparse file, take no room."""
     texts = stimuli.captions(stimuli.image_id)
     n_columns = max(LEAST_CAPTIONS, *(len(captions) for captions in texts))
     dtype = np.dtype(f"<U{max(len(text) for captions in texts for text in captions)}")

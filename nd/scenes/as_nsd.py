@@ -1,10 +1,10 @@
 """One simulated subject as a small tree in the files, keys, dtypes and index bases of the Natural Scenes Dataset.
 
 Image i of the data set is 0-based 73k image i. Its test images stand for the images that all subjects share, and
-pictures keep their own side (NSD's have 425 pixels). NSD shows all subjects the positions of their image lists in one
+images keep their own side (NSD's have 425 pixels). NSD shows all subjects the positions of their image lists in one
 order, so a tree holds one simulated subject; the lists of the other seven name images that are not there.
 
-Shapes: T trials, I images of a subject's list, S side of a picture.
+Shapes: T trials, I images of a subject's list, S side of an image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nd.errors import UserError
 from nd.scenes.as_nsd_brain import write_betas, write_ncsnr, write_rois
 from nd.scenes.as_nsd_info import coco_ids_of, write_captions, write_info
 from nd.scenes.brain import subject_rng
-from nd.scenes.release_trials import RUNS, SLOTS, ReleaseTrials, fresh, pictures, sign, trials_of
+from nd.scenes.release_trials import RUNS, SLOTS, ReleaseTrials, fresh, shown_images, sign, trials_of
 
 # Names under which a reader finds the areas of Scenes: labels of a volume merged (V1v + V1d) or plain, or, for floc
 # volumes, all labels of the volume together.
@@ -97,7 +97,7 @@ def write_nsd(
     coco = coco_ids_of(design.lists[trials.person - 1] - 1, trials.person, coco_ids)
     with fresh(folder):
         _write_design(folder / DESIGN, design)
-        _write_pictures(folder / STIMULI, stimuli)
+        _write_images(folder / STIMULI, stimuli)
         write_info(folder, design.lists, design.order, design.shared, coco)
         write_captions(folder, stimuli, coco)
         shape = write_rois(folder, subject, grid)
@@ -131,10 +131,10 @@ def design_of(trials: ReleaseTrials, rng: np.random.Generator) -> Design:
 
 
 def _lists(mine: NDArray[np.int64], trials: ReleaseTrials) -> NDArray[np.int64]:
-    """(8, I) 1-based ids: this subject's list, and for the others the shared images and then unpictured ones."""
+    """(8, I) 1-based ids: this subject's list, and for the others the shared images and then unused ones."""
     n_shared, n_others = len(trials.shared_ids), len(trials.other_ids)
-    unpictured = np.setdiff1d(np.arange(N_IMAGES), mine, assume_unique=True)
-    rows = [np.r_[mine[:n_shared], np.roll(unpictured, -k * n_others)[:n_others]] for k in range(len(SUBJECTS))]
+    unused = np.setdiff1d(np.arange(N_IMAGES), mine, assume_unique=True)
+    rows = [np.r_[mine[:n_shared], np.roll(unused, -k * n_others)[:n_others]] for k in range(len(SUBJECTS))]
     rows[trials.person - 1] = mine
     return np.stack(rows) + 1
 
@@ -152,12 +152,12 @@ def _write_design(path: Path, design: Design) -> None:
     savemat(path, arrays, do_compression=True)
 
 
-def _write_pictures(path: Path, stimuli: Stimuli) -> None:
-    """(73000, S, S, 3) uint8, in which only pictures that are there take room."""
+def _write_images(path: Path, stimuli: Stimuli) -> None:
+    """(73000, S, S, 3) uint8, in which only images that are there take room."""
     path.parent.mkdir(parents=True)
     with h5py.File(path, "w") as handle:
         bricks = handle.create_dataset(
             STIMULI_KEY, (N_IMAGES, *stimuli.shape), np.uint8, chunks=(1, *stimuli.shape), fillvalue=0
         )
-        for image, picture in pictures(stimuli):
-            bricks[image] = picture
+        for image, pixels in shown_images(stimuli):
+            bricks[image] = pixels

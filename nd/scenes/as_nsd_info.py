@@ -1,4 +1,4 @@
-"""What NSD says of its pictures: nsd_stim_info_merged.csv, and captions in the form of COCO's annotations.
+"""What NSD says of its images: nsd_stim_info_merged.csv, and captions in the form of COCO's annotations.
 
 Shapes: T trials, I images of a subject's list, N = 73,000 images.
 """
@@ -20,7 +20,7 @@ from nd.data.stimuli import Stimuli
 from nd.errors import UserError
 from nd.files import write_json, write_text
 
-MAX_COCO_ID = 600_000  # COCO 2017 numbers its pictures up to 581,929
+MAX_COCO_ID = 600_000  # COCO 2017 numbers its images up to 581,929
 SPLITS = ("train2017", "val2017")
 REPEATS = 3  # columns subjectN_rep0 to _rep2
 
@@ -53,7 +53,7 @@ def _read_list(path: Path, person: int) -> NDArray[np.int64]:
 
 
 def split_of_images() -> NDArray[np.intp]:
-    """(N,) index into SPLITS: every fifth picture comes from the smaller of COCO's two sets."""
+    """(N,) index into SPLITS: every fifth image comes from the smaller of COCO's two sets."""
     return (np.arange(N_IMAGES) % 5 == 3).astype(np.intp)
 
 
@@ -107,9 +107,9 @@ def trials_by_position(order: NDArray[np.integer], n_images: int) -> NDArray[np.
 
 
 def write_captions(root: Path, stimuli: Stimuli, coco: NDArray[np.int64]) -> None:
-    """Write the captions of the pictures as COCO's two annotation files, each picture's in the file of its set.
+    """Write the captions of the images as COCO's two annotation files, each image's in the file of its set.
 
-    The first captions of all pictures come first, then the second ones: a picture's captions do not stand together in
+    The first captions of all images come first, then the second ones: an image's captions do not stand together in
     COCO's files either, but their order is kept.
     """
     ids, texts = stimuli.image_id, stimuli.captions(stimuli.image_id)
@@ -126,5 +126,5 @@ def write_captions(root: Path, stimuli: Stimuli, coco: NDArray[np.int64]) -> Non
         notes = [{"image_id": i, "id": n, "caption": text} for n, (i, text) in zip(numbers, spoken, strict=False)]
         side = {"height": stimuli.shape[0], "width": stimuli.shape[1]}
         images = [{"id": i, "file_name": f"{i:012d}.jpg", **side} for i, _ in mine]
-        info = {"description": "simulated: captions of drawn pictures in the form of COCO's annotations"}
+        info = {"description": "simulated: captions of drawn images in the form of COCO's annotations"}
         write_json(root / path, {"info": info, "licenses": [], "images": images, "annotations": notes})

@@ -1,11 +1,12 @@
-"""A simulated brain: noise-free responses of one subject's voxels to pictures and scenes, and the noise of its trials.
+"""A simulated brain: noise-free responses of one subject's voxels to images and scenes, and the noise of its trials.
 
-Early voxels (V1-hV4) see a Gaussian window of the picture through oriented-energy and opponent-colour channels and
+Early voxels (V1-hV4) see a Gaussian window of the image through oriented-energy and opponent-colour channels and
 compress the sum (the compressive spatial summation model of Kay et al. 2013 on a filter bank). The other areas respond
-to what the scene holds, through rectified and conjunctive features of its attributes, with some drive by the picture.
-No trained network takes part. Subjects differ in voxels, noise and areas; the laws of their tuning are shared.
+to what the scene holds, through rectified and conjunctive features of its attributes, with some drive by the image.
+Their noise is as strong as NSD's (nd.scenes.noise_ceilings). No trained network takes part. Subjects differ in voxels,
+noise and areas; the laws of their tuning are shared.
 
-Shapes: N pictures, V voxels, T trials, K channels, G output grid side, A attributes, M features.
+Shapes: N images, V voxels, T trials, K channels, G output grid side, A attributes, M features.
 """
 
 from __future__ import annotations
@@ -19,26 +20,22 @@ from numpy.typing import NDArray
 from nd.scenes.attributes import attribute_names
 from nd.scenes.cortex import AREAS, Cortex, grow_cortex
 from nd.scenes.filters import GRID, Bank, frequencies, orientations
+from nd.scenes.noise_ceilings import draw_ncsnr
 
 Float = NDArray[np.floating]
 
-# Single-trial signal-to-noise ratios are log-normal. The median, .45, makes the median noise ceiling of a mean over 3
-# trials .45^2 / (.45^2 + 1/3) = 38%, about what Allen et al. 2022 (Nature Neuroscience 25) report for nsdgeneral. The
-# log-normal shape and its spread are our assumption; nothing here was fitted to NSD's own files.
-NCSNR_MEDIAN, NCSNR_LOG_SD, NCSNR_RANGE = 0.45, 0.5, (0.05, 1.6)
 # Shares of the trial-noise variance. The rest is independent in every trial and voxel.
 NOISE_SHARED, NOISE_DRIFT = 0.30, 0.10
 N_NOISE_SOURCES, NOISE_REACH = 60, 0.15  # smooth spatial patterns; their sigma in units of the brain's length
 GAIN_SD = 0.10  # response gain from session to session
 
-OPPONENT_SHARE = (
-    1.0,
-    9.0,
-)  # Beta law of the weight of colour against oriented energy: mostly energy, in few voxels colour
-PICTURE_DRIVE = 0.30  # share of the picture's drive (variance) in areas that respond to content
+# Beta law of the weight of opponent colours, light and dark among them, against oriented energy. Our choice: mostly
+# energy, in some voxels colour. Energy alone tells edges, not which side of them is light.
+OPPONENT_SHARE = (1.0, 4.0)
+IMAGE_DRIVE = 0.30  # share of the image's drive (variance) in areas that respond to content
 N_FEATURES = 32  # rectified and conjunctive features shared by all voxels of an area, in every subject
 CONTENT_OF = {
-    "ventral": ("shape", "colour", "background"),
+    "ventral": ("shape", "colour", "texture", "background"),
     "lateral": ("shape", "size", "place"),
     "parietal": ("place", "layout", "size"),
     "face_like": ("shape",),
@@ -63,13 +60,13 @@ class Brain:
         return len(self.ncsnr)
 
     def responses(self, bank: Bank, attributes_NA: Float) -> Float:
-        """(N, V) noise-free responses, each voxel with mean 0 and variance 1 over these pictures."""
-        picture_NV = standardise(self.picture_drive(bank))
+        """(N, V) noise-free responses, each voxel with mean 0 and variance 1 over these images."""
+        image_NV = standardise(self.image_drive(bank))
         content_NV = standardise(content_features(self.world_seed, attributes_NA) @ self.mixture.T)
-        share_V = np.array([1.0 if a.early else PICTURE_DRIVE for a in AREAS], np.float32)[self.cortex.area]
-        return standardise(np.sqrt(share_V) * picture_NV + np.sqrt(1 - share_V) * content_NV)
+        share_V = np.array([1.0 if a.early else IMAGE_DRIVE for a in AREAS], np.float32)[self.cortex.area]
+        return standardise(np.sqrt(share_V) * image_NV + np.sqrt(1 - share_V) * content_NV)
 
-    def picture_drive(self, bank: Bank) -> Float:
+    def image_drive(self, bank: Bank) -> Float:
         """(N, V) compressed sum of all channels inside each voxel's window, before standardising."""
         window_VP = windows(self.cortex.field)
         drive_NV = np.zeros((bank.n_images, self.n_voxels), np.float32)
@@ -81,7 +78,7 @@ class Brain:
     def trials(
         self, rng: np.random.Generator, responses_NV: Float, image: NDArray[np.integer], session: NDArray[np.integer]
     ) -> Float:
-        """(T, V) single-trial betas of the pictures ``image`` (T,), seen in ``session`` (T,); not yet z-scored."""
+        """(T, V) single-trial betas of the images ``image`` (T,), seen in ``session`` (T,); not yet z-scored."""
         n_sessions = session.max() + 1
         gain = rng.standard_normal((n_sessions, 1)).astype(np.float32)
         gain = 1 + GAIN_SD * (gain - gain.mean())  # ncsnr speaks of the mean gain
@@ -112,11 +109,9 @@ def build_brain(world_seed: int, name: str, n_voxels: int) -> Brain:
     """The brain of subject ``name`` in the world ``world_seed``, with about ``n_voxels`` voxels. Always the same."""
     rng = subject_rng(world_seed, name, "brain")
     cortex = grow_cortex(rng, n_voxels)
-    ncsnr = NCSNR_MEDIAN * np.exp(NCSNR_LOG_SD * rng.standard_normal(len(cortex.area)))
+    ncsnr = draw_ncsnr(rng, name, np.array([area.name for area in AREAS])[cortex.area])
     weights = _channel_weights(rng, cortex)
-    return Brain(
-        name, cortex, weights, _mixture(rng, cortex), np.clip(ncsnr, *NCSNR_RANGE).astype(np.float32), world_seed
-    )
+    return Brain(name, cortex, weights, _mixture(rng, cortex), ncsnr, world_seed)
 
 
 def subject_rng(world_seed: int, name: str, purpose: str) -> np.random.Generator:
@@ -133,7 +128,7 @@ def standardise(values: Float) -> Float:
 
 
 def windows(field_V3: Float) -> Float:
-    """(V, G*G) Gaussian windows that sum to 1 inside the picture."""
+    """(V, G*G) Gaussian windows that sum to 1 inside the image."""
     centres = (np.arange(GRID, dtype=np.float32) + 0.5) / GRID - 0.5
     x, y, sigma = (field_V3[:, k, None] for k in range(3))
     across, down = (np.exp(-((centres - c) ** 2) / (2 * sigma**2)) for c in (x, y))

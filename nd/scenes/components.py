@@ -22,7 +22,7 @@ class ScenesData(DataConfig):
     """scenes: drawn images and simulated brains, made here."""
 
     source: str = opt("scenes", "where the data come from", identity=False)
-    n_train: int = opt(1000, "scenes: training images, validation included")
+    n_train: int = opt(1600, "scenes: training images, validation included")
     n_test: int = opt(200, "scenes: test images; own: test images where test_ids names none")
     n_repeats: int = opt(3, "scenes: presentations of every image")
     n_voxels: int = opt(1500, "scenes: approximate voxels per subject")

@@ -1,8 +1,8 @@
-"""Where the simulated voxels lie and what part of the picture each one sees.
+"""Where the simulated voxels lie and what part of the image each one sees.
 
 Two mirrored hemispheres on one voxel grid. Areas are clumps of neighbouring voxels; inside an area neighbours see
-neighbouring places, and the left hemisphere sees the right half of the picture.
-Positions in the picture are in picture sides from its centre: x to the right, y downwards.
+neighbouring places, and the left hemisphere sees the right half of the image.
+Positions in the image are in image sides from its centre: x to the right, y downwards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Float = NDArray[np.floating]
 class Area:
     """One visual area: share of the voxels, place in a hemisphere (lateral, anterior, superior, each in [0, 1]),
     receptive-field size (sigma = size * (1 + 1.5 eccentricity)), compressive exponent, and whether it responds to
-    the picture (early) or mostly to the content of the scene."""
+    the image (early) or mostly to the content of the scene."""
 
     name: str
     share: float
@@ -30,7 +30,7 @@ class Area:
 
 
 # Sizes growing and exponents falling from V1 on: after Kay et al. 2013 (compressive spatial summation), rounded; .065
-# is .55 degrees were the picture 8.4 degrees wide. Shares: our choice, V1-hV4 60%, so that they cover the picture.
+# is .55 degrees were the image 8.4 degrees wide. Shares: our choice, V1-hV4 60%, so that they cover the image.
 AREAS = (
     Area("V1", 0.20, (0.15, 0.10, 0.45), 0.065, 0.60, True),
     Area("V2", 0.16, (0.28, 0.22, 0.45), 0.090, 0.50, True),
@@ -43,8 +43,8 @@ AREAS = (
     Area("place_like", 0.05, (0.28, 0.70, 0.18), 0.30, 0.30, False),
 )
 MIN_VOXELS = 2 * len(AREAS)  # one voxel per area and hemisphere
-ECCENTRICITY_MAX = 0.72  # the corners of the picture
-MAGNIFICATION = 0.62  # .5 would spread fields evenly over the picture; more of them lie near the centre
+ECCENTRICITY_MAX = 0.72  # the corners of the image
+MAGNIFICATION = 0.62  # .5 would spread fields evenly over the image; more of them lie near the centre
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def grow_cortex(rng: np.random.Generator, n_voxels: int) -> Cortex:
     halves = [_hemisphere(rng, counts, side) for _ in range(2)]
     ijk = np.concatenate([_mirrored(halves[0][0], side), halves[1][0] + np.array([side + 1, 0, 0])])
     area = np.concatenate([halves[0][1], halves[1][1]])
-    # The left hemisphere (first half) sees the right of the picture.
+    # The left hemisphere (first half) sees the right of the image.
     field = np.concatenate([halves[0][2], halves[1][2] * np.array([-1, 1, 1], np.float32)])
     order = np.lexsort(ijk.T[::-1])
     return Cortex(ijk[order].astype(np.int16), area[order], field[order].astype(np.float32))

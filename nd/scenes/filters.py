@@ -1,7 +1,7 @@
-"""What early visual cortex takes from a picture: oriented energy at several scales, and opponent colours.
+"""What early visual cortex takes from an image: oriented energy at several scales, and opponent colours.
 
 Plain signal processing of the pixels; no trained network is involved.
-Shapes: N pictures, H W rows and columns, G output grid side, K channels. Lengths are in picture sides.
+Shapes: N images, H W rows and columns, G output grid side, K channels. Lengths are in image sides.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 Float = NDArray[np.floating]
 
 GRID = 16  # the smallest receptive field has sigma .065, about one cell
-CYCLES = (4.0, 8.0, 16.0)  # per picture: .5, 1 and 2 cycles per degree were it 8.4 degrees wide, as in NSD
+CYCLES = (4.0, 8.0, 16.0)  # per image: .5, 1 and 2 cycles per degree were it 8.4 degrees wide, as in NSD
 N_ORIENTATIONS = 6
 # Gaussian envelope of a Gabor with a bandwidth of one octave: sigma = .56 wavelengths.
 ENVELOPE = 0.56
-CHUNK = 128  # pictures filtered at once; bounds memory
+CHUNK = 128  # images filtered at once; bounds memory
 
 # Linear sRGB to XYZ (IEC 61966-2-1), then to cone responses (Hunt-Pointer-Estevez, normalised to D65).
 RGB_TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 XYZ_TO_LMS = np.array([[0.4002, 0.7076, -0.0808], [-0.2263, 1.1653, 0.0457], [0.0, 0.0, 0.9182]])
-GREY = 0.5  # the screen around the pictures, in display values, as in NSD
-# Cells compare their centre with a surround and hardly answer to an even field (sigma in picture sides).
+GREY = 0.5  # the screen around the images, in display values, as in NSD
+# Cells compare their centre with a surround and hardly answer to an even field (sigma in image sides).
 SURROUND = 0.2
 # Brings the three signals, which differ in size because cone spectra overlap, to a common footing.
 OPPONENT_SCALE = np.array([0.25, 0.10, 0.45], np.float32)
@@ -32,19 +32,19 @@ OPPONENT_SCALE = np.array([0.25, 0.10, 0.45], np.float32)
 
 @dataclass(frozen=True)
 class Bank:
-    """Channel maps of N pictures: energy (K, N, G*G) with K = scales x orientations, opponent (6, N, G*G); all >= 0."""
+    """Channel maps of N images: energy (K, N, G*G) with K = scales x orientations, opponent (6, N, G*G); all >= 0."""
 
     energy: Float
     opponent: Float
 
     @property
     def n_images(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return self.energy.shape[1]
 
 
 def frequencies() -> Float:
-    """(K,) cycles per picture of each energy channel."""
+    """(K,) cycles per image of each energy channel."""
     return np.repeat(np.array(CYCLES, np.float32), N_ORIENTATIONS)
 
 
@@ -54,7 +54,7 @@ def orientations() -> Float:
 
 
 def filter_bank(images: NDArray[np.uint8]) -> Bank:
-    """All channel maps of (N, H, W, 3) uint8 pictures of any square size."""
+    """All channel maps of (N, H, W, 3) uint8 images of any square size."""
     parts = [_filter(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
     return Bank(np.concatenate([p[0] for p in parts], axis=1), np.concatenate([p[1] for p in parts], axis=1))
 
@@ -64,7 +64,7 @@ def _filter(images: NDArray[np.uint8]) -> tuple[Float, Float]:
     energy = [_energy(opponent_3NHW[0], f, a) for f, a in zip(frequencies(), orientations(), strict=True)]
     pooling = _gaussian_rows(images.shape[1], GRID, 0.5 / GRID)
     surround = _gaussian_rows(images.shape[1], GRID, SURROUND)
-    surround /= surround.sum(1, keepdims=True)  # near the border the surround is what there is of the picture
+    surround /= surround.sum(1, keepdims=True)  # near the border the surround is what there is of the image
     contrast = pooling @ opponent_3NHW @ pooling.T - surround @ opponent_3NHW @ surround.T
     pooled = contrast.reshape(3, len(images), -1)
     # Cells fire for one sign only: lighter and darker, redder and greener, bluer and yellower.
@@ -93,7 +93,7 @@ def _energy(luminance_NHW: Float, cycles: float, angle: float) -> Float:
 
 
 def _gabor_rows(size: int, cycles: float, along: float) -> NDArray[np.complex64]:
-    """(2G, size): one-dimensional complex Gabors at the sampling points; outside the picture is grey, that is 0."""
+    """(2G, size): one-dimensional complex Gabors at the sampling points; outside the image is grey, that is 0."""
     distance = _distances(size, 2 * GRID)
     wave = np.exp(2j * np.pi * cycles * along * distance)
     return (_gaussian_rows(size, 2 * GRID, ENVELOPE / cycles) * wave).astype(np.complex64)

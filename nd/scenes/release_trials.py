@@ -25,7 +25,7 @@ from nd.files import write_text
 
 # NSD Data Manual, "Functional data (NSD)": a session has 12 runs of 75 trials of 4 s, most of which show an image.
 RUNS, SLOTS = 12, 75
-PICTURES_AT_ONCE = 64
+IMAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +103,10 @@ def _check(subject: Subject, stimuli: Stimuli, test_ids: NDArray[Any]) -> None:
         )
 
 
-def pictures(stimuli: Stimuli) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield (image id, picture (H, W, 3)) of all stimuli, a few in memory at a time."""
-    for first in range(0, len(stimuli.image_id), PICTURES_AT_ONCE):
-        ids = stimuli.image_id[first : first + PICTURES_AT_ONCE]
+def shown_images(stimuli: Stimuli) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield (image id, image (H, W, 3)) of all stimuli, a few in memory at a time."""
+    for first in range(0, len(stimuli.image_id), IMAGES_AT_ONCE):
+        ids = stimuli.image_id[first : first + IMAGES_AT_ONCE]
         yield from zip(ids.tolist(), stimuli.images(ids), strict=True)
 
 
@@ -132,7 +132,7 @@ def sign(folder: Path, release: str, subjects: Sequence[Subject], notes: list[st
     lines = [
         f"Everything in this folder is SIMULATED. Nobody was scanned: it is a small tree in the files and codes of the "
         f"{release}, made to try readers.",
-        "The pictures are drawn by code and keep their own side; the voxels are responses of a simulated brain.",
+        "The images are drawn by code and keep their own side; the voxels are responses of a simulated brain.",
         *notes,
     ]
     for subject in subjects:

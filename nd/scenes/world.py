@@ -1,6 +1,6 @@
-"""The Scenes data set: pictures, captions, and every subject's simulated experiment, in the prepared format.
+"""The Scenes data set: images, captions, and every subject's simulated experiment, in the prepared format.
 
-Shapes: N pictures, T trials, V voxels.
+Shapes: N images, T trials, V voxels.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from nd.scenes.scene import Scene, sample_scene
 
 LOG = logging.getLogger(__name__)
 
-SIMULATION_VERSION = 1  # raise it when the same settings give other voxels or pictures
+SIMULATION_VERSION = 2  # raise it when the same settings give other voxels or images
 TRIALS_PER_SESSION = 300  # NSD has 750
-MIN_IMAGE_SIZE = 32  # below, the finest filters (16 cycles per picture) cannot be sampled
+MIN_IMAGE_SIZE = 32  # below, the finest filters (16 cycles per image) cannot be sampled
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Schedule:
 
 
 class World:
-    """The pictures of one configuration and what every subject needs of them; each is made when first asked for."""
+    """The images of one configuration and what every subject needs of them; each is made when first asked for."""
 
     def __init__(self, data: DataConfig) -> None:
         """Take the settings. Raises UserError for settings that make no experiment."""
@@ -56,22 +56,22 @@ class World:
 
     @cached_property
     def scenes(self) -> list[Scene]:
-        """What the pictures show."""
+        """What the images show."""
         return [sample_scene(self.data.world_seed, int(i)) for i in self.ids]
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
-        """(N, S, S, 3) the pictures."""
+        """(N, S, S, 3) the images."""
         return draw_scenes(self.scenes, self.data.image_size)
 
     @cached_property
     def captions(self) -> list[list[str]]:
-        """Several captions of every picture."""
+        """Several captions of every image."""
         return [captions(scene) for scene in self.scenes]
 
     @cached_property
     def drive(self) -> tuple[Bank, NDArray[np.floating]]:
-        """What voxels respond to: filtered pictures, and the attributes (N, A) of the scenes."""
+        """What voxels respond to: filtered images, and the attributes (N, A) of the scenes."""
         return filter_bank(self.images), attribute_matrix(self.scenes)
 
     @cached_property
@@ -81,7 +81,7 @@ class World:
 
     @cached_property
     def clusters(self) -> list[str]:
-        """The cluster of every picture."""
+        """The cluster of every image."""
         return clusters_of(self.scenes)
 
     @cached_property
@@ -173,7 +173,7 @@ def write_experiment(
             "mask": "nsdgeneral",
             "betas": "simulated single-trial responses",
             "scaling": "z-scored per session and voxel by the mean and deviation of its training-image trials",
-            "ncsnr": "true value of the simulation",
+            "ncsnr": "true value of the simulation, drawn from quantiles measured in NSD",
             "world_seed": data.world_seed,
             "stimuli_hash": stimuli_hash,
         },

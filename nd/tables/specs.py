@@ -2,12 +2,13 @@
 
 Rows are overrides on top of an experiment, so a row's run is found by identity and never by name. Fields::
 
-    title, experiment, subjects, columns, rows, paired, images, curve, expected, tolerance, published, averaged
+    title, experiment, subjects, columns, rows, paired, images, curve, expected, tolerance, published, averaged, extends
 
 ``expected`` holds the scores that ``nd table check=true`` compares with: ``{row label: {metric: mean}}``, for the first
 subject. ``published`` names sets of ``nd.tables.published`` or rows of them, or holds rows written out; they are shown
 apart, each under its own protocol. ``averaged`` names rows that differ in their seed alone; their mean is a row of the
-block of means, where every row stands with its mean over subjects if there are several.
+block of means, where every row stands with its mean over subjects if there are several. ``extends`` names another
+table, whose fields hold where this one has none; its rows, pairs and expected scores follow this one's.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def _published(given: Any, problems: list[str]) -> list[Published]:
 def load_spec(name: str) -> TableSpec:
     """Read ``experiments/<name>.yaml``, or a spec of your own given by its path; all problems in one ``UserError``."""
     path = _spec_path(name)
-    given, problems = read_yaml(path, "a table spec", TableSpec), list[str]()
+    given = _extended(read_yaml(path, "a table spec", TableSpec), (path.resolve(),))
+    problems: list[str] = []
     if isinstance(given, dict):
         kinds = {"columns": Column, "rows": Row, "paired": Pair, "averaged": Averaged}
         given |= {key: build_all(kind, given, key, problems) for key, kind in kinds.items()}
@@ -161,6 +163,26 @@ def load_spec(name: str) -> TableSpec:
     refuse(path, problems or (_inconsistencies(spec) if spec else []))
     assert spec is not None  # or there were problems
     return spec
+
+
+def _extended(given: Any, seen: tuple[Path, ...]) -> Any:
+    """The fields of a spec together with those of the table that it extends."""
+    if not isinstance(given, dict) or not isinstance(name := given.pop("extends", ""), str) or not name:
+        return given
+    path = _spec_path(name)
+    if path.resolve() in seen:
+        raise UserError(f"{seen[0]}: extends leads back to {path.name}. A table can extend others that are complete.")
+    base = _extended(read_yaml(path, "a table spec", TableSpec), (*seen, path.resolve()))
+    if not isinstance(base, dict):
+        raise UserError(f"{path} is {type(base).__name__}, wanted a mapping")
+    both = base | given
+    for key in ("rows", "paired"):
+        own, more = given.get(key) or [], base.get(key) or []
+        both[key] = own + more if isinstance(own, list) and isinstance(more, list) else own
+    expected = [spec.get("expected") or {} for spec in (base, given)]
+    if all(isinstance(scores, dict) for scores in expected):
+        both["expected"] = expected[0] | expected[1]
+    return both
 
 
 def _inconsistencies(spec: TableSpec) -> list[str]:
