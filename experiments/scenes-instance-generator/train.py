@@ -122,7 +122,7 @@ def fit(backbone: Backbone, recipe: Recipe, work: Path) -> Generator:
         average.update_parameters(network)
         if (iteration + 1) % KEEP_EVERY == 0 or iteration + 1 == recipe.iterations:
             cost = (time.process_time() - since) / (iteration + 1 - begun)
-            log.info("%d of %d: distance %.4f, %.2f CPU s an iteration", iteration + 1, recipe.iterations, loss, cost)
+            log.info("%d of %d: distance %.4f, %.2f CPU s each", iteration + 1, recipe.iterations, loss.item(), cost)
             with atomic_path(work) as temporary:
                 torch.save(
                     {name: part.state_dict() for name, part in parts.items()} | {"done": iteration + 1}, temporary
