@@ -237,7 +237,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("data.subjects=[a,b]", "subject: subj01 is not a subject of scenes"),
         ("protocol=digits69", "protocol: digits69 does not fit data scenes"),
         ("data.split=digits69-cv10", r"data\.split: digits69-cv10 does not cut data scenes"),
-        ("data.n_val=1000", "leave fewer than 2 of 1000 training images"),
+        ("data.n_val=1600", "leave fewer than 2 of 1600 training images"),
         ("method.targets=[z,c]", "needs target g"),
         ("method.generator=pixels", r"generator pixels needs \['pixels'\]"),
         ("target.layers=[0,0]", "must be different block numbers"),

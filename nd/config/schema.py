@@ -23,7 +23,7 @@ from nd.config.groups import (
 )
 from nd.config.training import NetworkConfig, TrainingConfig
 
-SCHEMA_VERSION = 2  # part of every run_id; raise it when the meaning of a field changes
+SCHEMA_VERSION = 3  # part of every run_id; raise it when the meaning of a field changes
 ALL = "all"  # extract: every target of the method, in one pass over the stimuli
 
 
@@ -246,13 +246,7 @@ class Config:
         )
 
     def with_target(self, name: str) -> Config:
-        """Return the configuration of ``extract``, ``train`` and ``predict`` for one target of the method.
-
-        Args:
-            name: of the target, or ``all``.
-
-        Returns:
-            A copy; its overrides say the target too.
+        """Return a copy for ``extract``, ``train`` and ``predict`` of one target, or ``all``.
 
         Raises:
             UserError: no such target.
@@ -263,14 +257,7 @@ class Config:
         return replace(self.decoding_as(self.decoding(name)), overrides=self._overrides_for(name))
 
     def decoding_as(self, one: Decoding) -> Config:
-        """Return the configuration with the groups of one target.
-
-        Args:
-            one: of ``decoding``.
-
-        Returns:
-            A copy.
-        """
+        """Return a copy with the groups of one target, as ``decoding`` returns them."""
         return replace(
             self,
             target=one.target,
