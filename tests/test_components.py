@@ -93,10 +93,10 @@ def test_an_id_is_pinned() -> None:
 
 
 PINNED = {
-    "train": "4ee10a2ce1ed",
-    "predict": "a09fce2d4121",
-    "reconstruct": "729d9e88c753",
-    "evaluate": "53a31c247f59",
+    "train": "cd554d684458",
+    "predict": "c94214d9dbcd",
+    "reconstruct": "c22a2f4d71fa",
+    "evaluate": "1a53764b349c",
 }
 
 
