@@ -28,7 +28,7 @@ from nd.tables.table import Table
 
 HERE = Path(__file__).parent
 SPLITS = {"random": "scenes", "clusters": "scenes_clusters"}
-METHOD, RETRIEVAL = "NeuralDiffuser", "nearest training image"
+METHOD, RETRIEVAL = "NeuralDiffuser (ridge)", "nearest training image"
 N_BOOT = 10_000
 PerImage = dict[str, NDArray[np.float64]]
 
