@@ -27,12 +27,12 @@ TOWER_SIZE = "about 0.6 GB for ViT-B/32, licence MIT"
 
 def weight_needs(cfg: Config) -> list[Need]:
     """Every network of the configuration, there or not."""
-    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_judges(cfg)]
+    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_versatile(cfg), *_judges(cfg)]
 
 
 def _backbone(cfg: Config) -> Iterator[Need]:
     parts = {part for name in cfg.method.targets for part in component("target", name).parts}
-    if not generator_of(cfg).parts(cfg) and not parts - {"image_tower"}:
+    if not (parts - {"image_tower"} or set(generator_of(cfg).parts(cfg)) & set(PARTS)):
         return
     given = cfg.backbone.weights
     folder = local_folder(given)
@@ -98,6 +98,21 @@ def _vdvae(cfg: Config) -> Iterator[Need]:
         yield Need("VDVAE", "ok", file, size_text(Path(file)))
     else:
         yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {FILE}>; {SIZE}, from {URL}")
+
+
+def _versatile(cfg: Config) -> Iterator[Need]:
+    """Versatile Diffusion, where the method's generator runs it."""
+    given = getattr(cfg.method, "versatile", "")
+    if not given:
+        return
+    folder, name, file = local_folder(given), "Versatile Diffusion", "image_unet/config.json"
+    if folder is None:
+        state = "ok" if _cached(given, file) else "missing"
+        yield Need(name, state, f"hub: {given}", "several GB, licence MIT" + _fetch_note(state))
+    elif (folder / file).is_file():
+        yield Need(name, "ok", str(folder), size_text(folder))
+    else:
+        yield Need(name, "missing", str(folder), f"no {file} there")
 
 
 def _judges(cfg: Config) -> Iterator[Need]:
