@@ -42,9 +42,8 @@ def main() -> None:
     generator(list(range(n)), {"z40": z40, "c": c})  # warm
     ours = processor_time(lambda: generator(list(range(n)), {"z40": z40, "c": c}))
     plainly = processor_time(lambda: [plain(backbone, cfg, z40[k : k + 1], c[k : k + 1]) for k in range(n)])
-    print(
-        f"Scenes, {n} images of {cfg.method.repeats}: ours {ours:.2f} s, plainly {plainly:.2f} s, {plainly / ours:.1f} x"
-    )
+    each = cfg.method.repeats
+    print(f"Scenes, {n} images of {each}: ours {ours:.2f} s, plainly {plainly:.2f} s, {plainly / ours:.1f} x")
     full_size()
 
 
@@ -86,9 +85,8 @@ def full_size() -> None:
             step(1)
         need, flops = need_of(step), counted.get_total_flops()
         print(f"{what}: {flops / 1e12:.2f} TFLOP a step, {37 * flops / 1e12:.1f} an image of 37 steps")
-        print(
-            f"  activations, float32: {(need.fixed + need.each) / 1e9:.2f} GB for 1, {need.each / 1e9:.2f} GB for each more"
-        )
+        one, more = (need.fixed + need.each) / 1e9, need.each / 1e9
+        print(f"  activations, float32: {one:.2f} GB for 1, {more:.2f} GB for each more")
     weights = sum(p.numel() for p in unet.parameters())
     print(
         f"weights: {weights / 1e6:.0f} M, {4 * weights / 1e9:.1f} GB in float32, {2 * weights / 1e9:.1f} GB in float16"
