@@ -239,7 +239,7 @@ def grey(size: int, device: torch.device) -> Tensor:
     Made of exact halves and not by an image processor, which divides floats by 255 once more and makes black of grey.
 
     >>> [round(float(value), 3) for value in grey(1, torch.device("cpu")).flatten()]
-    [0.069, 0.162, 0.333]
+    [0.069, 0.161, 0.333]
     """
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
     return ((0.5 - mean) / std).expand(1, 3, size, size)

@@ -28,12 +28,16 @@ TOWER_SIZE = "about 0.6 GB for ViT-B/32, licence MIT"
 
 def weight_needs(cfg: Config) -> list[Need]:
     """Every network of the configuration, there or not."""
+<<<<<<< HEAD
     return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_instance(cfg), *_judges(cfg)]
+=======
+    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_versatile(cfg), *_judges(cfg)]
+>>>>>>> h17
 
 
 def _backbone(cfg: Config) -> Iterator[Need]:
     parts = {part for name in cfg.method.targets for part in component("target", name).parts}
-    if not generator_of(cfg).parts(cfg) and not parts - {"image_tower"}:
+    if not (parts - {"image_tower"} or set(generator_of(cfg).parts(cfg)) & set(PARTS)):
         return
     given = cfg.backbone.weights
     folder = local_folder(given)
@@ -101,6 +105,7 @@ def _vdvae(cfg: Config) -> Iterator[Need]:
         yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {FILE}>; {SIZE}, from {URL}")
 
 
+<<<<<<< HEAD
 def _instance(cfg: Config) -> Iterator[Need]:
     """What an instance-conditioned GAN and its features are read from."""
     read: dict[str, tuple[str, str, str]] = {}
@@ -115,6 +120,21 @@ def _instance(cfg: Config) -> Iterator[Need]:
             yield Need(what, "ok", file, size_text(Path(file)))
         else:
             yield Need(what, "missing", "-", f"give {field}=<path>; {source}")
+=======
+def _versatile(cfg: Config) -> Iterator[Need]:
+    """Versatile Diffusion, where the method's generator runs it."""
+    given = getattr(cfg.method, "versatile", "")
+    if not given:
+        return
+    folder, name, file = local_folder(given), "Versatile Diffusion", "image_unet/config.json"
+    if folder is None:
+        state = "ok" if _cached(given, file) else "missing"
+        yield Need(name, state, f"hub: {given}", "several GB, licence MIT" + _fetch_note(state))
+    elif (folder / file).is_file():
+        yield Need(name, "ok", str(folder), size_text(folder))
+    else:
+        yield Need(name, "missing", str(folder), f"no {file} there")
+>>>>>>> h17
 
 
 def _judges(cfg: Config) -> Iterator[Need]:
