@@ -28,11 +28,7 @@ TOWER_SIZE = "about 0.6 GB for ViT-B/32, licence MIT"
 
 def weight_needs(cfg: Config) -> list[Need]:
     """Every network of the configuration, there or not."""
-<<<<<<< HEAD
-    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_instance(cfg), *_judges(cfg)]
-=======
-    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_versatile(cfg), *_judges(cfg)]
->>>>>>> h17
+    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_versatile(cfg), *_instance(cfg), *_judges(cfg)]
 
 
 def _backbone(cfg: Config) -> Iterator[Need]:
@@ -105,7 +101,6 @@ def _vdvae(cfg: Config) -> Iterator[Need]:
         yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {FILE}>; {SIZE}, from {URL}")
 
 
-<<<<<<< HEAD
 def _instance(cfg: Config) -> Iterator[Need]:
     """What an instance-conditioned GAN and its features are read from."""
     read: dict[str, tuple[str, str, str]] = {}
@@ -120,7 +115,8 @@ def _instance(cfg: Config) -> Iterator[Need]:
             yield Need(what, "ok", file, size_text(Path(file)))
         else:
             yield Need(what, "missing", "-", f"give {field}=<path>; {source}")
-=======
+
+
 def _versatile(cfg: Config) -> Iterator[Need]:
     """Versatile Diffusion, where the method's generator runs it."""
     given = getattr(cfg.method, "versatile", "")
@@ -134,7 +130,6 @@ def _versatile(cfg: Config) -> Iterator[Need]:
         yield Need(name, "ok", str(folder), size_text(folder))
     else:
         yield Need(name, "missing", str(folder), f"no {file} there")
->>>>>>> h17
 
 
 def _judges(cfg: Config) -> Iterator[Need]:
