@@ -46,7 +46,7 @@ def test_an_id_holds_values_only_where_they_differ_from_the_defaults() -> None:
     assert {key for key in found if key.startswith(("guidance.", "trainer.", "protocol."))} == {
         "guidance.kappa", "protocol.name", "protocol.n_boot",
     }  # fmt: skip
-    assert (found["guidance.kappa"], found["verb"], found["schema"]) == (2.0, "evaluate", 2)
+    assert (found["guidance.kappa"], found["verb"], found["schema"]) == (2.0, "evaluate", 3)
     assert "guidance" not in identity_of("train", cfg)
 
 
