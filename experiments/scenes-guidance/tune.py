@@ -4,7 +4,7 @@
     python experiments/scenes-guidance/tune.py --images 40 --kappas 0.1,0.3 --etas 0.2,0.4 experiment=scenes
 
 Runs what is missing before it (prepare .. predict, mappers fitted on training images alone). Then, each by the highest
-sum of the protocol's scores in SUM: strength, cfg_scale, rescale and the guidance's decoder, one after the other from
+sum of the protocol's scores in SUM: rescale, strength, cfg_scale and the guidance's decoder, one after the other from
 the experiment's own values; a grid over kappa and eta, for predicted and for true features; and the gradient through
 the UNet, at every kappa of the grid and as many guided steps as cost no more FLOPs. Writes tuning.json beside itself:
 scores with 95% intervals over images, the paired gain over no guidance, and what was chosen. Everything after the
@@ -55,9 +55,9 @@ TARGETS = ("z", "c", "g")
 SUM = ("pixcorr", "ssim", "two_way_low", "two_way_mid", "two_way_high")
 SUM_OF_PIXELS = ("pixcorr", "two_way_pixels")
 SEARCHED = {
-    "method.strength": ("0.6", "0.75", "0.9"),
-    "method.cfg_scale": ("2", "3.5", "5"),
     "mapper.rescale": ("none", "train"),
+    "method.strength": ("0.45", "0.6", "0.75", "0.9"),
+    "method.cfg_scale": ("2", "3.5", "5"),
     "guidance.decoder": ("full", "half"),
 }
 SCORES = ("pixcorr", "ssim", "two_way_pixels", "two_way_low", "two_way_mid", "two_way_high", "consistency_pixcorr")
