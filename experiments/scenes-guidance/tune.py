@@ -177,7 +177,7 @@ class Study:
         return {"tflop": round(costs[eta], 4), "tflop_chosen": round(limit, 4), "points": points}
 
     def tflop(self, changes: Sequence[str]) -> float:
-        """Counted TFLOP of sampling one image."""
+        """Counted TFLOP of sampling one part of the plan, which repeats fill up; only ratios mean something."""
         cfg = self.cfg(changes)
         with Operations() as counted:
             sample(cfg, self.backbone, self.true, self.ids[:1], [cfg])
