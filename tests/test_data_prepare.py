@@ -49,7 +49,7 @@ def names(root: Path) -> set[str]:
 def test_prepare_writes_all_and_then_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = tiny(tmp_path)
     folder = prepare(cfg)
-    assert f"wrote scenes: 4 subjects and the stimuli, 0.2 MB at {folder}" in capsys.readouterr().out
+    assert f"wrote scenes: 4 subjects and the stimuli, 0.3 MB at {folder}" in capsys.readouterr().out
     assert names(folder) == {"stimuli.h5", "manifest.json", *(f"subj0{k}.h5" for k in range(1, 5))}
     before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
     prepare(cfg)

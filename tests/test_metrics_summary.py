@@ -17,7 +17,7 @@ def lines(*names: str) -> list[str]:
     return score_table(summary).splitlines()
 
 
-@pytest.mark.parametrize(("names", "place"), [(("ssim", LONG), 2 + 28 + 1), (("ssim", "pixcorr"), 2 + 20 + 1), ((), 0)])
+@pytest.mark.parametrize(("names", "place"), [(("ssim", LONG), 2 + 28 + 1), (("pixcorr", "ssim"), 2 + 20 + 1), ((), 0)])
 def test_numbers_stand_below_each_other(names: tuple[str, ...], place: int) -> None:
     head, *rows = lines(*names)
     assert head == "protocol nd v1: 3 images, 2 repeats, 95% intervals over images"

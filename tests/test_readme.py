@@ -87,7 +87,7 @@ def test_verbs_run_small(line: str, folder: Path, stand_ins: dict[str, list[str]
     words = [word for given in shlex.split(line)[1:] for word in stand_ins.get(given, [given])]
     run_small(words, folder)
     if words[0] == "report":
-        name = words[1].removeprefix("experiment=")
+        name = compose(words[1:2]).table
         written = {path.name for path in (folder / "results").iterdir()}
         assert {f"{name}.{suffix}" for suffix in ("md", "csv", "tex", "html", "png")} <= written
 
@@ -119,4 +119,4 @@ def test_scenes_read_from_nsds_forms_gives_the_same_scores(folder: Path) -> None
     )
     assert forms[1] == pytest.approx(scores, abs=1e-6)
     assert forms[0] == pytest.approx(scores, abs=0.01)
-    assert scores["pixcorr"] > 0.05
+    assert scores["pixcorr"] > 0.02

@@ -280,7 +280,7 @@ def settings(cfg: Config) -> dict[str, Any]:
         "through_unet": guidance.through_unet,
         "decoder": guidance.decoder,
         "layer_weights": list(guidance.layer_weights),
-        "layers": list(cfg.target.layers),
+        "layers": list(cfg.decoding("g").target.layers),
         "rescale": cfg.mapper.rescale,
         "protocol": f"{cfg.protocol.name} v{cfg.protocol.version}",
     }

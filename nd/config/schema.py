@@ -206,7 +206,7 @@ class Config:
     )
     subset: bool = opt(
         False,
-        "evaluate images=...: score those of some test images; tables set them beside the same images' scores alone",
+        "evaluate images=...: some test images alone; tables set them beside the same images' scores",
         identity=False,  # the ids are part of images_hash
     )
     images_hash: str = opt("", "evaluate images=...: hash of their content; filled in, and where given held against it")
@@ -217,9 +217,7 @@ class Config:
         choices=("prepared", "nsd", "mindeye2"),
     )
     rois: list[str] = opt(
-        [],
-        "roi: ROIs, or sets of them joined by '+', that images are made of; empty: all of the prepared file",
-        identity=False,
+        [], "roi: ROIs, or sets joined by '+', that images are made of; empty: all of the file", identity=False
     )
     table: str = opt("", "table spec of experiments/ that run, table and report work on", identity=False)
     check: bool = opt(False, "table: compare with the spec's expected values and fail when they differ", identity=False)
@@ -246,7 +244,13 @@ class Config:
         )
 
     def with_target(self, name: str) -> Config:
-        """Return a copy for ``extract``, ``train`` and ``predict`` of one target, or ``all``.
+        """Return the configuration of ``extract``, ``train`` and ``predict`` for one target of the method.
+
+        Args:
+            name: of the target, or ``all``.
+
+        Returns:
+            A copy; its overrides say the target too.
 
         Raises:
             UserError: no such target.
@@ -257,7 +261,14 @@ class Config:
         return replace(self.decoding_as(self.decoding(name)), overrides=self._overrides_for(name))
 
     def decoding_as(self, one: Decoding) -> Config:
-        """Return a copy with the groups of one target, as ``decoding`` returns them."""
+        """Return the configuration with the groups of one target.
+
+        Args:
+            one: of ``decoding``.
+
+        Returns:
+            A copy.
+        """
         return replace(
             self,
             target=one.target,
@@ -284,12 +295,6 @@ class Config:
     def guided_steps(self) -> int:
         """Sampled steps that are guided, the first int(n * eta); 0 where nothing is guided."""
         return self.method.guided_steps(self.guidance)
-
-    @property
-    def follows_release(self) -> bool:
-        """Whether sampler or mappers follow the arithmetic of released code."""
-        variants = [getattr(self.method, "variant", "nd"), *(mapper.variant for mapper in self.mappers)]
-        return "released" in variants
 
     @property
     def transductive(self) -> bool:

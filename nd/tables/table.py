@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nd.config import Config
 from nd.errors import UserError
 from nd.evaluation.scores import PerImage, Score, read_per_image, read_scores
 from nd.metrics.intervals import subjects_note
@@ -24,6 +25,11 @@ ROLE_NOTES = {
     "floor": "floor: no image is generated; what a method should beat",
     "reference": "reference: another decoder, for comparison",
 }
+
+
+def follows_release(cfg: Config) -> bool:
+    """Whether sampler or mappers of a row follow the arithmetic of released code."""
+    return "released" in [getattr(cfg.method, "variant", "nd"), *(mapper.variant for mapper in cfg.mappers)]
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Table:
         own = dict.fromkeys((row.row.label, row.row.note) for row in self.rows if row.row.note)
         marks = dict.fromkeys(row.row.label for row in self.rows if row.run.transductive)
         released = dict.fromkeys(
-            (row.row.label, row.entry.cfg.method.name) for row in self.rows if row.entry.cfg.follows_release
+            (row.row.label, row.entry.cfg.method.name) for row in self.rows if follows_release(row.entry.cfg)
         )
         return [
             *(ROLE_NOTES[role] for role in roles if role in ROLE_NOTES),
