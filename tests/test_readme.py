@@ -14,6 +14,8 @@ from helpers_commands import ROOT, succeed
 from helpers_digits import noise_file
 from PIL import Image
 
+from nd.config.application import compose
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = [
     line.split(" #")[0].strip()

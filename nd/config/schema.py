@@ -204,10 +204,11 @@ class Config:
         identity=False,
         choices=("", "first_appearance", "canonical"),
     )
+    # Its ids are part of images_hash.
     subset: bool = opt(
         False,
-        "evaluate images=...: some test images alone; tables set them beside the same images' scores",
-        identity=False,  # the ids are part of images_hash
+        "evaluate images=...: some test images alone, set beside the same images' scores in tables",
+        identity=False,
     )
     images_hash: str = opt("", "evaluate images=...: hash of their content; filled in, and where given held against it")
     layout: str = opt(
