@@ -31,12 +31,11 @@ from nd.config.rules import contradictions, without_effect
 from nd.config.schema import Config
 from nd.errors import UserError
 from nd.launch import is_rank_zero
-from nd.terminal import show_what_it_can
+from nd.terminal import exit_with
 
 # Groups on whose choice the rules between fields hang: where it was no option, only the fields are checked.
 DECISIVE = {"data", "experiment", "method", "protocol", "backbone"}
 SWITCHES = ("run", "multirun", "resolve", "hydra-help", "shell-completion")  # Hydra's, passed on
-INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
 
 Verb = Callable[[Config], Path | list[Path] | int | None]
 Compose = Callable[..., Config]  # a configuration and further overrides to a configuration
@@ -143,20 +142,8 @@ def verb(
     """
 
     def main(argv: list[str] | None = None) -> NoReturn:
-        name = function.__name__
-        show_what_it_can()
-        try:
-            code = _run(name, function, together, rows, list(sys.argv[1:] if argv is None else argv))
-        except UserError as error:
-            print(f"nd {name}: {error}", file=sys.stderr)
-            code = 2
-        except BrokenPipeError:  # the reader of a pipe (`nd train --help | head`) has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = BROKEN_PIPE
-        except KeyboardInterrupt:
-            print(f"\nnd {name}: interrupted. The same command again resumes.", file=sys.stderr)
-            code = INTERRUPTED
-        sys.exit(code)
+        name, words = function.__name__, list(sys.argv[1:] if argv is None else argv)
+        exit_with(name, lambda: _run(name, function, together, rows, words))
 
     return main
 
