@@ -58,10 +58,10 @@ def rows(done: Done) -> list[str]:
 @pytest.fixture
 def lab(tmp_path: Path) -> Path:
     """Two scored runs that differ in kappa and one of a floor, a killed training, and a failed prediction."""
-    for kappa in (0.5, 1.0):
-        fake_scores(guided(tmp_path, kappa), SCORES if kappa < 1 else {"pixcorr": SCORES["pixcorr"] + 0.5})
+    for shift, kappa in enumerate((0.5, 1.0)):
+        fake_scores(guided(tmp_path, kappa), SCORES | {"pixcorr": SCORES["pixcorr"] + 0.5 * shift})
     other = replace(config(tmp_path), seed=1, overrides=["seed=1", "subject.name=subj01", "trainer.devices=2"])
-    fake_scores(other, SCORES)
+    fake_scores(other, SCORES | {"pixcorr": SCORES["pixcorr"] - 0.5})
     killed = made(config(tmp_path), "train")
     (killed.path / "status").write_text("running\n", encoding="utf-8")
     failed(config(tmp_path), "predict")
@@ -74,15 +74,13 @@ def test_ls_shows_what_sets_runs_apart_their_state_and_their_scores(lab: Path) -
     assert [line[0] for line in table] == [run.id for run in known_runs(lab / "runs")]
     states = {run.verb: run.state for run in known_runs(lab / "runs")}
     assert states == {"train": "partial", "predict": "failed", "evaluate": "done"}
-    scored = {line[-6]: line for line in table if "done" in line} | {}
-    by_score = {line[line.index("done") + 1]: line for line in table if "done" in line}
-    assert scored
-    assert "guidance.kappa=0.5" in by_score["0.200"] or "guidance.kappa=0.5" in done.out
-    high = by_score["0.700"]
-    assert "guidance.kappa=1" in high
-    assert "seed=42" in high
-    seeded = next(line for line in table if "seed=1" in line)
-    assert "guidance.kappa=1" not in seeded or "guidance.kappa=" in " ".join(seeded)
+    apart_by = {line[line.index("done") + 1]: set(line[2 : line.index("done")]) for line in table if "done" in line}
+    default = f"guidance.kappa={config(lab).guidance.kappa:g}"
+    assert apart_by == {
+        "0.200": {"guidance.kappa=0.5", "seed=42"},
+        "0.700": {"guidance.kappa=1", "seed=42"},
+        "-0.300": {default, "seed=1"},
+    }
     assert "trainer.devices" not in done.out  # no result depends on it
     assert "subject.name" not in done.out  # the name says it
     assert "5 runs, " in done.out.splitlines()[-1]
@@ -95,7 +93,7 @@ def test_ls_keeps_the_runs_that_have_a_value(lab: Path) -> None:
     assert count("evaluate") == 3
     assert count("guidance.kappa=0.5") == 1
     assert count("guidance.kappa=5e-1", "evaluate") == 1
-    assert count("guidance.kappa=0.5,1", "evaluate") == 3
+    assert count("guidance.kappa=0.5,1", "evaluate") == 2
     assert count("state=partial,failed") == 2
     assert count("state=done", "seed=1", "method=neuraldiffuser") == 1
     assert count("method=neural*", "subject=subj01") == 5
@@ -164,15 +162,13 @@ def test_a_run_is_found_by_folder_id_name_and_the_beginning_of_either(lab: Path)
 
 def test_show_says_what_a_run_was_and_why_it_failed(lab: Path) -> None:
     runs = {run.verb: run for run in known_runs(lab / "runs")}
-    done = succeed(
-        "show", next(run.id for run in known_runs(lab / "runs") if "kappa=0.5" in str(run.manifest)), cwd=lab
-    )
+    done = succeed("show", RunFolder.open(guided(lab, 0.5), "evaluate").run_id, cwd=lab)
     assert "made by: nd evaluate guidance.kappa=0.5" in done.out
     assert "guidance.kappa" in done.out.split("differs from the defaults")[1]
     assert "pixcorr               0.2000" in done.out
     assert "per_image.csv" in done.out.split("\nfiles")[1]
     broken = succeed("show", runs["predict"].id, cwd=lab).out
-    assert "failed, 0 s ago" in broken or "failed, " in broken
+    assert "\nfailed, " in broken
     assert broken.rstrip().endswith("ZeroDivisionError: by nothing")
 
 
@@ -196,10 +192,8 @@ def test_show_writes_a_stimulus_beside_its_reconstructions(pictured: tuple[Confi
     path = next((tmp_path / "results").glob("*.png"))
     assert path.name == f"{RunFolder.open(cfg, 'evaluate').path.name}-image-3.png"
     assert str(path.relative_to(tmp_path)) in done.out
-    assert (
-        f"pixcorr {SCORES['pixcorr'][3]:28.4f}".split()
-        == next(x for x in done.out.splitlines() if "pixcorr" in x).split()
-    )
+    said = next(line.split() for line in done.out.splitlines() if "pixcorr" in line)
+    assert said == ["pixcorr", f"{SCORES['pixcorr'][3]:.4f}"]
     shown = np.asarray(Image.open(path))
     side = shown.shape[0]
     assert shown.shape == (side, 3 * side + 2 * 4, 3)
@@ -246,13 +240,14 @@ def aged(path: Path) -> Path:
 @pytest.fixture
 def untidy(tmp_path: Path) -> tuple[Path, set[Path], set[Path]]:
     """A folder with what can go and what must stay."""
-    subjects = [
-        replace(config(tmp_path), subject=replace(config(tmp_path).subject, name=f"subj0{i}")) for i in (1, 2, 3)
-    ]
-    read = [made(subjects[0], verb, schema=1) for verb in ("train",)]
+    plain = config(tmp_path)
+    subjects = [replace(plain, subject=replace(plain.subject, name=f"subj0{i}")) for i in (1, 2, 3)]
+    read = [made(subjects[0], "train", schema=1)]
     read.append(made(subjects[0], "predict", {"train z": read[0].fingerprint}, schema=1))
     kept = [made(subjects[0], "reconstruct", {"predictions": read[1].fingerprint}), failed(subjects[1], "evaluate")]
     kept.append(made(subjects[2], "reconstruct", schema=99))  # of a later version
+    read.append(made(subjects[2], "train", schema=1))
+    kept.append(made(replace(subjects[2], overrides=[f"training.pretrained={read[-1].path}"]), "predict"))
     unread = made(subjects[1], "train", schema=1)
     gone = [unread, made(subjects[1], "predict", {"train z": unread.fingerprint}, schema=2)]
     gone_files = {
@@ -261,13 +256,12 @@ def untidy(tmp_path: Path) -> tuple[Path, set[Path], set[Path]]:
         aged(tmp_path / "runs" / "train" / ".x.5.tmp"),
     }
     (tmp_path / "runs" / "multirun" / "old" / "0").mkdir(parents=True)
+    aged(tmp_path / "runs" / "multirun" / "old" / "multirun.yaml")
     os.utime(tmp_path / "runs" / "multirun" / "old", (OLD, OLD))
-    stay = {
-        aged(tmp_path / "cache" / "targets" / "scenes-z-1.h5"),
-        aged(tmp_path / "runs" / "multirun" / "log" / "0" / "x.log"),
-    }
-    stay |= {tmp_path / "results" / ".now.md.18.tmp"}
-    (tmp_path / "results" / ".now.md.18.tmp").write_bytes(b"")  # of a process that may be writing it
+    being_written = tmp_path / "results" / ".now.md.18.tmp"
+    being_written.write_bytes(b"")
+    stay = {being_written, aged(tmp_path / "cache" / "targets" / "scenes-z-1.h5")}
+    stay.add(aged(tmp_path / "runs" / "multirun" / "log" / "0" / "x.log"))
     stay |= {folder.path for folder in (*read, *kept)}
     return tmp_path, {folder.path for folder in gone} | gone_files | {tmp_path / "runs" / "multirun" / "old"}, stay
 
@@ -300,7 +294,7 @@ def test_clean_keeps_what_is_being_written_and_damaged_records(untidy: tuple[Pat
     assert f"removed {len(gone) - 3} of {len(gone) - 3}" in listed
 
 
-def test_a_removal_that_was_interrupted_leaves_no_run_and_is_ended_later(
+def test_an_interrupted_removal_leaves_no_run_and_is_ended_later(
     untidy: tuple[Path, set[Path], set[Path]],
 ) -> None:
     root, gone, _ = untidy

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from nd.config.groups import PathsConfig
 from nd.config.schema import SCHEMA_VERSION
+from nd.config.sweeps import is_empty_sweep
 from nd.files import PARTIAL, system_errors
 from nd.locks import is_locked, locked
 from nd.runs.catalogue import KnownRun, known_runs
@@ -99,9 +100,9 @@ def _without_record(runs: Path) -> Iterator[Unneeded]:
 
 
 def _empty(folder: Path) -> Iterator[Unneeded]:
-    """Yield the folders of sweeps that hold no file."""
+    """Yield the folders of sweeps in which no job has written anything."""
     for sweep in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if sweep.is_dir() and _quiet(sweep) and all(item.is_dir() for item in sweep.rglob("*")):
+        if sweep.is_dir() and _quiet(sweep) and is_empty_sweep(sweep):
             yield Unneeded(sweep, "empty folder of a sweep")
 
 
