@@ -16,10 +16,9 @@ from tabulate import tabulate
 from nd.config.words import Words, verb_of_words
 from nd.doctor.need import byte_text
 from nd.errors import unknown
-from nd.runs.catalogue import KnownRun, age, apart, filtered, known_runs, scores_of
+from nd.runs.catalogue import MAIN_SCORES, KnownRun, age, apart, filtered, known_runs, scores_of
 from nd.runs.identity import VERBS
 
-MAIN_SCORES = ("pixcorr", "ssim", "two_way_high", "label_two_way", "alexnet5_256", "clip_l14_224")
 SHOWN_WORDS = 6  # of what sets a run apart
 
 

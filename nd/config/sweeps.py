@@ -9,12 +9,21 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import hydra
+from hydra.core.utils import configure_log
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from nd.config.composition import HYDRA_VERSION_BASE
+from nd.config.conf_files import conf_dir
 from nd.config.overrides import Reading, quoted
 from nd.config.schema import Config
+from nd.errors import UserError
 
 HYDRAS_OWN = "multirun.yaml"  # what Hydra writes into every folder of a sweep
 
@@ -38,13 +47,25 @@ def points_of(reading: Reading, compose: Callable[[list[str]], Config]) -> list[
     return found
 
 
-def sweep_folder(reading: Reading, cfg: Config) -> tuple[Path, list[str]]:
-    """Return a new folder for Hydra's files of a sweep, and the override that names it; none where one was given."""
+@contextmanager
+def own_folder(reading: Reading, cfg: Config) -> Iterator[list[str]]:
+    """Yield the override that names a folder for Hydra's files of a sweep; when it has ended, an empty one is removed.
+
+    One that was given (``hydra.sweep.dir=``) is left alone.
+    """
+    if any(text.startswith("hydra.sweep.dir=") for text in reading.hydra):
+        yield []
+        return
     now = time.time()
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(now))
     folder = Path(cfg.paths.runs) / "multirun" / f"{stamp}-{int(now % 1 * 1e6):06d}"
-    given = any(text.startswith("hydra.sweep.dir=") for text in reading.hydra)
-    return folder, [] if given else [f"hydra.sweep.dir={quoted(str(folder))}"]
+    try:
+        yield [f"hydra.sweep.dir={quoted(str(folder))}"]
+    finally:
+        if folder.is_dir() and is_empty_sweep(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # other sweeps lie beside it
+                folder.parent.rmdir()
 
 
 def is_empty_sweep(folder: Path) -> bool:
@@ -52,9 +73,13 @@ def is_empty_sweep(folder: Path) -> bool:
     return all(item.is_dir() or item == folder / HYDRAS_OWN for item in folder.rglob("*"))
 
 
-def remove_empty(folder: Path) -> None:
-    """Remove the folder of a sweep that has ended where it is empty, and the one that it lies in where that is too."""
-    if folder.is_dir() and is_empty_sweep(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not any(folder.parent.iterdir()):
-            shutil.rmtree(folder.parent, ignore_errors=True)
+def set_up_logging(overrides: Sequence[str]) -> None:
+    """Show log lines before the first job too; Hydra sets logging up as each job begins."""
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+            settings = hydra.compose("config", list(overrides), return_hydra_config=True).hydra
+        configure_log(settings.job_logging, settings.verbose)
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except OmegaConfBaseException:
+        return  # a log file in the folder of a job, which has no name yet

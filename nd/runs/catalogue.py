@@ -28,6 +28,7 @@ from nd.runs.identity import VERBS
 NAMED = re.compile(rf"(.+)-([0-9a-f]{{{HASH_CHARS}}})")  # <name>-<run_id>
 STATES = ("done", "running", "partial", "failed", "other version", "damaged")
 IN_THE_NAME = {"data", "method", "subject", "target", "experiment", "debug", "trainer", "logger", "paths"}
+MAIN_SCORES = ("pixcorr", "ssim", "two_way_high", "label_two_way", "alexnet5_256", "clip_l14_224")
 AGES = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
 
 
