@@ -136,7 +136,7 @@ def test_scores_of_other_images_are_said_not_to_compare(tmp_path: Path) -> None:
 
 WORDS = [
     "experiment=scenes", "debug=fast", "table=", "data.subjects=[subj01]", "protocol.brain=[]", "protocol.network=none",
-    "trainer.accelerator=cpu", "trainer.progress=false",
+    "trainer.accelerator=cpu", "trainer.progress=false", "paths.root=.",
 ]  # fmt: skip
 
 
@@ -145,6 +145,7 @@ def test_a_multirun_ends_with_its_table_and_leaves_no_empty_folders(tmp_path: Pa
     first = succeed(*sweep, cwd=tmp_path)
     (path,) = (tmp_path / "results").glob("sweep-*.csv")
     assert "4 points, 3 runs; points that are the same run were done once." in first.out  # a mean draws nothing
+    assert "Made in debug sizes: the numbers mean nothing." in first.out
     lines = [line for line in read_csv(path) if line["metric"] == "pixcorr"]
     assert [(line["method"], line["seed"]) for line in lines] == [
         ("mean_image", "1"), ("mean_image", "2"), ("random_image", "1"), ("random_image", "2"),
@@ -165,6 +166,7 @@ def test_a_sweep_of_which_a_job_fails_has_its_table_too(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("no folder", encoding="utf-8")  # where targets would go
     done = nd("run", *broken, "-m", cwd=tmp_path)
     assert done.code == 2
+    assert "cache" in done.err
     assert "2 points, 2 runs." in done.out
     assert done.out.count("NOT DONE") == 1
     assert not (tmp_path / "runs" / "multirun").exists()

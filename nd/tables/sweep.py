@@ -125,6 +125,8 @@ class SweepTable:
             yield "Points differ in protocol or images: their scores do not compare."
         if set(self.keys) - NO_CHOICE and any(row.entry.cfg.part == "test" for row in self.rows):
             yield ON_TEST
+        if any(row.entry.cfg.debug.name != "off" for row in self.rows):
+            yield "Made in debug sizes: the numbers mean nothing."
         if any(row.run and row.run.oracle for row in self.rows):
             yield "Oracle features: a ceiling, not decoding."
 
