@@ -3,6 +3,9 @@
 With a table (`table=scenes`, or the experiment's own) every row of its spec is run for its subjects, and steps that
 rows share are done once. Without one (`table=`) the composed configuration is run. A row that fails is reported at
 once; the others go on, and the exit code is 1.
+
+A sweep (`-m`) ends with one table of its points, results/sweep-<id>.md and .csv, and as .png a curve over one swept
+key or a heat map over two.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
+from pathlib import Path
 
 from nd.config import Config
 from nd.config.application import derive, verb
+from nd.config.sweeps import Point
 from nd.errors import UserError
 from nd.runs.chain import Action, Chain, StepFailed, in_own_process, needs_own_process, steps_of
 from nd.runs.folder import RunFolder
@@ -112,7 +117,18 @@ def print_summary(entries: list[Entry], failures: dict[str, str], seconds: float
         print(f"{label} failed at {failure}")
 
 
-main = verb(run, together=share, rows=rows_of)
+def sum_up(points: list[Point]) -> None:
+    """Print the scores of a sweep that has ended as one table, and write it into paths.results."""
+    from nd.tables.sweep import sweep_table, write_sweep
+
+    swept = sweep_table([(point.values, entry) for point in points for entry in entries_of(point.cfg)])
+    written = write_sweep(swept, Path(points[0].cfg.paths.results))
+    print(f"\n{swept.text}")
+    for path in written:
+        print(f"wrote {path}")
+
+
+main = verb(run, together=share, rows=rows_of, after=sum_up)
 
 if __name__ == "__main__":
     main()

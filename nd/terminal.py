@@ -1,13 +1,17 @@
-"""Text: what a terminal can show of it, and what no file, page or table can keep; never a traceback."""
+"""Text: what a terminal can show of it, what no file, page or table can keep, and how a command ends."""
 
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 from nd.errors import UserError
 
+INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
 PLAIN = {"±": "+-", "↑": "^", "↓": "v"}  # what this package prints beyond ASCII; other characters become "?"
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")  # no part of a line of text
@@ -50,3 +54,25 @@ def unstorable(text: str, what: str, signs: re.Pattern[str] = NO_LINE) -> str:
         f"{what} holds U+{ord(found[0]):04X} at character {found.start() + 1}, which cannot be stored: "
         f"{text[:60]!r}. Take it out, or write its file again in UTF-8."
     )
+
+
+def exit_with(name: str, answer: Callable[[], int]) -> NoReturn:
+    """Leave with the code that ``answer`` returns, or with that of what stops it, said in one message.
+
+    Args:
+        name: of the verb, for messages.
+        answer: does what the command line asks for.
+    """
+    show_what_it_can()
+    try:
+        code = answer()
+    except UserError as error:
+        print(f"nd {name}: {error}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:  # the reader of a pipe (`nd train --help | head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE
+    except KeyboardInterrupt:
+        print(f"\nnd {name}: interrupted. The same command again resumes.", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nd.config.help import VERBS
+from nd.config.help import OF_RUNS
+from nd.config.help import VERBS as ALL
 
 SPEC = """
 title: t
@@ -19,6 +20,7 @@ columns: [{metric: pixcorr, name: PixCorr}]
 rows: [{label: pixels, overrides: [method=ridge_pixels]}]
 images: [pixels]
 """
+VERBS = [name for name in ALL if name not in OF_RUNS]  # those of runs: test_runs_browsed.py
 STEPS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
 LEFT_BEHIND = {
     "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "PMI_RANK": "1",

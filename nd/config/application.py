@@ -18,25 +18,23 @@ from typing import NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from nd.config.composition import HYDRA_VERSION_BASE, assemble, printed
 from nd.config.conf_files import conf_dir, search_folders, search_path
 from nd.config.overrides import Reading, read
 from nd.config.rules import contradictions, without_effect
 from nd.config.schema import Config
+from nd.config.sweeps import Point, own_folder, points_of, set_up_logging
 from nd.errors import UserError
 from nd.launch import is_rank_zero
-from nd.terminal import show_what_it_can
+from nd.terminal import exit_with
 
 # Groups on whose choice the rules between fields hang: where it was no option, only the fields are checked.
 DECISIVE = {"data", "experiment", "method", "protocol", "backbone"}
 SWITCHES = ("run", "multirun", "resolve", "hydra-help", "shell-completion")  # Hydra's, passed on
-INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
 
 Verb = Callable[[Config], Path | list[Path] | int | None]
 Compose = Callable[..., Config]  # a configuration and further overrides to a configuration
@@ -130,33 +128,25 @@ def derive(cfg: Config, *extra: str) -> Config:
 
 
 def verb(
-    function: Verb, together: Callable[[list[Config]], None] | None = None, rows: Rows | None = None
+    function: Verb,
+    together: Callable[[list[Config]], None] | None = None,
+    rows: Rows | None = None,
+    after: Callable[[list[Point]], None] | None = None,
 ) -> Callable[..., NoReturn]:
     """Make a command of a function of the configuration: a Hydra application with the checks of this module.
 
     ``together`` may do, before the jobs of a grid sweep run one by one, what several of them have in common; each job
     then finds its result. It is left out where a launcher runs the jobs elsewhere. ``rows`` gives the rows of a table
-    that the verb works on, which are then checked in place of the composed configuration.
+    that the verb works on, which are then checked in place of the composed configuration. ``after`` sums up the points
+    of a grid sweep that has ended, well or not.
 
     The command takes its arguments from ``sys.argv`` unless given a list, and exits with 0, with the number the
     function returned, with 2 after a ``UserError`` (message on stderr), or with 130 after an interruption.
     """
 
     def main(argv: list[str] | None = None) -> NoReturn:
-        name = function.__name__
-        show_what_it_can()
-        try:
-            code = _run(name, function, together, rows, list(sys.argv[1:] if argv is None else argv))
-        except UserError as error:
-            print(f"nd {name}: {error}", file=sys.stderr)
-            code = 2
-        except BrokenPipeError:  # the reader of a pipe (`nd train --help | head`) has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = BROKEN_PIPE
-        except KeyboardInterrupt:
-            print(f"\nnd {name}: interrupted. The same command again resumes.", file=sys.stderr)
-            code = INTERRUPTED
-        sys.exit(code)
+        name, words = function.__name__, list(sys.argv[1:] if argv is None else argv)
+        exit_with(name, lambda: _run(name, function, together, rows, after, words))
 
     return main
 
@@ -199,6 +189,7 @@ def _run(
     function: Verb,
     together: Callable[[list[Config]], None] | None,
     rows: Rows | None,
+    after: Callable[[list[Point]], None] | None,
     argv: list[str],
 ) -> int:
     """Answer one command line: help, a printed configuration, or a checked Hydra run."""
@@ -215,30 +206,30 @@ def _run(
     if args.cfg == "job" and not multirun:
         print(printed(_compose(reading.single() + reading.hydra, name, rows=rows)), end="")
         return 0
-    elsewhere = any(text.startswith(("hydra/launcher", "hydra/sweeper")) for text in reading.hydra)
-    if together is not None and multirun and not (elsewhere or args.cfg):
-        _set_up_logging(reading.hydra)
-        together([_compose(one, name, rows=rows) for one in reading.combinations()])
     others = [text for text in reading.hydra if not text.startswith("hydra.searchpath=")]
-    return _run_hydra(function, rows, [*flags, *(one.text for one in reading.given), *_searched(reading), *others])
+    words = [*flags, *(one.text for one in reading.given), *_searched(reading), *others]
+    if not multirun or args.cfg:
+        return _run_hydra(function, rows, words)
+
+    def composed(one: list[str]) -> Config:
+        return _compose([*one, *search_path(reading.hydra)], name, rows=rows)
+
+    chosen = {text.partition("=")[0] for text in reading.hydra}
+    if together is not None and not chosen & {"hydra/launcher", "hydra/sweeper"}:
+        set_up_logging(reading.hydra)
+        together([composed(one) for one in reading.combinations()])
+    with own_folder(reading, composed(reading.single())) as named:
+        try:
+            return _run_hydra(function, rows, [*words, *named])
+        finally:
+            if after is not None and reading.sweeps and "hydra/sweeper" not in chosen:
+                after(points_of(reading, composed))
 
 
 def _searched(reading: Reading) -> list[str]:
     """Return the override by which Hydra looks where composition has looked: in folders given and those of plug-ins."""
     further = search_folders(search_path(reading.hydra))[1:]
     return [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in further)}]"] if further else []
-
-
-def _set_up_logging(overrides: Sequence[str]) -> None:
-    """Show log lines before the first job too; Hydra sets logging up as each job begins."""
-    try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-            settings = hydra.compose("config", list(overrides), return_hydra_config=True).hydra
-        configure_log(settings.job_logging, settings.verbose)
-    except HydraException as error:
-        raise UserError(" ".join(str(error).split())) from error
-    except OmegaConfBaseException:
-        return  # a log file in the folder of a job, which has no name yet
 
 
 def _parse(name: str, argv: list[str]) -> tuple[Namespace, list[str]]:

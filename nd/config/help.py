@@ -35,6 +35,15 @@ VERBS = {
     "report": "the table with images and plots, as one HTML page",
     "roi": "images of what a method decodes from each ROI, as one HTML page",
     "doctor": "what is present, what is missing, how large, which terms apply",
+    "ls": "the runs there are: what sets them apart, state, scores, size and age",
+    "show": "one run: configuration, scores, files; its images as PNG",
+    "clean": "what nothing needs any more, with its size; apply=true removes it",
+}
+# Verbs that look at what has been run; their words are no configuration.
+OF_RUNS = {
+    "ls": "nd ls [VERB ...] [key=value ...] [scores=name,...] [paths.root=folder]",
+    "show": "nd show RUN [image=number] [out=png | file | folder] [paths.root=folder]",
+    "clean": "nd clean [apply=true] [paths.root=folder]",
 }
 EXAMPLES = """\
 examples
@@ -67,6 +76,9 @@ def overview() -> str:
 
 def verb_help(name: str, overrides: Sequence[str] = ()) -> str:
     """Return the text of ``nd VERB --help``; defaults are those composed with ``overrides`` (experiment=...)."""
+    if name in OF_RUNS:
+        described = [line for paragraph in _description(name) for line in ("", *_wrapped(paragraph, ""))]
+        return "\n".join([f"usage  {OF_RUNS[name]}", *described])
     config, note = _composed(overrides)
     lines = [
         f"usage  nd {name} [group=option] [group.field=value] [-m] [--cfg job]",
@@ -136,7 +148,7 @@ def _fields(node: Any, prefix: str = "") -> Iterator[str]:
             comment, choices = facts.help, facts.choices or _components(f"{prefix}{one.name}")
             if choices:
                 comment += f" [{' | '.join(str(choice) for choice in choices)}]"
-            yield from _entry(f"{prefix}{one.name}={_shown(value)}", facts.identity, comment)
+            yield from _entry(f"{prefix}{one.name}={shown(value)}", facts.identity, comment)
 
 
 def _about(group: str, value: Any) -> str:
@@ -171,14 +183,14 @@ def _entry(left: str, identity: bool, comment: str) -> Iterator[str]:
         yield from lines
 
 
-def _shown(value: Any) -> str:
-    """Write a value as it would be typed."""
+def shown(value: Any) -> str:
+    """Return a value as it would be typed."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"[{','.join(_shown(item) for item in value)}]"
+        return f"[{','.join(shown(item) for item in value)}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_shown(item)}" for key, item in value.items()) + "}" if value else "{}"
+        return "{" + ",".join(f"{key}:{shown(item)}" for key, item in value.items()) + "}" if value else "{}"
     return "''" if value == "" else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 

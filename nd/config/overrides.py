@@ -66,10 +66,10 @@ class Reading:
         """Return ``key=value`` for every override; of a sweep its first value, of a repeated key its last."""
         return [f"{g.key}={g.values[0]}" for g in _last_wins(self.given)]
 
-    def combinations(self) -> list[list[str]]:
-        """Return the override lists a sweep stands for: all combinations, or each value once where they are many."""
+    def combinations(self, limit: float = MAX_COMBINATIONS) -> list[list[str]]:
+        """Return the override lists a sweep stands for: all combinations, or each value once beyond ``limit``."""
         given = _last_wins(self.given)
-        if math.prod(len(one.values) for one in given) <= MAX_COMBINATIONS:
+        if math.prod(len(one.values) for one in given) <= limit:
             rows = list(product(*(one.values for one in given)))
         else:
             longest = max(len(one.values) for one in given)

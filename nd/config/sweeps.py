@@ -1,0 +1,85 @@
+"""The jobs of a multirun as points: the values of its swept keys, each with its configuration; and Hydra's folder.
+
+Run folders hold what jobs make. Hydra makes a folder for every sweep and job beside them, which is of use only where a
+launcher writes its logs there.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra.core.utils import configure_log
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from nd.config.composition import HYDRA_VERSION_BASE
+from nd.config.conf_files import conf_dir
+from nd.config.overrides import Reading, quoted
+from nd.config.schema import Config
+from nd.errors import UserError
+
+HYDRAS_OWN = "multirun.yaml"  # what Hydra writes into every folder of a sweep
+
+
+@dataclass(frozen=True)
+class Point:
+    """One job of a sweep: the swept keys with their values as typed, and its configuration."""
+
+    values: dict[str, str]
+    cfg: Config
+
+
+def points_of(reading: Reading, compose: Callable[[list[str]], Config]) -> list[Point]:
+    """Return all jobs of a grid in Hydra's order."""
+    swept = [one.key for one in reading.given if len(one.values) > 1]
+    found = []
+    for combination in reading.combinations(limit=math.inf):
+        pairs = (text.partition("=") for text in combination)
+        values = {key: value.strip("'\"") for key, _, value in pairs if key in swept}
+        found.append(Point(values, compose(combination)))
+    return found
+
+
+@contextmanager
+def own_folder(reading: Reading, cfg: Config) -> Iterator[list[str]]:
+    """Yield the override that names a folder for Hydra's files of a sweep; when it has ended, an empty one is removed.
+
+    One that was given (``hydra.sweep.dir=``) is left alone.
+    """
+    if any(text.startswith("hydra.sweep.dir=") for text in reading.hydra):
+        yield []
+        return
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(now))
+    folder = Path(cfg.paths.runs) / "multirun" / f"{stamp}-{int(now % 1 * 1e6):06d}"
+    try:
+        yield [f"hydra.sweep.dir={quoted(str(folder))}"]
+    finally:
+        if folder.is_dir() and is_empty_sweep(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # other sweeps lie beside it
+                folder.parent.rmdir()
+
+
+def is_empty_sweep(folder: Path) -> bool:
+    """Whether a folder of a sweep holds nothing but empty folders and what Hydra writes into every one."""
+    return all(item.is_dir() or item == folder / HYDRAS_OWN for item in folder.rglob("*"))
+
+
+def set_up_logging(overrides: Sequence[str]) -> None:
+    """Show log lines before the first job too; Hydra sets logging up as each job begins."""
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+            settings = hydra.compose("config", list(overrides), return_hydra_config=True).hydra
+        configure_log(settings.job_logging, settings.verbose)
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except OmegaConfBaseException:
+        return  # a log file in the folder of a job, which has no name yet
