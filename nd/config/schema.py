@@ -205,11 +205,7 @@ class Config:
         choices=("", "first_appearance", "canonical"),
     )
     # Its ids are part of images_hash.
-    subset: bool = opt(
-        False,
-        "evaluate images=...: some test images alone, set beside the same images' scores in tables",
-        identity=False,
-    )
+    subset: bool = opt(False, "evaluate images=...: score some of the test images alone", identity=False)
     images_hash: str = opt("", "evaluate images=...: hash of their content; filled in, and where given held against it")
     layout: str = opt(
         "prepared",
@@ -217,9 +213,7 @@ class Config:
         identity=False,
         choices=("prepared", "nsd", "mindeye2"),
     )
-    rois: list[str] = opt(
-        [], "roi: ROIs, or sets joined by '+', that images are made of; empty: all of the file", identity=False
-    )
+    rois: list[str] = opt([], "roi: ROIs, or sets joined by '+', that images are made of; empty: all", identity=False)
     table: str = opt("", "table spec of experiments/ that run, table and report work on", identity=False)
     check: bool = opt(False, "table: compare with the spec's expected values and fail when they differ", identity=False)
     decodings: dict[str, Decoding] = field(default_factory=dict)
