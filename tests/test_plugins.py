@@ -44,7 +44,7 @@ def nd(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def given(tmp_path: Path) -> list[str]:
-    small = ["data.n_train=160", "data.n_val=16", "data.n_test=24", "data.n_voxels=60", "data.subjects=[subj01]"]
+    small = ["data.n_train=120", "data.n_val=16", "data.n_test=16", "data.n_voxels=600", "data.subjects=[subj01]"]
     rest = ["protocol.network=none", "protocol.measures=[brightness]", "trainer.accelerator=cpu", "protocol.n_boot=50"]
     return ["method=tiles", *small, *rest, f"paths.root={tmp_path}"]
 
