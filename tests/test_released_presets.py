@@ -20,6 +20,7 @@ from nd.mappers.network.heads import TargetSlice
 from nd.mappers.network.network import Network
 from nd.mappers.network.prior_network import HalfNorm
 from nd.mappers.training.module import decay_groups
+from nd.tables.table import follows_release
 
 NEURALDIFFUSER = ["method=neuraldiffuser_released", "guidance=released"]
 
@@ -40,7 +41,7 @@ def test_neuraldiffuser_decodes_the_released_targets(neuraldiffuser: Config) -> 
     assert neuraldiffuser.decodings["z"].mapper.rescale == "test"
     assert [neuraldiffuser.decodings[name].mapper.rescale for name in "cg"] == ["none", "none"]
     assert neuraldiffuser.transductive
-    assert (neuraldiffuser.follows_release, compose([]).follows_release) == (True, False)
+    assert (follows_release(neuraldiffuser), follows_release(compose([]))) == (True, False)
 
 
 def test_targets_stay_released_under_another_mapper() -> None:

@@ -6,10 +6,10 @@
 Runs what is missing before it (prepare .. predict, mappers fitted on training images alone). Then, each by the highest
 sum of the protocol's scores in SUM: rescale, strength, cfg_scale and the guidance's decoder, one after the other from
 the experiment's own values; a grid over kappa and eta, for predicted and for true features; and the gradient through
-the UNet, at every kappa of the grid and as many guided steps as cost no more FLOPs, which is chosen where it does
-better. Writes tuning.json beside itself: scores with 95% intervals over images, the paired gain over no guidance, and what was chosen. Everything after the
-options are overrides as for `nd run`. `--grid-only` leaves out all but the grid. A protocol without feature levels
-chooses by PixCorr and identification by pixels.
+the UNet, at every kappa of the grid and as many guided steps as cost no more FLOPs, chosen where it does better. Writes
+tuning.json beside itself: scores with 95% intervals over images, the paired gain over no guidance, and what was
+chosen. Everything after the options are overrides as for `nd run`. `--grid-only` leaves out all but the grid. A
+protocol without feature levels chooses by PixCorr and identification by pixels.
 """
 
 from __future__ import annotations
