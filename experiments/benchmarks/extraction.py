@@ -39,11 +39,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers_config import target_settings
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+from helpers_config import target_settings
 
 from nd.backbone.loading import Backbone
 from nd.backbone.tower import preprocess
