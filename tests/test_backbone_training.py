@@ -358,5 +358,5 @@ def test_the_shipped_parts_still_do_what_they_were_trained_for() -> None:
     tower = open_clip.create_model(f"local-dir:{SHIPPED / 'scenes' / 'image_tower'}").eval()
     ids = tokenize(CLIPTokenizer.from_pretrained(SHIPPED / "scenes" / "tokenizer"), said)[:, 0]
     nearest = (embed_images(tower, images) @ embed_texts(tower, ids).T).argmax(1)
-    # Measured: .88, with a standard error of .05.
-    assert (nearest == torch.arange(50)).float().mean() > 0.75
+    # Measured on four such sets: 1, 1, .98, 1.
+    assert (nearest == torch.arange(50)).float().mean() >= 0.94

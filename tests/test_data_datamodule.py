@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pickle
 import subprocess
@@ -28,6 +27,7 @@ from helpers_datamodule import (
     trainer,
     trials_in,
 )
+from helpers_scripts import load_script
 from lightning_utilities.core.apply_func import apply_to_collection
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -284,12 +284,7 @@ def test_workers_read_the_same_and_are_sent_no_data(subject: Subject, store: Tar
 
 
 def test_the_benchmark_runs_small_and_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = HELPER.parents[1] / "experiments" / "benchmarks" / "data_feed.py"
-    spec = importlib.util.spec_from_file_location("benchmark_data_feed", path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("benchmarks/data_feed.py")
     (tmp_path / "work").mkdir()
     small = [
         "--trials",

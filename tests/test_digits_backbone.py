@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from helpers_scripts import load_script
 from numpy.typing import NDArray
 
 from nd.data import digit_captions
@@ -20,14 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def digits() -> ModuleType:
-    path = ROOT / "experiments" / "digits-backbone" / "digits.py"
-    spec = importlib.util.spec_from_file_location("digits_backbone_digits", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("digits-backbone/digits.py")
 
 
 def blobs(n: int, seed: int) -> NDArray[np.uint8]:

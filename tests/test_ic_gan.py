@@ -5,8 +5,6 @@ Sizes of icgan_biggan_imagenet_res256: counted on the authors' class (facebookre
 
 from __future__ import annotations
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 import torch
 from helpers_backbone import tiny_backbone
 from helpers_config import method_settings, target_settings
+from helpers_scripts import load_script
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -276,13 +275,7 @@ def test_the_doctor_names_what_is_missing(backbone: Backbone) -> None:
 
 
 def test_the_training_of_the_small_generator_runs_and_goes_on(tmp_path: Path) -> None:
-    script = Path(__file__).parent.parent / "experiments" / "scenes-instance-generator" / "train.py"
-    spec = spec_from_file_location("scenes_instance_generator", script)
-    assert spec is not None
-    assert spec.loader is not None
-    train = module_from_spec(spec)
-    sys.modules[spec.name] = train  # dataclasses look their module up
-    spec.loader.exec_module(train)
+    train = load_script("scenes-instance-generator/train.py")
     out, work = tmp_path / "generator.safetensors", tmp_path / "work.pt"
     train.main(["--quick", "--out", str(out), "--work", str(work)])
     network = load_generator(out, CPU)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
+from helpers_scripts import load_script
 from numpy.typing import NDArray
 from scipy.stats import permutation_test, wilcoxon
 
@@ -158,16 +155,7 @@ def test_power_of_nothing_is_refused(given: tuple[float, ...], message: str) -> 
 # ---- coverage of the paired interval
 
 
-def load(path: Path) -> ModuleType:
-    spec = spec_from_file_location("paired_coverage", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-COVERAGE = load(Path(__file__).parent.parent / "experiments" / "paired-coverage" / "coverage.py")
+COVERAGE = load_script("paired-coverage/coverage.py")
 
 
 @pytest.mark.parametrize("n", [40, 200])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import torch
 from helpers_backbone import TEXT_WIDTH, tiny_backbone
+from helpers_scripts import load_script
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 
@@ -20,8 +19,6 @@ from nd.backbone.loading import Backbone
 from nd.backbone.vdvae.loading import load_vdvae
 from nd.backbone.vdvae.mixture import mode
 from nd.backbone.versatile import VersatileBackbone
-
-SCRIPT = Path(__file__).parent.parent / "experiments" / "scenes-brain-diffuser" / "train.py"
 
 
 def test_the_likelihood_of_all_bytes_sums_to_one() -> None:
@@ -63,12 +60,7 @@ def test_divergence_is_that_of_torch() -> None:
 
 def test_a_quick_run_makes_networks_that_load(tmp_path: Path) -> None:
     backbone = tiny_backbone(tmp_path / "tiny", image_size=16)
-    spec = importlib.util.spec_from_file_location("train_scenes_brain_diffuser", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script
-    spec.loader.exec_module(script)
+    script = load_script("scenes-brain-diffuser/train.py")
     out = tmp_path / "out"
     # CLIP's tokens must be as wide as the UNet's condition, which the tiny backbone's are not.
     wide_tower(Path(backbone.image_tower))

@@ -10,7 +10,7 @@ from nd.config.components import Generator, Idle
 from nd.config.fields import opt, share_of
 from nd.config.rules import at_least
 from nd.config.schema import MethodConfig
-from nd.generate.components import STEERING, TIMESTEPS, guiding_layers
+from nd.generate.components import STEERING, guiding_layers, sampling_rules
 
 if TYPE_CHECKING:
     from nd.config.schema import Config
@@ -105,20 +105,9 @@ def _rules(cfg: Config) -> Iterator[str]:
     """What is wrong with the fields of both stages."""
     method = cfg.method
     assert isinstance(method, MindDiffuserSettings)
-    yield from at_least(1, data=method, names=("steps", "repeats"), key="method")
-    if not 0 < method.strength <= 1:
-        yield f"method.strength: {method.strength} lies outside (0, 1]."
-    elif method.steps >= 1 and method.sampled_steps < 1:
-        yield (
-            f"method.strength: int(steps * strength) = int({method.steps} * {method.strength}) = 0 steps would be run;"
-            " give more steps or a larger strength."
-        )
+    yield from sampling_rules(cfg)
     if not 0 <= method.noise_strength < 1:
         yield f"method.noise_strength: {method.noise_strength} lies outside [0, 1)."
-    if method.cfg_scale < 1:
-        yield f"method.cfg_scale: {method.cfg_scale} is below 1 (1 switches classifier-free guidance off)."
-    if method.steps > TIMESTEPS:
-        yield f"method.steps: {method.steps} exceeds the {TIMESTEPS} training steps of the noise schedule."
     if method.moved:
         yield from _second_stage_rules(cfg, method)
 
