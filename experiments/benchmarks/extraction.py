@@ -205,7 +205,7 @@ def batched(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], batch_si
 
 def in_turns(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], asked: argparse.Namespace) -> dict[str, Any]:
     """Pictures a second of both ways, turn by turn on the same images, after a turn that warms up."""
-    n_layers, rates = len(cfg.target.layers), []
+    n_layers, rates = len(cfg.decoding("g").target.layers), []
     for turn, part in enumerate([images[: asked.batch_size], *np.array_split(images, asked.turns)]):
         with as_released(backbone):
             slow_s = seconds(one_by_one, backbone, part, n_layers)

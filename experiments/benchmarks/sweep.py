@@ -87,7 +87,7 @@ def inputs(backbone: Backbone, cfg: Config, n: int) -> tuple[Any, ...]:
     def normal(*shape: int) -> Tensor:
         return torch.randn(n, *shape, generator=random).to(backbone.device)
 
-    g = normal(*BlockFeatures(backbone.tower, list(cfg.target.layers)).shape)
+    g = normal(*BlockFeatures(backbone.tower, list(cfg.decoding("g").target.layers)).shape)
     noise = noise_for(cfg.seed, range(n), cfg.method.repeats, backbone.latent_shape).to(backbone.device)
     return normal(*backbone.latent_shape), normal(*backbone.text_shape), 0.5 * g, noise
 
