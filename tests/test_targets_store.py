@@ -98,6 +98,18 @@ def test_targets_share_pictures_and_forward_passes(stimuli: Stimuli, tmp_path: P
         )
 
 
+def test_the_bar_says_which_target_is_being_computed(
+    stimuli: Stimuli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("nd.targets.fill.tqdm.set_postfix_str", lambda _, text, *__: said.append(text))
+    jobs = [Job(Counting(name), tmp_path / f"{name}.h5") for name in ("a", "b")]
+    extract_to_stores(jobs, stimuli, batch_size=20)
+    assert [text for text in said if text.startswith("a")]
+    assert said.index("a is checked") < said.index("b is checked")
+    assert [text for text in said if "reference images" in text]
+
+
 def test_a_store_that_has_an_image_is_not_computed_for_it_again(stimuli: Stimuli, tmp_path: Path) -> None:
     """The second target failed in the middle of a batch whose first target was written already."""
     first = [Counting("a"), Counting("b", fail_at=2)]
