@@ -18,6 +18,7 @@ from nd.config import Config
 from nd.config.application import verb
 
 if TYPE_CHECKING:
+    from nd.config import MapperConfig
     from nd.data.prepared import Subject
     from nd.data.splits import Split
     from nd.mappers.checkpoint import Origin
@@ -73,13 +74,24 @@ def write_predictions(path: Path, cfg: Config, split: Split, mappers: dict[str, 
         file["fold"] = np.repeat(np.arange(len(ids), dtype=np.int32), [len(fold) for fold in ids])
         for name, (folder, origins) in mappers.items():
             own, command, one = folder.path, folder.command, cfg.decoding(name)
-            how = {"own_scaling": cfg.data.test_scaling == "own", "rescale": one.mapper.rescale == "test"}
-            parts = [predict_fold(own, o, voxels.of(one.roi, o.fold), command, ids[o.fold], **how) for o in origins]
+            rescale, own_scaling = later(one.mapper), cfg.data.test_scaling == "own"
+            parts = [
+                predict_fold(own, o, voxels.of(one.roi, o.fold), command, ids[o.fold], own_scaling, rescale)
+                for o in origins
+            ]
             file[name] = np.concatenate(parts)
             if one.mapper.keeps_some:
                 file[f"kept/{name}"] = np.stack([kept_columns(own, o, command) for o in origins])
         file.attrs.update({"part": cfg.part, "control": cfg.control, "subject": cfg.subject.name})
     return sum(len(fold) for fold in ids)
+
+
+def later(mapper: MapperConfig) -> str:
+    """Return the rescaling that is left for finished predictions: mappers in closed form do `train` themselves."""
+    from nd.config.components import component
+
+    done = mapper.rescale == "train" and not component("mapper", mapper.name).trained
+    return "none" if done else mapper.rescale
 
 
 class Responses:

@@ -92,10 +92,11 @@ def test_rules_of_the_network(override: str, message: str) -> None:
     assert problems(RIDGE, override, verb="run") == []
 
 
-def test_rescaling_to_the_training_images_is_ridges() -> None:
-    said = "mapper.rescale has no effect: train is ridge's; two_stage has none or (variant=released) test."
-    assert warnings_of(*TWO_STAGE, "mapper.rescale=train") == [said]
+def test_rescaling_to_the_training_images_is_not_of_every_mapper() -> None:
+    said = "mapper.rescale has no effect: train is of ridge and trained networks; fastl2lir has none or (variant="
+    assert [text[: len(said)] for text in warnings_of("mapper=fastl2lir", "mapper.rescale=train")] == [said]
     assert warnings_of(RIDGE, "mapper.rescale=train") == []
+    assert warnings_of(*TWO_STAGE, "mapper.rescale=train") == []
 
 
 def test_prior_that_no_loss_trains_is_none() -> None:

@@ -246,7 +246,7 @@ def test_statistics_are_read_back_or_missed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.std, statistics.std)
     path.write_bytes(path.read_bytes()[:40])
     for reason in ("damaged", "absent"):
-        with pytest.raises(UserError, match=r"mapper.rescale=test needs, cannot be read .*run: nd train target=z"):
+        with pytest.raises(UserError, match=r"mapper.rescale needs, cannot be read .*run: nd train target=z"):
             TargetStatistics.load(path, "nd train target=z")
         path.unlink(missing_ok=True), reason
 

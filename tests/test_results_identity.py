@@ -81,6 +81,7 @@ BLIND: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("train", {}, {"network__hidden": 9, "training__lr": 1.0, "training__stage": "pretrain"}),
     ("predict", {}, {"network__hidden": 9, "training__lr": 1.0}),
     ("train", {"mapper__name": "two_stage"}, {"mapper__rescale": "test"}),
+    ("train", {"mapper__name": "two_stage"}, {"mapper__rescale": "train"}),
     ("train", {"mapper__name": "two_stage", "training__stage": "pretrain"}, {"subject__sessions": 1}),
     (
         "train",
@@ -126,6 +127,7 @@ SEEING: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("train", {"mapper__name": "two_stage", "network__share": "all"}, {"method__targets": ["z"]}),
     ("predict", {"mapper__name": "two_stage"}, {"seed": 1}),
     ("predict", {"mapper__name": "two_stage"}, {"mapper__rescale": "test"}),
+    ("predict", {"mapper__name": "two_stage"}, {"mapper__rescale": "train"}),
     ("predict", {"target__name": "g"}, {"target__layers": [1]}),
     ("predict", {}, {"control": "shuffled_voxels"}),
     ("predict", {"control": "shuffled_voxels"}, {"seed": 1}),

@@ -140,13 +140,16 @@ def _untrained_idle(cfg: Config) -> Iterator[Idle]:
             yield Idle(fields, f"it belongs to mapper=two_stage, not {cfg.mapper.name}")
 
 
-def rescale_idle(cfg: Config) -> Iterator[Idle]:
+def _rescale_idle(cfg: Config) -> Iterator[Idle]:
     if cfg.mapper.rescale == "train":
-        yield Idle(("mapper.rescale",), f"train is ridge's; {cfg.mapper.name} has none or (variant=released) test")
+        yield Idle(
+            ("mapper.rescale",),
+            f"train is of ridge and trained networks; {cfg.mapper.name} has none or (variant=released) test",
+        )
 
 
 def _fastl2lir_idle(cfg: Config) -> Iterator[Idle]:
-    yield from (*_untrained_idle(cfg), *rescale_idle(cfg))
+    yield from (*_untrained_idle(cfg), *_rescale_idle(cfg))
 
 
 def _ridge(settings: Any, device: Any) -> Any:

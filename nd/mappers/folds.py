@@ -27,7 +27,7 @@ from nd.mappers.checkpoint import Origin, check_origin, checkpoint_path, is_save
 from nd.mappers.components import LinearSettings
 from nd.mappers.registry import build_mapper
 from nd.mappers.selected_columns import select_columns
-from nd.mappers.statistics import TargetStatistics, statistics_path
+from nd.mappers.statistics import TargetStatistics, held_out_path, statistics_path
 from nd.targets.registry import column_groups
 from nd.targets.store import TargetStore
 
@@ -126,7 +126,7 @@ def predict_fold(
     train_command: str,
     image_ids: NDArray[Any] | None = None,
     own_scaling: bool = False,
-    rescale: bool = False,
+    rescale: str = "none",
 ) -> NDArray[np.float32]:
     """Return predictions (N, *shape of the target) float32 by the mapper of one fold.
 
@@ -137,8 +137,9 @@ def predict_fold(
         train_command: what makes the mapper, for messages.
         image_ids: (N,) of the images, for mappers that draw random numbers.
         own_scaling: z-score the responses by their own statistics instead of the training images' (transductive).
-        rescale: standardise each column over these images, then give it mean and spread of the training images
-            (`mapper.rescale=test`, transductive). Columns that are not kept stay 0.
+        rescale: give each column mean and spread of the training images, standardised over these images (`test`,
+            transductive), or by mean and spread of the predictions of validation images (`train`, for trained
+            mappers; those in closed form do it when they are fitted). Columns that are not kept stay 0.
 
     Raises:
         UserError: the mapper was fitted on something else, is damaged, or predicts values that are not finite.
@@ -150,8 +151,9 @@ def predict_fold(
         raise UserError(
             f"{path} predicts values that are not finite. Remove its run folder and run again: {train_command}"
         )
-    if rescale:
-        predicted_NP = TargetStatistics.load(statistics_path(path), train_command).given_to(predicted_NP)
+    if rescale != "none":
+        held_out = TargetStatistics.load(held_out_path(path), train_command) if rescale == "train" else None
+        predicted_NP = TargetStatistics.load(statistics_path(path), train_command).given_to(predicted_NP, held_out)
         if mapper.kept is not None:
             predicted_NP[:, ~mapper.kept] = 0
     return predicted_NP.reshape(-1, *read_details(path)["shape"])

@@ -33,13 +33,14 @@ MIN_WEIGHT = 1e-6  # a voxel's scale is divided by it and must stay finite
 
 @dataclass(frozen=True)
 class TargetStatistics:
-    """Mean and population standard deviation (P,) float32 of every column; the latter is 0 where a column is constant.
+    """Mean and population standard deviation (P,) of every column; the latter is 0 where a column is constant.
 
-    They are compared and stored in single precision, in which predictions are, but found in double.
+    Found in double precision. Those of targets are kept as float32, in which predictions are; those of predictions, by
+    which others are standardised, as float64: a column's mean may be large beside its spread.
     """
 
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32]
+    mean: NDArray[np.floating[Any]]
+    std: NDArray[np.floating[Any]]
 
     @classmethod
     def fit(cls, targets: Columns, ids: NDArray[Any]) -> TargetStatistics:
@@ -72,7 +73,7 @@ class TargetStatistics:
             return cls(**load_file(path))
         except (OSError, SafetensorError, TypeError) as error:
             raise UserError(
-                f"{path}, which mapper.rescale=test needs, cannot be read ({error}). Remove its run folder and run:"
+                f"{path}, which mapper.rescale needs, cannot be read ({error}). Remove its run folder and run:"
                 f" {train_command}"
             ) from None
 
@@ -88,16 +89,29 @@ class TargetStatistics:
             save_file({"mean": self.mean, "std": self.std}, temporary)
             temporary.chmod(mode)
 
-    def given_to(self, predicted_NP: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return predictions standardised over their own images, then given these means and spreads.
+    @classmethod
+    def of_predictions(cls, predicted_NP: NDArray[np.float32]) -> TargetStatistics:
+        """Return the statistics of predictions (N, P) float32; spread that single precision alone makes is none."""
+        mean, std = np.empty(predicted_NP.shape[1]), np.empty(predicted_NP.shape[1])
+        for columns in blocks(0, predicted_NP.shape[1], _columns_at_once(len(predicted_NP))):
+            found_NK = predicted_NP[:, columns].astype(np.float64)
+            mean[columns], std[columns] = column_statistics(found_NK, float(np.finfo(np.float32).eps))
+        return cls(mean, std)
+
+    def given_to(
+        self, predicted_NP: NDArray[np.float32], held_out: TargetStatistics | None = None
+    ) -> NDArray[np.float32]:
+        """Return predictions standardised, then given these means and spreads.
 
         A prediction that is the same for all images becomes the mean. Regression shrinks, most where it knows least;
-        this undoes it without asking how much. It is transductive: each prediction then depends on the other images.
-        ozcelikfu/brain-diffuser@31d52c0:scripts/vdvae_regression.py (and of both CLIP targets);
-        HaoyyLi/NeuralDiffuser@9286cad:src/score_z.py does it to z.
+        this undoes it without asking how much. By the statistics of the predictions themselves it is transductive:
+        each then depends on the other images. ozcelikfu/brain-diffuser@31d52c0:scripts/vdvae_regression.py (and of
+        both CLIP targets) and HaoyyLi/NeuralDiffuser@9286cad:src/score_z.py (z) do that.
 
         Args:
             predicted_NP: (N, P) float32, in the units of the target.
+            held_out: statistics by which they are standardised: of predictions of images that were not trained on.
+                None: those of `predicted_NP`.
 
         Returns:
             (N, P) float32.
@@ -105,17 +119,14 @@ class TargetStatistics:
         Raises:
             UserError: fewer than 2 images, which have no spread.
         """
-        if len(predicted_NP) < 2:
+        if held_out is None and len(predicted_NP) < 2:
             raise UserError(
                 f"mapper.rescale=test standardises predictions by their own spread, which {len(predicted_NP)} image(s)"
                 " do not have. Predict at least 2 images, or set mapper.rescale=none."
             )
-        given = np.empty_like(predicted_NP)
+        by, given = held_out or self.of_predictions(predicted_NP), np.empty_like(predicted_NP)
         for columns in blocks(0, predicted_NP.shape[1], _columns_at_once(len(predicted_NP))):
-            found_NK = predicted_NP[:, columns].astype(np.float64)
-            # Predictions are single precision: what spread rounding alone makes is none.
-            mean_K, std_K = column_statistics(found_NK, float(np.finfo(np.float32).eps))
-            standard_NK = (found_NK - mean_K) * _inverse(std_K)
+            standard_NK = standardised(predicted_NP[:, columns].astype(np.float64), by.mean[columns], by.std[columns])
             given[:, columns] = standard_NK * self.std[columns] + self.mean[columns]
         return given
 
@@ -123,6 +134,11 @@ class TargetStatistics:
 def statistics_path(checkpoint: Path) -> Path:
     """Return where the statistics lie that belong to a checkpoint's file of arrays."""
     return checkpoint.with_name(f"{checkpoint.stem}-targets{checkpoint.suffix}")
+
+
+def held_out_path(checkpoint: Path) -> Path:
+    """Return where the statistics of a checkpoint's predictions of its validation images lie."""
+    return checkpoint.with_name(f"{checkpoint.stem}-predictions{checkpoint.suffix}")
 
 
 def column_statistics(
@@ -139,14 +155,14 @@ def column_statistics(
 
 
 def standardised(
-    values_NK: NDArray[np.float32], mean_K: NDArray[np.float64], std_K: NDArray[np.float64]
+    values_NK: NDArray[np.floating[Any]], mean_K: NDArray[np.floating[Any]], std_K: NDArray[np.floating[Any]]
 ) -> NDArray[np.float64]:
     """Return columns (N, K) less their mean (K,), over their standard deviation (K,), float64; 0 where that is 0."""
     return np.asarray((values_NK - mean_K) * _inverse(std_K))
 
 
-def _inverse(std_K: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(1.0, std_K, out=np.zeros_like(std_K), where=std_K > 0)
+def _inverse(std_K: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    return np.divide(1.0, std_K, out=np.zeros(std_K.shape), where=std_K > 0)
 
 
 def _columns_at_once(n_images: int) -> int:
@@ -169,7 +185,7 @@ class TargetScale:
         """Return the statistics of the training images `ids` (N,); a column that is all but constant has scale 1."""
         found = TargetStatistics.fit(targets, ids)
         constant = found.std <= NEARLY_CONSTANT * found.std.mean(dtype=np.float64)
-        return cls(found.mean, np.where(constant, 1.0, found.std).astype(np.float32))
+        return cls(found.mean.astype(np.float32), np.where(constant, 1.0, found.std).astype(np.float32))
 
     @classmethod
     def plain(cls, size: int) -> TargetScale:

@@ -11,7 +11,7 @@ from nd.config.fields import opt
 from nd.config.rules import at_least
 from nd.config.schema import ALL, MapperConfig
 from nd.config.training import trained_heads
-from nd.mappers.components import decoded_by, rescale_idle, rescaled
+from nd.mappers.components import decoded_by, rescaled
 
 if TYPE_CHECKING:
     from nd.config.schema import Config, Decoding
@@ -35,8 +35,9 @@ class TwoStageSettings(MapperConfig):
     # Applied to the finished predictions, so one training serves both.
     rescale: str = opt(
         "none",
-        "spread of the predictions: as fitted; or (variant=released) standardised over the test images and given mean"
-        " and spread of the training targets",
+        "spread of the predictions: as fitted; restored to that of the training targets, by the spread of predictions"
+        " of validation images; or (variant=released) standardised over the test images and given mean and spread of"
+        " the training targets",
         choices=("none", "train", "test"),
         since="predict",
     )
@@ -140,7 +141,6 @@ def has_prior(one: Decoding) -> bool:
 
 
 def _two_stage_idle(cfg: Config) -> Iterator[Idle]:
-    yield from rescale_idle(cfg)
     network, training = cfg.network, cfg.training
     if training.stage == "finetune" and not training.pretrain:
         yield Idle(

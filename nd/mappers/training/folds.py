@@ -22,7 +22,7 @@ from nd.errors import UserError
 from nd.launch import is_rank_zero
 from nd.mappers.checkpoint import checkpoint_path, is_saved, read_details, save, target_path
 from nd.mappers.folds import origin_of
-from nd.mappers.statistics import TargetStatistics, statistics_path
+from nd.mappers.statistics import TargetStatistics, held_out_path, statistics_path
 from nd.mappers.training.fit import Files
 from nd.mappers.training.pretrained import Pretrained, load_pretrained, save_pretrained
 from nd.mappers.training.stage import Trained, finetune, pretrain
@@ -144,12 +144,13 @@ def _save(
     details |= {"pretrained_on": list(start[1].subjects) if start else []}
     scaler, scale = trained.data.scalers[subject.name], trained.scales[target]
     mapper = TwoStage.of(trained.network, target, subject.name, cfg.seed, scaler, scale, details)
-    predicted = torch.from_numpy(mapper.predict(mean_betas(subject, own.val), own.val))
-    scores = target_scores(predicted, torch.from_numpy(own.val), features, scale)
+    predicted = mapper.predict(mean_betas(subject, own.val), own.val)
+    scores = target_scores(torch.from_numpy(predicted), torch.from_numpy(own.val), features, scale)
     mapper.details()["scores"] = scores
     origin = replace(origin_of(cfg, subject, split, k, features.fingerprint), target=target)
-    # Always: mapper.rescale=test is asked for when predicting, and is no part of what a network is trained for.
+    # Always: mapper.rescale is asked for when predicting, and is no part of what a network is trained for.
     TargetStatistics.fit(features, own.train).save(statistics_path(path))
+    TargetStatistics.of_predictions(predicted).save(held_out_path(path))
     save(path, mapper, cfg.mapper, origin, features.shape)
     log.info("target %s, fold %d: %s", target, k + 1, scores)
 
