@@ -119,12 +119,15 @@ class Mapper(Component):
         trained: whether it is trained step by step, which draws random numbers.
         config_groups: further groups of the configuration whose fields it reads.
         build: returns an unfitted mapper for settings and device; None for trained ones (``nd.mappers.training``).
+        network: of trained ones: returns their class, ``nd.mappers.two_stage.TwoStage`` or one derived from it, which
+            says how voxels come into the network and wraps it once it is trained.
         restore: returns a fitted mapper from settings, a checkpoint's arrays and its details.
     """
 
     trained: bool = False
     config_groups: tuple[str, ...] = ()
     build: Callable[[Any, Any], Any] | None = None
+    network: Callable[[], Any] | None = None
     restore: Callable[[Any, Any, Any], Any]
 
 
