@@ -86,11 +86,13 @@ def find_source(weights: str) -> Source:
 
 
 def module_folder(given: str, field: str, example: str) -> Path:
-    """The folder of a single diffusers module: a local folder, or a hub id ('@<revision>' pins one).
+    """The folder of a single diffusers module: 'package://<name>', a local folder, or a hub id ('@<revision>').
 
     Raises:
         UserError: nothing was given, or it is neither here nor reachable.
     """
+    if given.startswith(PACKAGE):
+        return shipped_folder(given, field)
     files = ["config.json", WEIGHT_FILES["vae"][0]]
     local = Path(given).expanduser()
     remedy = f"{field} wants a folder with {' and '.join(files)}, or a hub id, for example {example}."
