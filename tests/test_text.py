@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import yaml
 from helpers_results import N_IMAGES, config, fake_scores
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown_it import MarkdownIt
 
 from nd import read_run
@@ -88,6 +90,33 @@ def test_the_command_line_keeps_texts_or_names_their_key() -> None:
         cfg = compose([f"{key}={text}" for key, text in zip(FREE, some, strict=False)])
         assert values(cfg)[: len(some)] == some
         assert read(cfg.overrides, [ROOT / "conf"]).single() == cfg.overrides, "a row of a table reads them again"
+
+
+def jobs_of(words: list[str]) -> list[list[str]]:
+    """What Hydra's sweeper hands to the jobs of a sweep."""
+    told = [one.text for one in read(words, [ROOT / "conf"], multirun=True).given]
+    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(told), None)
+    return jobs
+
+
+def test_jobs_of_a_sweep_keep_texts() -> None:
+    """Those that all jobs share, as one job alone has them; and those that are swept, however they are listed."""
+    some = [text for text in texts(120, seed=3) if not is_syntax(text) and not read_alone(text)]
+    assert len(some) > 70
+    assert any(":" in text for text in some)
+    for shared in batched(some, len(FREE)):
+        words = [f"{key}={text}" for key, text in zip(FREE, shared, strict=False)]
+        for job in jobs_of([*words, "seed=1,2"]):
+            assert values(compose(job))[: len(shared)] == shared
+    for listed in ("package://scenes,b://c", "choice(package://scenes,b://c)"):
+        weights = [compose(job).backbone.weights for job in jobs_of([f"backbone.weights={listed}"])]
+        assert weights == ["package://scenes", "b://c"]
+
+
+def read_alone(text: str) -> bool:
+    """Whether a text is a list, a mapping, a sweep or a mistake."""
+    reading = read([f"logger.project={text}"], [ROOT / "conf"])
+    return bool(reading.problems) or reading.sweeps or reading.given[0].values[0].startswith(("[", "{"))
 
 
 def values(cfg: object) -> list[str]:
