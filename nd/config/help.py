@@ -38,12 +38,16 @@ VERBS = {
     "ls": "the runs there are: what sets them apart, state, scores, size and age",
     "show": "one run: configuration, scores, files; its images as PNG",
     "clean": "what nothing needs any more, with its size; apply=true removes it",
+    "log": "finished runs sent to a logger: W&B or TensorBoard",
+    "completion": "a script that lets the shell complete verbs, keys and values",
 }
 # Verbs that look at what has been run; their words are no configuration.
 OF_RUNS = {
     "ls": "nd ls [VERB ...] [key=value ...] [scores=name,...] [paths.root=folder]",
     "show": "nd show RUN [image=number] [out=png | file | folder] [paths.root=folder]",
     "clean": "nd clean [apply=true] [paths.root=folder]",
+    "log": "nd log [train | evaluate] runs=all | id,name,... [key=value ...] [logger=wandb] [logger.mode=online]",
+    "completion": "nd completion bash | zsh | fish",
 }
 EXAMPLES = """\
 examples
