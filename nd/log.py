@@ -26,12 +26,9 @@ from nd.config.words import Words, verb_of_words
 from nd.errors import UserError, unknown
 from nd.interface.finished_run import read_run
 from nd.runs.catalogue import KnownRun, filtered, find_run, known_runs
-from nd.runs.groups import announce, group_of, names_apart
+from nd.runs.groups import LOGGED, announce, group_of, names_apart
 from nd.tables.loggers import check_logger, is_on, log_scores, log_training
 from nd.tables.wandb_runs import where_all
-
-LOGGED = ("train", "evaluate")  # verbs whose runs have anything to show
-OPTIONS = ("project", "mode", "group", "images")
 
 
 def log(words: Words) -> int:
@@ -73,8 +70,8 @@ def chosen(words: Words) -> list[KnownRun]:
         else:
             run = find_run(text, Path(words.paths.runs))
             found[run.path] = _loggable(run)
-    known = ("runs", "logger", *(f"logger.{name}" for name in OPTIONS))
-    kept = filtered(found.values(), {key: value for key, value in words.options.items() if key not in known})
+    keys = {key: text for key, text in words.options.items() if key != "runs" and key.partition(".")[0] != "logger"}
+    kept = filtered(found.values(), keys)
     if not kept:
         raise UserError(
             f"no finished run of {' or '.join(words.bare or LOGGED)} in {words.paths.runs} is meant by that."

@@ -22,6 +22,7 @@ from nd.runs.chain import pretrain_of, steps_of
 from nd.runs.identity import identity_of, mapper_of, run_id, run_name, trained_together
 
 NAME_LENGTH = 120  # W&B cuts names at 128 characters
+LOGGED = ("train", "evaluate")  # verbs whose runs have anything to show
 NAMELESS = ("verb", "schema")  # of an identity, what never tells runs of one verb apart
 # Groups whose choice is a word of a name where it was typed; training reads no method, guidance or protocol.
 TRAINED_BY = ("experiment", "data", "subject", "target", "mapper", "network", "training", "backbone", "debug")
@@ -39,7 +40,7 @@ def group_of(cfg: Config) -> str:
 
 def members_of(cfgs: Iterable[Config]) -> list[Member]:
     """Return the trainings, pretraining stages and evaluations behind some rows, each once."""
-    steps = ((step.verb, step.cfg) for cfg in cfgs for step in steps_of(cfg) if step.verb in ("train", "evaluate"))
+    steps = ((step.verb, step.cfg) for cfg in cfgs for step in steps_of(cfg) if step.verb in LOGGED)
     found = (member for verb, cfg in steps for member in stages_of(verb, cfg))
     return list({run_id(verb, cfg): (verb, cfg) for verb, cfg in found}.values())
 
