@@ -38,16 +38,16 @@ class History(WandbLogger):
         """Take the run and the prefix of all names."""
         super().__init__(experiment=run)
         self.prefix = prefix
-        self.last = float(run.summary.get(f"{prefix}step", -1)) if run.resumed else -1.0
-        run.define_metric(f"{prefix}step", hidden=True)
+        self.last = run.summary.get(f"{prefix}epoch", -1) if run.resumed else -1
+        run.define_metric("step", hidden=True)
         for name in SHOWN:
-            run.define_metric(f"{prefix}{name}", step_metric=f"{prefix}step")
+            run.define_metric(f"{prefix}{name}", step_metric="step")
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Show the values of one epoch."""
-        if step is not None and step > self.last:
-            self.experiment.log({f"{self.prefix}{name}": value for name, value in {**metrics, "step": step}.items()})
-            self.last = step
+        if metrics["epoch"] > self.last:
+            self.experiment.log({f"{self.prefix}{name}": value for name, value in metrics.items()} | {"step": step})
+            self.last = metrics["epoch"]
 
 
 def tensorboard(cfg: Config, folder: RunFolder, part: str = "") -> TensorBoardLogger:

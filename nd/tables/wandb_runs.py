@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 MODES = ("offline", "online", "disabled")
 LEFT_OUT = ("overrides", "paths", "logger")  # of the configuration shown: they say where, not what
+LIVE = ("pretrain", "finetune")  # job types of what is shown while it goes on
 MARK = "logged.json"  # in a run folder: where its results have been shown
 TAG_LENGTH = 64  # W&B refuses longer ones
 
@@ -162,7 +163,7 @@ def opened(cfg: Config, shown: Shown) -> Iterator[Any]:
         run = wandb.init(
             project=cfg.logger.project, mode=mode_of(cfg), dir=place, id=shown.id, name=shown.name, job_type=shown.kind,
             group=shown.group or None, tags=shown.tags, notes=shown.notes or None, config=shown.config, resume="allow",
-            reinit="create_new", settings=_settings(wandb),
+            reinit="create_new", settings=_settings(wandb, live=shown.kind in LIVE),
         )  # fmt: skip
         try:
             yield run
@@ -172,11 +173,14 @@ def opened(cfg: Config, shown: Shown) -> Iterator[Any]:
         run.finish(exit_code=0)
 
 
-def _settings(wandb: Any) -> Any:
-    """Nothing is taken from the terminal, the checkout or the list of packages: run folders record those."""
+def _settings(wandb: Any, live: bool) -> Any:
+    """Nothing is taken from the terminal, the checkout or the list of packages: run folders record those.
+
+    The load of the machine is shown where a run is shown while it goes on.
+    """
     return wandb.Settings(
         console="off", silent=True, disable_code=True, disable_git=True, x_save_requirements=False,
-        allow_val_change=True,
+        allow_val_change=True, x_disable_stats=not live,
     )  # fmt: skip
 
 
