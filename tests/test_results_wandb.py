@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from helpers_results import config
+from nd.tables.wandb import changed_keys, check_logger, log_scores
 
 from nd.config import Config
 from nd.errors import UserError
 from nd.runs.folder import RunFolder
-from nd.tables.wandb import changed_keys, check_logger, log_scores
 
 SCORES = {"pixcorr": 0.5, "ssim": 0.25}
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_training import N_VAL, SMALL, Weights, curve_of, finetuned, linear_target, truth_of
+from nd.tables.wandb import training_logger
 from pytorch_lightning import Callback
 
 import nd.mappers.training.callbacks as callbacks
@@ -16,7 +17,6 @@ from nd.config.application import compose
 from nd.mappers.network.network import predict_slices
 from nd.mappers.validation import target_scores
 from nd.runs.folder import RunFolder
-from nd.tables.wandb import training_logger
 from nd.train import train
 
 

@@ -188,9 +188,15 @@ class TrainerConfig:
 class LoggerConfig:
     """Where metrics are shown; off unless asked for."""
 
-    name: str = opt("none", "logger", identity=False, choices=("none", "csv", "wandb"))
+    name: str = opt("none", "logger", identity=False, choices=("none", "csv", "tensorboard", "wandb"))
     project: str = opt("nd", "W&B project", identity=False)
     mode: str = opt("offline", "W&B mode", identity=False, choices=("offline", "online", "disabled"))
+    group: str = opt("", "W&B group; empty: the sweep (-m), else the table, else none", identity=False)
+    images: int = opt(
+        100,
+        "W&B: rows of the table of scores that show their images, evenly from the best to the worst",
+        identity=False,
+    )
 
 
 @dataclass(kw_only=True)
