@@ -160,7 +160,7 @@ def _scores_to_wandb(cfg: Config, folder: RunFolder, images: Images | None) -> N
         run.log(shown)
         run.summary.update(summary_of(folder))
     wandb_runs.mark(cfg, folder)
-    print(wandb_runs.where(run))
+    print(wandb_runs.where(cfg, run))
 
 
 def _scores_to_csv(cfg: Config, folder: RunFolder, images: Images | None) -> None:
@@ -268,4 +268,4 @@ def _table_to_wandb(
         if plots:
             run.log({"map": wandb.Image(str(plots[0]), caption=shown.name)})
         run.log_artifact(files_artifact(wandb, shown.id, shown.kind, files))
-    print(wandb_runs.where(run))
+    print(wandb_runs.where(cfg, run))
