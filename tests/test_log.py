@@ -114,7 +114,7 @@ def test_a_wrong_word_is_one_message(words: list[str], wanted: str, lab: Path) -
 
 
 def test_an_unfinished_run_is_refused_by_name_and_passed_over_by_pattern(lab: Path) -> None:
-    first, second = ids(lab)
+    first = ids(lab)[0]
     (RunFolder.open(guided(lab, 0.5), "evaluate").path / "status").write_text("running\n", encoding="utf-8")
     assert "is not done but partial" in failing(lab, f"runs={first}", "logger=csv").err
     assert "1 of 1: evaluate" in succeed("log", "runs=all", "evaluate", "logger=csv", cwd=lab).out
