@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,11 @@ from nd.runs.folder import RunFolder, found
 from nd.runs.groups import Member, announce, group_of, members_of, name_of, names_apart, sweep_name
 from nd.tables import wandb_runs
 from nd.tables.specs import load_spec
-from nd.tables.sweep import SweepTable
-from nd.tables.table import Table
 from nd.tables.wandb_media import Pairs, caption, files_artifact, grid, pair, per_image_table, ranked_by, spread
+
+if TYPE_CHECKING:
+    from nd.tables.sweep import SweepTable
+    from nd.tables.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +61,8 @@ def check_logger(cfg: Config) -> None:
         )
 
 
-def _shown(cfg: Config, what: Path, show: Callable[[], None]) -> bool:
-    """Show something; where that fails, warn, and return False."""
+def _shown(cfg: Config, what: Path, show: Callable[[], None]) -> None:
+    """Show something; where that fails, warn."""
     try:
         show()
     except Exception as error:  # wandb raises its own, and those of its network libraries
@@ -68,8 +70,6 @@ def _shown(cfg: Config, what: Path, show: Callable[[], None]) -> bool:
             "logger=%s could not show %s (%s: %s). The results are kept there; the same command tries again",
             cfg.logger.name, what, type(error).__name__, error,
         )  # fmt: skip
-        return False
-    return True
 
 
 # ---- groups
@@ -160,7 +160,7 @@ def _scores_to_wandb(cfg: Config, folder: RunFolder, images: Images | None) -> N
         run.log(shown)
         run.summary.update(summary_of(folder))
     wandb_runs.mark(cfg, folder)
-    print(wandb_runs.where(run))
+    print(wandb_runs.where(cfg, run))
 
 
 def _scores_to_csv(cfg: Config, folder: RunFolder, images: Images | None) -> None:
@@ -268,4 +268,4 @@ def _table_to_wandb(
         if plots:
             run.log({"map": wandb.Image(str(plots[0]), caption=shown.name)})
         run.log_artifact(files_artifact(wandb, shown.id, shown.kind, files))
-    print(wandb_runs.where(run))
+    print(wandb_runs.where(cfg, run))
