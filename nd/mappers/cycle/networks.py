@@ -1,4 +1,4 @@
-"""The two networks of mapper=cycle: an encoder that predicts voxels from maps, a decoder that predicts maps from voxels.
+"""The two networks of mapper=cycle: an encoder that predicts voxels from maps, and a decoder back.
 
 SoulDiffuser's figure draws both as one box, without shapes (LQQME/SoulDiffuser@160a2fd:Figure/nc-31.jpg,
 "fMRI-EdgeColorNet"); these are this project's, small enough for a thousand images.
