@@ -4,8 +4,9 @@
 
 Trains what is missing through `nd train` with all sessions and with the first half of them, predicts the maps of the
 test images, and correlates each with its true map. Beside mapper=cycle stand its first two stages alone, the same
-without images that have no voxels, ridge regression, and the mean map of the training images. Intervals are bootstrapped
-over images, differences are paired by image; seeds are averaged within an image. Writes results.json beside itself.
+without images that have no voxels, ridge regression, and the mean map of the training images. Intervals are
+bootstrapped over images, differences are paired by image; seeds are averaged within an image. Writes results.json
+beside itself.
 """
 
 from __future__ import annotations
