@@ -28,8 +28,10 @@ from nd.generate.trajectories import Point, tracks_at
 Features = Mapping[str, Sequence[Tensor]]  # of each adapter that acts, (B, C, h, w) for each block of the UNet
 
 
-def point_of(method: SoulDiffuserSettings) -> Point:
+def point_of(cfg: Config) -> Point:
     """Return what a configuration asks of a sweep: the weights of the adapters, and the steps that they act in."""
+    method = cfg.method
+    assert isinstance(method, SoulDiffuserSettings)
     return Point(method.omegas, method.adapted_steps)
 
 
