@@ -20,7 +20,7 @@ from nd.config import Config
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
 from nd.runs.folder import RunFolder
-from nd.tables.costs import PER_IMAGE, RESIDENT, costs_of
+from nd.tables.costs import AT_ONCE, PER_IMAGE, RESIDENT, costs_of
 from nd.tables.image_browser import browser, sources_of
 from nd.tables.recorded import read_losses, ways_of
 from nd.tables.report import page, write_report
@@ -262,13 +262,24 @@ def test_costs_are_those_that_the_manifests_say(table: Table) -> None:
             path = RunFolder.open(row.entry.cfg, verb).path / "manifest.json"
             manifest = json.loads(path.read_text(encoding="utf-8"))
             manifest |= {"seconds": share * seconds, "peak_memory_mb": {"resident": 100 * seconds}}
+            if (row.row.role, verb) == ("method", "reconstruct"):
+                plan = {"guided": 20, "plain": 40, "decode": 10, "checkpoint": False}
+                manifest["execution"] = {"plan": plan, "tflop_per_image": 0.25}
             path.write_text(json.dumps(manifest), encoding="utf-8")
     costs = costs_of(table)
-    assert costs.columns == ["reconstruct", "evaluate", PER_IMAGE, RESIDENT]  # nothing was trained, no GPU used
+    recorded = ["tflop per image"]  # whatever number a run says of its execution
+    assert costs.columns == ["reconstruct", "evaluate", PER_IMAGE, AT_ONCE, RESIDENT, *recorded]
     assert [[amount.value for amount in row.amounts] for row in costs.rows] == [
-        [24.0, 12.0, 1.0, 2400.0], [48.0, 24.0, 2.0, 4800.0],
+        [24.0, 12.0, 1.0, 20, 2400.0, 0.25], [48.0, 24.0, 2.0, None, 4800.0, None],
     ]  # fmt: skip
-    assert [amount.text for amount in costs.rows[1].amounts] == ["48.0 s", "24.0 s", "2", "4.8 GB"]
+    assert [amount.text for amount in costs.rows[0].amounts] == [
+        "24.0 s",
+        "12.0 s",
+        "1",
+        "20, 40, 10",
+        "2.4 GB",
+        "0.25",
+    ]
     assert costs.note.startswith("All 4 runs together took 1 min 48 s; ")
 
 
