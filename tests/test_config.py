@@ -51,6 +51,7 @@ def test_nothing_given_is_scenes_with_neuraldiffuser() -> None:
 
 NEEDED = {
     ("protocol", "digits69"): ["data=digits69"],
+    ("mapper", "cycle"): ["method=nearest_image", "method.targets=[edge]", "target=edge"],  # which decodes maps
     ("training", "released"): ["mapper=two_stage_released"],  # which has a prior to train
     ("training", "released_z"): ["mapper=two_stage_released"],
     ("protocol", "nd"): ["data=nsd"],
