@@ -20,12 +20,13 @@ from pathlib import Path
 from nd.config import Config
 from nd.config.application import derive, verb
 from nd.config.sweeps import Point
+from nd.doctor.absent import refuse_absent
 from nd.errors import UserError
 from nd.runs.chain import Action, Chain, StepFailed, in_own_process, needs_own_process, steps_of
 from nd.runs.folder import RunFolder
 from nd.runs.groups import members_of
 from nd.tables.loggers import announce_sweep, announce_table, check_logger, log_scores, log_sweep
-from nd.tables.specs import Entry, Row, expand, load_spec, rows_of
+from nd.tables.specs import Entry, Row, expand, rows_of, spec_of
 from nd.tables.wandb_runs import where_all
 
 ACTIONS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
@@ -37,6 +38,8 @@ def run(cfg: Config) -> int:
     begun, entries = time.monotonic(), entries_of(cfg)
     announce_table(cfg, [entry.cfg for entry in entries])
     finished = [entry for entry in entries if RunFolder.open(entry.cfg, "evaluate").done]
+    if cfg.table:
+        refuse_absent([entry.cfg for entry in entries if entry not in finished])
     failures = run_rows(entries, print, quiet=len(entries) > 1)
     for entry in finished:  # those that were run now have been shown by then
         log_scores(entry.cfg, RunFolder.open(entry.cfg, "evaluate"))
@@ -91,7 +94,7 @@ def share(cfgs: Sequence[Config]) -> None:
 def entries_of(cfg: Config) -> list[Entry]:
     """Return the rows to run: those of the table, or the one composed configuration."""
     if cfg.table:
-        return expand(load_spec(cfg.table), cfg, derive)
+        return expand(spec_of(cfg), cfg, derive)
     return [Entry(Row(label=cfg.method.name), cfg.subject.name, cfg)]
 
 

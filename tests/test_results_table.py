@@ -17,10 +17,9 @@ from helpers_results import N_IMAGES, config, fake_scores
 from nd.config import Config
 from nd.config.application import compose, derive
 from nd.errors import UserError
-from nd.runs.identity import reads_predictions, reads_targets
 from nd.tables import formats
 from nd.tables.csv_export import csv_files
-from nd.tables.specs import Column, Entry, Pair, Row, TableSpec, available, expand, load_spec
+from nd.tables.specs import Column, Entry, Pair, Row, TableSpec, expand, load_spec
 from nd.tables.table import Table, collect, unexpected
 
 Change = Callable[[Config], None]
@@ -78,18 +77,6 @@ def test_rows_that_follow_released_code_say_where_it_departs(entries: list[Entry
     assert [note for note in notes if "released" in note] == [f"guided: {said}"]
 
 
-def test_shipped_specs_say_what_their_rows_are() -> None:
-    for name in available():
-        spec = load_spec(name)
-        entries = expand(spec, compose([f"table={name}"]), derive)
-        assert [e.row.label for e in entries] == [row.label for row in spec.rows]
-        for e in entries:
-            assert e.cfg.table == name
-            assert (e.row.role == "oracle") == (e.cfg.features == "oracle" and reads_targets(e.cfg)), e.label
-            assert (e.row.role == "control") == (e.cfg.control != "none" and reads_predictions(e.cfg)), e.label
-        assert {"oracle", "control", "floor", "method"} <= {row.role for row in spec.rows}
-
-
 def test_a_subject_that_is_given_is_the_only_one() -> None:
     spec = replace(load_spec("scenes"), subjects=["subj01", "subj02"], rows=SPEC.rows[:1])
     entries = expand(spec, compose(["table=scenes", "subject=subj03"]), derive)
@@ -129,10 +116,10 @@ def test_a_table_that_extends_itself_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_table_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
-        UserError, match=r"unknown table 'scene'\. Did you mean 'scenes'\? Allowed: demo, digits69, scenes"
+        UserError, match=r"unknown table 'scene'\. Did you mean 'scenes'\? Allowed: ablation_components, "
     ):
         load_spec("scene")
-    with pytest.raises(UserError, match=r"no table was named\. Give table=<name>, one of: demo, digits69, scenes"):
+    with pytest.raises(UserError, match=r"no table was named\. Give table=<name>, one of: ablation_components, "):
         load_spec("")
 
 
@@ -156,7 +143,8 @@ def test_all_problems_of_a_spec_are_told_at_once(tmp_path: Path) -> None:
         ({"expected": {"a": {"ssim": 1.0}}}, "expected names no column"),
         ({"images": ["zz"]}, "images names no row"),
         ({"rows": ["a"]}, r"rows\[0\] is str, wanted a mapping"),
-        ({"rows": []}, "must each list at least one"),
+        ({"rows": []}, "rows must list at least one"),
+        ({"subjects": []}, "subjects must list at least one where an experiment is named"),
     ],
 )
 def test_a_spec_that_contradicts_itself_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:

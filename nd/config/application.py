@@ -91,8 +91,10 @@ def _examine(
     if reading.lost & DECISIVE or any(problem.startswith("conf:") for problem in made.problems):
         return found
     rows = [made.config]
-    if rows_of is not None and made.config.table:
-        rows, found.foreign = _rows(made.config, rows_of, found.problems)
+    if rows_of is not None:
+        shown, foreign = _rows(made.config, rows_of, found.problems)
+        if shown or made.config.table:
+            rows, found.foreign = shown, foreign
     found.problems += [problem for row in rows for problem in contradictions(row, name, multirun)]
     if not found.problems and rows:
         warnings = [without_effect(row, [one.key for one in reading.given], name) for row in rows]

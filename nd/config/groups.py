@@ -216,3 +216,6 @@ class DebugConfig:
 
     name: str = opt("off", "debug preset", identity=False, choices=("off", "fast"))
     limit_images: int = opt(0, "reconstruct only this many test images; 0 means all")
+    limit_grid: int = opt(
+        0, "tables: run only so many values of each key of a grid, from the first; 0 means all", identity=False
+    )

@@ -137,8 +137,9 @@ def _evaluation(cfg: Config) -> Iterator[str]:
         yield "part: val needs mapper.refit=false, otherwise the mapper has been fitted on the images it is judged on."
     if oracle and cfg.control != "none":
         yield f"control: {cfg.control} is about decoding, but features=oracle decodes nothing; leave one of them out."
-    if cfg.debug.limit_images < 0:
-        yield f"debug.limit_images: {cfg.debug.limit_images} is negative; 0 means all."
+    for name in ("limit_images", "limit_grid"):
+        if (limit := getattr(cfg.debug, name)) < 0:
+            yield f"debug.{name}: {limit} is negative; 0 means all."
 
 
 def _trainer(cfg: Config) -> Iterator[str]:

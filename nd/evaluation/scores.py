@@ -95,7 +95,7 @@ class RunScores:
     path: Path
     protocol: str  # name and version
     test_set: str  # hash of the image ids
-    scores: dict[str, Score]
+    scores: dict[str, Score]  # also of retrieval by decoded targets, which has no scores per image
     n_images: int
     n_repeats: int
     oracle: bool
@@ -142,7 +142,7 @@ def read_scores(folder: Path) -> RunScores:
             path=folder,
             protocol=f"{given['protocol']['name']} v{given['protocol']['version']}",
             test_set=given["test_set"],
-            scores={name: _score(score) for name, score in given["metrics"].items()},
+            scores={name: _score(score) for name, score in {**given["metrics"], **given.get("retrieval", {})}.items()},
             n_images=given["n_images"],
             n_repeats=given["n_repeats"],
             oracle=given["oracle"],

@@ -36,10 +36,12 @@ def as_csv(lines: Iterator[Line]) -> str:
 
 
 def scores(table: Table) -> Iterator[Line]:
-    """A line per row, subject and metric, with everything that makes rows comparable."""
+    """A line per row, subject and metric, with everything that makes rows comparable and the point on a grid."""
+    keys = list(dict.fromkeys(key for row in table.rows for key in row.row.point))
     for row in table.rows:
         run = row.run
-        who = {"table": table.spec.name, "row": row.row.label, "role": row.row.role, "subject": row.subject}
+        point = {key: row.row.point.get(key) for key in keys}
+        who = {"table": table.spec.name, "row": row.row.label, "role": row.row.role, "subject": row.subject} | point
         facts = {
             "n_images": run.n_images, "n_repeats": run.n_repeats, "protocol": run.protocol, "test_set": run.test_set,
             "simulated": run.simulated, "oracle": run.oracle, "control": run.control, "run": row.folder.run_id,
