@@ -53,6 +53,9 @@ def _data(cfg: Config) -> Iterator[str]:
             "data.test_scaling: own fits statistics on test trials, as published code does. Ask for it with"
             " data.variant=released, which marks every result, or leave it out."
         )
+    for stream, rois in data.streams.items():
+        if not isinstance(rois, list) or not rois or not all(isinstance(roi, str) for roi in rois):
+            yield f"data.streams: {stream} is {rois!r}, wanted a list of ROIs: data.streams={{{stream}: [V1, V2]}}."
     if cfg.layout != "prepared" and data.source != "scenes":
         yield f"layout: {cfg.layout} is a form in which data=scenes is written, but data is {data.name}."
     if data.split not in source.splits:

@@ -171,7 +171,7 @@ def _is_limited(cfg: Config, name: str) -> bool:
 
 
 def _whole_subject(cfg: Config, name: str, roi: str = ALL_VOXELS) -> Subject:
-    return Subject(subject_path(cfg, name), roi, SESSIONS_OF.get(cfg.data.split, 0))
+    return Subject(subject_path(cfg, name), roi, SESSIONS_OF.get(cfg.data.split, 0), cfg.data.streams)
 
 
 def _whole_split(cfg: Config, subject: Subject) -> Split:

@@ -195,7 +195,7 @@ class CubeVoxels(SubjectVoxels):
         centre_C3 = np.stack(np.unravel_index(present, tuple(config.cubes)), 1) + 0.5
         middle_3 = np.array(config.cubes) / 2
         self.register_buffer("cells", torch.tensor(cells_V), persistent=False)
-        share_V = (1 / np.bincount(cells_V))[cells_V].astype(np.float32)
+        share_V = (1 / np.bincount(cells_V)[cells_V]).astype(np.float32)
         self.register_buffer("share", torch.tensor(share_V), persistent=False)
         self.register_buffer("places", torch.tensor(waves((centre_C3 - middle_3) / middle_3)), persistent=False)
 
