@@ -28,7 +28,10 @@ TOWER_SIZE = "about 0.6 GB for ViT-B/32, licence MIT"
 
 def weight_needs(cfg: Config) -> list[Need]:
     """Every network of the configuration, there or not."""
-    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_versatile(cfg), *_instance(cfg), *_judges(cfg)]
+    return [
+        *_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_versatile(cfg), *_adapters(cfg), *_instance(cfg),
+        *_judges(cfg),
+    ]  # fmt: skip
 
 
 def _backbone(cfg: Config) -> Iterator[Need]:
@@ -130,6 +133,20 @@ def _versatile(cfg: Config) -> Iterator[Need]:
         yield Need(name, "ok", str(folder), size_text(folder))
     else:
         yield Need(name, "missing", str(folder), f"no {file} there")
+
+
+def _adapters(cfg: Config) -> Iterator[Need]:
+    """The T2I-Adapters that act in a method's sampler."""
+    for name in getattr(cfg.method, "acting", []):
+        given, what, file = getattr(cfg.method, f"{name}_adapter"), f"{name} adapter", "config.json"
+        folder = local_folder(given)
+        if folder is None:
+            state = "ok" if _cached(given, file) else "missing"
+            yield Need(what, state, f"hub: {given}", "T2I-Adapter, safetensors alone are read" + _fetch_note(state))
+        elif (folder / file).is_file():
+            yield Need(what, "ok", str(folder), f"{size_text(folder)}{_licence(given)}")
+        else:
+            yield Need(what, "missing", str(folder), f"no {file} there; experiments/scenes-adapters makes Scenes' own")
 
 
 def _judges(cfg: Config) -> Iterator[Need]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nd.config import Config
 from nd.files import atomic_path, write_text
+from nd.runs.identity import generator_of
 from nd.tables.gallery import data_uri, png
 
 PAGE = """<!doctype html>
@@ -74,7 +75,9 @@ def write_page(shown: RoiImages, path: Path, cfg: Config, command: str) -> None:
         file.attrs.update({"method": cfg.method.name, "subject": cfg.subject.name, "simulated": cfg.data.simulated})
     measured = "simulated" if cfg.data.simulated else "measured"
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(PAGE)
+    note = generator_of(cfg).note
     title = f"ROIs of {cfg.subject.name} ({cfg.data.name}, {measured} fMRI) by {cfg.method.name}"
+    title += f" ({note})" if note else ""
     style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
     write_text(path, template.render(title=title, style=style, rows=list(_rows(shown)), command=command))
 

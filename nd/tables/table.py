@@ -115,10 +115,12 @@ class Table:
         released = dict.fromkeys(
             (row.row.label, row.entry.cfg.method.name) for row in self.rows if follows_release(row.entry.cfg)
         )
+        declared = dict.fromkeys((row.row.label, row.variant, row.note) for row in self.rows if row.note)
         return [
             *(ROLE_NOTES[role] for role in roles if role in ROLE_NOTES),
             *([RETRIEVAL_NOTE] if any(column.metric.startswith(RETRIEVAL) for column in self.columns) else []),
             *(f"{label}: {note}" for label, note in own),
+            *(f"{label}: variant {variant}, {note}" for label, variant, note in declared),
             *(
                 f"{label}: follows released code; conf/method/{name}.yaml says what is done instead of what that does"
                 for label, name in released

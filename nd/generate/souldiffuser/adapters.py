@@ -10,6 +10,7 @@ Shapes: B batch, S side of the images, C h w features of a block of the UNet.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nd.backbone.loading import NO_ACCELERATE, Backbone
 from nd.backbone.reading import read_module
 from nd.backbone.tower import resize
 from nd.backbone.weights import module_folder
+from nd.config import BackboneConfig
 from nd.errors import UserError
 
 EXAMPLE = "one of TencentARC/t2iadapter_* that was saved anew as safetensors"
@@ -77,6 +80,32 @@ def block_shapes(unet: Any, latent_side: int) -> list[Shape]:
     return [*shapes, (shapes[-1][0], side, side)]
 
 
+class AdaptedBackbone(Backbone):
+    """A backbone with two adapters beside its own modules, each read when first used."""
+
+    def __init__(self, config: BackboneConfig, device: str | torch.device, edge: str, colour: str) -> None:
+        """Take where everything lies.
+
+        Args:
+            config: of the backbone.
+            device: where all modules go.
+            edge: the adapter of edge maps, as ``method.edge_adapter`` names it.
+            colour: that of mosaics.
+        """
+        super().__init__(config, device)
+        self._given = {"edge": edge, "colour": colour}
+
+    @cached_property
+    def edge_adapter(self) -> Any:
+        """A diffusers T2IAdapter."""
+        return load_adapter(self._given["edge"], "method.edge_adapter", self.device, self.dtype)
+
+    @cached_property
+    def colour_adapter(self) -> Any:
+        """A diffusers T2IAdapter."""
+        return load_adapter(self._given["colour"], "method.colour_adapter", self.device, self.dtype)
+
+
 def load_adapter(given: str, field: str, device: torch.device, dtype: torch.dtype) -> Any:
     """Return a frozen T2IAdapter.
 
@@ -92,8 +121,7 @@ def load_adapter(given: str, field: str, device: torch.device, dtype: torch.dtyp
     from diffusers import T2IAdapter
 
     folder: Path = module_folder(given, field, EXAMPLE)
-    options = {"torch_dtype": dtype, "low_cpu_mem_usage": False}
-    return read_module(T2IAdapter, f"the adapter {field}", folder, device, **options)
+    return read_module(T2IAdapter, f"the adapter {field}", folder, device, torch_dtype=dtype, **NO_ACCELERATE)
 
 
 def check_adapter(
