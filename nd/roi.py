@@ -22,16 +22,13 @@ from nd.errors import UserError
 def roi(cfg: Config) -> Path:
     """Make the images and the page; returns the page."""
     from nd.data.prepared import split_of
-    from nd.files import sha256_json
     from nd.runs.folder import command_for
-    from nd.runs.identity import run_id, run_name
-    from nd.tables.roi_page import RoiImages, write_page
+    from nd.tables.roi_page import RoiImages, page_path, write_page
 
     names, lengths, features = decode(cfg)
     images = generate(cfg, features, int(split_of(cfg).folds[0].test[0]))
     shown = RoiImages(names, counts(cfg, names), images, lengths)
-    unique = sha256_json([run_id("reconstruct", cfg), names])  # pages of other settings or ROIs stay as they are
-    path = Path(cfg.paths.results) / f"roi-{run_name('reconstruct', cfg)}-{unique}.html"
+    path = page_path(cfg, names)
     write_page(shown, path, cfg, command_for(cfg, "roi"))
     print(f"wrote images of {len(names)} ROIs at {path}")
     return path

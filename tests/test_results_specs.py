@@ -164,7 +164,7 @@ def test_tables_in_debug_sizes_say_so(tmp_path: Path) -> None:
     made = table(tmp_path, [Row(label="a")])
     assert "debug" not in made.title + made.caption
     made.rows[0].entry.cfg.debug.name = "fast"
-    assert made.title.endswith("simulated fMRI, made in debug sizes: the numbers mean nothing")
+    assert made.title.endswith("simulated fMRI. Made in debug sizes: the numbers mean nothing.")
     assert made.caption.startswith("Made in debug sizes: the numbers mean nothing. subj01;")
     assert "the numbers mean nothing" in formats.markdown(made)
     assert "the numbers mean nothing" in formats.text(made)

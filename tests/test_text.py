@@ -10,7 +10,6 @@ import io
 import random
 import re
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -30,9 +29,10 @@ from nd.config.overrides import read
 from nd.errors import UserError
 from nd.files import read_json
 from nd.runs.folder import RunFolder
-from nd.tables import formats, plots
+from nd.tables import formats
 from nd.tables.csv_export import csv_files
 from nd.tables.gallery import Gallery
+from nd.tables.line_chart import Line, LineChart
 from nd.tables.published import Published
 from nd.tables.report import page
 from nd.tables.specs import Column, Entry, Row, TableSpec, load_spec
@@ -250,14 +250,14 @@ def test_pages_keep_texts(table: Table, labels: list[str]) -> None:
     assert shown.of("li") == [*table.notes, *of_blocks(table)]
     assert shown.of("title") == [table.spec.title]
     assert shown.of("code") == ["nd run 'a <b> & c'"]
-    assert "a|b_c\xa0*d*\xa0$x_$\xa0↑" in shown.of("th")
+    assert "a|b_c *d* $x_$\xa0↑" in shown.of("th")
 
 
-def test_plots_draw_texts_as_they_are(table: Table) -> None:
-    few = replace(
-        table, rows=[row for row in table.rows if row.row.label in ("$x_$", "\\frac", "<!--", "&amp;", "]]>")]
-    )
-    ElementTree.fromstring(plots.svg(plots.score_plot(few)))
+def test_charts_draw_texts_as_they_are(labels: list[str]) -> None:
+    chart = LineChart(labels[0], labels[1], labels[2], [Line(label, [(0, 0.0), (1, 1.0)]) for label in labels])
+    root = ElementTree.fromstring(str(chart.svg))
+    assert [line.findtext("title") for line in root.findall("polyline")] == labels
+    assert root.get("aria-label") == chart.said
 
 
 def test_latex_keeps_texts(table: Table, labels: list[str]) -> None:

@@ -26,7 +26,7 @@ ROLE_NOTES = {
     "floor": "floor: no image is generated; what a method should beat",
     "reference": "reference: another decoder, for comparison",
 }
-DEBUG = "made in debug sizes: the numbers mean nothing"
+DEBUG_NOTE = "Made in debug sizes: the numbers mean nothing."
 NAMES = {"pixcorr": "PixCorr", "ssim": "SSIM"}  # of columns that a spec does not name
 RETRIEVAL_NOTE = (
     "retrieval: share of items whose own partner is the most similar of the candidates; 95% intervals of the mean over "
@@ -53,11 +53,11 @@ class Table:
     def title(self) -> str:
         """The spec's title, whether the voxels were measured or simulated, and whether sizes are those of debugging."""
         kind = "simulated" if self.rows[0].run.simulated else "measured"
-        return f"{self.spec.title} - {kind} fMRI{', ' + DEBUG if self.debug else ''}"
+        return f"{self.spec.title} - {kind} fMRI{f'. {DEBUG_NOTE}' if self.debug else ''}"
 
     @property
     def debug(self) -> bool:
-        """Whether rows were made in debug sizes."""
+        """Whether any row was made in debug sizes."""
         return any(row.entry.cfg.debug.name != "off" for row in self.rows)
 
     @property
@@ -65,7 +65,7 @@ class Table:
         """Who, which protocol, which images, what the intervals are, and what few images could show."""
         run = self.rows[0].run
         power = power_note(self.differences, self.columns, self.subjects)
-        debug = f"{DEBUG[0].upper()}{DEBUG[1:]}. " if self.debug else ""
+        debug = f"{DEBUG_NOTE} " if self.debug else ""
         return (
             f"{debug}{', '.join(self.subjects)}; protocol {run.protocol}; {run.n_images} test images "
             f"(set {run.test_set}); 95% bootstrap intervals over images; scores of repeats are averaged within an "
