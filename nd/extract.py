@@ -64,16 +64,16 @@ def fill(cfg: Config, jobs: list[Job], stimuli: Stimuli, backbone: Backbone) -> 
 
 def report(cfg: Config, job: Job, backbone: Backbone, n_images: int, seconds: float) -> None:
     """Write beside a new store what it was made from, by what and for how long, and say where it is."""
-    import json
-
     from nd.backbone.weights import PARTS
-    from nd.files import open_h5, write_json
+    from nd.files import write_json
+    from nd.h5_values import attribute
+    from nd.hdf5 import open_h5
     from nd.machine import peak_memory_mb, versions
     from nd.runs.manifest import git_state
 
     with open_h5(job.path) as handle:
-        made_from: dict[str, Any] = json.loads(handle.attrs["details"])
-        shape = "x".join(str(side) for side in json.loads(handle.attrs["shape"]))
+        made_from: dict[str, Any] = attribute(handle, "details", dict)
+        shape = "x".join(str(side) for side in attribute(handle, "shape", list[int]))
     manifest: dict[str, Any] = {
         "made_from": made_from,
         "overrides": cfg.overrides,
@@ -101,7 +101,7 @@ def check_once(job: Job, stimuli: Stimuli) -> None:
     from nd.targets.fill import check_store
 
     path = job.path.with_suffix(".json")
-    record = read_json(path) if path.exists() else {}
+    record = read_json(path, again="Remove it: it only says what the features were made by.") if path.exists() else {}
     if record.get("checked_with") == surroundings():
         return
     check_store(job, stimuli)

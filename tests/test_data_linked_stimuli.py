@@ -192,6 +192,7 @@ def test_an_image_file_changed_for_another(linked: tuple[Path, Path]) -> None:
         Stimuli(path)
     with h5py.File(path, "r+") as handle:
         handle.attrs["linked_bytes"] = source.stat().st_size
+        del handle["digests"]  # changed on purpose
     with pytest.raises(UserError, match=r"its 3 images are not among the 5 images of .*nsd_stimuli.hdf5"):
         Stimuli(path)
 

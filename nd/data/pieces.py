@@ -15,18 +15,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from nd.data.links import moved, relink
 from nd.errors import UserError
-from nd.files import atomic_path, check_space, partial_path, read_json, sha256_file, system_errors, write_json
+from nd.files import (
+    atomic_path,
+    check_space,
+    misfit,
+    partial_path,
+    read_json,
+    sha256_file,
+    system_errors,
+    write_json,
+)
 from nd.locks import locked
 
 LOG = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
+REMAKE = "Remove its folder and run `nd prepare` again."
 ADVICE = "Free some space or set paths.data to another folder."
 
 Settings = dict[str, Any]
+
+
+class PieceFacts(TypedDict):
+    """What the manifest records of a piece."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: str
+    settings: dict[str, Any]
+
+
+class PreparedManifest(TypedDict):
+    """What the manifest of a prepared folder holds."""
+
+    files: dict[str, PieceFacts]
 
 
 @dataclass(frozen=True)
@@ -133,7 +160,9 @@ def _write(folder: Path, piece: Piece, record: dict[str, Any]) -> None:
 def _record(folder: Path, name: str, entry: dict[str, Any]) -> None:
     path = folder / MANIFEST
     with locked(folder / f".{MANIFEST}.lock", str(path), wait=True):
-        manifest: dict[str, Any] = read_json(path) if path.exists() else {"format": FORMAT_VERSION, "files": {}}
+        manifest: dict[str, Any] = {"format": FORMAT_VERSION, "files": {}}
+        if path.exists():
+            manifest = read_json(path, PreparedManifest, REMAKE)
         manifest["files"][name] = entry
         write_json(path, manifest)
 
@@ -165,12 +194,14 @@ def manifest_of(folder: Path) -> dict[str, Any]:
             f"{folder} exists but holds no {MANIFEST}, so `nd prepare` did not write it. "
             "Set paths.data to another folder, or move that one away."
         )
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST, again=REMAKE)
     if manifest.get("format") != FORMAT_VERSION:
         raise UserError(
             f"{folder} was prepared by another version of nd (format {manifest.get('format')}, now {FORMAT_VERSION}). "
             "Remove it and run `nd prepare` again."
         )
+    if problem := misfit(manifest, PreparedManifest):
+        raise UserError(f"{folder / MANIFEST} does not hold what it should: {problem}. {REMAKE}")
     return dict(manifest)
 
 
@@ -202,9 +233,9 @@ def _is_whole(path: Path, entry: dict[str, Any]) -> bool:
 def recorded_hash(path: Path) -> str | None:
     """The hash that a prepared file had when it was written; None where it may have changed since, or is none."""
     manifest = path.parent / MANIFEST
-    entry = read_json(manifest).get("files", {}).get(path.name) if manifest.is_file() else None
+    entry = read_json(manifest, PreparedManifest, REMAKE)["files"].get(path.name) if manifest.is_file() else None
     state = path.stat()
-    same = isinstance(entry, dict) and (entry.get("bytes"), entry.get("mtime_ns")) == (state.st_size, state.st_mtime_ns)
+    same = entry and (entry["bytes"], entry["mtime_ns"]) == (state.st_size, state.st_mtime_ns)
     return str(entry["sha256"]) if entry and same else None
 
 

@@ -120,9 +120,7 @@ def read_clusters(path: Path) -> list[str]:
         raise UserError(
             f"{path} does not exist, and a split by clusters needs it. Run `nd prepare` with this data.split."
         )
-    found = read_json(path)
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise UserError(f"{path} is no list of names, one for each image. Remove it and run `nd prepare` again.")
+    found: list[str] = read_json(path, list[str], "Remove it and run `nd prepare` again.")
     return found
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from nd.config import Config
 from nd.errors import UserError, unknown
-from nd.files import read_json, write_text
+from nd.evaluation.summary import read_summary
+from nd.files import write_text
 from nd.launch import is_rank_zero
 from nd.locks import locked
 from nd.runs.folder import RunFolder
@@ -70,7 +71,7 @@ def log_scores(cfg: Config, folder: RunFolder) -> None:
     """
     if cfg.logger.name == "none" or not is_rank_zero(cfg.trainer):
         return
-    summary = read_json(folder.path / "scores.json")
+    summary = read_summary(folder.path)
     scores = {name: score["mean"] for name, score in (summary["metrics"] | summary.get("retrieval", {})).items()}
     try:
         {"wandb": _log_wandb, "csv": _log_csv}[cfg.logger.name](cfg, folder, scores)
