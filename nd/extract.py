@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 def extract(cfg: Config) -> list[Path]:
     """Compute what is missing of `cfg.target.name`, or of all targets of the method; returns the stores' paths."""
+    from nd.data.pieces import check_piece
     from nd.data.prepared import Stimuli, stimuli_path
     from nd.machine import pick_device
     from nd.runs.chain import extracted
@@ -31,6 +32,7 @@ def extract(cfg: Config) -> list[Path]:
     from nd.targets.store import extraction_backbone, store_path
     from nd.targets.unfinished import Job
 
+    check_piece(stimuli_path(cfg))
     stimuli, own = Stimuli(stimuli_path(cfg)), {name: cfg.decoding(name).target for name in extracted(cfg)}
     paths: list[Path] = []
     for precision in dict.fromkeys(one.precision for one in own.values()):

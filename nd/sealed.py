@@ -218,7 +218,7 @@ def content_digest(path: Path) -> str:
         OSError: the file cannot be read.
         UserError: it is a damaged HDF5 file.
     """
-    if path.suffix == ".h5" and (seal := recorded_of(path).seal):
+    if h5py.is_hdf5(path) and (seal := recorded_of(path).seal):
         return seal
     return digest_file(path)
 

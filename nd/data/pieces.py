@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
+import h5py
 from typing_extensions import TypedDict
 
 from nd.data.links import moved, relink
@@ -30,6 +31,7 @@ from nd.files import (
     write_json,
 )
 from nd.locks import locked
+from nd.sealed import content_digest, recorded_of
 
 LOG = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class PieceFacts(TypedDict):
     mtime_ns: int
     sha256: str
     settings: dict[str, Any]
+    content: NotRequired[str]
 
 
 class PreparedManifest(TypedDict):
@@ -152,7 +155,7 @@ def _write(folder: Path, piece: Piece, record: dict[str, Any]) -> None:
         piece.write(temporary)
         state = temporary.stat()
         entry = {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": sha256_file(temporary)}
-        entry["settings"] = piece.settings
+        entry |= {"settings": piece.settings, "content": content_digest(temporary)}
         # Recorded first: killed between the two, the file is absent and the next attempt makes it.
         _record(folder, piece.name, entry | record)
 
@@ -218,7 +221,7 @@ def _check_settings(path: Path, made: Settings, asked: Settings) -> None:
         )
 
 
-def _is_whole(path: Path, entry: dict[str, Any]) -> bool:
+def _is_whole(path: Path, entry: PieceFacts) -> bool:
     if not path.is_file():
         return False
     size = path.stat().st_size
@@ -227,7 +230,33 @@ def _is_whole(path: Path, entry: dict[str, Any]) -> bool:
             f"{path} has {size} bytes instead of {entry['bytes']}: it was changed or truncated. Remove {path} and run "
             "`nd prepare` again."
         )
+    _check_content(path, entry)
     return True
+
+
+def check_piece(path: Path) -> None:
+    """Make sure that a file of a prepared folder is the one that `nd prepare` wrote there.
+
+    What it holds is compared when it is read; this tells whether it is the right file. Files that are in no manifest
+    pass: people write their own.
+
+    Raises:
+        UserError: it is another one.
+    """
+    manifest = path.parent / MANIFEST
+    entry = read_json(manifest, PreparedManifest, REMAKE)["files"].get(path.name) if manifest.is_file() else None
+    if entry is not None:
+        _check_content(path, entry)
+
+
+def _check_content(path: Path, entry: PieceFacts) -> None:
+    if h5py.is_hdf5(path) and not recorded_of(path).seal:
+        return  # changed on purpose: what reads it compares contents where it matters
+    if "content" in entry and content_digest(path) != entry["content"]:
+        raise UserError(
+            f"{path} is not the file that `nd prepare` wrote, or was changed since. Remove it and run `nd prepare` "
+            "again, or give back what was there."
+        )
 
 
 def recorded_hash(path: Path) -> str | None:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from nd.config import DataConfig
 from nd.config.components import component
 from nd.data import digits69
+from nd.data.pieces import check_piece
 from nd.errors import UserError, unknown
 from nd.files import read_json, sha256_json, write_json
 
@@ -120,6 +121,7 @@ def read_clusters(path: Path) -> list[str]:
         raise UserError(
             f"{path} does not exist, and a split by clusters needs it. Run `nd prepare` with this data.split."
         )
+    check_piece(path)
     found: list[str] = read_json(path, list[str], "Remove it and run `nd prepare` again.")
     return found
 

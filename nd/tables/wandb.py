@@ -22,6 +22,7 @@ from nd.launch import is_rank_zero
 from nd.locks import locked
 from nd.runs.folder import RunFolder
 from nd.runs.identity import identity_of, run_name
+from nd.terminal import plain_cell
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _log_csv(cfg: Config, folder: RunFolder, scores: Mapping[str, float]) -> Non
     path = Path(cfg.paths.results) / CSV_NAME
     with locked(path.with_name(f".{CSV_NAME}.lock"), str(path), wait=True):
         before = path.read_text(encoding="utf-8") if path.exists() else ""
-        name = changed_keys(cfg, folder.verb)
+        name = plain_cell(changed_keys(cfg, folder.verb))
         rows = [list(FIELDS), *([folder.run_id, name, *map(str, item)] for item in scores.items())]
         known = list(csv.reader(io.StringIO(before)))
         text = io.StringIO()
