@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# What PyTorch, its allocators and NumPy say; also where another process's traceback ends with it.
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED", "Unable to allocate")
+
 
 class UserError(ValueError):
     """A mistake in what the user gave (configuration, files, data), never a bug of this package."""
@@ -36,3 +39,8 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     """
     names = sorted(str(a) for a in allowed)
     return UserError(f"unknown {kind} {name!r}.{did_you_mean(name, names)} Allowed: {', '.join(names)}.")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error, perhaps another process's, is that there is no memory left."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)

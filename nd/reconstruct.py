@@ -125,7 +125,7 @@ def feature_source(cfg: Config, targets: Sequence[str]) -> tuple[FeatureSource, 
         stores = {name: store_path(cfg, name) for name in targets}
         return TrueFeatures(stores), {f"target {name}": TargetStore(path).fingerprint for name, path in stores.items()}
     run = found(cfg, "predict")
-    return PredictedFeatures(run.path / "predictions.h5"), {"predictions": run.fingerprint}
+    return PredictedFeatures(run.output("predictions.h5")), {"predictions": run.fingerprint}
 
 
 def make_images(

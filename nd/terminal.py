@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from nd.errors import UserError
+from nd.errors import UserError, is_out_of_memory
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
 PLAIN = {"±": "+-", "↑": "^", "↓": "v"}  # what this package prints beyond ASCII; other characters become "?"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
+REFUSALS = {
+    errno.ENOSPC: "Free some space, or give another place (paths.root=<folder>).",
+    errno.EDQUOT: "Free some space, or give another place (paths.root=<folder>).",
+    errno.EFBIG: "Give another place (paths.root=<folder>).",
+    errno.EROFS: "Give another place (paths.root=<folder>).",
+    errno.EACCES: "Check owner and mode, or give another place (paths.root=<folder>).",
+    errno.EPERM: "Check owner and mode, or give another place (paths.root=<folder>).",
+    errno.ENOMEM: "Close other programs.",
+    errno.EMFILE: "Allow more open files (ulimit -n).",
+}
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")  # no part of a line of text
 
@@ -75,4 +87,33 @@ def exit_with(name: str, answer: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"\nnd {name}: interrupted. The same command again resumes.", file=sys.stderr)
         code = INTERRUPTED
+    except Exception as error:
+        said = refused_by_system(error)
+        if not said:
+            raise
+        print(f"nd {name}: {said} What is finished is kept: the same command again resumes.", file=sys.stderr)
+        code = 2
     sys.exit(code)
+
+
+def refused_by_system(error: Exception) -> str:
+    """Say what a machine lacked that stopped a command: memory, room on the disk, leave; empty for other errors."""
+    if is_out_of_memory(error):
+        reason = " ".join(str(error).split())[:160] or "MemoryError"
+        return (
+            f"there is not enough memory ({reason}). Close other programs, or give smaller settings; `nd doctor` "
+            "estimates what the largest steps take."
+        )
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"the system refused to go on{where}: {os.strerror(error.errno).lower()}. {REFUSALS[error.errno]}"
+    return ""
+
+
+def plain_cell(value: Any) -> Any:
+    """Return what a table for spreadsheets may hold of a value: text that would be taken for a formula gets a quote.
+
+    >>> plain_cell("=1+1"), plain_cell("ridge"), plain_cell(-1.5)
+    ("'=1+1", 'ridge', -1.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

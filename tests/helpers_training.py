@@ -34,7 +34,7 @@ from nd.data.prepared import (
     write_stimuli,
     write_subject,
 )
-from nd.files import allocate
+from nd.hdf5 import allocate
 from nd.mappers.network.heads import TargetSlice
 from nd.mappers.network.network import Network
 from nd.mappers.training.fit import Files

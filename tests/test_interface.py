@@ -22,7 +22,8 @@ import torch
 
 import nd
 from nd.data.prepared import Stimuli, stimuli_path
-from nd.files import open_h5, read_json, write_json
+from nd.files import read_json, write_json
+from nd.hdf5 import open_h5
 from nd.runs.chain import StepFailed
 
 SHRUNK = ["experiment=scenes", "debug=fast", "table=", "method=ridge_pixels", "protocol.network=none"]

@@ -42,7 +42,8 @@ from nd.data.datamodule import VoxelDataModule
 from nd.data.splits import Fold
 from nd.data.subject import Subject
 from nd.data.subject_file import SubjectTable, lay_out
-from nd.files import allocate, write_json
+from nd.files import write_json
+from nd.hdf5 import allocate
 from nd.targets.store import TargetStore
 
 REPEATS = 3

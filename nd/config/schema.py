@@ -217,6 +217,7 @@ class Config:
     rois: list[str] = opt([], "roi: ROIs, or sets joined by '+', that images are made of; empty: all", identity=False)
     table: str = opt("", "table spec of experiments/ that run, table and report work on", identity=False)
     check: bool = opt(False, "table: compare with the spec's expected values and fail when they differ", identity=False)
+    deep: bool = opt(False, "doctor: read every file and compare it with what was recorded of it", identity=False)
     decodings: dict[str, Decoding] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
 

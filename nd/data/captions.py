@@ -142,6 +142,8 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise unreadable(path, error) from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read. {FORMS}") from None
     except ValueError as error:  # JSON's own and that of bytes which are not UTF-8
         raise UserError(
             f"{path} is not valid JSON in UTF-8 ({error}): truncated? Fetch it again, or give a .json or .npy file."

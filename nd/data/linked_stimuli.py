@@ -20,9 +20,12 @@ from nd.data.images import ImageFile
 from nd.data.links import link
 from nd.data.same_images import Prints, say_doubles
 from nd.data.stimuli import add_entries, add_images, check_entries
+from nd.data.subject_file import AGAIN
 from nd.data.whole_numbers import LARGEST, whole_numbers
 from nd.errors import UserError
-from nd.files import atomic_path, open_h5, sha256_array, sha256_json
+from nd.files import atomic_path, sha256_array, sha256_json
+from nd.hdf5 import open_h5
+from nd.sealed import seal
 
 N_HASHED = 64  # images whose pixels enter the hash: all of NSD's would take many minutes
 
@@ -72,6 +75,7 @@ def write_linked_stimuli(
             copies = add_images(handle, (len(rows), *images.shape))
         prints = Prints.of(image_id, _looked_at(images, rows, image_id, copies, progress))
         prints.write(handle)
+        seal(handle, AGAIN)
         say_doubles(prints)
     return content
 

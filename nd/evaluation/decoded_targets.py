@@ -62,7 +62,7 @@ def decoded_scores(cfg: Config, image_ids: NDArray[np.int32]) -> DecodedScores:
     if not run.done:
         return DecodedScores()
     scores = DecodedScores(run.run_id)
-    for target, decoded, true in _pairs(cfg, PredictedFeatures(run.path / "predictions.h5"), image_ids):
+    for target, decoded, true in _pairs(cfg, PredictedFeatures(run.output("predictions.h5")), image_ids):
         both = retrieval(torch.from_numpy(decoded), torch.from_numpy(true))
         scores.retrieval.update({f"{RETRIEVAL}{target}_{name}": both[name].summary() for name in DIRECTIONS})
         scores.diversity[target] = asdict(diversity(decoded, true))

@@ -18,6 +18,7 @@ In a verb::
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import shutil
 import time
@@ -32,15 +33,17 @@ import yaml
 
 from nd.config import Config
 from nd.errors import UserError
-from nd.files import read_json, write_json, write_text
+from nd.files import HASH_CHARS, read_json, sha256_json, unreadable, write_json, write_text
 from nd.launch import is_rank_zero
 from nd.locks import is_locked, locked
 from nd.runs import inputs as input_checks
 from nd.runs import manifest as manifests
 from nd.runs.identity import run_id, run_name
+from nd.runs.outputs import changed_sizes, describe_outputs, output_of, recorded_outputs
 
 log = logging.getLogger(__name__)
 
+RUN_ID = re.compile(f"[0-9a-f]{{{HASH_CHARS}}}")
 BOOKKEEPING = frozenset({"config.yaml", "overrides.txt", "manifest.json", "status", ".lock"})
 
 
@@ -88,10 +91,13 @@ class RunFolder:
     @property
     def status(self) -> str:
         """``new``, ``running`` (also after a kill), ``failed`` or ``done``."""
+        path = self.path / "status"
         try:
-            return (self.path / "status").read_text(encoding="utf-8").split("\n", 1)[0].strip() or "new"
+            return path.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip() or "new"
         except FileNotFoundError:
             return "new"
+        except OSError as error:
+            raise unreadable(path, error) from None
 
     @property
     def done(self) -> bool:
@@ -105,9 +111,38 @@ class RunFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The recorded manifest; empty for a new run."""
+        """The recorded manifest; empty for a new run.
+
+        Raises:
+            UserError: it is damaged, or that of another run.
+        """
         path = self.path / "manifest.json"
-        return read_json(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        found: dict[str, Any] = read_json(path, manifests.Manifest, self._again)
+        if RUN_ID.fullmatch(self.run_id) and sha256_json(found["identity"]) != self.run_id:
+            raise UserError(f"{path} is the record of another run. {self._again}")
+        return found
+
+    @property
+    def _again(self) -> str:
+        """What to do where something of the folder is of no use."""
+        return f"Remove {self.path} and run again: {self.command or f'nd {self.verb}'}"
+
+    def output(self, name: str) -> Path:
+        """Return the path of a file that the finished run has left.
+
+        Args:
+            name: its path in the folder.
+
+        Raises:
+            UserError: it is gone, or was changed since.
+        """
+        return output_of(self.path, name, self._again)
+
+    def outputs_below(self, name: str) -> list[Path]:
+        """Return the files that the finished run has left in an inner folder; errors as of ``output``."""
+        return [self.output(one) for one in recorded_outputs(self.path) if one.startswith(f"{name}/")]
 
     @property
     def fingerprint(self) -> str:
@@ -119,6 +154,10 @@ class RunFolder:
         if not self.done:
             return False
         recorded = self.manifest
+        if not recorded:
+            raise UserError(f"{self.path} is finished, but its manifest.json is gone. {self._again}")
+        if spoilt := changed_sizes(self.path, recorded.get("outputs", {})):
+            raise UserError(f"{'; '.join(spoilt)}. {self._again}")
         changed = input_checks.changed_files(recorded["files"], list(self.input_files))
         changed += input_checks.changed_inputs(recorded["inputs"], dict(inputs or {}))
         if changed:
@@ -161,7 +200,8 @@ class RunFolder:
                 write_text(self.path / "status", f"failed\n{traceback.format_exc()}")
                 write_json(self.path / "manifest.json", manifests.end(self.manifest, time.monotonic() - begun))
             raise
-        write_json(self.path / "manifest.json", manifests.end(self.manifest, time.monotonic() - begun))
+        ended = manifests.end(self.manifest, time.monotonic() - begun, describe_outputs(self.path))
+        write_json(self.path / "manifest.json", ended)
         write_text(self.path / "status", "done\n")
 
     def _refuse_mixing(self, earlier: dict[str, Any], inputs: dict[str, str]) -> None:

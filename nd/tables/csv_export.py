@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nd.tables.table import Table
+from nd.terminal import plain_cell
 
 Line = dict[str, Any]
 
@@ -31,7 +32,9 @@ def as_csv(lines: Iterator[Line]) -> str:
     import pandas as pd
 
     # As objects: whole numbers stay whole beside empty cells, and every float has the digits of its repr.
-    frame = pd.DataFrame([{k: "" if v is None else v for k, v in line.items()} for line in lines], dtype=object)
+    frame = pd.DataFrame(
+        [{k: "" if v is None else plain_cell(v) for k, v in line.items()} for line in lines], dtype=object
+    )
     return "" if frame.empty else str(frame.to_csv(index=False, lineterminator="\n", na_rep="nan"))
 
 

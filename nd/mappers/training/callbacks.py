@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,12 @@ import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import TypedDict
 
 from nd.data.epoch import processes
-from nd.files import atomic_path, write_text
+from nd.digests import digest_file
+from nd.errors import UserError
+from nd.files import atomic_path, json_line, read_json, read_lines, write_json, write_text
 from nd.mappers.base import Columns
 from nd.mappers.statistics import TargetScale
 from nd.mappers.training.module import MapperTraining
@@ -155,7 +157,47 @@ class Checkpoints(Callback):
             first = trainer.is_global_zero  # all collect the state, one writes it
             with atomic_path(self.path, alone=True) if first else nullcontext(self.path) as temporary:
                 trainer.save_checkpoint(temporary)
+                if first:
+                    record_state(self.path, temporary)
             self.last = time.monotonic()
+
+
+class States(TypedDict):
+    """Digests of the state on disk: of the newest, and of the one before, which it may still be."""
+
+    digests: list[str]
+
+
+def record_state(path: Path, temporary: Path) -> None:
+    """Record the digest of a state that is about to get its name."""
+    record, known = path.with_suffix(".json"), []
+    with suppress(UserError):
+        known = read_json(record, States)["digests"]
+    write_json(record, {"digests": [digest_file(temporary), *known[:1]]})
+
+
+def whole_state(path: Path) -> Path | None:
+    """Return the state that a training goes on from; None where there is none that is whole, with a warning."""
+    if not path.is_file():
+        return None
+    record = path.with_suffix(".json")
+    with suppress(UserError):
+        if not record.exists() or digest_file(path) in read_json(record, States)["digests"]:
+            return path
+    log.warning("%s is damaged; the training begins anew", path)
+    return None
+
+
+class CurveLine(TypedDict):
+    """One epoch of a learning curve: losses by slice and term, validation scores by target and metric."""
+
+    epoch: int
+    step: int
+    loss: float
+    losses: dict[str, float]
+    lr: float
+    samples_per_s: float
+    val: dict[str, dict[str, float]]
 
 
 class Curve(Callback):
@@ -167,17 +209,17 @@ class Curve(Callback):
     def __init__(self, path: Path, kept: Kept) -> None:
         """Write to `path`, which after a resumption is cut to the epochs before, the scores of `kept`."""
         self.path, self.kept = path, kept
-        self.lines: list[str] = []
+        self.lines: list[dict[str, Any]] = []
         self.begun, self.ended, self.n_samples, self.lr = 0.0, 0.0, 0, 0.0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Forget epochs that are trained again."""
         if trainer.is_global_zero:
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-            self.lines = [line for line in lines if json.loads(line)["epoch"] < trainer.current_epoch]
+            lines = read_lines(self.path, CurveLine) if self.path.exists() and trainer.current_epoch else []
+            self.lines = [line for line in lines if line["epoch"] < trainer.current_epoch]
             self._write()
             for line in self.lines:
-                show(trainer, json.loads(line))  # loggers begin anew
+                show(trainer, line)  # loggers begin anew
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clock."""
@@ -203,13 +245,13 @@ class Curve(Callback):
             line: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
             line |= {"loss": total, "losses": losses}
             line |= {"lr": self.lr, "samples_per_s": round(rate, 1), "val": self.kept.scores}
-            self.lines.append(json.dumps(line))
+            self.lines.append(line)
             self._write()
             show(trainer, line)
 
     def _write(self) -> None:
         """The whole file, which is small: a killed process leaves no line half written."""
-        write_text(self.path, "".join(f"{line}\n" for line in self.lines))
+        write_text(self.path, "".join(json_line(line) for line in self.lines))
 
 
 def values_of(line: dict[str, Any]) -> dict[str, float]:
