@@ -31,8 +31,8 @@ from nd.tables import wandb_runs
 from nd.tables.specs import load_spec
 from nd.tables.sweep import SweepTable
 from nd.tables.table import Table
-from nd.terminal import plain_cell
 from nd.tables.wandb_media import Pairs, caption, files_artifact, grid, pair, per_image_table, ranked_by, spread
+from nd.terminal import plain_cell
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def _scores_to_wandb(cfg: Config, folder: RunFolder, images: Images | None) -> N
         run.log(shown)
         run.summary.update(summary_of(folder))
     wandb_runs.mark(cfg, folder)
-    print(wandb_runs.where(run))
+    print(wandb_runs.where(cfg, run))
 
 
 def _scores_to_csv(cfg: Config, folder: RunFolder, images: Images | None) -> None:
@@ -270,4 +270,4 @@ def _table_to_wandb(
         if plots:
             run.log({"map": wandb.Image(str(plots[0]), caption=shown.name)})
         run.log_artifact(files_artifact(wandb, shown.id, shown.kind, files))
-    print(wandb_runs.where(run))
+    print(wandb_runs.where(cfg, run))

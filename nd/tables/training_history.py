@@ -107,7 +107,7 @@ def _wandb_run(cfg: Config, folder: RunFolder) -> Iterator[Any]:
             with stack:
                 run.summary.update(kept_scores(cfg, folder))
             wandb_runs.mark(cfg, folder)
-            print(wandb_runs.where(run))
+            print(wandb_runs.where(cfg, run))
 
 
 @contextmanager

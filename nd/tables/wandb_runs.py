@@ -157,7 +157,7 @@ def opened(cfg: Config, shown: Shown) -> Iterator[Any]:
         cfg: its logger and paths.
         shown: what W&B is told of it.
     """
-    wandb, place = package(), Path(os.environ.get("WANDB_DIR") or cfg.paths.runs).absolute()
+    wandb, place = package(), _place_of(cfg).absolute()
     place.mkdir(parents=True, exist_ok=True)
     with _files_beside(place):
         run = wandb.init(
@@ -196,16 +196,20 @@ def _files_beside(place: Path) -> Iterator[None]:
             del os.environ["WANDB_DATA_DIR"]
 
 
-def where(run: Any) -> str:
+def where(cfg: Config, run: Any) -> str:
     """Return where a run can be seen, or how it gets there."""
-    if run.settings.mode == "online":
+    if mode_of(cfg) == "online":
         return f"W&B: {run.url}"
-    return f"W&B, offline: wandb sync {os.path.relpath(run.settings.sync_dir)}"
+    return f"W&B, offline: wandb sync {_place_of(cfg) / 'wandb' / Path(run.settings.sync_dir).name}"
+
+
+def _place_of(cfg: Config) -> Path:
+    return Path(os.environ.get("WANDB_DIR") or cfg.paths.runs)
 
 
 def where_all(cfg: Config) -> str:
     """Return how all offline runs get to W&B; empty where none are kept."""
-    place = Path(os.environ.get("WANDB_DIR") or cfg.paths.runs) / "wandb"
+    place = _place_of(cfg) / "wandb"
     return f"W&B, offline: wandb sync {place}" if mode_of(cfg) == "offline" and place.is_dir() else ""
 
 
@@ -215,15 +219,15 @@ def where_all(cfg: Config) -> str:
 def is_marked(cfg: Config, folder: RunFolder) -> bool:
     """Say whether the results of a run folder have been shown where the logger shows them."""
     path = folder.path / MARK
-    return path.is_file() and _place(cfg) in read_json(path)
+    return path.is_file() and _project(cfg) in read_json(path)
 
 
 def mark(cfg: Config, folder: RunFolder) -> None:
     """Note in a run folder that its results have been shown."""
     path = folder.path / MARK
     before: Mapping[str, str] = read_json(path) if path.is_file() else {}
-    write_json(path, {**before, _place(cfg): time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    write_json(path, {**before, _project(cfg): time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
-def _place(cfg: Config) -> str:
+def _project(cfg: Config) -> str:
     return f"W&B {mode_of(cfg)}, project {cfg.logger.project}"
