@@ -72,8 +72,8 @@ def fold_data(
         (train, train_ids), (val, val_ids) = (single_betas(subject, ids) for ids in (fold.train, fold.val))
         orders = (subject.trial[single_rows(subject, ids)] for ids in (fold.train, fold.val))
         return FoldData(train, val, train_ids, val_ids, targets, groups, *orders)
-    means = (mean_betas(subject, ids) for ids in (fold.train, fold.val))
-    return FoldData(*means, fold.train, fold.val, targets, groups, unlabelled_ids=unlabelled_ids)
+    train, val = (mean_betas(subject, ids) for ids in (fold.train, fold.val))
+    return FoldData(train, val, fold.train, fold.val, targets, groups, unlabelled_ids=unlabelled_ids)
 
 
 def fit_fold(

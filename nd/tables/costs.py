@@ -82,7 +82,7 @@ def _facts(row: TableRow, manifests: dict[str, dict[str, Any]]) -> Iterator[tupl
         if found:
             seconds = sum(float(one["seconds"]) for one in found.values())
             yield verb, Amount(seconds, duration(seconds))
-    made = [(manifest, n) for f in folders if (manifest := own["reconstruct"].get(f.run_id)) and (n := n_made(f))]
+    made = [(record, n) for f in folders if (record := own["reconstruct"].get(f.run_id)) and (n := n_made(f))]
     for manifest, n in made:
         each = float(manifest["seconds"]) / n
         yield PER_IMAGE, Amount(each, f"{each:.3g}")
