@@ -222,5 +222,5 @@ def test_train_and_predict_as_a_user_runs_them(tmp_path: Path) -> None:
     (fold,) = read_json(scores)["folds"]
     assert set(fold["stages"]) == {"encode", "decode", "cycle"}
     assert fold["n_unlabelled"] > 0
-    with pytest.raises(AssertionError, match="ROI of subj01.h5 'erly'"):
+    with pytest.raises(AssertionError, match=r"ROI of subj01\.h5 'erly'"):
         succeed("train", "target=edge", *given, *sizes, "method.targets.edge.roi=erly", cwd=tmp_path)

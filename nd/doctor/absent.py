@@ -8,7 +8,6 @@ from nd.config import Config
 from nd.config.components import component
 from nd.data.prepared import data_folder
 from nd.doctor.data import RELEASES, data_needs
-from nd.doctor.report import doctor
 from nd.errors import UserError
 
 
@@ -25,6 +24,8 @@ def refuse_absent(cfgs: Sequence[Config]) -> None:
     for cfg in people.values():
         needs = data_needs(cfg, component("source", cfg.data.source).pieces(cfg)).needs
         if any(need.state in ("missing", "wrong") for need in needs):
+            from nd.doctor.report import doctor  # reads PyTorch, which a table that is there does without
+
             doctor(cfg)
             raise UserError(
                 f"the table's rows read {cfg.data.name} of {cfg.subject.name}, which is not there; what is missing and "
