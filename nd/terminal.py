@@ -6,12 +6,16 @@ import codecs
 import os
 import re
 import sys
+import threading
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from nd.errors import UserError
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
+NOTE = "ND_NOTE"  # names the file in which one of a command's several processes leaves what stopped it, unsaid
 PLAIN = {"±": "+-", "↑": "^", "↓": "v"}  # what this package prints beyond ASCII; other characters become "?"
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")  # no part of a line of text
@@ -64,6 +68,8 @@ def exit_with(name: str, answer: Callable[[], int]) -> NoReturn:
         answer: does what the command line asks for.
     """
     show_what_it_can()
+    if os.environ.get(NOTE):
+        sys.exit(_noted(answer, Path(os.environ[NOTE])))
     try:
         code = answer()
     except UserError as error:
@@ -76,3 +82,22 @@ def exit_with(name: str, answer: Callable[[], int]) -> NoReturn:
         print(f"\nnd {name}: interrupted. The same command again resumes.", file=sys.stderr)
         code = INTERRUPTED
     sys.exit(code)
+
+
+def _noted(answer: Callable[[], int], note: Path) -> int:
+    """Return the exit code of one of several processes; what stops it is written down, for whoever watches them all."""
+    threading.Thread(target=_end_with_the_input, daemon=True).start()
+    try:
+        return answer()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        text, code = (str(error), 2) if isinstance(error, UserError) else (traceback.format_exc(), 1)
+        note.write_text(text, encoding="utf-8", errors="replace")
+        return code
+
+
+def _end_with_the_input() -> None:
+    """End this process once nobody holds the other end of its standard input."""
+    os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read(), whose lock would be held when the interpreter ends
+    os._exit(1)

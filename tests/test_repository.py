@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 # A package may import from itself and from anything to its left, never from the right.
 ORDER = [
     {"nd", "nd.errors", "nd.files", "nd.locks", "nd.machine", "nd.progress", "nd.terminal", "nd.threads"},
-    {"nd.config", "nd.launch", "nd.lightning"},
+    {"nd.config", "nd.launch", "nd.lightning", "nd.processes"},
     {"nd.data"},
     {"nd.scenes"},
     {"nd.backbone"},
