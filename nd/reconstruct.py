@@ -19,7 +19,7 @@ from nd.config import Config
 from nd.config.application import verb
 from nd.errors import UserError
 from nd.launch import is_rank_zero
-from nd.runs.chain import needs_own_process
+from nd.processes import run_in_processes, starts_processes
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import generator_of, reads_predictions
 
@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 
 def reconstruct(cfg: Config) -> Path:
     """Make the images of one part of a data set; returns the run folder. Images that are finished are kept."""
+    folder = RunFolder.open(cfg, "reconstruct")
+    if starts_processes(cfg.trainer) and not folder.done:
+        run_in_processes("reconstruct", cfg)
+        return folder.path
     return reconstruct_together([cfg])[0]
 
 
@@ -90,7 +94,7 @@ def sweeps(cfgs: Sequence[Config]) -> list[list[Config]]:
     groups: dict[str, list[Config]] = {}
     for cfg in cfgs:
         fields = generator_of(cfg).together
-        if fields and not needs_own_process(cfg):
+        if fields and not starts_processes(cfg.trainer):
             groups.setdefault(repr(_without(cfg, fields)), []).append(cfg)
     return [group for group in groups.values() if len(group) > 1]
 

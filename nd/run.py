@@ -22,7 +22,7 @@ from nd.config.application import derive, verb
 from nd.config.sweeps import Point
 from nd.doctor.absent import refuse_absent
 from nd.errors import UserError
-from nd.runs.chain import Action, Chain, StepFailed, in_own_process, needs_own_process, steps_of
+from nd.runs.chain import Action, Chain, StepFailed, steps_of
 from nd.runs.folder import RunFolder
 from nd.runs.groups import members_of
 from nd.tables.loggers import announce_sweep, announce_table, check_logger, log_scores, log_sweep
@@ -99,16 +99,12 @@ def entries_of(cfg: Config) -> list[Entry]:
 
 
 def action_of(name: str, quiet: bool) -> Action:
-    """Return what does a verb: its function, loaded when first needed, or a process of its own.
+    """Return what does a verb: its function, loaded when first needed.
 
     With ``quiet`` the verb's own closing lines are left out: of many rows, a line per step says enough.
     """
 
     def act(cfg: Config) -> None:
-        alone = ("reconstruct", "evaluate", *(["train"] if cfg.trainer.strategy == "ddp" else []))
-        if name in alone and needs_own_process(cfg):
-            in_own_process(name, cfg)
-            return
         with redirect_stdout(io.StringIO()) if quiet else nullcontext():
             getattr(importlib.import_module(f"nd.{name}"), name)(cfg)
 

@@ -7,12 +7,16 @@ import errno
 import os
 import re
 import sys
+import threading
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from nd.errors import UserError, is_out_of_memory
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
+NOTE = "ND_NOTE"  # names the file in which one of a command's several processes leaves what stopped it, unsaid
 PLAIN = {"±": "+-", "↑": "^", "↓": "v"}  # what this package prints beyond ASCII; other characters become "?"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
 REFUSALS = {
@@ -76,6 +80,8 @@ def exit_with(name: str, answer: Callable[[], int]) -> NoReturn:
         answer: does what the command line asks for.
     """
     show_what_it_can()
+    if os.environ.get(NOTE):
+        sys.exit(_noted(answer, Path(os.environ[NOTE])))
     try:
         code = answer()
     except UserError as error:
@@ -117,3 +123,22 @@ def plain_cell(value: Any) -> Any:
     ("'=1+1", 'ridge', -1.5)
     """
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def _noted(answer: Callable[[], int], note: Path) -> int:
+    """Return the exit code of one of several processes; what stops it is written down, for whoever watches them all."""
+    threading.Thread(target=_end_with_the_input, daemon=True).start()
+    try:
+        return answer()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        text, code = (str(error), 2) if isinstance(error, UserError) else (traceback.format_exc(), 1)
+        note.write_text(text, encoding="utf-8", errors="replace")
+        return code
+
+
+def _end_with_the_input() -> None:
+    """End this process once nobody holds the other end of its standard input."""
+    os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read(), whose lock would be held when the interpreter ends
+    os._exit(1)

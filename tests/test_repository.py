@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     {"nd", "nd.errors", "nd.digests", "nd.files", "nd.locks", "nd.machine", "nd.progress", "nd.terminal", "nd.threads"},
     {"nd.hdf5", "nd.sealed", "nd.h5_values"},
-    {"nd.config", "nd.launch", "nd.lightning"},
+    {"nd.config", "nd.launch", "nd.lightning", "nd.processes"},
     {"nd.data"},
     {"nd.scenes"},
     {"nd.backbone"},

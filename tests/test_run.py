@@ -20,7 +20,7 @@ from nd.config import Config
 from nd.config.application import compose, derive
 from nd.errors import UserError
 from nd.run import action_of, entries_of
-from nd.runs.chain import Chain, Step, StepFailed, check_finished, needs_own_process, steps_of
+from nd.runs.chain import Chain, Step, StepFailed, check_finished, steps_of
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import run_id
 
@@ -178,15 +178,6 @@ def test_tables_and_plans_load_no_heavy_library() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert got.stdout.strip() == ""
-
-
-@pytest.mark.parametrize(
-    ("devices", "strategy", "own"), [(1, "auto", False), (2, "auto", True), (2, "ddp", True), (2, "ddp_spawn", False)]
-)
-def test_steps_that_start_processes_get_one_of_their_own(devices: int, strategy: str, own: bool) -> None:
-    cfg = Config()
-    cfg.trainer.devices, cfg.trainer.strategy = devices, strategy
-    assert needs_own_process(cfg) == own
 
 
 def test_closing_lines_of_verbs_are_left_out_of_tables(

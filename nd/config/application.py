@@ -30,7 +30,7 @@ from nd.config.schema import Config
 from nd.config.sweeps import NameGroup, Point, grouped, own_folder, points_of, set_up_logging
 from nd.errors import UserError
 from nd.launch import is_rank_zero
-from nd.terminal import exit_with
+from nd.terminal import NOTE, exit_with
 
 # Groups on whose choice the rules between fields hang: where it was no option, only the fields are checked.
 DECISIVE = {"data", "experiment", "method", "protocol", "backbone"}
@@ -173,7 +173,7 @@ def check(name: str, overrides: Sequence[str], multirun: bool = False, rows: Row
     if problems:
         raise UserError(report(problems))
     warnings = dict.fromkeys(warning for one in every for warning in one.warnings)
-    if warnings and is_rank_zero(every[-1].config.trainer):  # further processes of one job would only repeat it
+    if warnings and NOTE not in os.environ and is_rank_zero(every[-1].config.trainer):  # others would only repeat it
         for warning in warnings:
             print(f"nd {name}: warning: {warning}", file=sys.stderr)
     return reading

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from nd.config.schema import ALL, Config
 from nd.errors import UserError
@@ -181,18 +178,3 @@ class Chain:
         self.say(f"  {step.verb:<12}{step.name:<64}{'FAILED':>14}\n    {message}")
         log.debug("step failed", exc_info=error)
         raise StepFailed(self.seen[step.key]) from error
-
-
-def needs_own_process(cfg: Config) -> bool:
-    """Say whether Lightning will start further processes from the command line, which must then be this step's."""
-    return (cfg.trainer.devices != 1 or cfg.trainer.num_nodes > 1) and cfg.trainer.strategy in ("auto", "ddp")
-
-
-def in_own_process(verb: str, cfg: Config) -> None:
-    """Run one verb as a process of its own; an exit code other than 0 is an error."""
-    command = [sys.executable, "-m", f"nd.{verb}", *cfg.overrides]
-    code = subprocess.run(command, check=False, cwd=Path.cwd()).returncode
-    if code == 2:
-        raise UserError(f"nd {verb} refused; its message is above.")
-    if code:
-        raise RuntimeError(f"nd {verb} ended with exit code {code}; its message is above.")
