@@ -133,7 +133,8 @@ def _noted(answer: Callable[[], int], note: Path) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        text, code = (str(error), 2) if isinstance(error, UserError) else (traceback.format_exc(), 1)
+        said = str(error) if isinstance(error, UserError) else refused_by_system(error)
+        text, code = (said, 2) if said else (traceback.format_exc(), 1)
         note.write_text(text, encoding="utf-8", errors="replace")
         return code
 

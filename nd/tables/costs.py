@@ -21,7 +21,9 @@ HOW = (
     "largest resident set of the process that did a step, which may have done others before"
 )
 PER_IMAGE, RESIDENT, CUDA = "s per image made", "peak memory", "peak GPU memory"
-ORDER = [*VERBS, PER_IMAGE, RESIDENT, CUDA]
+AT_ONCE = "samples at once: guided, plain, decoded"
+ORDER = [*VERBS, PER_IMAGE, AT_ONCE, RESIDENT, CUDA]
+Manifests = dict[str, dict[str, Any]]  # by run id
 
 
 @dataclass(frozen=True)
@@ -58,38 +60,48 @@ class CostTable:
 
 def costs_of(table: Table) -> CostTable:
     """Return what each row of a table cost."""
-    manifests: dict[str, dict[str, Any]] = {}
-    gathered = [(row, dict(_facts(row, manifests))) for row in table.rows]
-    columns = list(dict.fromkeys(name for _, facts in gathered for name in facts))
-    columns.sort(key=ORDER.index)
+    manifests: Manifests = {}
+    gathered = [(row, dict(_amounts(folders_of(row), manifests))) for row in table.rows]
+    names = dict.fromkeys(name for _, amounts in gathered for name in amounts)
+    columns = sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
     missing = Amount(None, "-")
-    rows = [
-        CostRow(row.row.label, row.subject, [facts.get(name, missing) for name in columns]) for row, facts in gathered
-    ]
-    total = sum(float(manifest.get("seconds", 0.0)) for manifest in manifests.values())
-    return CostTable(columns, rows, total, len(manifests))
+    rows = [CostRow(row.row.label, row.subject, [own.get(name, missing) for name in columns]) for row, own in gathered]
+    return CostTable(columns, rows, sum(float(one["seconds"]) for one in manifests.values()), len(manifests))
 
 
-def _facts(row: TableRow, manifests: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Amount]]:
-    """Name and amount of each cost of one row; adds the manifests of its runs by their ids."""
-    own: dict[str, dict[str, dict[str, Any]]] = {verb: {} for verb in VERBS}
-    folders = folders_of(row)
+def _amounts(folders: Sequence[RunFolder], manifests: Manifests) -> Iterator[tuple[str, Amount]]:
+    """Name and amount of each cost of one row; adds the manifests of its runs to those that are known."""
+    own = []
     for folder in folders:
         manifest = manifests.get(folder.run_id) or folder.manifest
         if "seconds" in manifest:
-            own[folder.verb][folder.run_id] = manifests[folder.run_id] = manifest
-    for verb, found in own.items():
-        if found:
-            seconds = sum(float(one["seconds"]) for one in found.values())
-            yield verb, Amount(seconds, duration(seconds))
-    made = [(record, n) for f in folders if (record := own["reconstruct"].get(f.run_id)) and (n := n_made(f))]
-    for manifest, n in made:
+            manifests[folder.run_id] = manifest
+            own.append((folder, manifest))
+    for verb in VERBS:
+        seconds = [float(manifest["seconds"]) for folder, manifest in own if folder.verb == verb]
+        if seconds:
+            yield verb, Amount(sum(seconds), duration(sum(seconds)))
+    for name, kind in ((RESIDENT, "resident"), (CUDA, "cuda")):
+        peaks = [float(m["peak_memory_mb"][kind]) for _, m in own if kind in m.get("peak_memory_mb", {})]
+        if peaks:
+            yield name, Amount(max(peaks), f"{max(peaks) / 1000:.1f} GB")
+    for folder, manifest in own:
+        if folder.verb == "reconstruct":
+            yield from _sampling(folder, manifest)
+
+
+def _sampling(folder: RunFolder, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Amount]]:
+    """What is known of how images were made: time for each, and numbers that the run recorded of its execution."""
+    if n := n_made(folder):
         each = float(manifest["seconds"]) / n
         yield PER_IMAGE, Amount(each, f"{each:.3g}")
-    peaks = [one.get("peak_memory_mb", {}) for found in own.values() for one in found.values()]
-    for name, kind in ((RESIDENT, "resident"), (CUDA, "cuda")):
-        if (peak := _largest(peaks, kind)) is not None:
-            yield name, Amount(peak, f"{peak / 1000:.1f} GB")
+    execution = dict(manifest.get("execution", {}))
+    if plan := execution.pop("plan", {}):
+        at_once = [int(plan[kind]) for kind in ("guided", "plain", "decode")]
+        yield AT_ONCE, Amount(at_once[0], ", ".join(map(str, at_once)))
+    for name, value in execution.items():
+        if isinstance(value, int | float):
+            yield name.replace("_", " "), Amount(float(value), f"{value:.4g}")
 
 
 def folders_of(row: TableRow) -> list[RunFolder]:
@@ -112,10 +124,6 @@ def n_made(folder: RunFolder) -> int:
     with open_h5(path) as handle:
         n_images, n_repeats, *_ = handle["images"].shape
     return int(n_images * n_repeats)
-
-
-def _largest(peaks: Sequence[Mapping[str, float]], kind: str) -> float | None:
-    return max((float(peak[kind]) for peak in peaks if kind in peak), default=None)
 
 
 def duration(seconds: float) -> str:
