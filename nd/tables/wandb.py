@@ -12,12 +12,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from nd.config import Config
 from nd.errors import UserError, unknown
-from nd.evaluation.summary import read_summary
-from nd.files import write_text
+from nd.files import read_json, write_text
 from nd.launch import is_rank_zero
 from nd.locks import locked
 from nd.runs.folder import RunFolder
@@ -30,6 +31,19 @@ NAME_LENGTH = 120  # W&B cuts names at 128 characters
 CSV_NAME = "scores-log.csv"
 MODES = ("offline", "online", "disabled")
 FIELDS = ("run", "name", "metric", "value")
+
+
+class Mean(TypedDict):
+    """What is logged of one score."""
+
+    mean: float
+
+
+class Logged(TypedDict):
+    """What is logged of ``scores.json``."""
+
+    metrics: dict[str, Mean]
+    retrieval: NotRequired[dict[str, Mean]]
 
 
 def changed_keys(cfg: Config, verb: str) -> str:
@@ -72,7 +86,7 @@ def log_scores(cfg: Config, folder: RunFolder) -> None:
     """
     if cfg.logger.name == "none" or not is_rank_zero(cfg.trainer):
         return
-    summary = read_summary(folder.path)
+    summary = read_json(folder.path / "scores.json", Logged)
     scores = {name: score["mean"] for name, score in (summary["metrics"] | summary.get("retrieval", {})).items()}
     try:
         {"wandb": _log_wandb, "csv": _log_csv}[cfg.logger.name](cfg, folder, scores)

@@ -28,7 +28,7 @@ from nd.mappers.network.network import Network
 from nd.mappers.network.trunk import layer_of
 from nd.mappers.statistics import TargetScale
 from nd.mappers.training.alignment import MOST_ANCHORS, aligned_layer, shared_places
-from nd.mappers.training.callbacks import Kept
+from nd.mappers.training.callbacks import Kept, whole_state
 from nd.mappers.training.fit import Files, read_result, run_training
 from nd.mappers.training.memory import within_memory
 from nd.mappers.training.module import MapperTraining, Recipe
@@ -268,7 +268,7 @@ def finetune(
         prints = {name: truth.fingerprint for name, truth in stage.truths.items()}
         check_pretrained(path, start, subject.name, own, prints, stage.network_config, cfg.mapper.variant)
         load_shared(path, network, start.weights)
-        if training.align and not files.checkpoint.exists() and not files.has_result:
+        if training.align and whole_state(files.checkpoint) is None and not files.has_result:
             align(stage, network, start)
         lr = training.finetune_lr or training.lr
         return train_stage(stage, files, network, start.scales, training.epochs, lr, logger)
