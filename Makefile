@@ -11,7 +11,7 @@ WORKERS ?= 2
 ND := $(BIN)/nd
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint type tests format docs doctor reproduce-table clean
+.PHONY: help install demo test lint type tests faults format docs doctor reproduce-table clean
 
 help: ## show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,15 @@ type: $(READY) ## static types
 # Whole files go to whichever worker is free, in the order of tests/conftest.py; what a file's tests share is made once.
 tests: $(READY) ## the tests alone, WORKERS at a time (2)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+FAULTS = PYTHONPATH=tests $(BIN)/python tests/faults
+
+faults: $(READY) ## kill, disturb, spoil and fuzz everything; takes hours, and is no part of test
+	$(FAULTS)/corrupt.py readers --number 2000
+	$(FAULTS)/corrupt.py verbs --number 200
+	$(FAULTS)/disturb.py all --number 260
+	$(FAULTS)/disturb.py kill --number 200
+	ND_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest --timeout=7200 tests/test_fuzz_readers.py
 
 format: $(READY) ## rewrite files in the house style
 	$(BIN)/ruff check --fix .

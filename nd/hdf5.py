@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from nd.files import unreadable
 
 log = logging.getLogger(__name__)
 
+NAMED = re.compile(r"object '([^']+)' doesn't exist")  # in HDF5's own message
 WRITE_AGAIN = "Fetch or write it again."
 
 
@@ -69,8 +71,8 @@ def _is_of_writing(error: Exception) -> bool:
 
 def _part_of(error: Exception) -> str:
     """Return what an error of h5py was about: the object it names, else some part of the file."""
-    named = [word for word in str(error).split("'")[1::2] if "/" not in word and word]
-    return named[0] if isinstance(error, KeyError) and named else "a part of it"
+    named = NAMED.search(str(error))
+    return named[1] if named else "a part of it"
 
 
 def bad_h5(path: Path, error: Exception) -> UserError:

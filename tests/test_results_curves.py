@@ -102,7 +102,7 @@ def test_the_weights_kept_are_those_of_the_target(tmp_path: Path) -> None:
 def test_a_file_that_is_no_curve_is_refused(tmp_path: Path, line: str, fault: str) -> None:
     path = write_curve(tmp_path)
     path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=rf"fold-00-curve\.jsonl, line 5, .*{fault}"):
+    with pytest.raises(UserError, match=rf"fold-00-curve\.jsonl, line 5 .*{fault}"):
         curve_of(path, "z")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from helpers_files import left_so
 from helpers_results import N_IMAGES, config, fake_scores
 
 from nd.config import Config
@@ -223,6 +224,7 @@ def test_paired_differences_are_over_the_same_images(table: Table, entries: list
     path = table.rows[1].run.path / "per_image.csv"  # the order of lines must not matter
     head, *lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([head, *lines[::-1]]), encoding="utf-8")
+    left_so(path.parent)
     assert collect(SPEC, entries, "nd run").differences == table.differences
 
 
@@ -241,6 +243,7 @@ def test_p_values_are_corrected_for_all_comparisons_of_a_table(entries: list[Ent
 def test_rows_of_other_images_are_not_paired(table: Table, entries: list[Entry]) -> None:
     path = table.rows[1].run.path / "per_image.csv"
     path.write_text(path.read_text(encoding="utf-8").replace("\n7,", "\n77,"), encoding="utf-8")
+    left_so(path.parent)
     with pytest.raises(
         UserError, match=r"paired rows 'guided' and 'unguided' \(subj01\) hold scores of different images"
     ):

@@ -94,7 +94,8 @@ def read_images(path: Path) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int3
     images = Stored(path)
     if images.ndim != 5 or images.dtype.kind not in "uf":
         raise UserError(
-            f"{path}: images are {images.dtype} {images.shape}, wanted (N, R, H, W, 3) of bytes or floats. {AGAIN}"
+            f"{path}: {images.dtype} {images.shape} was found, RGB images (N, R, H, W, 3), bytes or floats, were "
+            f"wanted. {AGAIN}"
         )
     check_unique(image_ids, len(images), path)
     order = np.argsort(image_ids)

@@ -146,16 +146,25 @@ class RunFolder:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of identity and input contents; a later run records it as its input."""
-        return input_checks.fingerprint(self.manifest)
+        """Hash of identity and input contents; a later run records it as its input.
+
+        Raises:
+            UserError: the manifest is damaged or gone.
+        """
+        return input_checks.fingerprint(self._record)
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        """The manifest of a run that has one. UserError: it is damaged or gone."""
+        if found := self.manifest:
+            return found
+        raise UserError(f"{self.path / 'manifest.json'} is gone. {self._again}")
 
     def is_done(self, inputs: Mapping[str, str] | None = None) -> bool:
         """Say whether the run is finished; one whose inputs have changed since is a ``UserError``."""
         if not self.done:
             return False
-        recorded = self.manifest
-        if not recorded:
-            raise UserError(f"{self.path} is finished, but its manifest.json is gone. {self._again}")
+        recorded = self._record
         if spoilt := changed_sizes(self.path, recorded.get("outputs", {})):
             raise UserError(f"{'; '.join(spoilt)}. {self._again}")
         changed = input_checks.changed_files(recorded["files"], list(self.input_files))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing_extensions import TypedDict
 from nd.config import TrainerConfig
 from nd.data.datamodule import VoxelDataModule
 from nd.digests import digest_file, is_content
+from nd.errors import UserError
 from nd.files import atomic_path, partial_path, read_json, write_json
 from nd.launch import process_settings
 from nd.lightning import lightning
@@ -28,6 +31,9 @@ class KeptFile(TypedDict):
     epochs: int
     steps: int
     scores: dict[str, dict[str, float]]
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,18 @@ class Files:
     @property
     def has_result(self) -> bool:
         """Whether the training has come to its end."""
+        return self.result.with_suffix(".json").exists()
+
+    def drop_damaged(self) -> None:
+        """Remove a result that is not what was written, so that the training goes on from what is whole."""
+        if not self.has_result:
+            return
         record = self.result.with_suffix(".json")
-        return record.exists() and is_content(self.result, read_json(record, KeptFile)["arrays"])
+        with suppress(UserError):
+            if self.result.is_file() and is_content(self.result, read_json(record, KeptFile)["arrays"]):
+                return
+        log.warning("%s is damaged; the training goes on from its last state", self.result)
+        record.unlink()
 
     def clear(self) -> None:
         """Remove what a finished stage needs no more; the curve stays."""

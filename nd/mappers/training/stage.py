@@ -29,7 +29,7 @@ from nd.mappers.network.network import Network
 from nd.mappers.network.trunk import Front
 from nd.mappers.statistics import TargetScale
 from nd.mappers.training.alignment import align, anchors_of
-from nd.mappers.training.callbacks import Kept
+from nd.mappers.training.callbacks import Kept, whole_state
 from nd.mappers.training.fit import Files, read_result, run_training
 from nd.mappers.training.memory import within_memory
 from nd.mappers.training.module import MapperTraining, Recipe
@@ -263,7 +263,8 @@ def finetune(
         prints = {name: truth.fingerprint for name, truth in stage.truths.items()}
         check_pretrained(path, start, subject.name, own, prints, network)
         load_shared(path, network, start.weights)
-        if training.align and stage.front.aligns and not files.checkpoint.exists() and not files.has_result:
+        begun = files.has_result or whole_state(files.checkpoint) is not None
+        if training.align and stage.front.aligns and not begun:
             align(stage, network, start)
         lr = training.finetune_lr or training.lr
         return train_stage(stage, files, network, start.scales, training.epochs, lr, logger)
