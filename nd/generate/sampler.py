@@ -27,6 +27,7 @@ from nd.generate.guidance import (
     VARIANTS,
     Arithmetic,
     FeatureGuidance,
+    check_guidance,
     guided_noise,
     image_decoder,
     kappa_at,
@@ -96,7 +97,7 @@ class GuidedSampler:
         Raises:
             UserError: settings out of range, or layers without a weight.
         """
-        check(cfg)
+        check_guidance(cfg)
         arrange(backbone)
         self.cfg, self.backbone, self.guidance = cfg, backbone, cfg.guidance
         self.arithmetic = arithmetic or VARIANTS[cfg.method.variant]
@@ -291,20 +292,6 @@ def arrange(backbone: Backbone) -> None:
     """Lay the weights of convolutions out as the device likes them: colours last, but for the UNet on a CPU."""
     for network in (backbone.vae, *([backbone.unet] if backbone.device.type == "cuda" else [])):
         network.to(memory_format=torch.channels_last)
-
-
-def check(cfg: Config) -> None:
-    """Raise UserError for guidance that is out of range, or layers without a weight."""
-    guidance, layers = cfg.guidance, guiding_layers(cfg)
-    if not 0 <= guidance.eta <= 1:
-        raise UserError(f"guidance.eta={guidance.eta} is the guided share of the steps and lies in [0, 1].")
-    if not guidance.kappa >= 0:
-        raise UserError(f"guidance.kappa={guidance.kappa} must be at least 0; 0 switches guidance off.")
-    if guidance.kappa > 0 and len(guidance.layer_weights) != len(layers):
-        raise UserError(
-            f"guidance.layer_weights has {len(guidance.layer_weights)} weights for {len(layers)} layers "
-            f"(target.layers={layers}). Give one weight per layer."
-        )
 
 
 def spread(x: Tensor, n_repeats: int) -> Tensor:

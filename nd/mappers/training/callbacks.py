@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ from torch.optim import Optimizer
 from typing_extensions import TypedDict
 
 from nd.data.epoch import processes
-from nd.digests import digest_file
-from nd.errors import UserError
-from nd.files import atomic_path, json_line, read_json, read_lines, write_json, write_text
+from nd.files import atomic_path, json_line, read_lines, write_text
 from nd.mappers.base import Columns
 from nd.mappers.statistics import TargetScale
 from nd.mappers.training.module import MapperTraining
+from nd.mappers.training.states import record_state
 from nd.mappers.validation import target_scores
 from nd.progress import ProgressBar
 
@@ -160,32 +159,6 @@ class Checkpoints(Callback):
                 if first:
                     record_state(self.path, temporary)
             self.last = time.monotonic()
-
-
-class States(TypedDict):
-    """Digests of the state on disk: of the newest, and of the one before, which it may still be."""
-
-    digests: list[str]
-
-
-def record_state(path: Path, temporary: Path) -> None:
-    """Record the digest of a state that is about to get its name."""
-    record, known = path.with_suffix(".json"), []
-    with suppress(UserError):
-        known = read_json(record, States)["digests"]
-    write_json(record, {"digests": [digest_file(temporary), *known[:1]]})
-
-
-def whole_state(path: Path) -> Path | None:
-    """Return the state that a training goes on from; None where there is none that is whole, with a warning."""
-    if not path.is_file():
-        return None
-    record = path.with_suffix(".json")
-    with suppress(UserError):
-        if not record.exists() or digest_file(path) in read_json(record, States)["digests"]:
-            return path
-    log.warning("%s is damaged; the training begins anew", path)
-    return None
 
 
 class CurveLine(TypedDict):

@@ -19,8 +19,9 @@ from nd.errors import UserError
 from nd.files import atomic_path, partial_path, read_json, write_json
 from nd.launch import process_settings
 from nd.lightning import lightning
-from nd.mappers.training.callbacks import Checkpoints, Curve, Kept, TrainingProgress, Weights, whole_state
+from nd.mappers.training.callbacks import Checkpoints, Curve, Kept, TrainingProgress, Weights
 from nd.mappers.training.module import MapperTraining
+from nd.mappers.training.states import whole_state
 
 
 class KeptFile(TypedDict):
