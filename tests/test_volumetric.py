@@ -221,7 +221,8 @@ def test_tokens_of_cubes_are_a_convolution_of_the_volume() -> None:
     volume[:, 0, ijk[:, 0], ijk[:, 1], ijk[:, 2]] = x
     weights = net.cells.weight.view(8, 1, 3, 3, 3)
     wanted = functional.conv3d(volume, weights, stride=3).flatten(2).mT[:, own.present]
-    torch.testing.assert_close(net(x, own, None), wanted + net.place(own.places))
+    wanted = wanted * (3 * 27 / (len(ijk) / len(own.present))) ** 0.5  # of size 1, however full the cubes are
+    torch.testing.assert_close(net(x, own, None), wanted + net.place(own.places), rtol=1e-6, atol=1e-6)
 
 
 def test_voxels_that_meet_in_a_cell_are_averaged_and_empty_cubes_dropped() -> None:
@@ -234,7 +235,8 @@ def test_voxels_that_meet_in_a_cell_are_averaged_and_empty_cubes_dropped() -> No
     own = net.subject(layout).double()
     assert own.present == [0, 2]
     tokens = net(torch.tensor([[1.0, 4.0, 7.0]], dtype=torch.float64), own, None) - net.place(own.places)
-    torch.testing.assert_close(tokens[0, :, 0] / net.cells.weight[0, 0], torch.tensor([2.5, 7.0], dtype=torch.float64))
+    found = tokens[0, :, 0] / net.cells.weight[0, 0] / 3**0.5
+    torch.testing.assert_close(found, torch.tensor([2.5, 7.0], dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
 # ---- subjects ------------------------------------------------------------------------------------------------------

@@ -179,7 +179,8 @@ def waves(place_V3: NDArray[np.float64]) -> Float:
 class CubeVoxels(SubjectVoxels):
     """Voxels by cube: `cells` (V,) int64 among the cells of the C cubes that are not empty, and `places` (C, P).
 
-    `share` (V,) is 1 over the number of voxels in the same cell, so that a cell holds their mean.
+    `share` (V,) is 1 over the number of voxels in the same cell, so that a cell holds their mean, times what makes a
+    token as large as the voxels at the start, however many cells of a cube are filled.
     """
 
     cells: Tensor
@@ -195,8 +196,10 @@ class CubeVoxels(SubjectVoxels):
         centre_C3 = np.stack(np.unravel_index(present, tuple(config.cubes)), 1) + 0.5
         middle_3 = np.array(config.cubes) / 2
         self.register_buffer("cells", torch.tensor(cells_V), persistent=False)
-        share_V = (1 / np.bincount(cells_V)[cells_V]).astype(np.float32)
-        self.register_buffer("share", torch.tensor(share_V), persistent=False)
+        n_filled = len(np.unique(cells_V)) / len(present)
+        # PyTorch draws the weights of n inputs with a variance of 1 / (3 n).
+        share_V = math.sqrt(3 * config.cube**3 / n_filled) / np.bincount(cells_V)[cells_V]
+        self.register_buffer("share", torch.tensor(share_V.astype(np.float32)), persistent=False)
         self.register_buffer("places", torch.tensor(waves((centre_C3 - middle_3) / middle_3)), persistent=False)
 
 
