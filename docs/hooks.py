@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from schema_tables import tables
+
 ROOT = Path(__file__).parent.parent
+FIELDS = "<!-- fields -->"  # where a page shows all fields of the configuration
 KINDS = (".md", ".png", ".json", ".jsonl", ".py", ".yaml", ".txt")
 
 
@@ -26,6 +32,11 @@ def on_files(files: Files, config: Any) -> Files:
         if path.suffix == ".ipynb":
             files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page_of(path)))
     return files
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """Put the fields where a page asks for them; mkdocs calls this for every page."""
+    return markdown.replace(FIELDS, tables()) if FIELDS in markdown else markdown
 
 
 def tracked(folder: str) -> list[Path]:
