@@ -14,6 +14,7 @@ from nd.config import Config
 from nd.config.components import component
 from nd.doctor.need import Need, byte_text, size_text
 from nd.errors import UserError
+from nd.files import located
 from nd.metrics.measures import measures_of
 from nd.runs.identity import generator_of
 
@@ -99,7 +100,7 @@ def _vdvae(cfg: Config) -> Iterator[Need]:
         return
     file = cfg.decoding("vdvae").target.vdvae
     if file:  # that it exists has been checked with the configuration
-        yield Need("VDVAE", "ok", file, size_text(Path(file)))
+        yield Need("VDVAE", "ok", file, size_text(located(file)))
     else:
         yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {FILE}>; {SIZE}, from {URL}")
 
@@ -115,7 +116,7 @@ def _instance(cfg: Config) -> Iterator[Need]:
         read["SwAV's ResNet-50"] = ("target.swav", cfg.decoding("instance").target.swav, SWAV.source)
     for what, (field, file, source) in read.items():
         if file:  # that it exists has been checked with the configuration
-            yield Need(what, "ok", file, size_text(Path(file)))
+            yield Need(what, "ok", file, size_text(located(file)))
         else:
             yield Need(what, "missing", "-", f"give {field}=<path>; {source}")
 
