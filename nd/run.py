@@ -2,7 +2,8 @@
 
 With a table (`table=scenes`, or the experiment's own) every row of its spec is run for its subjects, and steps that
 rows share are done once. Without one (`table=`) the composed configuration is run. A row that fails is reported at
-once; the others go on, and the exit code is 1.
+once; the others go on, and the exit code is 1. `table=default` is the table of whatever is composed: the method, its
+ceiling, its control and floors.
 
 A sweep (`-m`) ends with one table of its points, results/sweep-<id>.md and .csv, and as .png a curve over one swept
 key or a heat map over two.

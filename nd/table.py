@@ -1,6 +1,8 @@
 """`nd table`: the scores of a table's rows beside each other, as text and as md, csv and tex files.
 
-With `check=true` the scores are compared with the expected values of the spec; the exit code is 1 when they differ.
+Without a table (`table=`) it is that of whatever is composed: the method, the same with true features and with shuffled
+voxels, and floors. With `check=true` the scores are compared with the expected values of the spec; the exit code is 1
+when they differ.
 """
 
 from __future__ import annotations
