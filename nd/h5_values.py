@@ -11,7 +11,7 @@ import numpy as np
 
 from nd.errors import UserError
 from nd.files import PACKED, misfit
-from nd.hdf5 import open_h5
+from nd.hdf5 import names_in, open_h5
 from nd.sealed import ROWS, again, plain, recorded_of, values_of
 
 
@@ -24,8 +24,7 @@ def dataset_of(handle: h5py.File, name: str) -> h5py.Dataset:
     path = Path(handle.filename)
     found = handle.get(name)
     if not isinstance(found, h5py.Dataset):
-        held = ", ".join(sorted(handle)) or "nothing"
-        raise UserError(f"{path} holds no dataset {name}, but {held}. {again(path)}")
+        raise UserError(f"{path} holds no dataset {name}, but {names_in(handle)}. {again(path)}")
     check_size(path, name, found)
     return found
 

@@ -100,6 +100,11 @@ def bad_h5(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is not a whole HDF5 file ({reason}). {WRITE_AGAIN}")
 
 
+def names_in(handle: h5py.Group) -> str:
+    """Return the names of what a file or group holds, for messages; those of damaged files may be no text."""
+    return ", ".join(sorted(str(name) for name in handle)) or "nothing"
+
+
 def allocate(handle: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> h5py.Dataset:
     """Add a contiguous dataset whose place in the file is fixed at once; return it.
 

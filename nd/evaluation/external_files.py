@@ -30,7 +30,7 @@ from nd.data.whole_numbers import LARGEST, whole_numbers
 from nd.errors import UserError
 from nd.evaluation.reconstructions import Wanted, check_external_ids, check_unique
 from nd.h5_values import read_whole
-from nd.hdf5 import open_h5
+from nd.hdf5 import names_in, open_h5
 from nd.sealed import plain
 
 NUMBERED = re.compile(r"([0-9]+)(?:_([0-9]+))?")
@@ -196,7 +196,7 @@ def with_repeats(values: NDArray[Any], path: Path) -> NDArray[Any]:
 def _from_h5(path: Path) -> Content:
     with open_h5(path) as handle:
         if not isinstance(handle.get(IMAGES), h5py.Dataset):
-            raise UserError(f"{path} has no dataset {IMAGES}; it holds {', '.join(handle) or 'nothing'}. Name it so.")
+            raise UserError(f"{path} has no dataset {IMAGES}; it holds {names_in(handle)}. Name it so.")
         ids = read_whole(handle, IDS) if IDS in set(handle) else None
         facts = {name: plain(value) for name, value in handle.attrs.items()}
         return read_whole(handle, IMAGES), _numbers(ids, path), facts

@@ -21,7 +21,7 @@ from nd.data.rows import RowFile
 from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError
 from nd.h5_values import read_whole
-from nd.hdf5 import open_h5
+from nd.hdf5 import names_in, open_h5
 
 LOG = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def open_betas(root: Path, subject: str) -> RowFile:
         raise UserError(f"{path} is missing. `nd doctor data=mindeye2` lists what belongs below data.root.")
     with open_h5(path) as handle:
         if tree.BETAS_KEY not in set(handle):
-            held = ", ".join(sorted(handle.keys())) or "nothing"
+            held = names_in(handle)
             raise UserError(f"{path} holds no {tree.BETAS_KEY!r} but {held}. Is it the release's? Fetch it again.")
     matrix = RowFile(path, tree.BETAS_KEY)
     known = person(subject).voxels

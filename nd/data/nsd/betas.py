@@ -26,7 +26,7 @@ from nd.data.nsd.facts import BETA_UNIT
 from nd.data.nsd.volumes import Mask, nifti_values, open_nifti
 from nd.errors import UserError
 from nd.h5_values import check_size
-from nd.hdf5 import open_h5
+from nd.hdf5 import names_in, open_h5
 
 LOG = logging.getLogger(__name__)
 
@@ -162,8 +162,7 @@ def _by_trials(betas: h5py.Dataset, mask: Mask, out: NDArray[np.float32]) -> Non
 def _dataset(path: Path, handle: h5py.File) -> h5py.Dataset:
     betas = handle.get(KEY)
     if not isinstance(betas, h5py.Dataset) or betas.ndim != 4 or betas.dtype.kind not in "iuf":
-        found = ", ".join(sorted(handle)) or "nothing"
-        raise UserError(f"{path} holds {found}; wanted numbers {KEY} (trials, Z, Y, X). Fetch it again.")
+        raise UserError(f"{path} holds {names_in(handle)}; wanted numbers {KEY} (trials, Z, Y, X). Fetch it again.")
     check_size(path, KEY, betas)
     return betas
 
