@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nd.backbone.tower_clip import TOWER, is_backbone
 from nd.backbone.vdvae.shape import FILE, SIZE, URL
 from nd.backbone.weights import KNOWN, PACKAGE, PARTS, USUAL_SIZE, WEIGHT_FILES, local_folder
 from nd.config import Config
@@ -90,6 +91,8 @@ def _one_clip(given: str) -> Need:
     if folder is None:
         state = "ok" if _cached(given, "model.safetensors") else "missing"
         return Need("CLIP model", state, f"hub: {given}", CLIP_SIZE + _fetch_note(state))
+    if is_backbone(folder):
+        return Need("CLIP model", "ok", str(folder / TOWER), f"the backbone's, {size_text(folder / TOWER)}")
     if (folder / "model.safetensors").is_file():
         return Need("CLIP model", "ok", str(folder), size_text(folder))
     return Need("CLIP model", "missing", str(folder), f"no model.safetensors there; {CLIP_SIZE}")
