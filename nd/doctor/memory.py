@@ -39,7 +39,9 @@ FETCH = "Fetch it again."
 class ModelFacts(TypedDict):
     """What is read of an open_clip model's sizes."""
 
+    embed_dim: int
     vision_cfg: dict[str, Any]
+    text_cfg: dict[str, Any]
 
 
 class TowerFile(TypedDict):
@@ -162,7 +164,7 @@ def _clip_shapes(given: str) -> dict[str, tuple[int, ...]]:
     folder = local_folder(given)
     if folder is None or not is_backbone(folder):
         return CLIP_SHAPES
-    model = json.loads((folder / TOWER / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    model = read_json(folder / TOWER / CONFIG_FILE, TowerFile, FETCH)["model_cfg"]
     vision, width = model["vision_cfg"], model["embed_dim"]
     tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     return {
