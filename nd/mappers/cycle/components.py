@@ -29,9 +29,9 @@ class CycleSettings(MapperConfig):
     decode_steps: int = opt(600, "cycle: most steps of stage 2, voxels to maps")
     cycle_steps: int = opt(600, "cycle: most steps of stage 3, maps to voxels to maps; 0 leaves it out")
     batch: int = opt(64, "cycle: images in a step, and in stage 3 as many again without their voxels")
-    rate: float = opt(1e-3, "cycle: AdamW's largest learning rate; it falls to 0 over a stage")
+    rate: float = opt(5e-4, "cycle: AdamW's largest learning rate; it falls to 0 over a stage")
     weight_decay: float = opt(0.1, "cycle: of AdamW")
-    voxel_dropout: float = opt(0.3, "cycle: share of the voxels that are hidden from the decoder in a step, in [0, 1)")
+    voxel_dropout: float = opt(0.5, "cycle: share of the voxels that are hidden from the decoder in a step, in [0, 1)")
     cycle_weight: float = opt(1.0, "cycle: weight of maps decoded from predicted voxels beside those of measured")
     cycle_noise: float = opt(
         1.0,
