@@ -145,6 +145,13 @@ class Subject:
         """Mask (V,) of an ROI over the voxels seen, which may hold none of it."""
         return self.mask_of(roi)[self._columns]
 
+    def inside_if_known(self, roi: str) -> NDArray[np.bool_]:
+        """The same; empty where this subject has no ROI of that name, which another one has."""
+        try:
+            return self.inside(roi)
+        except UserError:
+            return np.zeros(self.n_voxels, bool)
+
     def _one(self, name: str) -> NDArray[np.bool_]:
         areas = self._areas(name)
         if not areas and name.endswith(OF_STREAM):
