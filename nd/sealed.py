@@ -207,7 +207,7 @@ def _digest(values: NDArray[Any]) -> str:
 
 
 def _digest_of_attributes(handle: h5py.File) -> str:
-    content = {name: plain(value) for name, value in handle.attrs.items()}
+    content = {str(name): plain(value) for name, value in handle.attrs.items()}
     return digest_bytes(json.dumps(content, sort_keys=True, default=str).encode())
 
 

@@ -69,7 +69,7 @@ class Subject:
         with open_h5(self.path) as handle:
             self._check(handle)
             check_linked(self.path, handle)
-            self.attributes: dict[str, Any] = {name: plain(value) for name, value in handle.attrs.items()}
+            self.attributes: dict[str, Any] = {str(name): plain(value) for name, value in handle.attrs.items()}
             columns = {name: self._whole(handle, name).astype(np.int32) for name in TRIAL_COLUMNS}
             n_trials = len(columns["image_id"])
             held_out = self._whole(handle, "held_out") > 0 if "held_out" in handle else np.zeros(n_trials, bool)
