@@ -20,6 +20,7 @@ from nd.config.groups import (
     PathsConfig,
     ProtocolConfig,
     TrainerConfig,
+    TuneConfig,
 )
 from nd.config.training import NetworkConfig, TrainingConfig
 
@@ -180,6 +181,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     seed: int = opt(42, "seed of the sampler's noise and of training; never of data or splits")
     part: str = opt("test", "images that are predicted and reconstructed", choices=("val", "test"))
     features: str = opt(
@@ -204,8 +206,7 @@ class Config:
         identity=False,
         choices=("", "first_appearance", "canonical"),
     )
-    # Its ids are part of images_hash.
-    subset: bool = opt(False, "evaluate images=...: score some of the test images alone", identity=False)
+    subset: bool = opt(False, "evaluate images=...: score some of the test images alone", identity=False)  # images_hash
     images_hash: str = opt("", "evaluate images=...: hash of their content; filled in, and where given held against it")
     layout: str = opt(
         "prepared",
@@ -216,6 +217,8 @@ class Config:
     rois: list[str] = opt([], "roi: ROIs, or sets joined by '+', that images are made of; empty: all", identity=False)
     table: str = opt("", "table spec of experiments/ that run, table and report work on", identity=False)
     check: bool = opt(False, "table: compare with the spec's expected values and fail when they differ", identity=False)
+    dry_run: bool = opt(False, "sweep: list the runs with state and cost, and run nothing", identity=False)
+    fail_fast: bool = opt(False, "sweep: begin no further run once one has failed", identity=False)
     decodings: dict[str, Decoding] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
 

@@ -21,7 +21,7 @@ from nd.backbone.loading import Backbone
 from nd.backbone.tower import BlockFeatures
 from nd.config import Config
 from nd.errors import UserError
-from nd.generate.components import guiding_layers
+from nd.generate.components import COST, guiding_layers
 from nd.generate.denoiser import Denoiser
 from nd.generate.guidance import (
     VARIANTS,
@@ -37,9 +37,6 @@ from nd.generate.trajectories import Point, Track, Trajectories, add_noise, buil
 
 LOSS_SCALE = {torch.float16: 2.0**16}  # the released code's kappa, inside the loss, serves it in the same way
 Preview = Callable[[int, Tensor], object]
-# What each kind of work costs a sample, in steps without feature guidance, by the operations of Stable Diffusion v1.4
-# at 512 px. For the progress bar alone.
-COST = {"guided": 4.0, "plain": 1.0, "decode": 1.5}
 
 
 @dataclass(frozen=True)

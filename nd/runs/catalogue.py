@@ -67,7 +67,7 @@ class KnownRun:
     def state(self) -> str:
         """One of ``STATES``; a killed run is partial, and one that a live process writes is running."""
         if not self.manifest:
-            return "partial" if self.folder.status != "done" else "damaged"
+            return {"done": "damaged", "failed": "failed"}.get(self.folder.status, "partial")
         if self.manifest.get("identity", {}).get("schema") != SCHEMA_VERSION:
             return "other version"
         status = self.folder.status

@@ -8,13 +8,15 @@ Rows are overrides on top of an experiment, so a row's run is found by identity 
 subject. ``published`` names sets of ``nd.tables.published`` or rows of them, or holds rows written out; they are shown
 apart, each under its own protocol. ``averaged`` names rows that differ in their seed alone; their mean is a row of the
 block of means, where every row stands with its mean over subjects if there are several. ``extends`` names another
-table, whose fields hold where this one has none; its rows, pairs and expected scores follow this one's.
+table, whose fields hold where this one has none; its rows, pairs and expected scores follow this one's. A row with a
+``grid`` (``{key: [values]}``) is one row for every combination of values, called ``<label>, key=value``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +52,35 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run: overrides on top of the experiment, and what the row is for."""
+    """One run: overrides on top of the experiment, and what the row is for.
+
+    Attributes:
+        grid: values by key; the row stands for a row of each combination.
+        values: of those keys, in such a row; ``of`` is the label that the combinations share.
+    """
 
     label: str
     overrides: list[str] = field(default_factory=list)
     role: str = "method"
     note: str = ""
+    grid: dict[str, list[str]] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+    of: str = ""
+
+    def points(self) -> list[Row]:
+        """Return the rows of its grid, itself where it has none.
+
+        >>> [row.label for row in Row(label="guided", grid={"guidance.kappa": ["1e3", "1e4"]}).points()]
+        ['guided, kappa=1e3', 'guided, kappa=1e4']
+        """
+        if not self.grid:
+            return [self]
+        return [self._point(dict(zip(self.grid, values, strict=True))) for values in product(*self.grid.values())]
+
+    def _point(self, values: dict[str, str]) -> Row:
+        label = ", ".join([self.label, *(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())])
+        overrides = [*self.overrides, *(f"{key}={value}" for key, value in values.items())]
+        return replace(self, label=label, overrides=overrides, grid={}, values=values, of=self.label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +183,11 @@ def load_spec(name: str) -> TableSpec:
     if isinstance(given, dict):
         kinds = {"columns": Column, "rows": Row, "paired": Pair, "averaged": Averaged}
         given |= {key: build_all(kind, given, key, problems) for key, kind in kinds.items()}
+        problems += [
+            f"row {row.label!r}: grid of {key} is empty"
+            for row in given["rows"] for key, values in row.grid.items() if not values
+        ]  # fmt: skip
+        given["rows"] = [point for row in given["rows"] for point in row.points()]
         given |= {"published": _published(given.get("published") or [], problems)}
     spec = build(TableSpec, given, path.name, problems, name=path.stem, folder=path.parent)
     refuse(path, problems or (_inconsistencies(spec) if spec else []))
