@@ -129,6 +129,7 @@ def launch(task: Task, n_jobs: int, overrides: Sequence[str], folder: Path) -> N
     words = [*overrides, QUIET, f"hydra.sweep.dir={quoted(str(folder.absolute()))}", "hydra.job.name=nd"]
     with hydra.initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         own = GlobalHydra.instance().hydra
+        assert own is not None
         try:
             config = own.compose_config("config", words, RunMode.MULTIRUN, from_shell=False)
             context = HydraContext(config_loader=own.config_loader, callbacks=Callbacks(config))

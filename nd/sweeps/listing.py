@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
@@ -80,12 +80,12 @@ def listed(runs: Sequence[SweepRun], costs: Mapping[str, str]) -> str:
     return "\n".join([table, "", counted(states.values(), sum(len(run.points) for run in runs)), *failures])
 
 
-def counted(states: Sequence[str] | object, n_points: int) -> str:
+def counted(states: Iterable[str], n_points: int) -> str:
     """Say how many runs are in which state.
 
     >>> counted(["done", "missing", "done"], 4)
     '4 points, 3 runs: 2 done, 1 missing'
     """
-    found = Counter(states)  # type: ignore[call-overload]
+    found = Counter(states)
     parts = [f"{found[state]} {state}" for state in STATES if found[state]]
     return f"{n_points} points, {sum(found.values())} runs: {', '.join(parts)}"

@@ -176,23 +176,23 @@ def search(
     grid = list(product(*(one.values for one in space)))  # none where one has an interval
     if 0 < len(grid) <= n_trials:
         n_trials = len(grid)
-        for values in grid:
-            study.enqueue_trial({one.key: value for one, value in zip(space, values, strict=True)}, skip_if_exists=True)
-    chain, failures, done = quiet_chain(), 0, len(completed(study))
-    while done < n_trials and failures < MOST_FAILURES:
+        for point in grid:
+            study.enqueue_trial({one.key: value for one, value in zip(space, point, strict=True)}, skip_if_exists=True)
+    chain, failures, done = quiet_chain(), list[str](), len(completed(study))
+    while done < n_trials and len(failures) < MOST_FAILURES:
         trial = study.ask()
         values = {one.key: one.suggest(trial) for one in space}
         outcome = score(compose(values), chain, trial)
         if isinstance(outcome, Outcome):
             study.tell(trial, state=TrialState.FAIL)
-            failures += 1
+            failures.append(outcome.message)
             say(f"{described(values)} FAILED: {outcome.message}")
         else:
             study.tell(trial, outcome)
             done += 1
             say(f"{done} of {n_trials}: {described(values)}: {outcome:.4f} (best {study.best_value:.4f})")
-    if failures == MOST_FAILURES:
-        raise UserError(f"{failures} trials of this call failed; the study is kept. The last one: {outcome.message}")
+    if len(failures) == MOST_FAILURES:
+        raise UserError(f"{MOST_FAILURES} trials of this call failed; the study is kept. The last one: {failures[-1]}")
 
 
 def score(cfg: Config, chain: Chain, trial: Trial) -> float | Outcome:
