@@ -141,7 +141,7 @@ def make_images(
         For each run what was wrong with images that could not be made; all others are made and kept by then.
     """
     from nd.generate.module import Work, run_work
-    from nd.generate.parts import Parts, partition
+    from nd.generate.parts import Parts, partition, record_execution
 
     cfg, begun = cfgs[0], time.monotonic()
     runs = [Parts(path / "parts") for path in paths]
@@ -154,6 +154,8 @@ def make_images(
     for k, parts in enumerate(runs):
         alike.setdefault(parts.plan, []).append(k)  # runs that were interrupted go on by the plans they began with
     for mine in alike.values():
+        for k in mine:
+            record_execution(paths[k], together=len(mine))  # whose time is that of all of them
         lacking = {i for k in mine for i in set(image_ids) - runs[k].finished()}
         if left := [kept for batch in batches if (kept := [i for i in batch if i in lacking])]:
             build = functools.partial(entry.build, [cfgs[k] for k in mine])

@@ -23,7 +23,7 @@ from nd.config.application import derive, verb
 from nd.config.sweeps import Point
 from nd.doctor.absent import refuse_absent
 from nd.errors import UserError
-from nd.runs.chain import Action, Chain, StepFailed, steps_of
+from nd.runs.chain import Action, Chain, StepFailed, failure_of, steps_of
 from nd.runs.folder import RunFolder
 from nd.runs.groups import members_of
 from nd.tables.loggers import announce_sweep, announce_table, check_logger, log_scores, log_sweep
@@ -76,17 +76,25 @@ def run_rows(entries: Sequence[Entry], say: Callable[[str], None], quiet: bool) 
     return failures
 
 
-def share(cfgs: Sequence[Config]) -> None:
-    """Do what the jobs of a sweep over guidance have in common: the steps up to the predictions, then the sampling.
+def share_jobs(cfgs: list[Config]) -> None:
+    """Do what the jobs of a sweep have in common, as ``share`` does."""
+    chain = Chain({name: action_of(name, quiet=True) for name in ACTIONS})
+    share([entry.cfg for cfg in cfgs for entry in entries_of(cfg)], chain)
 
-    What fails is left to its own job to report.
+
+def share(rows: Sequence[Config], chain: Chain) -> None:
+    """Do what rows that differ in guidance alone have in common: the steps up to the predictions, then the sampling.
+
+    What fails is left to its own row to report.
+
+    Args:
+        rows: of any kind; the others are passed over.
+        chain: does the steps.
     """
     from nd.reconstruct import sample_sweeps, sweeps
 
-    chain = Chain({name: action_of(name, quiet=True) for name in ACTIONS})
-    rows = [entry.cfg for cfg in cfgs for entry in entries_of(cfg)]
     for group in sweeps(rows):
-        with suppress(UserError, StepFailed):
+        with suppress(Exception):
             steps = [step for step in steps_of(group[0]) if step.verb not in ("reconstruct", "evaluate")]
             chain.run_row(steps)
             sample_sweeps(group)
@@ -126,9 +134,13 @@ def sum_up(points: list[Point]) -> None:
     """Print the scores of a sweep that has ended as one table, and write it into paths.results."""
     from nd.tables.sweep import sweep_table, write_sweep
 
-    swept = sweep_table([(point.values, entry) for point in points for entry in entries_of(point.cfg)])
+    entries = [(point.values, entry) for point in points for entry in entries_of(point.cfg)]
+    swept = sweep_table(entries)
     written = write_sweep(swept, Path(points[0].cfg.paths.results))
     print(f"\n{swept.text}")
+    for rows in swept.runs.values():
+        if rows[0].state == "failed":
+            print(f"{rows[0].folder.run_id} failed: {failure_of(steps_of(rows[0].entry.cfg))}")
     for path in written:
         print(f"wrote {path}")
     log_sweep(points[0].cfg, swept, written)
@@ -143,7 +155,7 @@ def name_group(points: list[Point]) -> str:
     return announce_sweep(points[0].cfg, members, sweep_table(entries).name)
 
 
-main = verb(run, together=share, rows=rows_of, after=sum_up, group=name_group)
+main = verb(run, together=share_jobs, rows=rows_of, after=sum_up, group=name_group)
 
 if __name__ == "__main__":
     main()

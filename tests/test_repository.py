@@ -34,8 +34,8 @@ ORDER = [
         f"nd.{v}"
         for v in ["prepare", "extract", "train", "predict", "reconstruct", "evaluate", "run", "table", "report", "roi"]
     },
-    {"nd.interface"},
-    {"nd.ls", "nd.show", "nd.clean", "nd.log", "nd.completion"},
+    {"nd.interface", "nd.sweeps"},
+    {"nd.ls", "nd.show", "nd.clean", "nd.log", "nd.completion", "nd.sweep", "nd.tune"},
     {"nd.cli", "nd.__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -211,6 +211,16 @@ class PathsConfig:
 
 
 @dataclass(kw_only=True)
+class TuneConfig:
+    """How `nd tune` chooses settings."""
+
+    trials: int = opt(30, "settings to try, with those of earlier calls", identity=False)
+    scores: list[str] = opt(
+        [], "scores whose sum is to be large (distances count negative); empty: those of the protocol", identity=False
+    )
+
+
+@dataclass(kw_only=True)
 class DebugConfig:
     """Shrunk runs for tests and first tries."""
 

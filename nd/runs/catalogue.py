@@ -86,7 +86,7 @@ class KnownRun:
         except UserError:
             return "damaged"
         if not self.manifest:
-            return "partial" if status != "done" else "damaged"
+            return {"done": "damaged", "failed": "failed"}.get(status, "partial")
         if self.manifest.get("identity", {}).get("schema") != SCHEMA_VERSION:
             return "other version"
         if status in ("done", "failed"):

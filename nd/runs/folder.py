@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 
 from nd.config import Config
-from nd.errors import UserError
+from nd.errors import BusyError, UserError
 from nd.files import HASH_CHARS, read_json, sha256_json, unreadable, write_json, write_text
 from nd.launch import is_rank_zero
 from nd.locks import is_locked, locked
@@ -107,7 +107,28 @@ class RunFolder:
     @property
     def busy(self) -> bool:
         """Whether a live process is writing the folder."""
-        return is_locked(self.path / ".lock")
+        return is_locked(self.lock)
+
+    @property
+    def lock(self) -> Path:
+        """What a process that writes the folder holds."""
+        return self.path / ".lock"
+
+    @property
+    def failure(self) -> str:
+        """The last line of a failed run's traceback; empty for any other."""
+        lines = (self.path / "status").read_text(encoding="utf-8").strip().splitlines() if self.failed else []
+        return lines[-1] if len(lines) > 1 else ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last attempt ended with an error."""
+        return self.status == "failed"
+
+    def fail(self, error: BaseException) -> None:
+        """Record an error that came before the run was begun; what an attempt has left is not touched."""
+        if self.status == "new" and not self.busy:
+            write_text(self.path / "status", _failed(error))
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -187,9 +208,10 @@ class RunFolder:
         if not is_rank_zero(cfg.trainer):
             yield self.path
             return
-        with locked(self.path / ".lock", str(self.path)), _clean_start(self.path):
+        with locked(self.lock, str(self.path)), _clean_start(self.path):
             if self.done:
-                raise UserError(f"{self.path} has meanwhile been finished by another process. Run the command again.")
+                said = f"{self.path} has meanwhile been finished by another process. Run the command again."
+                raise BusyError(said, self.lock)
             yield from self._recorded(cfg, dict(inputs or {}))
 
     def _recorded(self, cfg: Config, inputs: dict[str, str]) -> Iterator[Path]:
@@ -204,9 +226,9 @@ class RunFolder:
         begun = time.monotonic()
         try:
             yield self.path
-        except BaseException:
+        except BaseException as error:
             with suppress(UserError):  # on a full disk the first error is the one to show
-                write_text(self.path / "status", f"failed\n{traceback.format_exc()}")
+                write_text(self.path / "status", _failed(error))
                 write_json(self.path / "manifest.json", manifests.end(self.manifest, time.monotonic() - begun))
             raise
         ended = manifests.end(self.manifest, time.monotonic() - begun, describe_outputs(self.path))
@@ -224,6 +246,10 @@ class RunFolder:
                 f"{self.path} holds an unfinished run from other inputs:\n  - " + "\n  - ".join(changed) + "\n"
                 f"Remove that folder and run again: {self.command}"
             )
+
+
+def _failed(error: BaseException) -> str:
+    return "failed\n" + "".join(traceback.format_exception(error))
 
 
 @contextmanager

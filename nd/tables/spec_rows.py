@@ -54,14 +54,21 @@ class Row:
                 role=self.role,
                 note=self.note,
                 grid={key: [text] for key, text in point.items()},
+                of=self.label,
                 place=max((place for place, _ in values), default=0),
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point(Row):
-    """A row at one point of its grid, with the largest place of its values in their lists."""
+    """A row at one point of its grid.
 
+    Attributes:
+        of: the label that the points share, with the names of keys in braces.
+        place: the largest place of its values in their lists.
+    """
+
+    of: str = ""
     place: int = 0
 
 
