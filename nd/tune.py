@@ -25,7 +25,7 @@ from nd.config.words import verb_of_command
 from nd.errors import UserError
 from nd.files import atomic_path, write_json
 from nd.sweeps.tuning import MEANS, RUN, Swept, completed, described, opened, search, space_of, study_id
-from nd.tables.wandb import check_logger
+from nd.tables.loggers import check_logger
 
 if TYPE_CHECKING:
     from optuna import Study
