@@ -271,14 +271,17 @@ def test_charts_of_lines_are_drawn_where_their_numbers_are() -> None:
 def test_maps_hold_the_scores_of_rows_that_lie_on_a_grid(table: Table, tmp_path: Path) -> None:
     assert table_maps(table) == []
     rows, entries = [], []
-    for number, (kappa, eta) in enumerate([(0.1, 0.5), (0.1, 0.9), (0.3, 0.5), (0.0, 0.5)]):
+    for number, (kappa, eta, seed) in enumerate(
+        [(0.1, 0.5, 0), (0.1, 0.9, 0), (0.3, 0.5, 0), (0.0, 0.5, 0), (0.9, 0.9, 1)]
+    ):
         cfg = config(tmp_path / "grid")
-        cfg.guidance.kappa, cfg.guidance.eta = kappa, eta
+        cfg.guidance.kappa, cfg.guidance.eta, cfg.seed = kappa, eta, seed
         fake_scores(cfg, {"pixcorr": np.full(N_IMAGES, number / 10)})
         rows.append(Row(label=f"row {number}"))
         entries.append(Entry(rows[-1], "subj01", cfg))
     grid = collect(replace(table.spec, rows=rows, paired=[], columns=table.columns[:1], images=[]), entries, "nd run")
-    (found,) = table_maps(grid)
+    (found,) = table_maps(grid)  # another seed is no point of it
+    assert found.title == "PixCorr ↑"
     assert (found.kappas, found.etas) == ([0.1, 0.3], [0.5, 0.9])  # nothing is guided at kappa 0
     texts = [[cell and cell.text for cell in line] for line in found.cells]
     assert texts == [["0.000", "0.200"], ["0.100", None]]

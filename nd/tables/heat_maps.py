@@ -53,11 +53,8 @@ def table_maps(table: Table) -> list[HeatMap]:
     for row in table.rows:
         if (rest := without_guidance(row.entry.cfg)) is not None:
             groups[rest].append(row)
-    maps = []
-    for rows in groups.values():
-        places = [place_of(row.entry.cfg) for row in rows]
-        if is_grid(places):
-            maps += [_table_map(table, column, rows, places, len(groups) > 1) for column in table.columns]
+    grids = [rows for rows in groups.values() if is_grid([place_of(row.entry.cfg) for row in rows])]
+    maps = (_table_map(table, column, rows, len(grids) > 1) for rows in grids for column in table.columns)
     return [one for one in maps if one is not None]
 
 
@@ -83,14 +80,12 @@ def is_grid(places: Sequence[Place]) -> bool:
     return all(len({place[k] for place in places}) > 1 for k in (0, 1))
 
 
-def _table_map(
-    table: Table, column: Column, rows: Sequence[TableRow], places: Sequence[Place], several: bool
-) -> HeatMap | None:
+def _table_map(table: Table, column: Column, rows: Sequence[TableRow], several: bool) -> HeatMap | None:
     """The map of one column: of one subject with intervals, of several the mean of their means."""
     found: dict[Place, list[Any]] = defaultdict(list)
-    for row, place in zip(rows, places, strict=True):
+    for row in rows:
         if (score := row.run.scores.get(column.metric)) is not None:
-            found[place].append(score)
+            found[place_of(row.entry.cfg)].append(score)
     values = {place: float(np.mean([score.mean for score in scores])) for place, scores in found.items()}
     alone = {place: scores[0] for place, scores in found.items() if len(scores) == 1}
     intervals = {place: f"{column.shown(one.lo)} – {column.shown(one.hi)}" for place, one in alone.items()}
