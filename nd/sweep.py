@@ -32,8 +32,8 @@ from nd.sweeps.cost import cost_texts, costs, total_cost
 from nd.sweeps.launch import Sweep
 from nd.sweeps.listing import SweepRun, counted, listed, runs_of
 from nd.sweeps.work import Outcome, duration, first_line
-from nd.tables.specs import rows_of
 from nd.tables.loggers import check_logger, log_scores
+from nd.tables.specs import rows_of
 
 
 def sweep(words: list[str]) -> int:
