@@ -118,9 +118,10 @@ class Cycle:
         """Return predicted targets (N, P) float32 of responses (N, V) as measured; `image_ids` make no difference."""
         side, colours = map_shape(len(self._arrays["target_mean"]))
         how, scaled = self.config, torch.from_numpy(self.scaler.transform(voxels_NV))
-        decoder = VoxelsToMaps(side, colours, scaled.shape[1], how.channels, how.voxel_dropout).eval()
+        with torch.device("meta"):  # first weights would be drawn, from the caller's generator
+            decoder = VoxelsToMaps(side, colours, scaled.shape[1], how.channels, how.voxel_dropout).eval()
         weights = {n: v for n, v in self._arrays.items() if n.startswith("decoder.")}
-        decoder.load_state_dict({n.removeprefix("decoder."): torch.tensor(v) for n, v in weights.items()})
+        decoder.load_state_dict({n.removeprefix("decoder."): torch.tensor(v) for n, v in weights.items()}, assign=True)
         with torch.inference_mode():
             rows = [flattened(decoder(part)).numpy() for part in scaled.split(IMAGES_AT_ONCE)]
         columns = np.concatenate(rows) if rows else np.empty((0, len(self._arrays["target_mean"])), np.float32)
