@@ -41,10 +41,8 @@ def test_guidance_that_is_off_is_called_so(tmp_path: Path) -> None:
 
 
 def test_what_only_a_target_has_is_said_with_its_name(tmp_path: Path) -> None:
-    both, one = ["mapper.keep=0.5"], ["method.targets.z.mapper.keep=0.5"]
-    names = named(points(tmp_path, [], one))
-    assert names == ["z.mapper.keep=1", "z.mapper.keep=0.5"] or names[1] == "z.mapper.keep=0.5"
-    assert named(points(tmp_path, both, ["mapper.keep=0.25"])) == ["mapper.keep=0.5", "mapper.keep=0.25"]
+    assert named(points(tmp_path, [], ["method.targets.z.mapper.keep=0.5"])) == ["mapper.keep=1", "z.mapper.keep=0.5"]
+    assert named(points(tmp_path, ["mapper.keep=0.5"], ["mapper.keep=0.25"])) == ["mapper.keep=0.5", "mapper.keep=0.25"]
 
 
 def test_methods_are_named_alone_and_marks_where_they_differ(tmp_path: Path) -> None:

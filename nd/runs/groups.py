@@ -7,6 +7,7 @@ finds them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -29,6 +30,11 @@ TRAINED_BY = ("experiment", "data", "subject", "target", "mapper", "network", "t
 MADE_BY = (*TRAINED_BY, "method", "guidance", "protocol")
 
 PLAIN = {"features": "predicted", "control": "none", "part": "test"}  # what a name need not say
+
+
+class ByTarget(dict[str, Any]):
+    """The values that the targets of a method have, by target."""
+
 
 Member = tuple[str, Config]  # a verb, and the configuration of its run
 
@@ -84,7 +90,7 @@ def names_apart(members: Sequence[Member], always: Sequence[str] = ()) -> dict[s
         words = [
             f"{key}={head[key]}" for key in _differing(of_verb, always) if head.get(key) not in (None, PLAIN.get(key))
         ]
-        words += [_word(key, facts[one], off) for key in _differing(like) if key in facts[one]]
+        words += [text for key in _differing(like) if key in facts[one] for text in _words(key, facts[one][key], off)]
         names[one] = joined(words) or run_name(verb, cfg)
     return names
 
@@ -106,19 +112,14 @@ def _differing(all_of: Sequence[Mapping[str, Any]], always: Sequence[str] = ()) 
 
 
 def _facts(verb: str, cfg: Config) -> dict[str, Any]:
-    """Return every value that a run may depend on, by dotted key.
-
-    Keys of a target are ``<target>.<key>``; what all targets share is named once.
-    """
+    """Return every value that a run may depend on, by dotted key; what targets have of their own as ``ByTarget``."""
     groups = ("data", "subject", "backbone", *(() if verb == "train" else ("method", "guidance", "protocol")))
     found = {key: value for group in groups for key, value in _leaves(group, getattr(cfg, group))}
     found |= {"seed": cfg.seed, "images_hash": cfg.images_hash}
     targets = [cfg.target.name] if verb == "train" else list(cfg.method.targets)
-    own = {name: _of_target(cfg.decoding(name)) for name in targets}
-    for name, values in own.items():
-        for key, value in values.items():
-            shared = all(other.get(key) == value for other in own.values())
-            found[key if shared else f"{name}.{key}"] = value
+    for name in targets:
+        for key, value in _of_target(cfg.decoding(name)).items():
+            found.setdefault(key, ByTarget())[name] = value
     return found
 
 
@@ -139,10 +140,20 @@ def _leaves(group: str, values: Any) -> Iterator[tuple[str, Any]]:
             yield f"{group}.{one.name}", getattr(values, one.name)
 
 
-def _word(key: str, facts: Mapping[str, Any], off: Collection[str]) -> str:
-    """Return ``key=value``; of a group that is switched off ``group=off``."""
+def _words(key: str, value: Any, off: Collection[str]) -> Iterator[str]:
+    """Yield ``key=value``; of a group that is switched off ``group=off``.
+
+    What targets have of their own is named once, with ``<target>.`` before it where some have another value.
+    """
     group = key.partition(".")[0]
-    return f"{group}=off" if group in off else f"{key}={shown(facts[key])}"
+    if group in off:
+        yield f"{group}=off"
+    elif isinstance(value, ByTarget):
+        ((common, n_common),) = Counter(map(shown, value.values())).most_common(1)
+        yield from (f"{name}.{key}={shown(own)}" for name, own in value.items() if shown(own) != common)
+        yield from [f"{key}={common}"] if n_common == len(value) else []
+    else:
+        yield f"{key}={shown(value)}"
 
 
 def joined(words: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,12 @@ from nd.runs.folder import RunFolder, found
 from nd.runs.groups import Member, announce, group_of, members_of, name_of, names_apart, sweep_name
 from nd.tables import wandb_runs
 from nd.tables.specs import load_spec
-from nd.tables.sweep import SweepTable
-from nd.tables.table import Table
 from nd.tables.wandb_media import Pairs, caption, files_artifact, grid, pair, per_image_table, ranked_by, spread
 from nd.terminal import plain_cell
+
+if TYPE_CHECKING:
+    from nd.tables.sweep import SweepTable
+    from nd.tables.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +63,8 @@ def check_logger(cfg: Config) -> None:
         )
 
 
-def _shown(cfg: Config, what: Path, show: Callable[[], None]) -> bool:
-    """Show something; where that fails, warn, and return False."""
+def _shown(cfg: Config, what: Path, show: Callable[[], None]) -> None:
+    """Show something; where that fails, warn."""
     try:
         show()
     except Exception as error:  # wandb raises its own, and those of its network libraries
@@ -70,8 +72,6 @@ def _shown(cfg: Config, what: Path, show: Callable[[], None]) -> bool:
             "logger=%s could not show %s (%s: %s). The results are kept there; the same command tries again",
             cfg.logger.name, what, type(error).__name__, error,
         )  # fmt: skip
-        return False
-    return True
 
 
 # ---- groups
