@@ -104,7 +104,7 @@ def build(cfgs: Sequence[Config], device: torch.device) -> SoulDiffuser:
     assert isinstance(method, SoulDiffuserSettings)
     backbone = AdaptedBackbone(cfg.backbone, device, method.edge_adapter, method.colour_adapter)
     _ = backbone.source
-    sampler = AdaptedSampler(backbone, unguided(cfg), [point_of(one.method) for one in cfgs])
+    sampler = AdaptedSampler(backbone, unguided(cfg), [point_of(one) for one in cfgs])
     captions = None if method.text == "direct" else TrainingCaptions(cfg, backbone)
     previews = Previews(Path(cfg.trainer.previews), backbone, method.n_repeats) if cfg.trainer.previews else None
     made = SoulDiffuser(sampler, cfg, captions, previews)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nd.backbone.loading import Backbone
-from nd.config import Config, MethodConfig
+from nd.config import Config
 from nd.generate.components import GuidedDiffusionSettings
 from nd.generate.guidance import Arithmetic
 from nd.generate.sampler import COST, GuidedSampler, Preview, Sampled, Tracks
@@ -28,8 +28,9 @@ from nd.generate.trajectories import Point, tracks_at
 Features = Mapping[str, Sequence[Tensor]]  # of each adapter that acts, (B, C, h, w) for each block of the UNet
 
 
-def point_of(method: MethodConfig) -> Point:
+def point_of(cfg: Config) -> Point:
     """Return what a configuration asks of a sweep: the weights of the adapters, and the steps that they act in."""
+    method = cfg.method
     assert isinstance(method, SoulDiffuserSettings)
     return Point(method.omegas, method.adapted_steps)
 

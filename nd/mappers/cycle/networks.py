@@ -63,7 +63,7 @@ class MapsToVoxels(nn.Module):
         for convolution in self.convolutions:
             x = functional.gelu(convolution(x))
         # The map itself, coarse, beside what was made of it: most of what a voxel says is linear in it.
-        x = torch.cat([x, functional.adaptive_avg_pool2d(maps_BCSS, (x.shape[-2], x.shape[-1]))], 1).flatten(2)
+        x = torch.cat([x, functional.adaptive_avg_pool2d(maps_BCSS, x.shape[-1])], 1).flatten(2)
         return torch.einsum("bkp,vp,vk->bv", x, self.places, self.features) + self.bias
 
 
