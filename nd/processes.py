@@ -61,15 +61,27 @@ def run_in_processes(verb: str, cfg: Config) -> None:
         verb: that works on several devices.
         cfg: composed anew in every process, from its overrides.
 
+    Raises: as ``run_processes``.
+    """
+    run_processes([sys.executable, "-m", f"nd.{verb}", *cfg.overrides], environments(cfg.trainer))
+
+
+def run_processes(command: list[str], surroundings: Sequence[dict[str, str]]) -> None:
+    """Run a command of this package once in each of some surroundings; returns when all have come to their end.
+
+    What the first one prints is shown.
+
+    Args:
+        command: ends as verbs do (``nd.terminal.exit_with``).
+        surroundings: environment of each process.
+
     Raises:
-        UserError: the first message of a process, or one of them was killed; all others are stopped by then.
+        UserError: the message of a process, or one of them was killed; all others are stopped by then.
         RuntimeError: a process failed in another way; the text is its traceback.
         KeyboardInterrupt: they were interrupted.
     """
     with TemporaryDirectory() as notes:
-        command = [sys.executable, "-m", f"nd.{verb}", *cfg.overrides]
-        every = enumerate(environments(cfg.trainer))
-        processes = [_start(command, k, surroundings, Path(notes)) for k, surroundings in every]
+        processes = [_start(command, k, own, Path(notes)) for k, own in enumerate(surroundings)]
         showing = threading.Thread(target=_show, args=(processes[0].popen,), daemon=True)
         showing.start()
         with _stopped_at_the_end(processes):
@@ -120,10 +132,13 @@ def _stopped_at_the_end(processes: Sequence[Process]) -> Iterator[None]:
 
 
 def _watch(processes: Sequence[Process]) -> None:
-    """Return when all processes have ended, or some time after the first that did not end well."""
+    """Return when all processes have ended, one was killed, or some time after the first that did not end well."""
     end = float("inf")
     while any(one.popen.poll() is None for one in processes) and time.monotonic() < end:
-        if end == float("inf") and any(one.popen.returncode for one in processes):
+        codes = [one.popen.returncode or 0 for one in processes]
+        if min(codes) < 0:
+            return
+        if end == float("inf") and any(codes):
             end = time.monotonic() + GRACE_S  # the others have messages of their own, or wait for the lost one forever
         time.sleep(EVERY_S)
 

@@ -73,10 +73,12 @@ def _there(module: str) -> bool:
 
 
 def _unsafe(name: str, overrides: Sequence[str], cfg: Config) -> Iterator[str]:
-    devices = n_processes(cfg.trainer)
+    if name == LOCAL:
+        return
+    devices = n_processes(cfg.trainer)  # may look for GPUs, which takes seconds
     one_after_the_other = "Leave hydra/launcher out: jobs then run one after the other"
     tasks = _last(overrides, "hydra.launcher.tasks_per_node", "1")
-    at_once = "1" if name == LOCAL else _last(overrides, "hydra.launcher.n_jobs", "-1")
+    at_once = _last(overrides, "hydra.launcher.n_jobs", "-1")
     if name.startswith("submitit") and tasks not in ("1", str(cfg.trainer.devices)):
         yield (
             f"hydra.launcher.tasks_per_node: {tasks} tasks of trainer.devices={cfg.trainer.devices} would each be a"
