@@ -5,6 +5,7 @@ Tables of NSD run on a simulated subject in NSD's files. Networks that are not s
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import chdir
 from pathlib import Path
@@ -35,6 +36,9 @@ ON_A_SIMULATED_TREE = [
     "data=scenes_nsd", "data.subjects=[subj01]", "subject=subj01", "data.split=nsd1000", "backbone=scenes",
     "protocol=scenes", "training.pretrain=false",
 ]  # fmt: skip
+# Tables that together have every method, a grid, sessions and retrieval; all of them run where ND_ALL_EXPERIMENTS is set.
+COVERING = ("one_hour", "brain_diffuser_ablation", "consistency", "scenes_guidance", "scenes_minddiffuser_table2")
+RUN = SPECS if os.environ.get("ND_ALL_EXPERIMENTS") else COVERING
 TOWER = 128  # numbers of the embedding of Scenes' image tower
 PAGES = ("consistency", "scenes_guidance")  # of NSD and of the embedded world, the second with a grid
 DEBUG = "the numbers mean nothing"
@@ -131,7 +135,7 @@ def given_for(name: str, networks: list[str], folder: Path) -> list[str]:
     return [*given, *(ON_A_SIMULATED_TREE if name in NSD else [])]
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", RUN)
 def test_a_table_runs_in_its_smallest_size(name: str, folder: Path, networks: list[str]) -> None:
     """Its rows are composed once here; `nd run` and `nd table` are tested with the commands of the README."""
     cfg = compose([f"table={name}", *SMALL, f"paths.root={folder}", *given_for(name, networks, folder)])

@@ -63,8 +63,9 @@ def main() -> None:
         latents = model.posterior(model.encode(to_pixels(images, model.shape.image_size)))
         whole = to_uint8(model.picture(model.decode(latents))).numpy()
         coarse = to_uint8(model.picture(model.decode(model.split(features["vdvae"])))).numpy()
-    print(f"VDVAE at {model.shape.image_size} px, PSNR: all layers {psnr(whole, small):.1f} dB, "
-          f"the {target.vdvae_layers} decoded {psnr(coarse, small):.1f} dB, mean image {psnr(small.mean(0), small):.1f} dB")  # fmt: skip
+    found = {"all layers": whole, f"the {target.vdvae_layers} decoded": coarse, "mean image": small.mean(0)}
+    shown = ", ".join(f"{name} {psnr(made, small):.1f} dB" for name, made in found.items())
+    print(f"VDVAE at {model.shape.image_size} px, PSNR: {shown}")
 
     generator = build([cfg], cpu)
     generator.use(generator.plan_for([SHOWN]))
