@@ -36,7 +36,7 @@ ON_A_SIMULATED_TREE = [
     "data=scenes_nsd", "data.subjects=[subj01]", "subject=subj01", "data.split=nsd1000", "backbone=scenes",
     "protocol=scenes", "training.pretrain=false",
 ]  # fmt: skip
-# Tables that together have every method, a grid, sessions and retrieval; all of them run where ND_ALL_EXPERIMENTS is set.
+# Tables that together have a grid, sessions, ablations and retrieval; all of them run where ND_ALL_EXPERIMENTS is set.
 COVERING = ("one_hour", "brain_diffuser_ablation", "consistency", "scenes_guidance", "scenes_minddiffuser_table2")
 RUN = SPECS if os.environ.get("ND_ALL_EXPERIMENTS") else COVERING
 TOWER = 128  # numbers of the embedding of Scenes' image tower
