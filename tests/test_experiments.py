@@ -37,7 +37,7 @@ ON_A_SIMULATED_TREE = [
     "protocol=scenes", "training.pretrain=false",
 ]  # fmt: skip
 # Tables that together have a grid, sessions, ablations and retrieval; all of them run where ND_ALL_EXPERIMENTS is set.
-COVERING = ("one_hour", "brain_diffuser_ablation", "consistency", "scenes_guidance", "scenes_minddiffuser_table2")
+COVERING = ("brain_diffuser_ablation", "consistency", "scenes_guidance", "scenes_minddiffuser_table2")
 RUN = SPECS if os.environ.get("ND_ALL_EXPERIMENTS") else COVERING
 TOWER = 128  # numbers of the embedding of Scenes' image tower
 PAGES = ("consistency", "scenes_guidance")  # of NSD and of the embedded world, the second with a grid

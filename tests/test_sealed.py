@@ -14,7 +14,7 @@ from helpers_files import edited
 from nd import sealed
 from nd.digests import digest_file, digest_rows
 from nd.errors import UserError
-from nd.h5_values import attribute, check_all, dataset_of, read_whole
+from nd.h5_values import attribute, check_all, read_whole
 from nd.hdf5 import allocate, open_h5
 from nd.sealed import RECORDED, ROWS, content_digest, recorded_of, seal
 
@@ -181,7 +181,7 @@ def test_terabytes_are_refused_before_room_is_made(tmp_path: Path) -> None:
         handle.create_dataset("zeros", data=np.zeros((1000, 1000)), compression="gzip")  # packs 8 MB into 8 kB
     with open_h5(tmp_path / "x.h5") as handle:
         with pytest.raises(UserError, match=r"x.h5: v claims to be float64 .*, more than the file can hold"):
-            dataset_of(handle, "v")
+            read_whole(handle, "v")
         assert read_whole(handle, "zeros").shape == (1000, 1000)
 
 
