@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from nd.config import Config
 from nd.config.application import verb
+from nd.config.sweeps import Point
 from nd.data.prepared import Stimuli, same_across, split_of, stimuli_path
 from nd.data.same_images import named
 from nd.evaluation.brain_scores import brain_lines, brain_scores, voxel_ceiling
@@ -43,7 +44,7 @@ from nd.metrics.retrieval import retrieval_lines
 from nd.metrics.score import PerImage, score_images
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import reads_predictions
-from nd.tables.wandb import check_logger, log_scores
+from nd.tables.loggers import announce_sweep, check_logger, log_scores
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def evaluate(cfg: Config) -> Path:
     if folder.is_done(inputs):
         print("\n".join(lines_of(read_json(folder.path / "scores.json"))))
         print(f"{folder.path} is finished; nothing to do")
-        log_scores(cfg, folder)
+        log_scores(cfg, folder, (external.images, external.image_ids) if external else None)
         return folder.path
     images, image_ids, facts = (external.images, external.image_ids, external.facts) if external else reconstructed(cfg)
     selection: dict[str, Any] = {}
@@ -80,7 +81,7 @@ def evaluate(cfg: Config) -> Path:
         summary |= {"selection": selection} if selection else {}
         summary |= {"decoded": {"run": decoded.run, "diversity": decoded.diversity}, "same_images": same_images(cfg)}
         write_json(folder.path / "scores.json", summary)
-    log_scores(cfg, folder)
+    log_scores(cfg, folder, (images, image_ids))
     print("\n".join(lines_of(summary)))
     if external and (doubt := doubted_order(cfg, external, Stimuli(stimuli_path(cfg)).images(image_ids))):
         log.warning("%s", doubt)
@@ -159,7 +160,12 @@ def origin(cfg: Config, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-main = verb(evaluate)
+def name_group(points: list[Point]) -> str:
+    """Return the logger's group of a sweep; empty where nothing is logged."""
+    return announce_sweep(points[0].cfg, [("evaluate", point.cfg) for point in points])
+
+
+main = verb(evaluate, group=name_group)
 
 if __name__ == "__main__":
     main()

@@ -24,6 +24,8 @@ import numpy as np
 from nd.errors import UserError
 
 ADVICE = "Free some space or choose another folder."
+PACKAGE = "package://"  # before the name of something that nd ships
+SHIPPED = Path(__file__).parent / "weights"
 PARTIAL = re.compile(r"\..+\.partial", re.DOTALL)  # as partial_path names files
 HASH_CHARS = 12  # 48 bits: a collision among 100,000 artifacts has probability 2e-5
 
@@ -56,6 +58,16 @@ def atomic_path(path: Path, *, alone: bool = False, resume: bool = False, advice
         finally:
             if not resume:
                 temporary.unlink(missing_ok=True)
+
+
+def located(text: str | Path) -> Path:
+    """Return the place, there or not, that a path given by the user means.
+
+    Args:
+        text: 'package://<name>' of what nd ships, or a path, '~' for the home folder.
+    """
+    given = str(text)
+    return SHIPPED / given.removeprefix(PACKAGE) if given.startswith(PACKAGE) else Path(given).expanduser()
 
 
 def partial_path(path: Path) -> Path:

@@ -23,8 +23,10 @@ from nd.config.sweeps import Point
 from nd.errors import UserError
 from nd.runs.chain import Action, Chain, StepFailed, in_own_process, needs_own_process, steps_of
 from nd.runs.folder import RunFolder
+from nd.runs.groups import members_of
+from nd.tables.loggers import announce_sweep, announce_table, check_logger, log_scores, log_sweep
 from nd.tables.specs import Entry, Row, expand, load_spec, rows_of
-from nd.tables.wandb import check_logger, log_scores
+from nd.tables.wandb_runs import where_all
 
 ACTIONS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
 
@@ -33,11 +35,14 @@ def run(cfg: Config) -> int:
     """Run every row and print where its scores lie; returns the exit code."""
     check_logger(cfg)
     begun, entries = time.monotonic(), entries_of(cfg)
+    announce_table(cfg, [entry.cfg for entry in entries])
     finished = [entry for entry in entries if RunFolder.open(entry.cfg, "evaluate").done]
     failures = run_rows(entries, print, quiet=len(entries) > 1)
     for entry in finished:  # those that were run now have been shown by then
         log_scores(entry.cfg, RunFolder.open(entry.cfg, "evaluate"))
     print_summary(entries, failures, time.monotonic() - begun)
+    if cfg.logger.name == "wandb" and (text := where_all(cfg)):
+        print(text)
     if len(finished) == len(entries):
         print("all of them were finished; nothing to do")
     return 1 if failures else 0
@@ -126,9 +131,19 @@ def sum_up(points: list[Point]) -> None:
     print(f"\n{swept.text}")
     for path in written:
         print(f"wrote {path}")
+    log_sweep(points[0].cfg, swept, written)
 
 
-main = verb(run, together=share, rows=rows_of, after=sum_up)
+def name_group(points: list[Point]) -> str:
+    """Return the logger's group of a sweep, which is the name of its table; empty where nothing is logged."""
+    from nd.tables.sweep import sweep_table
+
+    entries = [(point.values, entry) for point in points for entry in entries_of(point.cfg)]
+    members = members_of(entry.cfg for _, entry in entries)
+    return announce_sweep(points[0].cfg, members, sweep_table(entries).name)
+
+
+main = verb(run, together=share, rows=rows_of, after=sum_up, group=name_group)
 
 if __name__ == "__main__":
     main()

@@ -11,6 +11,7 @@ from nd.config import Config
 from nd.config.application import derive, verb
 from nd.runs.folder import command_for
 from nd.tables.formats import text, write_table
+from nd.tables.loggers import check_logger, log_table
 from nd.tables.specs import expand, load_spec, rows_of
 from nd.tables.table import Table, collect, unexpected
 
@@ -25,11 +26,13 @@ def read_table(cfg: Config) -> Table:
 
 def table(cfg: Config) -> int:
     """Write the table's files and print it; returns the exit code."""
+    check_logger(cfg)
     made = read_table(cfg)
     written = write_table(made, Path(cfg.paths.results))  # first: the reader of a pipe may leave in the middle
     print(text(made))
     for path in written:
         print(f"wrote {path}")
+    log_table(cfg, made, written)
     return compare(made) if cfg.check else 0
 
 

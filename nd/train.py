@@ -13,6 +13,7 @@ from typing import Any
 
 from nd.config import Config
 from nd.config.application import verb
+from nd.config.sweeps import Point
 from nd.runs.chain import pretrain_of
 
 
@@ -30,13 +31,16 @@ def fit_linear(cfg: Config) -> Path:
     from nd.machine import pick_device
     from nd.mappers.folds import fit_fold
     from nd.runs.folder import RunFolder
+    from nd.tables.loggers import check_logger, log_training
     from nd.targets.store import TargetStore, store_path
 
+    check_logger(cfg)
     subject, split = open_subject(cfg), split_of(cfg)
     store, folder = store_path(cfg), RunFolder.open(cfg, "train")
     inputs = {f"target {cfg.target.name}": TargetStore(store).fingerprint}
     if folder.is_done(inputs):
         print(f"{folder.path} is finished; nothing to do")
+        log_training(cfg, folder)
         return folder.path
     device = pick_device(cfg.trainer.accelerator)
     with folder.writing(cfg, inputs) as path:
@@ -44,17 +48,20 @@ def fit_linear(cfg: Config) -> Path:
         scores = mean_scores(folds)
         write_json(path / "scores.json", {"images": held_out(cfg), "mean": scores, "folds": folds})
     print(f"wrote {len(folds)} mapper{'s' * (len(folds) > 1)} at {path} ({held_out(cfg)}: {described(scores)})")
+    log_training(cfg, folder)
     return path
 
 
 def train_network(cfg: Config) -> Path:
     """Train a network step by step, in one stage or both; returns the run folder of the last."""
+    from nd.data.prepared import split_of
     from nd.files import write_json
     from nd.launch import is_rank_zero
     from nd.mappers.training.folds import clear_folds, finetune_folds, pretrain_folds, stores_of
     from nd.runs.folder import RunFolder
     from nd.runs.identity import trained_together
-    from nd.tables.wandb import check_logger, training_logger
+    from nd.tables.loggers import check_logger, log_training
+    from nd.tables.training_history import training_loggers
     from nd.targets.store import TargetStore
 
     check_logger(cfg)
@@ -66,9 +73,10 @@ def train_network(cfg: Config) -> Path:
     if folder.is_done(inputs):
         if is_rank_zero(cfg.trainer):
             print(f"{folder.path} is finished; nothing to do")
+        log_training(cfg, folder)
         return folder.path
-    with folder.writing(cfg, inputs) as path:
-        make = lambda fold: training_logger(cfg, folder, fold)  # noqa: E731
+    n_folds = len(split_of(cfg).folds)
+    with folder.writing(cfg, inputs) as path, training_loggers(cfg, folder, n_folds) as make:
         if cfg.training.stage == "pretrain":
             folds = pretrain_folds(cfg, targets, path, make)
         else:
@@ -123,7 +131,15 @@ def described(scores: dict[str, float]) -> str:
     return text + (f", retrieval {scores['retrieval']:.1%}" if "retrieval" in scores else "")
 
 
-main = verb(train)
+def name_group(points: list[Point]) -> str:
+    """Return the logger's group of a sweep; empty where nothing is logged."""
+    from nd.runs.groups import stages_of
+    from nd.tables.loggers import announce_sweep
+
+    return announce_sweep(points[0].cfg, [member for point in points for member in stages_of("train", point.cfg)])
+
+
+main = verb(train, group=name_group)
 
 if __name__ == "__main__":
     main()

@@ -104,7 +104,8 @@ def _write_subject(cfg: Config, name: str, noise: float) -> None:
     write_subject(
         subject_path(cfg, name), voxels=voxels.astype(np.float32), image_id=image_id, session=session,
         repeat=np.zeros(len(image_id), np.int32), trial=np.arange(len(image_id)), attributes={},
-        rois={"some": np.arange(n_voxels) < 9}, ijk=np.zeros((n_voxels, 3), np.int16),
+        rois={"some": np.arange(n_voxels) < 9, "others": np.arange(n_voxels) > 11},
+        ijk=np.stack(np.unravel_index(np.arange(n_voxels), (4, 3, 3)), 1).astype(np.int16),
     )  # fmt: skip
 
 

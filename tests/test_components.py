@@ -30,7 +30,7 @@ def cases() -> list[tuple[str, str, str]]:
 def other(value: Any, facts: Declared) -> Any:
     """Another value of the same kind."""
     if facts.choices:
-        return next(choice for choice in facts.choices if choice != value)
+        return next((choice for choice in facts.choices if choice != value), value)
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):

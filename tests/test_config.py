@@ -51,6 +51,7 @@ def test_nothing_given_is_scenes_with_neuraldiffuser() -> None:
 
 NEEDED = {
     ("protocol", "digits69"): ["data=digits69"],
+    ("mapper", "cycle"): ["method=nearest_image", "method.targets=[edge]", "target=edge"],  # which decodes maps
     ("training", "released"): ["mapper=two_stage_released"],  # which has a prior to train
     ("training", "released_z"): ["mapper=two_stage_released"],
     ("protocol", "nd"): ["data=nsd"],
@@ -146,7 +147,13 @@ def test_derive_adds_to_what_was_given() -> None:
 
 
 def test_values_are_set_as_hydra_sets_them() -> None:
-    given = ["experiment=digits69", "mapper.alphas=[1,2]", "paths.data=${paths.root}/x", "subject.roi='a,b'", "seed=3"]
+    given = [
+        "experiment=digits69",
+        "mapper.alphas=[1,2]",
+        "paths.data='${paths.root}/x'",
+        "subject.roi='a,b'",
+        "seed=3",
+    ]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         told = [text if text.startswith("experiment") else f"++{text}" for text in given]
         reference = OmegaConf.to_container(hydra.compose("config", told), resolve=True)

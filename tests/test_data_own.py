@@ -624,3 +624,62 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for cell in cells:
         exec("".join(cell["source"]), names)
     assert names["correlation"] > 0.3
+
+
+# ---- where the voxels lie ------------------------------------------------------------------------------------------
+
+
+def put_volume(path: Path, values: Any) -> Path:
+    import nibabel
+
+    path.parent.mkdir(exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(values, np.int16), np.eye(4)), path)
+    return path
+
+
+@pytest.fixture
+def placed(lab: Lab) -> Lab:
+    """With a mask of V voxels on a grid, and two ROIs of which the second has voxels outside it."""
+    volume = np.zeros((3, 4, 2), np.int16)
+    volume.reshape(-1)[[2, 3, 7, 11, 12, 20, 23]] = 5
+    put_volume(lab.file("volume", "mask.nii.gz"), volume)
+    inside, whole = np.zeros_like(volume), np.ones_like(volume)
+    inside[0] = 1
+    put_volume(lab.root / "rois" / "V1.nii.gz", inside)
+    put_volume(lab.root / "rois" / "all.of.it.nii", whole)
+    lab.file("roi_volumes", "rois")
+    return lab
+
+
+def test_volumes_say_where_voxels_lie(placed: Lab) -> None:
+    """Columns are the mask's voxels in C order; without the files the prepared ones are still used."""
+    prepare(placed.cfg())
+    subject = open_subject(placed.cfg())
+    flat = np.ravel_multi_index(tuple(subject.ijk.T.astype(int)), (3, 4, 2))
+    assert flat.tolist() == [2, 3, 7, 11, 12, 20, 23]
+    assert {name: mask.tolist() for name, mask in subject.rois.items()} == {
+        "V1": [True] * 3 + [False] * 4, "all.of.it": [True] * 7,
+    }  # fmt: skip
+    assert "not known" not in subject.attributes["mask"]
+    assert subject.attributes["volume_file"] == "mask.nii.gz"
+    prepare(placed.without("volume", "roi_volumes").cfg())
+
+
+def test_other_volumes_are_other_data(placed: Lab) -> None:
+    """What was prepared is neither overwritten nor taken for what is asked for now."""
+    prepare(placed.cfg())
+    put_volume(placed.root / "rois" / "V1.nii.gz", np.ones((3, 4, 2)))
+    with pytest.raises(UserError, match=r"prepared with other settings \(roi_volumes: made with \w+, asked for \w+\)"):
+        prepare(placed.cfg())
+
+
+def test_volumes_that_do_not_fit_are_refused(placed: Lab) -> None:
+    put_volume(placed.root / "rois" / "V1.nii.gz", np.ones((3, 4, 3)))
+    placed.check_refused(r"V1.nii.gz has shape \(3, 4, 3\), but the mask .*mask.nii.gz lies on a grid \(3, 4, 2\)")
+    placed.without("roi_volumes")
+    put_volume(placed.root / "mask.nii.gz", np.ones((3, 4, 2)))
+    placed.check_refused(r"data.volume=.* has 24 voxels above 0 on a grid \(3, 4, 2\), but data.voxels has 7 columns")
+    (placed.root / "empty").mkdir()
+    placed.check_refused(r"data.roi_volumes=.*empty holds no NIfTI volume", roi_volumes=str(placed.root / "empty"))
+    with pytest.raises(UserError, match=r"data.roi_volumes: ROIs lie on the grid of data.volume"):
+        compose(["data=own", f"data.roi_volumes={placed.root / 'rois'}"])

@@ -34,7 +34,7 @@ ORDER = [
         for v in ["prepare", "extract", "train", "predict", "reconstruct", "evaluate", "run", "table", "report", "roi"]
     },
     {"nd.interface"},
-    {"nd.ls", "nd.show", "nd.clean"},
+    {"nd.ls", "nd.show", "nd.clean", "nd.log", "nd.completion"},
     {"nd.cli", "nd.__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -20,8 +20,8 @@ from nd.mappers.training.fit import Files
 from nd.mappers.training.folds import pretrained_path
 from nd.runs.chain import pretrain_of
 from nd.runs.folder import RunFolder
+from nd.tables.curve_charts import learning_charts
 from nd.tables.learning_curves import Curve, Learning, Stage, curve_of, learning_of, stages_of, terms
-from nd.tables.plots import learning_plot, svg
 from nd.tables.specs import Column, Entry, Row, TableSpec
 from nd.tables.table import Table, collect
 
@@ -206,35 +206,35 @@ def learning(n_folds: int = 1, retrieval: bool = True, kept: int | None = 4) -> 
     return Learning(("row",), "c", [Stage(title, [curve] * n_folds) for title, curve in stages.items()])
 
 
-def test_panels_show_what_the_curves_hold() -> None:
-    figure = learning_plot([learning()])
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["one", "two"] * 3
-    assert [axes.get_ylabel() for axes in figure.axes[::2]] == [
-        "c: training loss", "c: validation correlation", "c: validation retrieval",
+def test_charts_show_what_the_curves_hold() -> None:
+    (charts,) = learning_charts([learning()]).values()
+    assert [chart.title for chart in charts] == [
+        "c, one: training loss", "c, one: validation images", "c, two: training loss", "c, two: validation images",
     ]  # fmt: skip
-    loss, correlation, retrieval = figure.axes[1::2]
-    assert {line.get_label(): list(line.get_ydata()) for line in loss.lines} == {
+    loss, scores = charts[2:]
+    assert {line.name: [y for _, y in line.points] for line in loss.lines} == {
         "total": [3.0, 2.0], "tokens": [2.0, 1.5], "contrast": [1.0, 0.5],
     }  # fmt: skip
-    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["total", "tokens", "contrast"]
-    assert list(correlation.lines[0].get_ydata()) == [0.1, 0.3]
-    assert (list(retrieval.lines[1].get_xdata()), list(retrieval.lines[1].get_ydata())) == ([4], [0.5])  # the ring
-    assert loss.get_ylim() == figure.axes[0].get_ylim()  # stages side by side on one scale
+    assert [(line.name, list(line.points), line.ring) for line in scores.lines] == [
+        ("correlation", [(2, 0.1), (4, 0.3)], 4), ("retrieval", [(2, 0.2), (4, 0.5)], 4),
+    ]  # fmt: skip
+    assert charts[0].y_over == loss.y_over  # stages on one scale
+    assert max(loss.y_over) == 30.0
 
 
-def test_targets_are_below_each_other_and_every_fold_is_a_line() -> None:
-    figure = learning_plot([learning(n_folds=3), learning()])
-    assert [len(axes.lines) for axes in figure.axes] == [9, 9, 6, 6, 6, 6, 3, 3, 2, 2, 2, 2]
-    assert figure.get_figheight() > 1.8 * learning_plot([learning()]).get_figheight()
+def test_every_fold_is_a_line_in_the_colour_of_its_name() -> None:
+    (charts,) = learning_charts([learning(n_folds=3), learning()]).values()
+    assert [len(chart.lines) for chart in charts] == [9, 6, 9, 6, 3, 2, 3, 2]
+    assert charts[0].names == {"total": 0, "tokens": 1, "contrast": 2}
+    assert str(charts[0].svg).count('<polyline class="c1"') == 3
 
 
 def test_what_is_not_known_is_not_drawn() -> None:
-    figure = learning_plot([learning(retrieval=False, kept=None)])
-    assert len(figure.axes) == 4
-    assert all(len(axes.lines[1].get_xdata()) == 0 for axes in figure.axes[2:])
+    (charts,) = learning_charts([learning(retrieval=False, kept=None)]).values()
+    assert [line.name for line in charts[1].lines] == ["correlation"]
+    assert 'class="ring"' not in str(charts[1].svg)
     bare = Learning(("row",), "z", [Stage("only", [Curve({"total": [(1, 1.0)]}, {})])])
-    assert len(learning_plot([bare]).axes) == 1
-    assert svg(learning_plot([bare])) == svg(learning_plot([bare]))
+    assert [chart.title for chart in learning_charts([bare])["row"]] == ["z, only: training loss"]
 
 
 # ---- as training writes them ---------------------------------------------------------------------------------------

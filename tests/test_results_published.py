@@ -184,8 +184,8 @@ def test_published_scores_have_blocks_of_their_own(table: Table) -> None:
         assert made.index("DREAM (published)") > made.index("b ")
     assert formats.latex(table).count(r"\begin{table}") == 3
     text = page(table, NO_IMAGES, "nd run")
-    assert text.count("<td>DREAM (published)</td>") == 1
-    assert text.index("DREAM") > text.index(f"<h2>{first.heading}</h2>")
+    assert text.count('<th scope="row">DREAM (published)</th>') == 1
+    assert text.index("DREAM") > text.index(f">{first.heading}</h2>")
     assert "DREAM" not in csv_files(table)[".csv"]
     lines = list(csv.DictReader(io.StringIO(csv_files(table)["-published.csv"])))
     assert len(lines) == 24
@@ -211,7 +211,8 @@ def test_only_the_very_protocol_shares_a_column(tmp_path: Path) -> None:
         )
     beside = collect(replace(SPEC, published=[same]), made, "nd run")
     assert re.search(r"\| X \(published\) +\| +8 \| +0.300 \| +- \|", formats.markdown(beside))
-    assert "<td>X (published)</td><td>8</td><td>0.300</td><td>-</td>" in page(beside, NO_IMAGES, "nd run")
+    shown = page(beside, NO_IMAGES, "nd run")
+    assert '<th scope="row">X (published)</th><td>8</td><td>0.300</td><td>-</td>' in shown
     assert blocks(beside) == []
     others = {"version": 2}, {"version": None}, {"n_images": 7}, {"n_images": None}, {"protocol": "nd"}
     for change in others:

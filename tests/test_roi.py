@@ -16,6 +16,7 @@ from nd.errors import UserError
 from nd.extract import extract
 from nd.mappers.roi_patterns import PUBLISHED, Contributions, contributions, decoded
 from nd.mappers.statistics import TargetStatistics
+from nd.mappers.voxel_maps import cosine, profile, shares, voxel_maps
 from nd.roi import roi
 from nd.train import train
 
@@ -41,11 +42,14 @@ def templates() -> dict[str, NDArray[np.float64]]:
 
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Images are sums of the templates; six voxels of each area follow one template's weight, with as much noise."""
+    """Images are sums of the templates; six voxels of each area follow one template's weight, with as much noise.
+
+    Six further ones follow nothing. A second subject has noise of its own, and his voxels in another order.
+    """
     cfg = compose([
         f"paths.root={tmp_path_factory.mktemp('roi')}", "method=ridge_pixels", f"data.n_train={N_TRAIN}",
         "data.n_val=10", f"data.n_test={N_TEST}", f"data.image_size={SIDE}", "data.n_repeats=1",
-        "data.subjects=[subj01]", "trainer.accelerator=cpu",
+        "data.subjects=[subj01,subj02]", "trainer.accelerator=cpu",
     ])  # fmt: skip
     random, n = np.random.default_rng(0), N_TRAIN + N_TEST
     weights = random.standard_normal((n, len(AREAS)))
@@ -54,13 +58,16 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
     data_folder(cfg).mkdir(parents=True)
     ids = np.arange(n)
     write_stimuli(stimuli_path(cfg), images=images.clip(0, 255).astype(np.uint8), captions=[["a"]] * n, image_id=ids)
-    voxels = np.repeat(weights, N_EACH, axis=1) + random.standard_normal((n, N_EACH * len(AREAS)))
-    owner = np.repeat(np.arange(len(AREAS)), N_EACH)
-    write_subject(
-        subject_path(cfg, "subj01"), voxels=voxels.astype(np.float32), image_id=ids, session=np.zeros(n, np.int32),
-        repeat=np.zeros(n, np.int32), trial=ids, attributes={}, ijk=np.zeros((voxels.shape[1], 3), np.int16),
-        rois={**{name: owner == k for k, name in enumerate(AREAS)}, "empty": np.zeros(len(owner), bool)},
-    )  # fmt: skip
+    followed = np.repeat(np.pad(weights, ((0, 0), (0, 1))), N_EACH, axis=1)
+    owner = np.repeat(np.arange(len(AREAS) + 1), N_EACH)
+    for subject in cfg.data.subjects:
+        voxels = (followed + random.standard_normal(followed.shape)).astype(np.float32)
+        write_subject(
+            subject_path(cfg, subject), voxels=voxels, image_id=ids, session=np.zeros(n, np.int32),
+            repeat=np.zeros(n, np.int32), trial=ids, attributes={}, ijk=np.zeros((voxels.shape[1], 3), np.int16),
+            rois={name: owner == k for k, name in enumerate((*AREAS, "noise", "empty"))},
+        )  # fmt: skip
+        followed, owner = followed[:, ::-1], owner[::-1]
     extract(derive(cfg, "target=pixels"))
     return cfg
 
@@ -110,7 +117,50 @@ def test_what_cannot_be_shown_is_said(cfg: Config) -> None:
     with pytest.raises(UserError, match=r"of lower no mapper of method=ridge_pixels reads a voxel \(they read upper\)"):
         roi(derive(only, "rois=[upper,lower]"))
     with h5py.File(roi(derive(cfg, "rois=[upper+lower,all]")).with_suffix(".h5")) as file:
-        assert file["n_voxels"][:].tolist() == [12, 36]
+        assert file["n_voxels"][:].tolist() == [12, 42]
+
+
+def test_the_second_page_says_which_voxels_are_used(cfg: Config) -> None:
+    train(cfg.with_target("pixels"))
+    first = roi(derive(cfg, "rois=[upper,object,noise]"))
+    second = first.with_name(first.name.replace("roi-", "voxels-"))
+    assert "trained on this subject alone" in second.read_text(encoding="utf-8")
+    train(derive(cfg, "subject=subj02").with_target("pixels"))
+    assert roi(derive(cfg, "rois=[upper,object,noise]")) == first
+    with h5py.File(second.with_suffix(".h5")) as file:
+        assert [name.decode() for name in file["roi"]] == ["upper", "object", "noise"]
+        map_V, bars = file["map/pixels"][:], file["bars/pixels"][:]
+        (alike,) = file["cosine/subj01-subj02"][:]
+    assert map_V.mean() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(bars[:, 0], [map_V[k * N_EACH : (k + 1) * N_EACH].mean() for k in (0, 4, 6)], rtol=1e-5)
+    assert bars[2, 2] < min(bars[0, 1], bars[1, 1])  # voxels that follow nothing: below the others' intervals
+    assert alike > 0.8
+    page = second.read_text(encoding="utf-8")
+    assert f"{bars[0, 0]:.2f} [{bars[0, 1]:.2f}, {bars[0, 2]:.2f}]" in page
+    assert f"<td>{alike:.2f}</td>" in page
+
+
+def test_maps_are_the_weights_of_scaled_voxels_in_spreads_of_the_columns() -> None:
+    random = np.random.default_rng(0)
+    weights = random.standard_normal((3, 10)).astype(np.float32)
+    std = np.array([2, 0, 1, 1, 5, 1, 1, 1, 3, 1], np.float32)  # one column is constant
+    mapper = Plain(weights, np.ones(10, np.float32))
+    found = voxel_maps(mapper, 3, std, [("a", 0, 4), ("b", 4, 10)])
+    scaled = np.where(std > 0, weights / np.maximum(std, 1e-9), 0)
+    wanted = [np.sqrt((scaled[:, :4] ** 2).sum(1) / 3), np.sqrt((scaled[:, 4:] ** 2).mean(1))]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    mapper.kept = np.arange(10) % 2 == 0  # columns that are not predicted do not count
+    found = voxel_maps(mapper, 3, std, [("b", 4, 10)])
+    np.testing.assert_allclose(found[0], np.sqrt((scaled[:, 4:10:2] ** 2).mean(1)), rtol=1e-4)
+
+
+def test_profiles_without_common_ground_have_cosines_around_zero() -> None:
+    random = np.random.default_rng(0)
+    drawn = [profile(shares(random.random(400).astype(np.float32)), np.eye(40, dtype=bool).repeat(10, 1)) for _ in "ab"]
+    assert cosine(drawn[0], drawn[0]) == 1
+    assert abs(cosine(*drawn)) < 0.4
+    assert float(drawn[0] @ drawn[1] / np.linalg.norm(drawn[0]) / np.linalg.norm(drawn[1])) > 0.9  # what the 1 would do
+    assert np.isnan(cosine(np.array([np.nan, 2]), np.array([2, np.nan])))
 
 
 def test_early_visual_cortex_is_its_areas_where_no_atlas_names_it(cfg: Config, tmp_path: Path) -> None:
@@ -127,6 +177,8 @@ def test_early_visual_cortex_is_its_areas_where_no_atlas_names_it(cfg: Config, t
 
 class Plain:
     """A linear mapper on scaled voxels."""
+
+    kept: NDArray[np.bool_] | None = None
 
     def __init__(self, weights_VP: NDArray[np.float32], bias_P: NDArray[np.float32]) -> None:
         self.weights, self.bias = weights_VP, bias_P

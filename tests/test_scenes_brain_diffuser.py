@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from helpers_backbone import TEXT_WIDTH, tiny_backbone
 from helpers_scripts import load_script
 from open_clip.model import CLIP
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from backbone_training.vdvae import divergence, log_likelihood
 from nd.backbone.clip import Clip
@@ -18,7 +20,9 @@ from nd.backbone.image_tower import load_clip
 from nd.backbone.loading import Backbone
 from nd.backbone.vdvae.loading import load_vdvae
 from nd.backbone.vdvae.mixture import mode
-from nd.backbone.versatile import VersatileBackbone
+from nd.backbone.versatile import FILES, VersatileBackbone
+from nd.backbone.weights import folders_of
+from nd.errors import UserError
 
 
 def test_the_likelihood_of_all_bytes_sums_to_one() -> None:
@@ -65,8 +69,36 @@ def test_a_quick_run_makes_networks_that_load(tmp_path: Path) -> None:
     # CLIP's tokens must be as wide as the UNet's condition, which the tiny backbone's are not.
     wide_tower(Path(backbone.image_tower))
     words = ["--backbone", backbone.weights, "--image-size", "16", "--work", str(tmp_path / "work"), "--quick"]
+    with pytest.raises(SystemExit):
+        script.main(["--out", str(out), *words, "--export-only"])  # nothing is trained yet
     script.main(["--out", str(out), *words])
-    tower, clip = load_clip(backbone.image_tower).eval(), Clip(str(out / "clip"), torch.device("cpu"))
+    clip = Clip(backbone.weights, torch.device("cpu"))
+    dual = VersatileBackbone(backbone, str(out / "versatile"), clip)
+    kept, trained = Backbone(backbone).unet.state_dict(), dual.unet.state_dict()
+    written = load_file(out / "versatile" / "image_unet" / FILES[0])
+    assert {name.split(".transformers.")[1].split(".")[3] for name in written} == {"norm2", "attn2", "norm3", "ff"}
+    assert torch.equal(trained["conv_in.weight"], kept["conv_in.weight"])  # read from the backbone
+    assert torch.equal(dual.vae.decoder.conv_in.weight, Backbone(backbone).vae.decoder.conv_in.weight)
+    slot = "mid_block.attentions.0.transformers.{}.transformer_blocks.0.attn2.to_q.weight"
+    assert not torch.equal(trained[slot.format(0)], trained[slot.format(1)])
+    assert load_vdvae(out / "vdvae.safetensors").shape == script.QUICK.shape
+    assert folders_of(out / "versatile") == [out / "versatile", Path(backbone.weights)]
+
+    whole = tmp_path / "whole"  # the same networks, written once more for diffusers
+    script.main(["--out", str(whole), *words, "--export-only", "--whole"])
+    other = VersatileBackbone(backbone, str(whole / "versatile"), clip)
+    assert folders_of(whole / "versatile") == [whole / "versatile"]
+    for name, value in other.unet.state_dict().items():
+        assert torch.equal(value, trained[name].half().float())
+    read = UNet2DConditionModel.from_pretrained(whole / "versatile" / "image_unet", low_cpu_mem_usage=False)
+    assert read.state_dict().keys() == trained.keys()
+
+
+def test_a_backbone_is_read_as_a_clip_model(tmp_path: Path) -> None:
+    """Its two encoders are those of the image tower, for images normalised as OpenAI's."""
+    backbone = tiny_backbone(tmp_path / "tiny", image_size=16)
+    wide_tower(Path(backbone.image_tower))
+    tower, clip = load_clip(backbone.image_tower).eval(), Clip(backbone.weights, torch.device("cpu"))
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (MEAN, STD))
     with torch.no_grad():
@@ -76,20 +108,19 @@ def test_a_quick_run_makes_networks_that_load(tmp_path: Path) -> None:
         said = clip.text(input_ids=ids).text_embeds
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
         torch.testing.assert_close(said, tower.encode_text(ids), atol=1e-4, rtol=0)
-    dual = VersatileBackbone(backbone, str(out / "versatile"), clip)
-    kept = Backbone(backbone).unet.state_dict()
-    trained = dual.unet.state_dict()
-    assert torch.equal(trained["conv_in.weight"], kept["conv_in.weight"].half().float())  # residual blocks are shared
-    slot = "mid_block.attentions.0.transformers.{}.proj_in.weight"
-    assert not torch.equal(trained[slot.format(0)], trained[slot.format(1)])
-    assert load_vdvae(out / "vdvae.safetensors").shape == script.QUICK.shape
+    before = clip.weights_hash
+    wide_tower(Path(backbone.image_tower), seed=2)
+    assert Clip(backbone.weights, torch.device("cpu")).weights_hash != before
+    with pytest.raises(UserError, match=r"target\.clip.* mean 'package://scenes'"):
+        _ = Clip("package://scene", torch.device("cpu")).folder
 
 
-def wide_tower(folder: Path) -> None:
+def wide_tower(folder: Path, seed: int = 1) -> None:
     """Give a tiny image tower an embedding of the width of the tiny UNet's condition."""
     path = folder / "open_clip_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"] | {"embed_dim": TEXT_WIDTH}
-    path.write_text(json.dumps({"model_cfg": config}), encoding="utf-8")
-    torch.manual_seed(1)
+    pixels = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    path.write_text(json.dumps({"model_cfg": config, "preprocess_cfg": pixels}), encoding="utf-8")
+    torch.manual_seed(seed)
     state = {name: value.contiguous() for name, value in CLIP(**config).state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")

@@ -10,7 +10,6 @@ import io
 import random
 import re
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -19,6 +18,8 @@ import numpy as np
 import pytest
 import yaml
 from helpers_results import N_IMAGES, config, fake_scores
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown_it import MarkdownIt
 
 from nd import read_run
@@ -28,9 +29,10 @@ from nd.config.overrides import read
 from nd.errors import UserError
 from nd.files import read_json
 from nd.runs.folder import RunFolder
-from nd.tables import formats, plots
+from nd.tables import formats
 from nd.tables.csv_export import csv_files
 from nd.tables.gallery import Gallery
+from nd.tables.line_chart import Line, LineChart
 from nd.tables.published import Published
 from nd.tables.report import page
 from nd.tables.specs import Column, Entry, Row, TableSpec, load_spec
@@ -88,6 +90,33 @@ def test_the_command_line_keeps_texts_or_names_their_key() -> None:
         cfg = compose([f"{key}={text}" for key, text in zip(FREE, some, strict=False)])
         assert values(cfg)[: len(some)] == some
         assert read(cfg.overrides, [ROOT / "conf"]).single() == cfg.overrides, "a row of a table reads them again"
+
+
+def jobs_of(words: list[str]) -> list[list[str]]:
+    """What Hydra's sweeper hands to the jobs of a sweep."""
+    told = [one.text for one in read(words, [ROOT / "conf"], multirun=True).given]
+    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(told), None)
+    return jobs
+
+
+def test_jobs_of_a_sweep_keep_texts() -> None:
+    """Those that all jobs share, as one job alone has them; and those that are swept, however they are listed."""
+    some = [text for text in texts(120, seed=3) if not is_syntax(text) and not read_alone(text)]
+    assert len(some) > 70
+    assert any(":" in text for text in some)
+    for shared in batched(some, len(FREE)):
+        words = [f"{key}={text}" for key, text in zip(FREE, shared, strict=False)]
+        for job in jobs_of([*words, "seed=1,2"]):
+            assert values(compose(job))[: len(shared)] == shared
+    for listed in ("package://scenes,b://c", "choice(package://scenes,b://c)"):
+        weights = [compose(job).backbone.weights for job in jobs_of([f"backbone.weights={listed}"])]
+        assert weights == ["package://scenes", "b://c"]
+
+
+def read_alone(text: str) -> bool:
+    """Whether a text is a list, a mapping, a sweep or a mistake."""
+    reading = read([f"logger.project={text}"], [ROOT / "conf"])
+    return bool(reading.problems) or reading.sweeps or reading.given[0].values[0].startswith(("[", "{"))
 
 
 def values(cfg: object) -> list[str]:
@@ -221,14 +250,14 @@ def test_pages_keep_texts(table: Table, labels: list[str]) -> None:
     assert shown.of("li") == [*table.notes, *of_blocks(table)]
     assert shown.of("title") == [table.spec.title]
     assert shown.of("code") == ["nd run 'a <b> & c'"]
-    assert "a|b_c\xa0*d*\xa0$x_$\xa0↑" in shown.of("th")
+    assert "a|b_c *d* $x_$\xa0↑" in shown.of("th")
 
 
-def test_plots_draw_texts_as_they_are(table: Table) -> None:
-    few = replace(
-        table, rows=[row for row in table.rows if row.row.label in ("$x_$", "\\frac", "<!--", "&amp;", "]]>")]
-    )
-    ElementTree.fromstring(plots.svg(plots.score_plot(few)))
+def test_charts_draw_texts_as_they_are(labels: list[str]) -> None:
+    chart = LineChart(labels[0], labels[1], labels[2], [Line(label, [(0, 0.0), (1, 1.0)]) for label in labels])
+    root = ElementTree.fromstring(str(chart.svg))
+    assert [line.findtext("title") for line in root.findall("polyline")] == labels
+    assert root.get("aria-label") == chart.said
 
 
 def test_latex_keeps_texts(table: Table, labels: list[str]) -> None:

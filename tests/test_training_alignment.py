@@ -174,7 +174,7 @@ def test_anchors_are_the_mean_of_the_subjects_layers(linear_world: list[str], tm
 def test_few_anchors_are_spread_over_all_images(
     few: tuple[Config, Pretrained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nd.mappers.training.stage.MOST_ANCHORS", 7)
+    monkeypatch.setattr("nd.mappers.training.alignment.MOST_ANCHORS", 7)
     cfg = compose([*few[0].overrides, "training.pretrain_epochs=1"])
     start = pretrained(cfg, tmp_path, "c")
     assert len(start.anchor_ids) == 7

@@ -1,8 +1,7 @@
-"""What training keeps and shows: weights, scores, curves, loggers."""
+"""What training keeps and shows: weights, scores, curves."""
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,6 @@ import nd.mappers.training.callbacks as callbacks
 from nd.config.application import compose
 from nd.mappers.network.network import predict_slices
 from nd.mappers.validation import target_scores
-from nd.runs.folder import RunFolder
-from nd.tables.wandb import training_logger
-from nd.train import train
 
 
 @pytest.fixture(scope="module")
@@ -93,42 +89,3 @@ def test_curve_holds_the_scores_of_what_is_predicted(given: list[str], tmp_path:
     true = linear_target("c", batch.image_id.numpy())
     error, size = ((whole.numpy() - true) ** 2).sum(), ((true - scale.mean) ** 2).sum()
     assert found["unexplained"] == pytest.approx(error / size, rel=1e-3)
-
-
-# ---- loggers -------------------------------------------------------------------------------------------------------
-
-
-def test_csv_logger_shows_the_curve(given: list[str], tmp_path: Path) -> None:
-    cfg = compose([*given, "logger=csv", f"paths.runs={tmp_path}", "training.pretrain=false", "training.epochs=2"])
-    path = train(cfg)
-    with open(path / "training" / "fold-00-log" / "metrics.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    curve = curve_of(path)
-    assert [float(row["train/loss"]) for row in rows] == pytest.approx([line["loss"] for line in curve])
-    assert [int(row["step"]) for row in rows] == [3, 6]
-    assert float(rows[1]["val/c/correlation"]) == pytest.approx(curve[1]["val"]["c"]["correlation"])
-    assert rows[0]["val/c/correlation"] == ""
-
-
-@pytest.mark.parametrize("mode", ["offline", "disabled"])
-def test_wandb_logger_stays_off_the_network(
-    given: list[str], mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Offline it leaves a run on disk; disabled it leaves nothing."""
-    import wandb
-
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_MODE", "")
-    shown: list[dict[str, Any]] = []
-    cfg = compose([*given, "logger=wandb", f"logger.mode={mode}", f"paths.runs={tmp_path}", "training.epochs=2"])
-    folder = RunFolder.open(cfg, "train")
-    logger = training_logger(cfg, folder, 0)
-    monkeypatch.setattr(logger, "log_metrics", lambda values, step: shown.append({**values, "step": step}))
-    finetuned(cfg, tmp_path / "run", "c", logger=logger)
-    assert logger.experiment.settings.mode in ("offline", "disabled", "dryrun")
-    wandb.finish()
-    assert [line["step"] for line in shown] == [3, 6]
-    assert shown[1]["train/loss"] == pytest.approx(curve_of(tmp_path / "run")[1]["loss"])
-    assert "val/c/retrieval" in shown[1]
-    assert bool(list(tmp_path.glob("wandb/offline-run-*"))) == (mode == "offline")

@@ -44,7 +44,7 @@ class Recipe:
     """What is trained for how long."""
 
     images: int = 20_000
-    iterations: int = 4000
+    iterations: int = 2500
     batch: int = 32
     tries: int = 3  # noises of an image, of which the nearest result is trained
     channels: tuple[int, ...] = (192, 192, 96, 48, 24)
@@ -59,18 +59,28 @@ QUICK = Recipe(images=16, iterations=3, batch=4, tries=2, channels=(8, 8, 8, 8, 
 class Distance:
     """How far images are from those they stand for, each by itself: in pixels, and in features of the tower."""
 
-    def __init__(self, backbone: Backbone, weight: float) -> None:
-        """weight: of the features."""
-        self.backbone, self.weight = backbone, weight
-        self.blocks = BlockFeatures(backbone.tower, BLOCKS)
+    def __init__(self, backbone: Backbone, true_BCHW: Tensor, weight: float) -> None:
+        """Look at the images in [-1, 1] that others will stand for, once.
 
-    def __call__(self, made_BCHW: Tensor, true_BCHW: Tensor) -> Tensor:
-        """Return (B,) of images in [-1, 1]."""
-        pixels_B = (made_BCHW - true_BCHW).abs().flatten(1).mean(1)
-        made, true = (self.blocks(self.backbone.tower_input((x + 1) / 2)) for x in (made_BCHW, true_BCHW))
-        pairs = zip(made, true, strict=True)
+        Args:
+            backbone: whose image tower says what the images have in common.
+            true_BCHW: in [-1, 1].
+            weight: of the features.
+        """
+        self.backbone, self.true, self.weight = backbone, true_BCHW, weight
+        self.blocks = BlockFeatures(backbone.tower, BLOCKS)
+        with torch.no_grad():
+            self.features = self._features(true_BCHW)
+
+    def __call__(self, made_BCHW: Tensor) -> Tensor:
+        """Return (B,) of images in [-1, 1], in the order of those they stand for."""
+        pixels_B = (made_BCHW - self.true).abs().flatten(1).mean(1)
+        pairs = zip(self._features(made_BCHW), self.features, strict=True)
         features_B = sum(((a - b).square().flatten(1).mean(1) / b.var()) for a, b in pairs) / len(BLOCKS)
         return pixels_B + self.weight * features_B
+
+    def _features(self, images_BCHW: Tensor) -> list[Tensor]:
+        return self.blocks(self.backbone.tower_input((images_BCHW + 1) / 2))
 
 
 def data(backbone: Backbone, n_images: int) -> tuple[NDArray[np.uint8], Tensor]:
@@ -84,9 +94,7 @@ def data(backbone: Backbone, n_images: int) -> tuple[NDArray[np.uint8], Tensor]:
     return np.concatenate(images), torch.from_numpy(np.concatenate(found))
 
 
-def step(
-    network: Generator, distance: Distance, true_BCHW: Tensor, h_BD: Tensor, tries: int, random: torch.Generator
-) -> Tensor:
+def step(network: Generator, distance: Distance, h_BD: Tensor, tries: int, random: torch.Generator) -> Tensor:
     """Return the mean distance of the nearest of some tries at every image; its gradient trains that try alone.
 
     Implicit maximum likelihood (Li, Peng & Malik 2020): every image draws the nearest sample to itself, so that noise
@@ -94,9 +102,16 @@ def step(
     """
     noise_KBN = torch.randn(tries, len(h_BD), network.shape.noise, generator=random)
     with torch.no_grad():
-        apart_KB = torch.stack([distance(network(noise_BN, h_BD), true_BCHW) for noise_BN in noise_KBN])
+        apart_KB = torch.stack([distance(made(network, noise_BN, h_BD)) for noise_BN in noise_KBN])
     nearest_BN = noise_KBN[apart_KB.argmin(0), torch.arange(len(h_BD))]
-    return distance(network(nearest_BN, h_BD), true_BCHW).mean()
+    return distance(made(network, nearest_BN, h_BD)).mean()
+
+
+def made(network: Generator, noise_BN: Tensor, h_BD: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) in [-1, 1], computed in bfloat16, which takes a third of the time on newer CPUs."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        images_BCHW: Tensor = network(noise_BN, h_BD)
+    return images_BCHW.float()
 
 
 def fit(backbone: Backbone, recipe: Recipe, work: Path) -> Generator:
@@ -104,17 +119,18 @@ def fit(backbone: Backbone, recipe: Recipe, work: Path) -> Generator:
     images, h = data(backbone, recipe.images)
     torch.manual_seed(0)
     network = Generator(Shape(recipe.channels, 16, h.shape[1], 64, attention=1)).train()
+    network = network.to(memory_format=torch.channels_last)  # convolutions on CPUs: a third faster
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
     adam = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, recipe.iterations)
     parts = {"network": network, "average": average, "adam": adam, "schedule": schedule}
     begun = resume(parts, work)
-    distance, since = Distance(backbone, recipe.features), time.process_time()
+    since = time.process_time()
     for iteration in range(begun, recipe.iterations):
         random = torch.Generator().manual_seed(iteration)  # the same batches whether resumed or not
         rows = torch.randint(len(images), (recipe.batch,), generator=random)
         true = torch.from_numpy(images[rows.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        loss = step(network, distance, true, h[rows], recipe.tries, random)
+        loss = step(network, Distance(backbone, true, recipe.features), h[rows], recipe.tries, random)
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nd.backbone.clip_pictures import to_pixels
-from nd.backbone.reading import read_module, reading
-from nd.backbone.weights import OTHER_FILES, fetch, hash_file
+from nd.backbone.reading import freeze, read_module, reading
+from nd.backbone.tower_clip import TOKENIZER, backbone_hash, clip_of_tower, is_backbone
+from nd.backbone.weights import OTHER_FILES, fetch, hash_file, shipped_folder
 from nd.errors import UserError
-from nd.files import sha256_json
+from nd.files import PACKAGE, located, sha256_json
 
 FIELD = "target.clip"
 CONFIG_FILE, WEIGHT_FILE, TOKENIZER_FILES = "config.json", "model.safetensors", OTHER_FILES["tokenizer"]
@@ -36,7 +37,14 @@ class Clip:
     """The image and the text encoder of a transformers CLIPModel, frozen and in eval mode; nothing is read at first."""
 
     def __init__(self, source: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        """source: `target.clip`, a hub id (with '@<revision>' a certain one) or local folder; dtype: of arithmetic."""
+        """Look at no file yet.
+
+        Args:
+            source: `target.clip`, a hub id (with '@<revision>' a certain one), local folder, or 'package://<name>'; a
+                folder is that of a CLIP model, or a backbone's, whose image tower is then read as one.
+            device: where the encoders go.
+            dtype: of arithmetic.
+        """
         self.source, self.device, self.dtype = source, device, dtype
 
     # ---- files ---------------------------------------------------------------------------------------------------
@@ -44,7 +52,9 @@ class Clip:
     @cached_property
     def folder(self) -> Path:
         """Where the files lie, fetched first where need be. UserError: no such folder, or files are absent."""
-        folder = Path(self.source).expanduser()
+        folder = shipped_folder(self.source, FIELD) if self.source.startswith(PACKAGE) else located(self.source)
+        if is_backbone(folder):
+            return folder
         if not folder.is_dir():
             if self.source.count("/") != 1 or self.source.startswith((".", "/", "~")):
                 raise UserError(f"{FIELD}={self.source}: no such folder. {self._remedy}")
@@ -67,19 +77,32 @@ class Clip:
     @property
     def weights_hash(self) -> str:
         """12 hexadecimal digits of weights and configuration; loads neither."""
+        if is_backbone(self.folder):
+            return backbone_hash(self.folder)
         return sha256_json([hash_file(self.folder / name) for name in (CONFIG_FILE, WEIGHT_FILE)])
 
     @property
     def tokenizer_hash(self) -> str:
         """12 hexadecimal digits of the tokenizer's files."""
-        there = [name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
-        return sha256_json({name: hash_file(self.folder / name) for name in there})
+        folder = self._tokenizer_folder
+        there = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+        return sha256_json({name: hash_file(folder / name) for name in there})
+
+    @property
+    def _tokenizer_folder(self) -> Path:
+        return self.folder / TOKENIZER if is_backbone(self.folder) else self.folder
 
     # ---- modules -------------------------------------------------------------------------------------------------
 
     @cached_property
     def config(self) -> Any:
         """A transformers CLIPConfig. UserError where the folder holds another model, or one of the halves alone."""
+        config = self._of_tower.config if is_backbone(self.folder) else self._read_config()
+        # The whole model has one width; its halves, read alone, would go by their own entries, which often are default.
+        config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
+        return config
+
+    def _read_config(self) -> Any:
         from transformers import CLIPConfig
 
         path = self.folder / CONFIG_FILE
@@ -88,8 +111,6 @@ class Clip:
             config = CLIPConfig.from_pretrained(self.folder, local_files_only=True) if kind == "clip" else None
         if config is None:
             raise UserError(f"{FIELD}={self.source}: {path} describes a model of type {kind!r}. {self._remedy}")
-        # The whole model has one width; its halves, read alone, would go by their own entries, which often are default.
-        config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
         return config
 
     @cached_property
@@ -106,7 +127,17 @@ class Clip:
 
         return self._half(CLIPTextModelWithProjection, "text encoder", self.config.text_config)
 
+    @cached_property
+    def _of_tower(self) -> Any:
+        """The CLIP model of a backbone's image tower."""
+        return freeze(clip_of_tower(self.folder).to(self.dtype), self.device)
+
     def _half(self, kind: Any, name: str, config: Any) -> Any:
+        if is_backbone(self.folder):
+            with torch.inference_mode(False):  # weights made inside it could never take part in a gradient
+                half, whole = kind(config).to(self.dtype), self._of_tower.state_dict()
+                half.load_state_dict({name: whole[name] for name in half.state_dict()})
+                return freeze(half, self.device)
         with _quiet():
             return read_module(
                 kind, f"the CLIP model's {name}", self.folder, self.device, config=config, dtype=self.dtype
@@ -118,10 +149,11 @@ class Clip:
         from transformers import CLIPTokenizer
 
         # Without these files transformers makes a tokenizer that knows no word.
-        if not any(all((self.folder / name).is_file() for name in names) for names in NEEDS_OF_TOKENIZER):
-            raise UserError(f"{FIELD}={self.source}: {self.folder} holds no tokenizer. {self._remedy}")
-        with reading("the CLIP model's tokenizer", self.folder):
-            return CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
+        folder = self._tokenizer_folder
+        if not any(all((folder / name).is_file() for name in names) for names in NEEDS_OF_TOKENIZER):
+            raise UserError(f"{FIELD}={self.source}: {folder} holds no tokenizer. {self._remedy}")
+        with reading("the CLIP model's tokenizer", folder):
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
     # ---- arithmetic ----------------------------------------------------------------------------------------------
 

@@ -101,7 +101,8 @@ def load_dual_unet(source: Source, device: torch.device, dtype: torch.dtype) -> 
     """Return the UNet of a Versatile Diffusion folder, frozen and in eval mode.
 
     Args:
-        source: with ``image_unet`` and ``text_unet`` as published, or an ``image_unet`` that was saved with both.
+        source: with ``image_unet`` and ``text_unet`` as published, or an ``image_unet`` that was saved with both. In a
+            folder that shares another one's UNet, what is absent is that UNet's, in both branches.
         device: where it goes.
         dtype: its arithmetic.
 
@@ -112,6 +113,9 @@ def load_dual_unet(source: Source, device: torch.device, dtype: torch.dtype) -> 
     with reading(f"the configuration of {IMAGE}", folder):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     state = _tensors(folder)
+    if source.shared is not None:
+        single = _tensors(source.shared.part("unet"))
+        state = joined(single, single) | state
     if not config.get("dual_cross_attention"):
         state = joined(state, _tensors(branch_folder(source, TEXT)))
     with torch.inference_mode(False):  # weights made inside inference mode could never take part in a gradient

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import nd
 from nd.errors import UserError, unknown
-from nd.files import HASH_CHARS, sha256_file
+from nd.files import HASH_CHARS, PACKAGE, SHIPPED, located, read_json, sha256_file
 
 log = logging.getLogger(__name__)
 
-PACKAGE = "package://"
-SHIPPED = Path(nd.__file__).parent / "weights"
+INDEX = "model_index.json"
+SHARED = "shares_parts_of"  # in model_index.json: where the parts lie that a folder has not
 
 # What each part of a diffusers folder needs. The whole-precision file is preferred; '.fp16' is taken where it is alone.
 WEIGHT_FILES = {
@@ -41,10 +40,17 @@ USUAL_SIZE = "4 to 5 GB for a Stable Diffusion 1.x model; read its licence there
 
 @dataclass(frozen=True)
 class Source:
-    """A diffusers folder: on disk (`folder`), or a hub id whose parts are fetched when first needed."""
+    """A diffusers folder.
+
+    Attributes:
+        text: what was given.
+        folder: where it lies on disk; None: a hub id, whose parts are fetched when first needed.
+        shared: of the folder whose parts stand for those that this one has not; None: it is whole.
+    """
 
     text: str
     folder: Path | None
+    shared: Source | None = None
 
     def part(self, name: str) -> Path:
         """The folder of one part, its files in place.
@@ -54,6 +60,8 @@ class Source:
         """
         root = self.folder if self.folder is not None else _fetch(self.text, name)
         folder = root / name
+        if self.shared is not None and not folder.is_dir():
+            return self.shared.part(name)
         if not folder.is_dir():
             raise UserError(f"backbone.weights={self.text}: {root} has no folder {name!r}. {_remedy(self.text)}")
         if name in WEIGHT_FILES and not any((folder / f).is_file() for f in WEIGHT_FILES[name]):
@@ -74,23 +82,40 @@ def find_source(weights: str) -> Source:
         UserError: the package ships no such weights, or the folder is absent or not a diffusers folder.
     """
     if weights.startswith(PACKAGE):
-        return Source(weights, shipped_folder(weights, "backbone.weights"))
-    local = Path(weights).expanduser()
+        folder = shipped_folder(weights, "backbone.weights")
+        return Source(weights, folder, _shared(folder))
+    local = located(weights)
     if local.is_dir():
-        if not any((local / part).is_dir() for part in PARTS):
+        shared = _shared(local)
+        if shared is None and not any((local / part).is_dir() for part in PARTS):
             raise UserError(f"backbone.weights={weights} is not a diffusers folder: it has none of {', '.join(PARTS)}.")
-        return Source(weights, local)
+        return Source(weights, local, shared)
     if weights.count("/") == 1 and not weights.startswith((".", "/", "~")):
         return Source(weights, None)
     raise UserError(f"backbone.weights={weights}: no such folder. {_remedy('CompVis/stable-diffusion-v1-4')}")
 
 
+def _shared(folder: Path) -> Source | None:
+    """Return the folder that another one says to share parts of."""
+    index = folder / INDEX
+    given = read_json(index).get(SHARED) if index.is_file() else None
+    return None if given is None else find_source(str(given))
+
+
+def folders_of(folder: Path) -> list[Path]:
+    """Return a folder and those on disk that it shares parts of: what its content depends on."""
+    shared = _shared(folder)
+    return [folder, *(folders_of(shared.folder) if shared and shared.folder else [])]
+
+
 def module_folder(given: str, field: str, example: str) -> Path:
-    """The folder of a single diffusers module: a local folder, or a hub id ('@<revision>' pins one).
+    """The folder of a single diffusers module: 'package://<name>', a local folder, or a hub id ('@<revision>').
 
     Raises:
         UserError: nothing was given, or it is neither here nor reachable.
     """
+    if given.startswith(PACKAGE):
+        return shipped_folder(given, field)
     files = ["config.json", WEIGHT_FILES["vae"][0]]
     local = Path(given).expanduser()
     remedy = f"{field} wants a folder with {' and '.join(files)}, or a hub id, for example {example}."
@@ -106,10 +131,8 @@ def module_folder(given: str, field: str, example: str) -> Path:
 
 def local_folder(weights: str) -> Path | None:
     """Return the folder, there or not, that 'package://...' or a path means; None for a hub id or an open_clip name."""
-    if weights.startswith(PACKAGE):
-        return SHIPPED / weights.removeprefix(PACKAGE)
-    folder = Path(weights).expanduser()
-    return folder if folder.is_dir() or weights.startswith(("/", ".", "~")) else None
+    folder = located(weights)
+    return folder if folder.is_dir() or weights.startswith((PACKAGE, "/", ".", "~")) else None
 
 
 def shipped_folder(weights: str, field: str) -> Path:
@@ -124,7 +147,7 @@ def shipped_folder(weights: str, field: str) -> Path:
             raise UserError(
                 f"{field}={weights}: this installation ships no weights ({SHIPPED} is absent). Install nd again."
             )
-        raise unknown(f"shipped backbone ({field})", weights, [PACKAGE + name for name in shipped])
+        raise unknown(f"shipped weights ({field})", weights, [PACKAGE + name for name in shipped])
     return folder
 
 

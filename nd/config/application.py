@@ -27,7 +27,7 @@ from nd.config.conf_files import conf_dir, search_folders, search_path
 from nd.config.overrides import Reading, read
 from nd.config.rules import contradictions, without_effect
 from nd.config.schema import Config
-from nd.config.sweeps import Point, own_folder, points_of, set_up_logging
+from nd.config.sweeps import NameGroup, Point, grouped, own_folder, points_of, set_up_logging
 from nd.errors import UserError
 from nd.launch import is_rank_zero
 from nd.terminal import exit_with
@@ -132,13 +132,14 @@ def verb(
     together: Callable[[list[Config]], None] | None = None,
     rows: Rows | None = None,
     after: Callable[[list[Point]], None] | None = None,
+    group: NameGroup | None = None,
 ) -> Callable[..., NoReturn]:
     """Make a command of a function of the configuration: a Hydra application with the checks of this module.
 
     ``together`` may do, before the jobs of a grid sweep run one by one, what several of them have in common; each job
     then finds its result. It is left out where a launcher runs the jobs elsewhere. ``rows`` gives the rows of a table
     that the verb works on, which are then checked in place of the composed configuration. ``after`` sums up the points
-    of a grid sweep that has ended, well or not.
+    of a grid sweep that has ended, well or not. ``group`` names the group in which a logger shows one.
 
     The command takes its arguments from ``sys.argv`` unless given a list, and exits with 0, with the number the
     function returned, with 2 after a ``UserError`` (message on stderr), or with 130 after an interruption.
@@ -146,7 +147,7 @@ def verb(
 
     def main(argv: list[str] | None = None) -> NoReturn:
         name, words = function.__name__, list(sys.argv[1:] if argv is None else argv)
-        exit_with(name, lambda: _run(name, function, together, rows, after, words))
+        exit_with(name, lambda: _run(name, function, together, rows, after, group, words))
 
     return main
 
@@ -190,6 +191,7 @@ def _run(
     together: Callable[[list[Config]], None] | None,
     rows: Rows | None,
     after: Callable[[list[Point]], None] | None,
+    group: NameGroup | None,
     argv: list[str],
 ) -> int:
     """Answer one command line: help, a printed configuration, or a checked Hydra run."""
@@ -211,16 +213,20 @@ def _run(
     if not multirun or args.cfg:
         return _run_hydra(function, rows, words)
 
+    own: list[str] = []
+
     def composed(one: list[str]) -> Config:
-        return _compose([*one, *search_path(reading.hydra)], name, rows=rows)
+        return _compose([*one, *own, *search_path(reading.hydra)], name, rows=rows)
 
     chosen = {text.partition("=")[0] for text in reading.hydra}
+    if group is not None and reading.sweeps and "hydra/sweeper" not in chosen:
+        own += grouped(reading, composed, group)
     if together is not None and not chosen & {"hydra/launcher", "hydra/sweeper"}:
         set_up_logging(reading.hydra)
         together([composed(one) for one in reading.combinations()])
     with own_folder(reading, composed(reading.single())) as named:
         try:
-            return _run_hydra(function, rows, [*words, *named])
+            return _run_hydra(function, rows, [*words, *own, *named])
         finally:
             if after is not None and reading.sweeps and "hydra/sweeper" not in chosen:
                 after(points_of(reading, composed))

@@ -18,6 +18,7 @@ from nd.config.known import BASES, FILLED_IN, PARTS_OF_DECODING, group_type, kno
 from nd.config.overrides import unknown_key
 from nd.config.schema import ALL, Config, Decoding
 from nd.errors import did_you_mean
+from nd.files import located
 from nd.terminal import unstorable
 
 WANTED = {
@@ -176,8 +177,8 @@ def _check_scalar(name: str, value: Any, kind: type, one: Field[Any]) -> str | N
     if facts.choices and convert(value, kind) not in facts.choices:
         listed = ", ".join("'' (none)" if choice == "" else str(choice) for choice in facts.choices)
         return f"{name}: {value!r} is not allowed.{did_you_mean(str(value), facts.choices)} Allowed: {listed}."
-    if facts.path and value and not Path(str(value)).expanduser().exists():
-        return f"{name}: {value} does not exist. Wanted: {facts.help}.{_near_path(Path(str(value)))}"
+    if facts.path and value and not located(str(value)).exists():
+        return f"{name}: {value} does not exist. Wanted: {facts.help}.{_near_path(located(str(value)))}"
     return None
 
 
@@ -197,7 +198,7 @@ def _kind(value: Any) -> str:
 
 def _near_path(path: Path) -> str:
     """Offer the nearest name in the same folder, or say which part of the path is missing."""
-    folder = path.expanduser().parent
+    folder = path.parent
     if not folder.is_dir():
         return f" Its folder {folder} does not exist either."
     return did_you_mean(path.name, (child.name for child in folder.iterdir()))

@@ -16,15 +16,14 @@ In ``pyproject.toml`` of a package that adds a generator, with its recipe in ``m
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nd.config.plugins import external_components
 from nd.errors import UserError, did_you_mean, unknown
 
 if TYPE_CHECKING:
@@ -119,12 +118,15 @@ class Mapper(Component):
         trained: whether it is trained step by step, which draws random numbers.
         config_groups: further groups of the configuration whose fields it reads.
         build: returns an unfitted mapper for settings and device; None for trained ones (``nd.mappers.training``).
+        network: of trained ones: returns their class, ``nd.mappers.two_stage.TwoStage`` or one derived from it, which
+            says how voxels come into the network and wraps it once it is trained.
         restore: returns a fitted mapper from settings, a checkpoint's arrays and its details.
     """
 
     trained: bool = False
     config_groups: tuple[str, ...] = ()
     build: Callable[[Any, Any], Any] | None = None
+    network: Callable[[], Any] | None = None
     restore: Callable[[Any, Any, Any], Any]
 
 
@@ -150,6 +152,7 @@ class Generator(Component):
             ``all_config_groups`` that are absent are "off" in the run's identity.
         words: returns words for the names of run folders.
         together: fields (dotted) in which runs may differ that are made together.
+        note: what every page and table that shows its images says of them.
         build: returns the function from image ids and features to images, for one configuration or, with
             ``together``, for several (``nd.generate.base.Generator``).
     """
@@ -163,6 +166,7 @@ class Generator(Component):
     config_groups: Callable[[Config], tuple[str, ...]] = _no_parts
     words: Callable[[Config], list[str]] = lambda cfg: []
     together: tuple[str, ...] = ()
+    note: str = ""
     build: Callable[[Sequence[Config], Any], Any]
 
 
@@ -228,25 +232,6 @@ def found(kind: str) -> Found:
     return result
 
 
-def external_components(group: str, broken: dict[str, str] | None = None) -> dict[str, Any]:
-    """Return what entry points of a group announce, by the component's name; what cannot be loaded goes to ``broken``.
-
-    A plug-in that fails names itself there and takes nothing else down.
-    """
-    result: dict[str, Any] = {}
-    for point in entry_points(group=group) if group else ():
-        try:
-            loaded = point.load()
-        except Exception as error:
-            if broken is not None:
-                where = f"{point.value} of {point.dist.name}" if point.dist else point.value
-                broken[point.name] = f"{where} cannot be loaded: {type(error).__name__}: {error}"
-            continue
-        for one in loaded if isinstance(loaded, (tuple, list)) else (loaded,):
-            result[getattr(one, "name", point.name)] = one
-    return result
-
-
 def component(kind: str, name: str) -> Any:
     """Return a component by name.
 
@@ -285,16 +270,3 @@ def chosen(cfg: Config) -> dict[str, Component]:
     known = [(kind, name) for kind, name in dict.fromkeys(used) if name in found(kind).components]
     rules = {f"rules {name}": one for name, one in found("rules").components.items()}
     return {f"{kind} {name}": component(kind, name) for kind, name in known} | rules
-
-
-def conf_folders() -> Mapping[str, Path]:
-    """Return the folders ``conf/`` of packages that announce one (entry point group ``nd.conf``), by name."""
-    folders: dict[str, Path] = {}
-    for point in entry_points(group="nd.conf"):
-        try:
-            spec = importlib.util.find_spec(point.value)
-        except ImportError:
-            continue  # its components say that the package is broken
-        for place in list(spec.submodule_search_locations or [])[:1] if spec else []:
-            folders[point.name] = Path(place) / "conf"
-    return {name: folder for name, folder in folders.items() if folder.is_dir()}

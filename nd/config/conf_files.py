@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from nd.config.components import conf_folders
 from nd.config.known import known_field
+from nd.config.plugins import conf_folders
 from nd.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]

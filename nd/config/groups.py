@@ -179,7 +179,7 @@ class TrainerConfig:
     )
     num_workers: int = opt(0, "loader processes", identity=False)
     checkpoint_minutes: float = opt(
-        2.0, "mapper=two_stage: least time between checkpoints of training, taken at ends of epochs", identity=False
+        2.0, "trained mappers: least time between checkpoints of training, taken at ends of epochs", identity=False
     )
     progress: bool = opt(True, "show a progress bar with rate and time left", identity=False)
 
@@ -188,9 +188,15 @@ class TrainerConfig:
 class LoggerConfig:
     """Where metrics are shown; off unless asked for."""
 
-    name: str = opt("none", "logger", identity=False, choices=("none", "csv", "wandb"))
+    name: str = opt("none", "logger", identity=False, choices=("none", "csv", "tensorboard", "wandb"))
     project: str = opt("nd", "W&B project", identity=False)
     mode: str = opt("offline", "W&B mode", identity=False, choices=("offline", "online", "disabled"))
+    group: str = opt("", "W&B group; empty: the sweep (-m), else the table, else none", identity=False)
+    images: int = opt(
+        100,
+        "W&B: rows of the table of scores that show their images, evenly from the best to the worst",
+        identity=False,
+    )
 
 
 @dataclass(kw_only=True)

@@ -21,7 +21,7 @@ from nd.config.fields import declared
 from nd.config.known import BASES, FILLED_IN
 from nd.config.overrides import group_names, group_options
 from nd.config.schema import Config
-from nd.errors import UserError
+from nd.errors import UserError, unknown
 
 VERBS = {
     "prepare": "raw data set to the prepared format",
@@ -38,13 +38,38 @@ VERBS = {
     "ls": "the runs there are: what sets them apart, state, scores, size and age",
     "show": "one run: configuration, scores, files; its images as PNG",
     "clean": "what nothing needs any more, with its size; apply=true removes it",
+    "log": "finished runs sent to a logger: W&B or TensorBoard",
+    "completion": "a script that lets the shell complete verbs, keys and values",
 }
 # Verbs that look at what has been run; their words are no configuration.
 OF_RUNS = {
     "ls": "nd ls [VERB ...] [key=value ...] [scores=name,...] [paths.root=folder]",
     "show": "nd show RUN [image=number] [out=png | file | folder] [paths.root=folder]",
     "clean": "nd clean [apply=true] [paths.root=folder]",
+    "log": "nd log [train | evaluate] runs=all | id,name,... [key=value ...] [logger=wandb] [logger.mode=online]",
+    "completion": "nd completion bash | zsh | fish",
 }
+# What matters for a verb, in the order in which its help explains it; it takes the other groups too.
+MATTERS = {
+    "prepare": ("data", "subject", "layout", "paths"),
+    "extract": ("target", "data", "method", "backbone", "trainer"),
+    "train": ("target", "mapper", "network", "training", "subject", "data", "trainer", "logger", "seed", "control"),
+    "predict": ("subject", "mapper", "data", "method", "part", "control", "seed"),
+    "reconstruct": ("method", "guidance", "backbone", "subject", "data", "trainer", "part", "features", "seed"),
+    "evaluate": (
+        "protocol", "subject", "data", "method", "logger", "part", "images", "order", "subset", "images_hash",
+    ),
+    "run": (
+        "method", "guidance", "mapper", "subject", "data", "protocol", "trainer", "logger",
+        "table", "part", "features", "control", "seed",
+    ),
+    "table": ("subject", "paths", "logger", "table", "check"),
+    "report": ("subject", "paths", "table"),
+    "roi": ("method", "guidance", "subject", "data", "trainer", "rois", "part", "seed"),
+    "doctor": ("data", "method", "backbone", "protocol", "paths", "table"),
+}  # fmt: skip
+EVERYTHING = "all"
+OVER_ALL = ("experiment", "debug")  # groups that set fields of others
 EXAMPLES = """\
 examples
   nd run experiment=scenes debug=fast          a whole table in under a minute, on the embedded world
@@ -67,30 +92,43 @@ def overview() -> str:
             "verbs",
             *verbs,
             "",
-            "`nd VERB --help` explains every group and field.",
+            "`nd VERB --help` explains what matters for a verb, `nd VERB --help all` every group and field;",
+            "`nd completion bash` prints a script by which the shell completes all of them.",
             "",
             EXAMPLES,
         ]
     )
 
 
-def verb_help(name: str, overrides: Sequence[str] = ()) -> str:
-    """Return the text of ``nd VERB --help``; defaults are those composed with ``overrides`` (experiment=...)."""
+def verb_help(name: str, words: Sequence[str] = ()) -> str:
+    """Return the text of ``nd VERB --help``.
+
+    Args:
+        name: of the verb.
+        words: that stand beside ``--help``: overrides (experiment=...), with which the defaults are composed; groups,
+            which are explained instead of those that matter for the verb; or ``all``.
+
+    Raises:
+        UserError: a word that is neither.
+    """
     if name in OF_RUNS:
         described = [line for paragraph in _description(name) for line in ("", *_wrapped(paragraph, ""))]
         return "\n".join([f"usage  {OF_RUNS[name]}", *described])
-    config, note = _composed(overrides)
+    config, note = _composed([word for word in words if "=" in word])
+    chosen = _chosen(name, words)
+    folders = search_folders()
     lines = [
         f"usage  nd {name} [group=option] [group.field=value] [-m] [--cfg job]",
         "",
         *(line for paragraph in _description(name) for line in _wrapped(paragraph, "")),
         "",
         "groups (group=option)",
-        *_groups(search_folders()),
+        *_groups([group for group in (*OVER_ALL, *chosen) if group in group_names(folders)], folders),
         *_plug_ins(),
         "",
         f"fields (field=value), as composed {note}; * is part of a run's identity",
-        *_fields(config),
+        *_fields(config, chosen),
+        *_further(name, chosen, config),
         "",
         "flags",
         "  -m            sweep: several values (seed=1,2) run one job each, with hydra/launcher=joblib side by side",
@@ -98,6 +136,36 @@ def verb_help(name: str, overrides: Sequence[str] = ()) -> str:
         "  --config-dir  a folder of your own groups and experiments, searched after conf/",
     ]
     return "\n".join(lines)
+
+
+def _everything() -> list[str]:
+    """Return the groups and the fields of none."""
+    return [one.name for one in fields(Config) if one.name not in FILLED_IN]
+
+
+def _chosen(name: str, words: Sequence[str]) -> list[str]:
+    """Return the groups and the fields of none that are explained, in that order."""
+    asked = [word for word in words if "=" not in word]
+    for word in asked:
+        if word != EVERYTHING and word not in _everything():
+            raise unknown("group to explain", word, [*_everything(), EVERYTHING])
+    if EVERYTHING in asked or name not in MATTERS:
+        return _everything()
+    given = [word.lstrip("+").partition("=")[0].partition(".")[0] for word in words if "=" in word]
+    return asked or list(dict.fromkeys([*MATTERS[name], *(one for one in given if one in _everything())]))
+
+
+def _further(name: str, chosen: Sequence[str], config: Config) -> Iterator[str]:
+    """Yield what else a verb takes, and how to have it explained."""
+    others = [one for one in _everything() if one not in chosen]
+    groups = [one for one in others if is_dataclass(getattr(config, one))]
+    if others:
+        alone = [one for one in others if one not in groups]
+        said = [f"the groups {', '.join(groups)}" if groups else "", f"the fields {', '.join(alone)}" if alone else ""]
+        yield ""
+        also, help_of = " and ".join(one for one in said if one), f"nd {name} --help"
+        text = f"`nd {name}` also takes {also}: `{help_of} {others[0]}` explains one, `{help_of} {EVERYTHING}` all."
+        yield from _wrapped(text, "")
 
 
 def _composed(overrides: Sequence[str]) -> tuple[Config, str]:
@@ -117,9 +185,11 @@ def _description(name: str) -> list[str]:
     return [" ".join(paragraph.replace("``", "`").split()) for paragraph in text.split("\n\n")]
 
 
-def _groups(folders: Sequence[Path]) -> Iterator[str]:
-    for group in group_names(folders):
-        yield f"  {group:<12} {', '.join(group_options(group, folders))}"
+def _groups(names: Sequence[str], folders: Sequence[Path]) -> Iterator[str]:
+    for group in names:
+        lines = _wrapped(", ".join(group_options(group, folders)), " " * 15)
+        yield f"  {group:<12} {lines[0].strip()}"
+        yield from lines[1:]
 
 
 def _plug_ins() -> Iterator[str]:
@@ -129,9 +199,16 @@ def _plug_ins() -> Iterator[str]:
             yield f"  plug-in {kind} {name}: {problem}"
 
 
-def _fields(node: Any, prefix: str = "") -> Iterator[str]:
-    """Yield one entry per field: name, composed value, comment, allowed values; fields of no group last."""
-    own = [one for one in fields(node) if one.name not in FILLED_IN]
+def _fields(node: Any, names: Sequence[str] = (), prefix: str = "") -> Iterator[str]:
+    """Yield one entry per field: name, composed value, comment, allowed values; fields of no group last.
+
+    Args:
+        node: the configuration, or a group.
+        names: of its fields that are explained, in that order; of a group all.
+        prefix: of their names.
+    """
+    own = [one for one in fields(node) if one.name not in FILLED_IN and (prefix or one.name in names)]
+    own = own if prefix else sorted(own, key=lambda one: list(names).index(one.name))
     ordered = sorted(own, key=lambda one: not is_dataclass(getattr(node, one.name)))
     first_of_root = next((one.name for one in ordered if not prefix and not is_dataclass(getattr(node, one.name))), "")
     for one in ordered:
@@ -141,8 +218,8 @@ def _fields(node: Any, prefix: str = "") -> Iterator[str]:
         value, facts = getattr(node, one.name), declared(one)
         if is_dataclass(value):
             yield ""
-            yield f"  {one.name}: {_about(one.name, value)}"
-            yield from _fields(value, f"{one.name}.")
+            yield from _wrapped(f"{one.name}: {_about(one.name, value)}", "  ")
+            yield from _fields(value, prefix=f"{one.name}.")
             yield from _elsewhere(one.name, value)
         else:
             comment, choices = facts.help, facts.choices or _components(f"{prefix}{one.name}")
@@ -169,7 +246,7 @@ def _elsewhere(group: str, value: Any) -> Iterator[str]:
     for name, component in found(kind).components.items():
         others = [one.name for one in fields(component.settings) if one.name not in own]
         if others:
-            yield f"      with {KINDS[kind].key}={name} also: {', '.join(others)}"
+            yield from _wrapped(f"with {KINDS[kind].key}={name} also: {', '.join(others)}", "      ")
 
 
 def _entry(left: str, identity: bool, comment: str) -> Iterator[str]:

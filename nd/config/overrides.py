@@ -25,6 +25,7 @@ from hydra.core.override_parser.types import (
     Quote,
     QuotedString,
     RangeSweep,
+    Transformer,
 )
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -34,7 +35,7 @@ from nd.config.known import PARTS_OF_DECODING, Known, known_field, known_fields
 from nd.errors import did_you_mean
 
 MAX_COMBINATIONS = 64  # of a sweep checked as combinations; beyond it every value is checked once
-PLAIN = re.compile(r"[A-Za-z_./-][\w./:-]*", re.ASCII)  # text that the parser reads as itself
+PLAIN = re.compile(r"[A-Za-z_./-][\w./-]*", re.ASCII)  # text that the parser reads, and Hydra hands to jobs, as itself
 SPECIAL = {"true", "false", "null", "nan", "inf", "-inf", "-nan"}
 NO_EXPERIMENT = "[]"  # Hydra's word for a group without a choice
 
@@ -201,14 +202,15 @@ def _read_one(
     reading.lost |= {key} if found else set()
     if not found and values:
         sign = "" if key in groups else "++"
-        sweep = override.is_sweep_override() and not _is_plain_list(override)
+        sweep = override.is_sweep_override() and not _is_list(override, known)
         told = text.lstrip("+") if sweep or key in groups else f"{key}={','.join(values)}"
         reading.given.append(Given(key, tuple(values), sign + told))
 
 
-def _is_plain_list(override: Override) -> bool:
+def _is_list(override: Override, known: Known | None) -> bool:
+    """Whether Hydra is told the values of a sweep: those of a list as they were, those of texts quoted."""
     value = override.value()
-    return isinstance(value, ChoiceSweep) and value.simple_form
+    return (isinstance(value, ChoiceSweep) and value.simple_form) or (known is not None and known.text)
 
 
 def _bad_target(key: str) -> str:
@@ -236,8 +238,10 @@ def _values(override: Override, text: str, known: Known | None, options: list[st
         return [str(value.start), str(value.end)]
     if isinstance(value, Glob):
         return value.filter(options)
-    if known is not None and known.text and isinstance(value, ChoiceSweep) and value.simple_form:
-        return [_typed(_parsed(one), one, known) for one in split(raw)]
+    if known is not None and known.text and isinstance(value, ChoiceSweep):
+        if value.simple_form:
+            return [_typed(_parsed(one), one, known) for one in split(raw)]
+        return [quoted(one) if isinstance(one, str) else Transformer.str(one) for one in override.sweep_iterator()]
     return list(override.sweep_string_iterator())
 
 
@@ -253,7 +257,7 @@ def _typed(value: Any, raw: str, known: Known | None) -> str:
         return "[" + ",".join(_typed(_parsed(one), one, known) for one in split(raw.strip()[1:-1])) + "]"
     if isinstance(value, str) and raw.lstrip()[:1] in ("'", '"'):
         return raw.strip()
-    return raw if isinstance(value, (list, dict)) or value == raw else quoted(raw)
+    return raw if isinstance(value, (list, dict)) else quoted(raw)
 
 
 def quoted(text: str) -> str:

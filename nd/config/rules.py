@@ -25,7 +25,7 @@ MAKING_FIELDS = ("subject.roi", "seed", "features", "control", "debug.limit_imag
 
 def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[str]:
     """Return every contradiction between (or range violated by) fields whose types are already right."""
-    rules = (_data, _subject, _targets, _backbone, _protocol, _evaluation, _given_images, _trainer)
+    rules = (_data, _subject, _targets, _backbone, _protocol, _evaluation, _given_images, _trainer, _logger)
     found = [problem for rule in rules for problem in rule(cfg)]
     for one in chosen(cfg).values():
         found += [*one.rules(cfg), *one.verb_rules(cfg, verb)]
@@ -53,6 +53,9 @@ def _data(cfg: Config) -> Iterator[str]:
             "data.test_scaling: own fits statistics on test trials, as published code does. Ask for it with"
             " data.variant=released, which marks every result, or leave it out."
         )
+    for stream, rois in data.streams.items():
+        if not isinstance(rois, list) or not rois or not all(isinstance(roi, str) for roi in rois):
+            yield f"data.streams: {stream} is {rois!r}, wanted a list of ROIs: data.streams={{{stream}: [V1, V2]}}."
     if cfg.layout != "prepared" and data.source != "scenes":
         yield f"layout: {cfg.layout} is a form in which data=scenes is written, but data is {data.name}."
     if data.split not in source.splits:
@@ -149,6 +152,12 @@ def _trainer(cfg: Config) -> Iterator[str]:
         yield f"trainer.devices: {trainer.devices} was given, wanted 1 or more, or -1 for all."
 
 
+def _logger(cfg: Config) -> Iterator[str]:
+    yield from at_least(0, data=cfg.logger, names=("images",), key="logger")
+    if cfg.logger.group and not re.fullmatch(r"[\w.-]+", cfg.logger.group):  # it names a file, too
+        yield f"logger.group: {cfg.logger.group!r} names a group; use letters, digits, '_', '-' and '.' alone."
+
+
 def at_least(low: int, *, data: object, names: Sequence[str], key: str) -> Iterator[str]:
     """Yield the fields of ``data`` that lie below ``low``."""
     for name in names:
@@ -182,7 +191,8 @@ def _idle(cfg: Config, verb: str) -> Iterator[tuple[tuple[str, ...], str]]:
     if not cfg.protocol.measures:
         yield ("protocol.weights",), f"protocol {cfg.protocol.name} names no measures"
     if cfg.logger.name != "wandb":
-        yield ("logger.project", "logger.mode"), f"logger is {cfg.logger.name}"
+        own = ("logger.project", "logger.mode", "logger.group", "logger.images")
+        yield own, f"logger is {cfg.logger.name}"
 
 
 def _of_other_targets(cfg: Config) -> tuple[str, ...]:

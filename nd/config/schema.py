@@ -61,6 +61,7 @@ class DataConfig(Chosen):
         choices=("train", "own"),
     )
     image_size: int = opt(64, "side of the square stimuli, pixels")
+    streams: dict[str, list[str]] = opt({}, "ROIs by stream, beside the built-in early, ventral, lateral and dorsal")
     same_images: str = opt(
         "refuse",
         "images that are trained on under one id and tested under another: refuse them, or allow (and say) them",
@@ -78,7 +79,7 @@ class SubjectConfig:
     """Whose voxels."""
 
     name: str = opt("subj01", "subject")
-    roi: str = opt("all", "voxel mask: 'all', the name of an ROI of the prepared file, or several joined by '+'")
+    roi: str = opt("all", "voxel mask: 'all', an ROI of the prepared file, <stream>_stream, or several joined by '+'")
     sessions: int = opt(
         0, "first sessions whose training and validation trials are used; 0: all. Test images keep all their trials"
     )

@@ -36,6 +36,9 @@ class Point:
     cfg: Config
 
 
+NameGroup = Callable[[list[Point]], str]
+
+
 def points_of(reading: Reading, compose: Callable[[list[str]], Config]) -> list[Point]:
     """Return all jobs of a grid in Hydra's order."""
     swept = [one.key for one in reading.given if len(one.values) > 1]
@@ -45,6 +48,20 @@ def points_of(reading: Reading, compose: Callable[[list[str]], Config]) -> list[
         values = {key: value.strip("'\"") for key, _, value in pairs if key in swept}
         found.append(Point(values, compose(combination)))
     return found
+
+
+def grouped(reading: Reading, compose: Callable[[list[str]], Config], name_group: NameGroup) -> list[str]:
+    """Return the override that tells every job of a sweep its logger's group; none where nothing is logged.
+
+    Args:
+        reading: what was given.
+        compose: overrides of a job to its configuration.
+        name_group: the points to a name; empty for none.
+    """
+    if compose(reading.single()).logger.name == "none":
+        return []
+    name = name_group(points_of(reading, compose))
+    return [f"++logger.group={name}"] if name else []
 
 
 @contextmanager

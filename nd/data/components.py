@@ -98,6 +98,12 @@ class OwnData(DataConfig):
     captions: str = opt(
         "", "nsd, mindeye2, own: captions by image, a file or a folder of COCO's", identity=False, path=True
     )
+    volume: str = opt(
+        "", "own: NIfTI mask, above 0 at the voxels, which in C order are the columns", identity=False, path=True
+    )
+    roi_volumes: str = opt(
+        "", "own: folder of NIfTI masks on the grid of data.volume, one for every ROI", identity=False, path=True
+    )
     orientation: str = opt(
         "stored",
         "own: images that a tag of the camera turns: take the pixels as stored, or turn them by the tag",
@@ -158,6 +164,8 @@ def _nsd_rules(cfg: Config) -> Iterator[str]:
 
 
 def _own_rules(cfg: Config) -> Iterator[str]:
+    if cfg.data.roi_volumes and not cfg.data.volume:
+        yield "data.roi_volumes: ROIs lie on the grid of data.volume=<mask.nii.gz>, which was not given."
     yield from at_least(2, data=cfg.data, names=("n_test",), key="data")
 
 

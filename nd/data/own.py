@@ -22,6 +22,7 @@ from nd.config import Config
 from nd.data.captions import captions_for, files_of
 from nd.data.own_images import RULES, OwnImages, hash_of, open_images, write_images
 from nd.data.own_trials import OwnTrials
+from nd.data.own_volume import volumes_in
 from nd.data.pieces import Piece, Settings
 from nd.data.same_images import Prints, across, check_across
 from nd.data.splits import Fold, subject_split
@@ -33,6 +34,7 @@ LOG = logging.getLogger(__name__)
 
 EXAMPLE = "nd prepare data=own data.voxels=voxels.npy data.image_ids=image_ids.npy data.images=images/"
 TRIAL_FILES = ("voxels", "image_ids", "session_ids", "test_ids")
+PLACE_FILES = ("volume", "roi_volumes")
 STIMULI = "stimuli.h5"
 
 
@@ -54,7 +56,7 @@ class OwnData:
     def __init__(self, cfg: Config) -> None:
         """Take the settings. UserError where a file is not there or a name cannot be a file's."""
         self.data, self.name, self.progress = cfg.data, cfg.subject.name, cfg.trainer.progress
-        given = {key: str(getattr(cfg.data, key)) for key in (*TRIAL_FILES, "images", "captions")}
+        given = {key: str(getattr(cfg.data, key)) for key in (*TRIAL_FILES, *PLACE_FILES, "images", "captions")}
         self.paths = {key: Path(path).expanduser() for key, path in given.items() if path}
         absent = [f"data.{key}={given[key]}" for key, path in self.paths.items() if not path.exists()]
         if absent:
@@ -76,8 +78,10 @@ class OwnData:
     def hashes(self) -> dict[str, str]:
         """Hash of every file; empty where it is not given."""
         hashes = {key: hash_of(self.paths[key]) if key in self.paths else "" for key in TRIAL_FILES}
-        captions = files_of(self.paths["captions"]) if "captions" in self.paths else []
-        hashes["captions"] = sha256_json([[path.name, hash_of(path)] for path in captions]) if captions else ""
+        several = {"captions": files_of, "volume": lambda path: [path], "roi_volumes": volumes_in}
+        for key, listed in several.items():
+            files = listed(self.paths[key]) if key in self.paths else []
+            hashes[key] = sha256_json([[path.name, hash_of(path)] for path in files]) if files else ""
         return hashes | {"images": self.images.fingerprint() if "images" in self.paths else ""}
 
     def stimuli_settings(self) -> Settings:
@@ -88,7 +92,9 @@ class OwnData:
     def subject_settings(self) -> Settings:
         """All that the subject's file depends on."""
         settings = {"name": self.data.name, "simulated": self.data.simulated, "n_test": self.data.n_test}
-        return settings | {key: self.hashes[key] for key in TRIAL_FILES}
+        # Folders made before volumes could be given have no entry of them, as those made without have none.
+        given = [key for key in PLACE_FILES if key in self.paths]
+        return settings | {key: self.hashes[key] for key in (*TRIAL_FILES, *given)}
 
     def stimuli_bytes(self) -> int:
         """At most what the images take."""
@@ -157,12 +163,12 @@ class OwnData:
 
     def _attributes(self, stimuli_hash: str) -> dict[str, Any]:
         """What the subject's file says of itself."""
-        given = [key for key in TRIAL_FILES if key in self.paths]
+        given = [key for key in (*TRIAL_FILES, *PLACE_FILES) if key in self.paths]
         named = "test_ids" in self.paths
         return {
             "source": "own",
             "simulated": self.data.simulated,
-            "mask": "as given; voxel positions and areas are not known",
+            "mask": "as given" + ("" if "volume" in self.paths else "; voxel positions and areas are not known"),
             "betas": "as given",
             "scaling": "none (as given)",
             "test_images": "named in test_ids" if named else f"the first {self.data.n_test} in the order of a hash",

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.data.npy import open_npy
+from nd.data.own_volume import read_areas, read_places
 from nd.data.rows import BLOCK_BYTES, not_finite
 from nd.data.splits import MIN_TEST, MIN_TRAIN, MIN_VAL
 from nd.data.subject_file import SubjectTable, check_table, lay_out
@@ -34,7 +35,7 @@ class OwnTrials:
         """Take the files.
 
         Args:
-            paths: ``voxels``, ``image_ids``, and where given ``session_ids`` and ``test_ids``.
+            paths: ``voxels``, ``image_ids``; where given ``session_ids``, ``test_ids``, ``volume``, ``roi_volumes``.
             n_test: test images, where ``test_ids`` names none: the first in the order of a hash.
         """
         self.paths, self.n_test = paths, n_test
@@ -96,6 +97,15 @@ class OwnTrials:
         return np.isin(self.image_id, test)
 
     @cached_property
+    def places(self) -> tuple[NDArray[np.int16], dict[str, NDArray[np.bool_]]]:
+        """(V, 3) where the voxels lie, -1 where that is not known, and their ROIs."""
+        n_voxels = self.voxels.shape[1]
+        if "volume" not in self.paths:
+            return np.full((n_voxels, 3), -1, np.int16), {}
+        mask = read_places(self.paths["volume"], n_voxels)
+        return mask.ijk, read_areas(self.paths["roi_volumes"], mask) if "roi_volumes" in self.paths else {}
+
+    @cached_property
     def n_constant(self) -> int:
         """Voxels that are the same in all training trials. UserError: all of them, or a value that is not finite."""
         lowest = np.full(self.voxels.shape[1], np.inf, np.float32)
@@ -143,17 +153,19 @@ class OwnTrials:
     def check(self, image_ids: NDArray[Any], where: str) -> None:
         """Read and check everything, against the images that there are; ``where`` says what holds them."""
         self.check_images(image_ids, where)
-        _ = self.session, self.held_out, self.n_constant
+        _ = self.session, self.held_out, self.places, self.n_constant
 
     def write(self, path: Path, name: str, attributes: dict[str, Any]) -> None:
         """Write the prepared file of the subject ``name`` atomically, a few MiB of voxels at a time."""
+        ijk, rois = self.places
         table = SubjectTable(
             image_id=self.image_id,
             session=self.session,
             repeat=repeats(self.image_id),
             trial=np.arange(len(self.image_id)),
             held_out=self.held_out,
-            ijk=np.full((self.voxels.shape[1], 3), -1, np.int16),
+            ijk=ijk,
+            rois=rois,
             attributes={"name": name, "constant_voxels": self.n_constant, **attributes},
         )
         check_table(path, table, self.voxels.shape)

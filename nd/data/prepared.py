@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ __all__ = [
     "SubjectTable",
     "check_allowed",
     "data_folder",
+    "images_without_voxels",
     "manifest_path",
     "mean_betas",
     "open_subject",
@@ -136,6 +138,29 @@ def with_doubles(cfg: Config, image_ids: NDArray[Any]) -> NDArray[np.int32]:
     return np.union1d(image_ids, prints.image_id[np.isin(prints.pixels, prints.pixels[prints.rows(image_ids)])])
 
 
+def images_without_voxels(cfg: Config, fold: int = 0) -> NDArray[np.int32]:
+    """Return images that a mapper may learn from although it has no responses of the subject to them, sorted.
+
+    Training images that ``subject.sessions`` leaves out and, where subjects saw different images, the training and
+    validation images of the others. Images of this fold's test or validation are never among them, under whatever id.
+
+    Args:
+        cfg: the configuration, whose data are prepared.
+        fold: number of the fold.
+
+    Raises:
+        UserError: a subject of ``data.subjects`` that is not prepared, or as ``split_of`` says.
+    """
+    own = split_of(cfg).folds[fold]
+    whole = split_of(replace(cfg, subject=replace(cfg.subject, sessions=0))).folds[fold]
+    ids = whole.train
+    if component("source", cfg.data.source).by_subject:
+        for name in (name for name in cfg.data.subjects if name != cfg.subject.name):
+            ids = np.union1d(ids, np.concatenate([one.seen for one in split_of(cfg, name).folds]))
+    held = np.concatenate([whole.test, whole.val, own.train])
+    return np.setdiff1d(ids, with_doubles(cfg, held)).astype(np.int32)
+
+
 def _across(cfg: Config, split: Split, near: bool) -> Across:
     path = stimuli_path(cfg)
     prints = _prints(path, path.stat().st_mtime_ns if path.is_file() else 0)
@@ -171,7 +196,7 @@ def _is_limited(cfg: Config, name: str) -> bool:
 
 
 def _whole_subject(cfg: Config, name: str, roi: str = ALL_VOXELS) -> Subject:
-    return Subject(subject_path(cfg, name), roi, SESSIONS_OF.get(cfg.data.split, 0))
+    return Subject(subject_path(cfg, name), roi, SESSIONS_OF.get(cfg.data.split, 0), cfg.data.streams)
 
 
 def _whole_split(cfg: Config, subject: Subject) -> Split:

@@ -6,7 +6,7 @@ every value handed out is finite. The reader holds no open file, so it can be co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,15 @@ from nd.files import open_h5, sha256_json
 
 # What NSD's streams atlas calls early; files without that atlas have its areas apart.
 JOINED = {"early": ("V1", "V2", "V3", "hV4")}
+# Streams of the visual system, chosen as <name>_stream: the ROIs that make one, as far as a file has them, of NSD's
+# streams atlas (Allen et al. 2022) and of Scenes. After Goodale & Milner 1992, with the lateral surface apart.
+STREAMS: dict[str, tuple[str, ...]] = {
+    "early": ("early",),
+    "ventral": ("ventral", "midventral", "face_like", "place_like"),
+    "lateral": ("lateral", "midlateral"),
+    "dorsal": ("parietal", "midparietal"),
+}
+OF_STREAM = "_stream"
 
 
 class Subject:
@@ -34,12 +43,25 @@ class Subject:
     and ROI: two equal hashes mean the same voxels in the same order.
     """
 
-    def __init__(self, path: Path, roi: str = ALL_VOXELS, sessions: int = 0) -> None:
-        """Open the file; ``sessions`` > 0 hides the trials of later ones.
+    def __init__(
+        self,
+        path: Path,
+        roi: str = ALL_VOXELS,
+        sessions: int = 0,
+        streams: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Open the file.
 
-        UserError: missing, truncated, wrong columns, a broken link, unknown or empty ROI, too few sessions.
+        Args:
+            path: of the file.
+            roi: as of ``mask_of``.
+            sessions: above 0 hides the trials of later ones.
+            streams: ROIs by name of a stream, which take the place of ``STREAMS``' or join them.
+
+        Raises:
+            UserError: missing, truncated, wrong columns, a broken link, unknown or empty ROI, too few sessions.
         """
-        self.path, self.roi = Path(path), roi
+        self.path, self.roi, self._streams = Path(path), roi, dict(streams or {})
         with open_h5(self.path) as handle:
             self._check(handle)
             check_linked(self.path, handle)
@@ -103,7 +125,7 @@ class Subject:
         """Return the mask of an ROI over all voxels of the file.
 
         Args:
-            roi: 'all', a name, or several joined by '+'.
+            roi: 'all', a name, '<stream>_stream', or several joined by '+'.
 
         Raises:
             UserError: there is none of that name (lists those there are), or it holds no voxel.
@@ -119,12 +141,38 @@ class Subject:
         """Mask (V,) of an ROI over the voxels seen, which may hold none of it."""
         return self.mask_of(roi)[self._columns]
 
+    def inside_if_known(self, roi: str) -> NDArray[np.bool_]:
+        """The same; empty where this subject has no ROI of that name, which another one has."""
+        try:
+            return self.inside(roi)
+        except UserError:
+            return np.zeros(self.n_voxels, bool)
+
     def _one(self, name: str) -> NDArray[np.bool_]:
-        areas = [name] if name in self.rois else [area for area in JOINED.get(name, ()) if area in self.rois]
+        areas = self._areas(name)
+        if not areas and name.endswith(OF_STREAM):
+            areas = self._areas_of_stream(name.removesuffix(OF_STREAM))
         if not areas:
             raise unknown(f"ROI of {self.path.name}", name, [ALL_VOXELS, *self.rois])
         joined: NDArray[np.bool_] = np.any([self.rois[area] for area in areas], axis=0)
         return joined
+
+    def _areas(self, name: str) -> list[str]:
+        return [name] if name in self.rois else [area for area in JOINED.get(name, ()) if area in self.rois]
+
+    def _areas_of_stream(self, stream: str) -> list[str]:
+        """ROIs that make a stream: all that were given for it, or those of the built-in ones that there are."""
+        if stream not in STREAMS and stream not in self._streams:
+            raise unknown("stream", stream, dict.fromkeys([*self._streams, *STREAMS]))
+        wanted = self._streams.get(stream) or STREAMS[stream]
+        absent = [name for name in wanted if not self._areas(name)]
+        if absent and (stream in self._streams or len(absent) == len(wanted)):
+            raise UserError(
+                f"{self.path.name} has no ROI {', '.join(absent)}, of which the {stream} stream is made; it has:"
+                f" {', '.join(self.rois) or 'none'}. Say which of these make the stream, e.g."
+                f" data.streams={{{stream}: [{', '.join(list(self.rois)[:2]) or 'V1'}]}}."
+            )
+        return [area for name in wanted for area in self._areas(name)]
 
     def _visible(self, session: NDArray[np.int32], sessions: int) -> NDArray[np.intp]:
         """Rows of the trials that may be seen."""

@@ -7,7 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from nd.backbone.vdvae.shape import IMAGENET64
+from nd.backbone.image_tower import CONFIG_FILE
+from nd.backbone.tower_clip import TOWER, is_backbone
+from nd.backbone.vdvae.loading import shape_of
 from nd.backbone.weights import local_folder
 from nd.config import Config
 from nd.doctor.extent import Extent
@@ -44,13 +46,8 @@ SESSION_COPIES = 4
 RESPONSE_COPIES, GRAM_COPIES, BLOCK_COPIES = 2, 3, 4
 
 # Targets of the same shape whatever the configuration: CLIP ViT-L/14's tokens, the 64 px edge map, the 8 x 8 mosaic.
-FIXED_SHAPES: dict[str, tuple[int, ...]] = {
-    "clip_vision": (257, 768),
-    "clip_text": (77, 768),
-    "clip_image": (768,),
-    "edge": (64, 64),
-    "colour": (8, 8, 3),
-}
+FIXED_SHAPES: dict[str, tuple[int, ...]] = {"edge": (64, 64), "colour": (8, 8, 3)}
+CLIP_SHAPES: dict[str, tuple[int, ...]] = {"clip_vision": (257, 768), "clip_text": (77, 768), "clip_image": (768,)}
 
 
 @dataclass(frozen=True)
@@ -129,6 +126,7 @@ def target_numbers(cfg: Config) -> dict[str, int]:
 def target_shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
     """Shape of every target there is, read by the method or not."""
     vae, text = (module_config(cfg, part) for part in ("vae", "text_encoder"))
+    vdvae = cfg.decoding("vdvae").target
     side, channels = cfg.backbone.image_size // 2 ** (len(vae["block_out_channels"]) - 1), vae["latent_channels"]
     return {
         "z": (channels, side, side),
@@ -136,8 +134,24 @@ def target_shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
         "g": _tower_shape(cfg),
         "pixels": (cfg.data.image_size, cfg.data.image_size, 3),
         "z40": (channels, 5 * side // 8, 5 * side // 8),
-        "vdvae": (IMAGENET64.n_numbers(cfg.decoding("vdvae").target.vdvae_layers),),
+        "vdvae": (shape_of(vdvae.vdvae).n_numbers(vdvae.vdvae_layers),),
         **FIXED_SHAPES,
+        **_clip_shapes(cfg.decoding("clip_vision").target.clip),
+    }
+
+
+def _clip_shapes(given: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a CLIP model says: of a backbone's tower that is read as one, else of ViT-L/14."""
+    folder = local_folder(given)
+    if folder is None or not is_backbone(folder):
+        return CLIP_SHAPES
+    model = json.loads((folder / TOWER / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    vision, width = model["vision_cfg"], model["embed_dim"]
+    tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
+    return {
+        "clip_vision": (tokens, width),
+        "clip_text": (model["text_cfg"]["context_length"], width),
+        "clip_image": (width,),
     }
 
 

@@ -16,8 +16,10 @@ from nd.doctor.tree import Tree
 from nd.errors import UserError
 from nd.launch import n_processes
 from nd.mappers.network.heads import TargetSlice, slices_of
+from nd.mappers.network.trunk import Front
 from nd.mappers.training.memory import Estimate, largest_levers, training_bytes
 from nd.mappers.training.objective import patch_tokens
+from nd.mappers.training.stage import mapper_class
 from nd.runs.identity import mapper_of, trained_together
 
 
@@ -25,26 +27,31 @@ from nd.runs.identity import mapper_of, trained_together
 class TrainingNeed:
     """One training: of which targets, in which stage, and what it takes in one process.
 
-    Attributes: ``n_voxels`` by subject; ``n_samples`` of a step in one process.
+    Attributes: ``front``: of the subjects; ``n_samples`` of a step in one process.
     """
 
     targets: tuple[str, ...]
     stage: str
     network: NetworkConfig
     parts: tuple[TargetSlice, ...]
-    n_voxels: Mapping[str, int]
+    front: Front
     n_samples: int
     how: Mapping[str, Any]
 
     @property
+    def n_voxels(self) -> Mapping[str, int]:
+        """By subject."""
+        return self.front.n_voxels
+
+    @property
     def estimate(self) -> Estimate:
         """Parameters, and bytes."""
-        return training_bytes(self.network, self.parts, self.n_voxels, self.n_samples, **self.how)
+        return training_bytes(self.network, self.parts, self.front, self.n_samples, **self.how)
 
     @property
     def advice(self) -> str:
         """What it takes in words, and which settings lower it."""
-        return largest_levers(self.network, self.parts, self.n_voxels, self.n_samples, **self.how)
+        return largest_levers(self.network, self.parts, self.front, self.n_samples, **self.how)
 
 
 def training_needs(cfg: Config, n_voxels: Mapping[str, int]) -> Iterator[TrainingNeed]:
@@ -63,7 +70,8 @@ def training_needs(cfg: Config, n_voxels: Mapping[str, int]) -> Iterator[Trainin
         n_samples = math.ceil(training.batch_size / n_processes(cfg.trainer))
         for stage, seen in stages(own, n_voxels).items():
             network = trained_heads(own.network, training)
-            yield TrainingNeed(targets, stage, network, parts, seen, n_samples, {**how, "aux_width": width})
+            front = mapper_class(own.mapper).stand_in(own.mapper, seen)
+            yield TrainingNeed(targets, stage, network, parts, front, n_samples, {**how, "aux_width": width})
 
 
 def stages(cfg: Config, n_voxels: Mapping[str, int]) -> dict[str, dict[str, int]]:

@@ -8,12 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nd.backbone.tower_clip import TOWER, is_backbone
 from nd.backbone.vdvae.shape import FILE, SIZE, URL
 from nd.backbone.weights import KNOWN, PACKAGE, PARTS, USUAL_SIZE, WEIGHT_FILES, local_folder
 from nd.config import Config
 from nd.config.components import component
 from nd.doctor.need import Need, byte_text, size_text
 from nd.errors import UserError
+from nd.files import located
 from nd.metrics.measures import measures_of
 from nd.runs.identity import generator_of
 
@@ -28,7 +30,10 @@ TOWER_SIZE = "about 0.6 GB for ViT-B/32, licence MIT"
 
 def weight_needs(cfg: Config) -> list[Need]:
     """Every network of the configuration, there or not."""
-    return [*_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_versatile(cfg), *_instance(cfg), *_judges(cfg)]
+    return [
+        *_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_versatile(cfg), *_adapters(cfg), *_instance(cfg),
+        *_judges(cfg),
+    ]  # fmt: skip
 
 
 def _backbone(cfg: Config) -> Iterator[Need]:
@@ -86,6 +91,8 @@ def _one_clip(given: str) -> Need:
     if folder is None:
         state = "ok" if _cached(given, "model.safetensors") else "missing"
         return Need("CLIP model", state, f"hub: {given}", CLIP_SIZE + _fetch_note(state))
+    if is_backbone(folder):
+        return Need("CLIP model", "ok", str(folder / TOWER), f"the backbone's, {size_text(folder / TOWER)}")
     if (folder / "model.safetensors").is_file():
         return Need("CLIP model", "ok", str(folder), size_text(folder))
     return Need("CLIP model", "missing", str(folder), f"no model.safetensors there; {CLIP_SIZE}")
@@ -96,7 +103,7 @@ def _vdvae(cfg: Config) -> Iterator[Need]:
         return
     file = cfg.decoding("vdvae").target.vdvae
     if file:  # that it exists has been checked with the configuration
-        yield Need("VDVAE", "ok", file, size_text(Path(file)))
+        yield Need("VDVAE", "ok", file, size_text(located(file)))
     else:
         yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {FILE}>; {SIZE}, from {URL}")
 
@@ -112,7 +119,7 @@ def _instance(cfg: Config) -> Iterator[Need]:
         read["SwAV's ResNet-50"] = ("target.swav", cfg.decoding("instance").target.swav, SWAV.source)
     for what, (field, file, source) in read.items():
         if file:  # that it exists has been checked with the configuration
-            yield Need(what, "ok", file, size_text(Path(file)))
+            yield Need(what, "ok", file, size_text(located(file)))
         else:
             yield Need(what, "missing", "-", f"give {field}=<path>; {source}")
 
@@ -130,6 +137,20 @@ def _versatile(cfg: Config) -> Iterator[Need]:
         yield Need(name, "ok", str(folder), size_text(folder))
     else:
         yield Need(name, "missing", str(folder), f"no {file} there")
+
+
+def _adapters(cfg: Config) -> Iterator[Need]:
+    """The T2I-Adapters that act in a method's sampler."""
+    for name in getattr(cfg.method, "acting", []):
+        given, what, file = getattr(cfg.method, f"{name}_adapter"), f"{name} adapter", "config.json"
+        folder = local_folder(given)
+        if folder is None:
+            state = "ok" if _cached(given, file) else "missing"
+            yield Need(what, state, f"hub: {given}", "T2I-Adapter, safetensors alone are read" + _fetch_note(state))
+        elif (folder / file).is_file():
+            yield Need(what, "ok", str(folder), f"{size_text(folder)}{_licence(given)}")
+        else:
+            yield Need(what, "missing", str(folder), f"no {file} there; experiments/scenes-adapters makes Scenes' own")
 
 
 def _judges(cfg: Config) -> Iterator[Need]:

@@ -9,7 +9,7 @@ S samples, C h w latent, T tokens of the text, N tokens of the UNet's middle blo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -121,19 +121,30 @@ class Denoiser:
         """UNet passes per sample of a step."""
         return 1 + (self.cfg_scale != 1 or bool(self.sag_scale)) + bool(self.sag_scale)
 
-    def conditional(self, z: Tensor, t: int, c: Tensor) -> Tensor:
+    def conditional(self, z: Tensor, t: int, c: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
         """Return the noise prediction under the text condition, (S, C, h, w), no coarser than float32. Differentiable.
 
         Args:
             z: noisy latents (S, C, h, w).
             t: timestep.
             c: text condition (S, T, D).
+            added: features of adapters (S, ...), added in the UNet's blocks on its way down.
         """
         dtype = self.backbone.dtype  # the network's; everything around it is float32
-        eps = self.unet(z.to(dtype), t, encoder_hidden_states=c.to(dtype)).sample
+        # The UNet empties the list that it is given.
+        more = {"down_intrablock_additional_residuals": [one.to(dtype) for one in added]} if added else {}
+        eps = self.unet(z.to(dtype), t, encoder_hidden_states=c.to(dtype), **more).sample
         return eps.to(torch.promote_types(dtype, torch.float32))
 
-    def __call__(self, z: Tensor, t: int, c: Tensor, alpha_bar: float, eps_cond: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        z: Tensor,
+        t: int,
+        c: Tensor,
+        alpha_bar: float,
+        eps_cond: Tensor | None = None,
+        added: Sequence[Tensor] = (),
+    ) -> Tensor:
         """Return the noise prediction after both guidances, (S, C, h, w) float32.
 
         Args:
@@ -142,25 +153,29 @@ class Denoiser:
             c: text condition (S, T, D).
             alpha_bar: at the timestep.
             eps_cond: the conditional prediction where it is known already.
+            added: as of ``conditional``; in every pass, with and without the text condition.
         """
         if self.passes == 1:
-            return self.conditional(z, t, c) if eps_cond is None else eps_cond
+            return self.conditional(z, t, c, added) if eps_cond is None else eps_cond
         if self.attention is None:
-            eps_uncond, eps_cond = self._both(z, t, c, eps_cond)
+            eps_uncond, eps_cond = self._both(z, t, c, eps_cond, added)
             return eps_uncond + self.cfg_scale * (eps_cond - eps_uncond)
         with self.attention.listening():
-            eps_uncond, eps_cond = self._both(z, t, c, eps_cond)
+            eps_uncond, eps_cond = self._both(z, t, c, eps_cond, added)
         blurred = degraded(z, eps_uncond, alpha_bar, self.attention.received(len(z)))
-        eps_blurred = self.conditional(blurred, t, self._uncond(len(z)))
+        eps_blurred = self.conditional(blurred, t, self._uncond(len(z)), added)
         eps = eps_uncond + self.cfg_scale * (eps_cond - eps_uncond)
         return eps + self.sag_scale * (eps_uncond - eps_blurred)
 
-    def _both(self, z: Tensor, t: int, c: Tensor, eps_cond: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _both(
+        self, z: Tensor, t: int, c: Tensor, eps_cond: Tensor | None, added: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Unconditional and conditional prediction: one pass over both halves, or over the one that is missing."""
         uncond = self._uncond(len(z))
         if eps_cond is not None:
-            return self.conditional(z, t, uncond), eps_cond
-        eps_uncond, eps_cond = self.conditional(torch.cat([z, z]), t, torch.cat([uncond, c])).chunk(2)
+            return self.conditional(z, t, uncond, added), eps_cond
+        twice = [torch.cat([one, one]) for one in added]
+        eps_uncond, eps_cond = self.conditional(torch.cat([z, z]), t, torch.cat([uncond, c]), twice).chunk(2)
         return eps_uncond, eps_cond
 
     def _uncond(self, n: int) -> Tensor:

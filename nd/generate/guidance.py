@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from nd.backbone.loading import Backbone
+from nd.config import Config
+from nd.errors import UserError
+from nd.generate.components import guiding_layers
 from nd.generate.trajectories import predict_x0
 
 Decoder = Callable[[Tensor], Tensor]  # scaled latents (S, C, h, w) to unclamped images (S, 3, H, W)
@@ -228,3 +231,17 @@ def tiny(backbone: Backbone) -> Decoder:
         return (model.decode(scaled).sample + 1) / 2
 
     return decode
+
+
+def check_guidance(cfg: Config) -> None:
+    """Raise UserError for guidance that is out of range, or layers without a weight."""
+    guidance, layers = cfg.guidance, guiding_layers(cfg)
+    if not 0 <= guidance.eta <= 1:
+        raise UserError(f"guidance.eta={guidance.eta} is the guided share of the steps and lies in [0, 1].")
+    if not guidance.kappa >= 0:
+        raise UserError(f"guidance.kappa={guidance.kappa} must be at least 0; 0 switches guidance off.")
+    if guidance.kappa > 0 and len(guidance.layer_weights) != len(layers):
+        raise UserError(
+            f"guidance.layer_weights has {len(guidance.layer_weights)} weights for {len(layers)} layers "
+            f"(target.layers={layers}). Give one weight per layer."
+        )

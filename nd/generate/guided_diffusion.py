@@ -19,7 +19,7 @@ from nd.config import Config
 from nd.files import atomic_path
 from nd.generate.base import Reconstructions, to_uint8
 from nd.generate.plan import Plan, plan_for
-from nd.generate.sampler import GuidedSampler, Sampled, point_of
+from nd.generate.sampler import GuidedSampler, Preview, Sampled, point_of
 from nd.generate.trajectories import Point, noise_for, shared_noise
 
 
@@ -51,6 +51,8 @@ class Previews:
 
 class GuidedDiffusion:
     """The guided sampler with the noise that belongs to each image and repeat."""
+
+    steered_by = "guidance.kappa"
 
     def __init__(
         self,
@@ -91,13 +93,16 @@ class GuidedDiffusion:
         noise = self._noise(image_ids).to(features["z"].device)
         preview = functools.partial(self.previews.write, image_ids) if self.previews else None
         self.sampler.watch = self.watch
-        found = self.sampler.sample(features["z"], features["c"], features.get("g"), noise, preview)
+        found = self._sampled(features, noise, preview)
         self.previews = None  # of the first batch alone
         truncate = self.sampler.arithmetic.truncate
         return [
             Reconstructions(to_uint8(one.images, truncate=truncate), self._failed(point, one, image_ids))
             for point, one in zip(self.sampler.points, found, strict=True)
         ]
+
+    def _sampled(self, features: Mapping[str, Tensor], noise: Tensor, preview: Preview | None) -> list[Sampled]:
+        return self.sampler.sample(features["z"], features["c"], features.get("g"), noise, preview)
 
     def _noise(self, image_ids: Sequence[int]) -> Tensor:
         shape = self.sampler.backbone.latent_shape
@@ -112,7 +117,7 @@ class GuidedDiffusion:
             failed.setdefault(
                 int(image_ids[row]),
                 f"image {image_ids[row]}, repeat {repeat}: the latents stopped being finite at step "
-                f"{int(sampled.stopped[row, repeat])} of {n_steps} with guidance.kappa={point.kappa}",
+                f"{int(sampled.stopped[row, repeat])} of {n_steps} with {self.steered_by}={point.kappa}",
             )
         return failed
 

@@ -68,7 +68,7 @@ class BrainDiffuserSettings(ImageToImageSettings):
     vdvae_draws: str = opt("mode", DRAWS, choices=("mode", "sample"))
     versatile: str = opt(
         "shi-labs/versatile-diffusion",
-        "Versatile Diffusion in diffusers' layout: hub id or local folder",
+        "Versatile Diffusion in diffusers' layout: hub id, local folder, or package://<name>",
         identity=False,
         weights=True,
     )

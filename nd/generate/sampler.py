@@ -27,16 +27,29 @@ from nd.generate.guidance import (
     VARIANTS,
     Arithmetic,
     FeatureGuidance,
+    check_guidance,
     guided_noise,
     image_decoder,
     kappa_at,
     layer_weights,
 )
 from nd.generate.plan import Plan, in_parts
-from nd.generate.trajectories import Point, Track, Trajectories, add_noise, build_schedule, ddim_step, tracks_at
+from nd.generate.trajectories import (
+    Point,
+    Strength,
+    Track,
+    Trajectories,
+    add_noise,
+    build_schedule,
+    ddim_step,
+    tracks_at,
+)
 
 LOSS_SCALE = {torch.float16: 2.0**16}  # the released code's kappa, inside the loss, serves it in the same way
 Preview = Callable[[int, Tensor], object]
+Tracks = dict[Strength, Track]
+GuidedStep = Callable[[Tracks, int, Tensor], Tracks]  # of tracks, step and condition (S, T, D)
+Added = Callable[[Tensor], Sequence[Tensor]]  # rows (S,) of samples to what is added inside the UNet for them
 # What each kind of work costs a sample, in steps without feature guidance, by the operations of Stable Diffusion v1.4
 # at 512 px. For the progress bar alone.
 COST = {"guided": 4.0, "plain": 1.0, "decode": 1.5}
@@ -84,7 +97,7 @@ class GuidedSampler:
         Raises:
             UserError: settings out of range, or layers without a weight.
         """
-        check(cfg)
+        check_guidance(cfg)
         arrange(backbone)
         self.cfg, self.backbone, self.guidance = cfg, backbone, cfg.guidance
         self.arithmetic = arithmetic or VARIANTS[cfg.method.variant]
@@ -149,16 +162,26 @@ class GuidedSampler:
         Raises:
             UserError: features of another backbone.
         """
-        n_repeats, self._done = noise.shape[1], 0.0
         self._check_shapes(z, c, g)
+        g_SLTD = spread(g, noise.shape[1]) if g is not None and self.tower is not None else None
+
+        def guided(tracks: Tracks, step: int, c_STD: Tensor) -> Tracks:
+            assert g_SLTD is not None
+            return self._guided_step(tracks, step, c_STD, g_SLTD)
+
+        return self._walked(z, c, noise, guided, preview)
+
+    def _walked(
+        self, z: Tensor, c: Tensor, noise: Tensor, guided: GuidedStep, preview: Preview | None
+    ) -> list[Sampled]:
+        """Take the tracks of all points through all steps; `guided` takes those that are steered one step further."""
+        n_repeats, self._done = noise.shape[1], 0.0
         walk = Trajectories(self.points, add_noise(spread(z, n_repeats), noise.flatten(0, 1), self.schedule.start))
         c_STD = spread(c, n_repeats)
-        g_SLTD = spread(g, n_repeats) if g is not None and self.tower is not None else None
         for step in range(len(self.schedule)):
             walk.branch(step)
             if walk.guided:
-                assert g_SLTD is not None
-                walk.guided = self._guided_step(walk.guided, step, c_STD, g_SLTD)
+                walk.guided = guided(walk.guided, step, c_STD)
             # Each track by itself: in the parts it has alone, so that the images are those it gives alone.
             walk.plain = {point: self._plain_step(track, step, c_STD) for point, track in walk.plain.items()}
             if preview is not None:
@@ -190,19 +213,23 @@ class GuidedSampler:
         # A clone is an ordinary tensor again.
         return Sampled(images.clone().unflatten(0, (-1, n_repeats)), track.stopped.clone().view(-1, n_repeats))
 
-    def _plain_step(self, track: Track, step: int, c_STD: Tensor) -> Track:
-        """Take an unguided track one step further."""
+    def _plain_step(self, track: Track, step: int, c_STD: Tensor, added: Added = lambda rows: ()) -> Track:
+        """Take a track that no gradient guides one step further."""
         t, abar, after = self._at(step)
+        rows = torch.arange(len(c_STD), device=c_STD.device)
         with torch.inference_mode():
-            eps = self._in_parts("plain", lambda z, c: self.denoise(z, t, c, abar), track.z, c_STD)
+            eps = self._in_parts(
+                "plain", lambda z, c, at: self.denoise(z, t, c, abar, added=added(at)), track.z, c_STD, rows
+            )
             return track.moved(ddim_step(track.z, eps, abar, after), step)
 
-    def _guided_step(self, tracks: dict[float, Track], step: int, c_STD: Tensor, g_SLTD: Tensor) -> dict[float, Track]:
+    def _guided_step(self, tracks: Tracks, step: int, c_STD: Tensor, g_SLTD: Tensor) -> Tracks:
         """Take guided tracks, by kappa, one step further; in the first step all still hold the same latents."""
         _, abar, after = self._at(step)
-        moved: dict[float, Track] = {}
+        moved: Tracks = {}
         known: tuple[Tensor, Tensor] | None = None
         for kappa, track in tracks.items():
+            assert isinstance(kappa, float | int)
             if known is None or step > 0:
                 known = self._steered(track.z, step, c_STD, g_SLTD)
             eps, gradient = known
@@ -265,20 +292,6 @@ def arrange(backbone: Backbone) -> None:
     """Lay the weights of convolutions out as the device likes them: colours last, but for the UNet on a CPU."""
     for network in (backbone.vae, *([backbone.unet] if backbone.device.type == "cuda" else [])):
         network.to(memory_format=torch.channels_last)
-
-
-def check(cfg: Config) -> None:
-    """Raise UserError for guidance that is out of range, or layers without a weight."""
-    guidance, layers = cfg.guidance, guiding_layers(cfg)
-    if not 0 <= guidance.eta <= 1:
-        raise UserError(f"guidance.eta={guidance.eta} is the guided share of the steps and lies in [0, 1].")
-    if not guidance.kappa >= 0:
-        raise UserError(f"guidance.kappa={guidance.kappa} must be at least 0; 0 switches guidance off.")
-    if guidance.kappa > 0 and len(guidance.layer_weights) != len(layers):
-        raise UserError(
-            f"guidance.layer_weights has {len(guidance.layer_weights)} weights for {len(layers)} layers "
-            f"(target.layers={layers}). Give one weight per layer."
-        )
 
 
 def spread(x: Tensor, n_repeats: int) -> Tensor:

@@ -160,17 +160,20 @@ def ddim_step(z: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_next: float) -
     return alpha_bar_next**0.5 * predict_x0(z, eps, alpha_bar) + (1 - alpha_bar_next) ** 0.5 * eps
 
 
+Strength = float | tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class Point:
     """What a sweep varies."""
 
-    kappa: float
+    kappa: Strength  # of feature guidance, or the weight of each of several adapters
     n_guided: int  # the first steps of the schedule
 
     @property
     def key(self) -> Point:
         """Equal for points with equal images."""
-        return self if self.kappa > 0 and self.n_guided > 0 else Point(0.0, 0)
+        return self if np.any(np.greater(self.kappa, 0)) and self.n_guided > 0 else Point(0.0, 0)
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ class Trajectories:
         """
         self.points = {point.key for point in points}
         origin = Track(start, torch.zeros(len(start), dtype=torch.long, device=start.device))
-        kappas = sorted({point.kappa for point in self.points if point.n_guided})
+        kappas = sorted({point.kappa for point in self.points if point.n_guided}, key=lambda k: np.ravel(k).tolist())
         self.guided = dict.fromkeys(kappas, origin)
         self.plain: dict[Point, Track] = {point: origin for point in self.points if not point.n_guided}
 
@@ -222,11 +225,15 @@ class Trajectories:
         return self.plain[point.key]
 
 
-def tracks_at(points: Sequence[Point], step: int) -> tuple[int, int]:
+def tracks_at(points: Sequence[Point], step: int, *, shared_first: bool = True) -> tuple[int, int]:
     """Return how many tracks are guided in a step, counted from 0, and how many are not.
 
-    In the first step all guided tracks hold the same latents, and count once.
+    Args:
+        points: of a sweep.
+        step: counted from 0.
+        shared_first: in the first step all guided tracks hold the same latents, and count once.
     """
     keys = {point.key for point in points}
     kappas = {point.kappa for point in keys if point.n_guided > step}
-    return len(kappas) if step else min(1, len(kappas)), sum(point.n_guided <= step for point in keys)
+    once = step == 0 and shared_first
+    return min(1, len(kappas)) if once else len(kappas), sum(point.n_guided <= step for point in keys)

@@ -23,8 +23,8 @@ from nd.config.application import report
 from nd.config.check import build
 from nd.config.fields import share_of
 from nd.errors import UserError
-from nd.generate.guidance import FeatureGuidance, guided_noise, image_decoder, kappa_at, layer_weights
-from nd.generate.sampler import LOSS_SCALE, check, spread
+from nd.generate.guidance import FeatureGuidance, check_guidance, guided_noise, image_decoder, kappa_at, layer_weights
+from nd.generate.sampler import LOSS_SCALE, spread
 from nd.interface.array_scores import channels_last
 from nd.metrics.images import check_images, to_float
 
@@ -66,7 +66,7 @@ def guide_pipeline(
     config, checked = build({"guidance": values, "target": {"name": "g", "layers": list(layers)}})
     if checked.all:
         raise UserError(report(checked.all))
-    check(config)
+    check_guidance(config)
     wanted = features if isinstance(features, Tensor) else torch.as_tensor(np.asarray(features))
     guide = PipelineGuide(pipeline, tower, wanted.detach().float(), config)
     handle = pipeline.unet.register_forward_hook(guide, with_kwargs=True)

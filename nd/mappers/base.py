@@ -6,7 +6,7 @@ Shapes: N images, V voxels, P numbers of a flattened target.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,6 +58,7 @@ class FoldData:
         targets: reader that refuses every other image.
         groups: cover all columns of the target, in order.
         train_order, val_order: (N,) numbers that rise as the rows' trials were measured; None: as the rows stand.
+        unlabelled_ids: (M,) further images whose targets may be read, without responses; none unless a mapper asks.
     """
 
     train_voxels: NDArray[np.float32]
@@ -68,6 +69,7 @@ class FoldData:
     groups: tuple[Group, ...]
     train_order: NDArray[Any] | None = None
     val_order: NDArray[Any] | None = None
+    unlabelled_ids: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
 
 class Mapper(Protocol):

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from nd.config import Config
-from nd.data.prepared import Subject, mean_betas, single_betas
+from nd.data.prepared import Subject, images_without_voxels, mean_betas, single_betas
 from nd.data.splits import Fold, Split
 from nd.data.subject import single_rows
 from nd.errors import UserError
@@ -32,6 +32,8 @@ from nd.targets.registry import column_groups
 from nd.targets.store import TargetStore
 
 log = logging.getLogger(__name__)
+
+NO_IMAGES = np.empty(0, np.int32)
 
 
 def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprint: str) -> Origin:
@@ -54,21 +56,24 @@ def origin_of(cfg: Config, subject: Subject, split: Split, fold: int, fingerprin
     )
 
 
-def fold_data(cfg: Config, subject: Subject, fold: Fold, store: Path) -> FoldData:
+def fold_data(
+    cfg: Config, subject: Subject, fold: Fold, store: Path, unlabelled_ids: NDArray[np.int32] = NO_IMAGES
+) -> FoldData:
     """Return responses (`mapper.trials`) and targets of a fold's training and validation images, no others.
 
     Args:
         store: the features of `cfg.target`.
+        unlabelled_ids: images whose targets may be read beside these, without responses.
     """
-    targets = control_of(cfg, TargetStore(store, allowed_ids=fold.seen), fold.seen)
+    allowed = np.union1d(fold.seen, unlabelled_ids)
+    targets = control_of(cfg, TargetStore(store, allowed_ids=allowed), fold.seen)
     groups = tuple(Group(*part) for part in column_groups(cfg.target, targets.shape))
     if getattr(cfg.mapper, "trials", "mean") == "single":
         (train, train_ids), (val, val_ids) = (single_betas(subject, ids) for ids in (fold.train, fold.val))
         orders = (subject.trial[single_rows(subject, ids)] for ids in (fold.train, fold.val))
         return FoldData(train, val, train_ids, val_ids, targets, groups, *orders)
-    return FoldData(
-        mean_betas(subject, fold.train), mean_betas(subject, fold.val), fold.train, fold.val, targets, groups
-    )
+    train, val = (mean_betas(subject, ids) for ids in (fold.train, fold.val))
+    return FoldData(train, val, fold.train, fold.val, targets, groups, unlabelled_ids=unlabelled_ids)
 
 
 def fit_fold(
@@ -88,7 +93,8 @@ def fit_fold(
     path = checkpoint_path(folder, fold)
     if not is_saved(path):
         features, own = TargetStore(store), split.folds[fold]
-        data, mapper = fold_data(cfg, subject, own, store), build_mapper(cfg.mapper, device)
+        others = images_without_voxels(cfg, fold) if getattr(cfg.mapper, "unlabelled", False) else NO_IMAGES
+        data, mapper = fold_data(cfg, subject, own, store, others), build_mapper(cfg.mapper, device)
         with scratch_folder(folder) as scratch:
             if cfg.mapper.keeps_some:
                 mapper.keep_columns(select_columns(cast(LinearSettings, cfg.mapper), data, device, scratch))

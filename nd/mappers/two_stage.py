@@ -5,9 +5,9 @@ Shapes: N images, V voxels, P numbers of a flattened target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -18,7 +18,11 @@ from nd.config import MapperConfig, NetworkConfig
 from nd.data.scaling import Scaler
 from nd.mappers.network.heads import TargetSlice
 from nd.mappers.network.network import Network, predict_slices
+from nd.mappers.network.trunk import Front, SubjectLayers
 from nd.mappers.statistics import TargetScale
+
+if TYPE_CHECKING:
+    from nd.data.subject import Subject
 
 IMAGES_AT_ONCE = 64
 
@@ -44,6 +48,33 @@ class TwoStage:
         self._details = details
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    # ---- how voxels come in: what mappers of another front end replace -----------------------------------------------
+
+    @classmethod
+    def front(cls, config: MapperConfig, subjects: Sequence[Subject], seed: int) -> Front:
+        """Return how the voxels of some subjects come into a network that is to be trained.
+
+        Args:
+            config: of the mapper.
+            subjects: seen through their ROI.
+            seed: of what is drawn.
+        """
+        return SubjectLayers({subject.name: subject.n_voxels for subject in subjects})
+
+    @classmethod
+    def stand_in(cls, config: MapperConfig, n_voxels: Mapping[str, int]) -> Front:
+        """Return a front for estimates of memory, of which the numbers of voxels by subject are known alone."""
+        return SubjectLayers(n_voxels)
+
+    @classmethod
+    def restored_front(
+        cls, config: MapperConfig, subject: str, n_voxels: int, state: Mapping[str, NDArray[Any]]
+    ) -> Front:
+        """Return the front of a checkpoint, whose arrays are `state`."""
+        return SubjectLayers({subject: n_voxels})
+
+    # ---- made, stored, restored --------------------------------------------------------------------------------------
+
     @classmethod
     def of(
         cls,
@@ -54,27 +85,27 @@ class TwoStage:
         scaler: Scaler,
         scale: TargetScale,
         details: dict[str, Any],
-    ) -> TwoStage:
+    ) -> Self:
         """Return the mapper of one target and subject, out of a network that may know several.
 
         Args: as of the class; details: how it was trained, to which what `restore` needs is added.
         """
         slices = [part for part in network.slices if part.target == target]
-        n_voxels = {subject: len(scaler.mean)}
-        own = Network(network.config, slices, n_voxels, network.variant)
+        own = Network(network.config, slices, network.front.of(subject), network.variant)
         weights = {name: value for name, value in network.state_dict().items() if name in own.state_dict()}
         own.load_state_dict(weights)
         known = {"network": asdict(network.config), "variant": network.variant, "subject": subject, "seed": seed}
         return cls(own, subject, seed, scaler, scale, {**details, **known, "parts": [asdict(part) for part in slices]})
 
     @classmethod
-    def restore(cls, config: MapperConfig, state: Mapping[str, NDArray[Any]], details: dict[str, Any]) -> TwoStage:
+    def restore(cls, config: MapperConfig, state: Mapping[str, NDArray[Any]], details: dict[str, Any]) -> Self:
         """Return a trained mapper from what `state` and `details` gave."""
         slices = [TargetSlice(**{**part, "shape": tuple(part["shape"])}) for part in details["parts"]]
         scaler = Scaler(mean=np.asarray(state["voxel_mean"]), scale=np.asarray(state["voxel_scale"]))
         scale = TargetScale(np.asarray(state["target_mean"]), np.asarray(state["target_std"]))
-        subject, n_voxels = details["subject"], len(scaler.mean)
-        network = Network(NetworkConfig(**details["network"]), slices, {subject: n_voxels}, details["variant"])
+        subject = details["subject"]
+        front = cls.restored_front(config, subject, len(scaler.mean), state)
+        network = Network(NetworkConfig(**details["network"]), slices, front, details["variant"])
         weights = {name: value for name, value in state.items() if name.startswith("network.")}
         network.load_state_dict({n.removeprefix("network."): torch.tensor(v) for n, v in weights.items()})
         return cls(network, subject, details["seed"], scaler, scale, details)
@@ -85,9 +116,10 @@ class TwoStage:
         return None
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return weights, and statistics of voxels and target."""
+        """Return weights, statistics of voxels and target, and what the front keeps of the subject."""
         weights = {f"network.{name}": value.cpu().numpy() for name, value in self.network.state_dict().items()}
         statistics = {"voxel_mean": self.scaler.mean, "voxel_scale": self.scaler.scale}
+        statistics |= self.network.front.arrays(self.subject)
         return weights | statistics | {"target_mean": self.scale.mean, "target_std": self.scale.scale}
 
     def details(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from functools import cache
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from nd.config.components import external_components
+from nd.config.plugins import external_components
 
 if TYPE_CHECKING:
     from nd.config import ProtocolConfig

@@ -14,7 +14,14 @@ from nd.config.schema import ALL, Config
 from nd.errors import UserError
 from nd.files import sha256_json
 from nd.runs.folder import RunFolder
-from nd.runs.identity import VERBS, extracted_identity, prepared_identity, reads_predictions, reads_targets
+from nd.runs.identity import (
+    VERBS,
+    extracted_identity,
+    mapper_of,
+    prepared_identity,
+    reads_predictions,
+    reads_targets,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +65,17 @@ class Step:
 
 
 def extracted(cfg: Config) -> list[str]:
-    """The targets that ``extract`` computes."""
-    return list(cfg.method.targets) if cfg.target.name == ALL else [cfg.target.name]
+    """The targets that ``extract`` computes: one, or all of the method and those that only teach their mappers."""
+    if cfg.target.name != ALL:
+        return [cfg.target.name]
+    return list(dict.fromkeys([*cfg.method.targets, *teachers(cfg)]))
+
+
+def teachers(cfg: Config) -> list[str]:
+    """The targets that teach auxiliary heads of the method's mappers, where those are trained."""
+    every = [cfg.decoding(name) for name in cfg.method.targets] if reads_predictions(cfg) else []
+    trained = [one.training for one in every if mapper_of(one).trained]
+    return [training.aux_target for training in trained if training.aux_target and training.aux_weight]
 
 
 def steps_of(cfg: Config) -> list[Step]:
@@ -67,7 +83,8 @@ def steps_of(cfg: Config) -> list[Step]:
     per_target = [cfg.with_target(name) for name in cfg.method.targets] if reads_targets(cfg) else []
     steps = [Step("prepare", cfg)]
     if per_target:
-        steps.append(Step("extract", per_target[0] if len(per_target) == 1 else cfg.with_target(ALL)))
+        alone = len(per_target) == 1 and not teachers(cfg)
+        steps.append(Step("extract", per_target[0] if alone else cfg.with_target(ALL)))
     if reads_predictions(cfg):
         steps += [*(Step("train", one) for one in per_target), Step("predict", cfg)]
     return [*steps, Step("reconstruct", cfg), Step("evaluate", cfg)]

@@ -10,13 +10,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nd.backbone.weights import local_folder
+from nd.backbone.weights import folders_of, local_folder
 from nd.config.components import component
 from nd.config.fields import declared
 from nd.config.schema import Config
 from nd.data.pieces import recorded_hash
 from nd.data.splits import BY_CLUSTER, CLUSTERS
-from nd.files import sha256_file, sha256_json
+from nd.files import located, sha256_file, sha256_json
 from nd.runs.identity import generator_of, mapper_of, trained_together
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt", ".bin", ".pt")
@@ -39,7 +39,7 @@ def _own_weights(verb: str, cfg: Config) -> list[Path]:
         ran = [name for name in generator_of(cfg).parts(cfg) if name in cfg.method.targets]
         owners = [cfg.method, *(cfg.decoding(name).target for name in ran)]
     given = [str(getattr(one, item.name)) for one in owners for item in fields(one) if declared(item).weights]
-    return [Path(text).expanduser() for text in sorted(set(given)) if text]
+    return [located(text) for text in sorted(set(given)) if text]
 
 
 def _weight_files(verb: str, cfg: Config) -> list[Path]:
@@ -49,7 +49,7 @@ def _weight_files(verb: str, cfg: Config) -> list[Path]:
     folders |= {part: folder for part, given in single.items() if given and (folder := local_folder(given))}
     wanted = [folders[part] for part in _parts(verb, cfg) if part in folders]
     given = _own_weights(verb, cfg)
-    wanted += [path for path in given if path.is_dir()]
+    wanted += [folder for path in given if path.is_dir() for folder in folders_of(path)]
     inside = (path for folder in wanted for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES)
     return sorted({*inside, *(path for path in given if path.is_file())})
 

@@ -1,7 +1,7 @@
 """The images of a table beside their stimuli: which images are shown, and the grid as a PNG.
 
 Images are chosen by a fixed rule, so none is picked for its looks: all test images are ranked by the PixCorr of the
-first row shown that decodes, and the shown ones lie evenly from the best to the worst.
+last row shown that decodes, and the shown ones lie evenly from the best to the worst.
 
 K images shown, L rows of images, H W image.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +36,11 @@ class Gallery:
 
     labels: list[str]
     images: list[NDArray[np.uint8]]  # per label, (K, H, W, 3)
-    scores: list[list[float | None]]  # PixCorr of each image's images; None for the stimuli
+    scores: list[list[float | None]]  # of each image in the metric they are ranked by; None for the stimuli
     image_ids: list[int]
     ranks: list[int]
     rule: str
+    score_title: str = "PixCorr"
 
     def lines(self) -> Iterator[tuple[str, list[str], list[float | None]]]:
         """Label, images as URIs, and scores of each row."""
@@ -52,6 +53,33 @@ def evenly_ranked(values_N: NDArray[np.float64], n_shown: int) -> NDArray[np.int
     order = np.argsort(-values_N, kind="stable")
     ranks = np.unique(np.linspace(0, len(order) - 1, min(n_shown, len(order))).round().astype(int))
     return order[ranks]
+
+
+def ranked_row(table: Table, subject: str, among: Collection[str] = ()) -> TableRow:
+    """Return the row by whose scores the images are ranked: the last of the spec's ``images`` rows that decodes.
+
+    Args:
+        table: with rows of the subject.
+        subject: whose.
+        among: labels of rows that may be taken; none: all.
+    """
+    rows = [row for row in table.rows if row.subject == subject and (not among or row.row.label in among)]
+    order = {label: k for k, label in enumerate(table.spec.images)}
+    rows.sort(key=lambda row: order.get(row.row.label, -1))
+    shown = [row for row in rows if row.row.label in order] or rows
+    return next((row for row in reversed(shown) if row.row.role == "method"), shown[0])
+
+
+def ranking(table: Table, row: TableRow) -> tuple[str, str, NDArray[np.float64]]:
+    """Return by which metric a row's images are ranked: PixCorr where it has that, else its first column.
+
+    Returns:
+        The metric, its title, and a number for each image (N,), the higher the better.
+    """
+    metric = next(name for name in (RANKED_BY, *(c.metric for c in table.columns)) if name in row.per_image)
+    titles = {RANKED_BY: "PixCorr"} | {column.metric: column.title for column in table.columns}
+    lower = metric in row.run.scores and row.run.scores[metric].better == "lower"
+    return metric, titles[metric], -row.per_image[metric] if lower else row.per_image[metric]
 
 
 def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
@@ -68,22 +96,23 @@ def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
     rows.sort(key=lambda row: table.spec.images.index(row.row.label))
     if not rows:
         raise UserError(f"table {table.spec.name} shows no images. Name rows of it in its spec as `images:`.")
-    ranked = next((row for row in reversed(rows) if row.row.role == "method"), rows[0])
-    columns = ranked.per_image
-    chosen = evenly_ranked(columns[RANKED_BY], n_shown)
+    ranked = ranked_row(table, table.subjects[0])
+    columns, (metric, title, goodness) = ranked.per_image, ranking(table, ranked)
+    chosen = evenly_ranked(goodness, n_shown)
     ids = [int(i) for i in columns["image_id"][chosen]]
-    order = np.argsort(-columns[RANKED_BY], kind="stable")
+    order = np.argsort(-goodness, kind="stable")
     stimuli = Stimuli(stimuli_path(rows[0].entry.cfg)).images(np.array(ids))
     return Gallery(
         labels=["stimulus", *(row.label for row in rows)],
         images=[stimuli, *(_images(row, ids) for row in rows)],
-        scores=[[None] * len(ids), *(_scores(row, ids) for row in rows)],
+        scores=[[None] * len(ids), *(scores_of(row, metric, ids) for row in rows)],
         image_ids=ids,
         ranks=[int(np.flatnonzero(order == position)[0]) + 1 for position in chosen],
         rule=(
-            f"Images are not picked by eye: the {len(columns['image_id'])} test images are ranked by PixCorr of "
+            f"Images are not picked by eye: the {len(columns['image_id'])} test images are ranked by {title} of "
             f"'{ranked.row.label}', and those shown lie evenly from the best to the worst. First repeat of each."
         ),
+        score_title=title,
     )
 
 
@@ -94,10 +123,13 @@ def _images(row: TableRow, ids: list[int]) -> NDArray[np.uint8]:
         return np.stack([np.asarray(handle["images"][position[image_id], 0]) for image_id in ids])
 
 
-def _scores(row: TableRow, ids: list[int]) -> list[float | None]:
+def scores_of(row: TableRow, metric: str, ids: Sequence[int]) -> list[float | None]:
+    """Return a row's scores of some images in one metric, None where it has none."""
     columns = row.per_image
-    by_id = dict(zip(columns["image_id"].astype(int).tolist(), columns[RANKED_BY].tolist(), strict=True))
-    return [by_id[image_id] for image_id in ids]
+    if metric not in columns:
+        return [None] * len(ids)
+    by_id = dict(zip(columns["image_id"].astype(int).tolist(), columns[metric].tolist(), strict=True))
+    return [None if np.isnan(by_id[image_id]) else by_id[image_id] for image_id in ids]
 
 
 def data_uri(data: bytes, kind: str) -> str:

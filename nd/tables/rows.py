@@ -14,6 +14,7 @@ from nd.errors import UserError
 from nd.evaluation.scores import PerImage, RunScores
 from nd.metrics.measures import columns
 from nd.runs.folder import RunFolder
+from nd.runs.identity import generator_of
 from nd.tables.specs import Column, Entry, Row
 
 
@@ -41,8 +42,19 @@ class TableRow:
 
     @property
     def label(self) -> str:
-        """The row's label, with its role unless it is a method."""
-        return self.row.label if self.row.role == "method" else f"{self.row.label} ({self.row.role})"
+        """The row's label, with its role unless it is a method, and the variant where that needs a note."""
+        marks = [*([] if self.row.role == "method" else [self.row.role]), *([self.variant] if self.note else [])]
+        return f"{self.row.label} ({', '.join(marks)})" if marks else self.row.label
+
+    @property
+    def note(self) -> str:
+        """What the row's generator declares that every table says of it; mostly nothing."""
+        return generator_of(self.entry.cfg).note
+
+    @property
+    def variant(self) -> str:
+        """Whose arithmetic the row's generator follows."""
+        return str(getattr(self.entry.cfg.method, "variant", "nd"))
 
 
 def refuse_incomparable(columns: Sequence[Column], table: str, rows: Sequence[TableRow]) -> None:

@@ -17,6 +17,7 @@ from nd.evaluation.scores import RunScores, Score, read_scores
 from nd.files import atomic_path, sha256_json, write_text
 from nd.runs.catalogue import MAIN_SCORES
 from nd.runs.folder import RunFolder
+from nd.runs.identity import generator_of
 from nd.tables.csv_export import as_csv
 from nd.tables.specs import Entry
 
@@ -125,6 +126,9 @@ class SweepTable:
             yield "Points differ in protocol or images: their scores do not compare."
         if set(self.keys) - NO_CHOICE and any(row.entry.cfg.part == "test" for row in self.rows):
             yield ON_TEST
+        yield from dict.fromkeys(
+            f"{row.entry.cfg.method.name}: {note}." for row in self.rows if (note := generator_of(row.entry.cfg).note)
+        )
         if any(row.entry.cfg.debug.name != "off" for row in self.rows):
             yield "Made in debug sizes: the numbers mean nothing."
         if any(row.run and row.run.oracle for row in self.rows):

@@ -25,6 +25,7 @@ ROLE_NOTES = {
     "floor": "floor: no image is generated; what a method should beat",
     "reference": "reference: another decoder, for comparison",
 }
+DEBUG_NOTE = "Made in debug sizes: the numbers mean nothing."
 
 
 def follows_release(cfg: Config) -> bool:
@@ -44,8 +45,14 @@ class Table:
 
     @property
     def title(self) -> str:
-        """The spec's title and whether the voxels were measured or simulated."""
-        return f"{self.spec.title} - {'simulated' if self.rows[0].run.simulated else 'measured'} fMRI"
+        """The spec's title, whether the voxels were measured or simulated, and whether sizes are those of debugging."""
+        kind = "simulated" if self.rows[0].run.simulated else "measured"
+        return f"{self.spec.title} - {kind} fMRI{f'. {DEBUG_NOTE}' if self.debug else ''}"
+
+    @property
+    def debug(self) -> bool:
+        """Whether any row was made in debug sizes."""
+        return any(row.entry.cfg.debug.name != "off" for row in self.rows)
 
     @property
     def caption(self) -> str:
@@ -101,9 +108,11 @@ class Table:
         released = dict.fromkeys(
             (row.row.label, row.entry.cfg.method.name) for row in self.rows if follows_release(row.entry.cfg)
         )
+        declared = dict.fromkeys((row.row.label, row.variant, row.note) for row in self.rows if row.note)
         return [
             *(ROLE_NOTES[role] for role in roles if role in ROLE_NOTES),
             *(f"{label}: {note}" for label, note in own),
+            *(f"{label}: variant {variant}, {note}" for label, variant, note in declared),
             *(
                 f"{label}: follows released code; conf/method/{name}.yaml says what is done instead of what that does"
                 for label, name in released

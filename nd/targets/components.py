@@ -19,7 +19,7 @@ TOWER_BLOCKS = 12  # blocks of the image towers in use (ViT-B/32 and the shipped
 POSTERIORS = ("mode", "sample")
 POSTERIOR = "mean of the encoder's posterior, or a sample that is a function of the image id"
 CAPTIONS = "captions averaged per image; 0: all"
-CLIP = "CLIP model in transformers' layout, hub id or local folder"
+CLIP = "CLIP model: hub id, folder in transformers' layout, or a backbone's, whose image tower is read as one"
 
 
 @dataclass(kw_only=True)
@@ -100,7 +100,7 @@ class VdvaeTarget(TargetConfig):
     vdvae_layers: int = opt(31, "vdvae: decoder layers whose latents are taken, from the coarsest on")
     vdvae: str = opt(
         "",
-        "vdvae: imagenet64-iter-1600000-model-ema.th, or the same tensors as safetensors",
+        "vdvae: imagenet64-iter-1600000-model-ema.th, or safetensors of a VDVAE of any size",
         identity=False,
         path=True,
         weights=True,

@@ -19,6 +19,7 @@ from nd.backbone.loading import Backbone
 from nd.backbone.reading import freeze, reading
 from nd.backbone.weights import hash_file
 from nd.errors import UserError
+from nd.files import located
 from nd.targets.base import Items, Needs, library
 from nd.targets.components import InstanceTarget
 
@@ -85,7 +86,7 @@ class InstanceFeatures:
 
 def find_swav(path: str) -> Path:
     """Return the file with SwAV's weights. UserError: there is none."""
-    file = Path(path).expanduser()
+    file = located(path)
     if path and file.is_file():
         return file
     arrived = f"target.swav={path}: no such file." if path else "target.swav is not set."

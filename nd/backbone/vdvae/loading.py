@@ -17,6 +17,7 @@ from nd.backbone.vdvae.model import Vdvae
 from nd.backbone.vdvae.shape import FILE, IMAGENET64, SIZE, URL, VdvaeShape
 from nd.backbone.weights import hash_file
 from nd.errors import UserError
+from nd.files import located
 
 FIELD = "target.vdvae"
 PREFIX = "module."  # what PyTorch's wrapper for several devices puts before every name
@@ -32,7 +33,7 @@ def save_vdvae(path: Path, model: Vdvae) -> None:
 
 def shape_of(path: str | Path) -> VdvaeShape:
     """Return the sizes of the network in a file: those it says, else the published ones."""
-    file = Path(path).expanduser()
+    file = located(path)
     if file.suffix != ".safetensors" or not file.is_file():
         return IMAGENET64
     try:
@@ -82,7 +83,7 @@ def vdvae_of(backbone: Backbone, path: str, precision: str, shape: VdvaeShape | 
 
 def find_vdvae(path: str | Path) -> Path:
     """The file with the weights; where there is none, a UserError that says where it comes from."""
-    file = Path(path).expanduser()
+    file = located(path)
     if str(path) and file.is_file():
         return file
     arrived = f"{FIELD}={path}: no such file." if str(path) else f"{FIELD} is not set."

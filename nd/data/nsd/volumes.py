@@ -59,7 +59,7 @@ def read_mask(root: Path, subject: str, mask: str) -> Mask:
         names = sorted(p.name.removesuffix(".nii.gz") for p in path.parent.glob("*.nii.gz"))
         hint = "" if own else f"{did_you_mean(mask, names)} ROI volumes there: {', '.join(names) or 'none'}."
         raise UserError(f"data.mask={mask}: {path} does not exist.{hint}")
-    volume = _labels(path, read_volume(path))
+    volume = whole_labels(path, read_volume(path))
     ijk = np.argwhere(volume > 0)
     if not len(ijk):
         raise UserError(f"{path} holds no voxel above 0, so nothing would be kept. Choose another data.mask.")
@@ -94,7 +94,7 @@ def read_rois(root: Path, subject: str, mask: Mask) -> dict[str, NDArray[np.bool
         if not path.is_file():
             LOG.warning("%s is missing; the ROIs of %s are left out", path, name)
             continue
-        values = _labels(path, mask.take(on_grid(path, mask)))
+        values = whole_labels(path, mask.take(on_grid(path, mask)))
         _add(rois, name, values > 0, path)
         if name != "nsdgeneral":
             for label, text in _names(root, subject, name, values).items():
@@ -108,8 +108,8 @@ def read_rois(root: Path, subject: str, mask: Mask) -> dict[str, NDArray[np.bool
     return rois
 
 
-def _labels(path: Path, values: NDArray[Any]) -> NDArray[np.int64]:
-    """The labels of a volume, which may have been saved again with a scale."""
+def whole_labels(path: Path, values: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the labels of a volume, which may have been saved again with a scale. UserError: they are fractions."""
     advice = "Labels and masks are whole numbers, 0 outside: cut a map off at a threshold first (values > 0.5)."
     return whole_numbers(values, str(path), lowest=-1000, within=RESAVED, advice=advice)
 

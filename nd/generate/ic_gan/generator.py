@@ -16,6 +16,7 @@ from torch.nn import functional
 from nd.backbone.reading import freeze, reading
 from nd.config import Config
 from nd.errors import UserError
+from nd.files import located
 from nd.generate.base import Reconstructions, to_uint8
 from nd.generate.ic_gan.network import Generator, Shape
 from nd.generate.plan import in_parts
@@ -40,7 +41,7 @@ def load_generator(path: str | Path, device: torch.device) -> Generator:
     Raises:
         UserError: there is no file, it is damaged, or its tensors are not those of such a generator.
     """
-    file = Path(path).expanduser()
+    file = located(path)
     if not str(path) or not file.is_file():
         raise UserError(f"method.weights={path or chr(39) * 2}: no such file. Generator ic_gan needs weights. {REMEDY}")
     with reading("the weights of generator ic_gan", file):

@@ -1,5 +1,10 @@
 """MindDiffuser's generator: decoded z, c and g to images, R per image.
 
+Where ``trainer.previews=<folder>`` asks for it, the first batch of a run is recorded there, which `nd report` shows
+(Fig. 6 of the paper): image-<id>-step-<iteration>.png of its first image every 10 iterations, repeats side by side, and
+losses.csv of all its images with the columns image_id, repeat, iteration (from 0) and loss, no row where a sample had
+stopped.
+
 B images, R repeats, S = B * R samples, C h w latent.
 """
 

@@ -47,6 +47,11 @@ class Draws:
         """Return the draws of one process that has all rows."""
         return cls(seed, 0, 0, torch.arange(n_rows, device=device), n_rows)
 
+    def part(self, rows: slice) -> Draws:
+        """Return the draws for some of the own rows, those that all of them would get there."""
+        seed, epoch, step = self.words
+        return Draws(seed, epoch, step, self.rows[rows], self.n_rows)
+
     def generator(self, name: str) -> torch.Generator:
         """Return the generator of one stream, at its beginning."""
         return torch.Generator(self.rows.device).manual_seed(key_of(*self.words, name))

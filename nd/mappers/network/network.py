@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from nd.config import NetworkConfig
 from nd.mappers.network.draws import Draws, ImageNoise
 from nd.mappers.network.heads import Head, HeadOutput, TargetSlice, build_head
-from nd.mappers.network.trunk import Trunk, build_trunk
+from nd.mappers.network.trunk import Front, SubjectLayers, Trunk
 
 
 class Network(nn.Module):
     """One trunk (with a layer for each subject) or several, and a head for each target slice.
 
     Attributes:
+        front: how voxels come in, of which subjects.
         slices: what is predicted, in order.
         trunks: by name.
         heads: by the slice's name.
@@ -29,7 +30,7 @@ class Network(nn.Module):
         self,
         config: NetworkConfig,
         slices: Sequence[TargetSlice],
-        n_voxels: Mapping[str, int],
+        front: Front | Mapping[str, int],
         variant: str = "nd",
         aux_width: int = 0,
     ) -> None:
@@ -37,7 +38,7 @@ class Network(nn.Module):
 
         Args:
             slices: what is predicted.
-            n_voxels: by name of the subject.
+            front: how voxels come in; numbers of voxels by subject mean a linear layer each.
             variant: as in `MapperConfig`.
             aux_width: as of `build_head`.
 
@@ -46,11 +47,12 @@ class Network(nn.Module):
         """
         super().__init__()
         self.config, self.slices, self.variant = config, tuple(slices), variant
+        self.front: Front = SubjectLayers(front) if isinstance(front, Mapping) else front
         self.trunk_of = {part.name: trunk_name(config, part) for part in slices}
         self.trunks = nn.ModuleDict()
         for name in dict.fromkeys(self.trunk_of.values()):
             for_map = any(part.is_map for part in slices if self.trunk_of[part.name] == name)
-            self.trunks[name] = build_trunk(config, n_voxels, name, for_map=for_map, variant=variant)
+            self.trunks[name] = self.front.trunk(config, name, for_map=for_map, variant=variant)
         self.heads = nn.ModuleDict({part.name: build_head(config, part, aux_width) for part in slices})
 
     def forward(self, voxels: Mapping[str, Tensor], draws: Draws | None = None) -> dict[str, HeadOutput]:

@@ -6,8 +6,11 @@ Shapes: B samples, B_s of one subject, V_s its voxels, H hidden, 1 the mixer's s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nd.config import NetworkConfig
@@ -39,6 +42,55 @@ class Trunk(nn.Module):
         """
         hidden = [layer_of(self.subject_layers, name, x.shape[-1])(x) for name, x in voxels.items()]
         return self.body(torch.cat(hidden), draws)
+
+
+class Front(Protocol):
+    """How the voxels of subjects come into the shared space: what a network is made for."""
+
+    @property
+    def n_voxels(self) -> Mapping[str, int]:
+        """V by name of the subject."""
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What shapes the weights that subjects share beside `NetworkConfig`, as plain JSON values.
+
+        A network goes on from another one only where these are equal.
+        """
+
+    @property
+    def aligns(self) -> bool:
+        """Whether a subject's part is one linear layer, which can be started from ridge regression."""
+
+    def of(self, subject: str) -> Front:
+        """Return the same of one subject alone."""
+
+    def arrays(self, subject: str) -> dict[str, NDArray[Any]]:
+        """Return what a checkpoint keeps of one subject, beside weights."""
+
+    def trunk(self, config: NetworkConfig, name: str, *, for_map: bool, variant: str) -> Trunk:
+        """Return a trunk for these subjects; arguments as of `build_trunk`."""
+
+
+@dataclass(frozen=True)
+class SubjectLayers:
+    """A linear layer for every subject: `n_voxels` by name. A `Front`."""
+
+    n_voxels: Mapping[str, int]
+    shape: dict[str, Any] = field(default_factory=dict)
+    aligns: bool = True
+
+    def of(self, subject: str) -> SubjectLayers:
+        """Return the same of one subject alone."""
+        return SubjectLayers({subject: self.n_voxels[subject]})
+
+    def arrays(self, subject: str) -> dict[str, NDArray[Any]]:
+        """Return nothing: the weights are all."""
+        return {}
+
+    def trunk(self, config: NetworkConfig, name: str, *, for_map: bool, variant: str) -> Trunk:
+        """Return `build_trunk` of these subjects."""
+        return build_trunk(config, self.n_voxels, name, for_map=for_map, variant=variant)
 
 
 def build_trunk(
@@ -106,8 +158,8 @@ def subject_layers(n_voxels: Mapping[str, int], hidden: int, *, normed: bool = F
     return nn.ModuleDict(layers)
 
 
-def layer_of(layers: nn.ModuleDict, subject: str, n_voxels: int) -> SubjectLayer:
-    """Return the layer of a subject whose samples have `n_voxels`.
+def layer_of(layers: nn.ModuleDict, subject: str, n_voxels: int) -> nn.Module:
+    """Return the layer of a subject whose samples have `n_voxels`, as its `in_features` must be.
 
     Raises:
         UserError: the subject has no layer, or one that was made for another number of voxels.
@@ -119,7 +171,6 @@ def layer_of(layers: nn.ModuleDict, subject: str, n_voxels: int) -> SubjectLayer
             f" {', '.join(names) or 'nobody'}. Train it on {subject!r} first (subject.name={subject})."
         )
     layer = layers[key_of(subject)]
-    assert isinstance(layer, SubjectLayer)
     if layer.in_features != n_voxels:
         raise UserError(
             f"{n_voxels} voxels of subject {subject!r} arrived, but its layer expects {layer.in_features}. Use the"

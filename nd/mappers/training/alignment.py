@@ -14,17 +14,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nd.data.subject import mean_betas
 from nd.mappers.base import Columns
 from nd.mappers.network.heads import TargetSlice
+from nd.mappers.network.network import Network
+from nd.mappers.network.trunk import SubjectLayer, layer_of
 from nd.mappers.ridge_solver import decompose
 from nd.mappers.statistics import BLOCK_NUMBERS, TargetScale
+
+if TYPE_CHECKING:
+    from nd.mappers.training.pretrained import Pretrained
+    from nd.mappers.training.stage import Stage, Trained
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +39,50 @@ MOST_ANCHORS = 2000
 # Penalties as shares of the largest squared singular value.
 SHARES = tuple(10.0**power for power in np.arange(-6, 0.5, 0.5))
 FOLDS = 5
+
+
+def anchors_of(stage: Stage, trained: Trained) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """Return evenly spaced training images, and by trunk the mean (A, H) of what the subject layers make of them.
+
+    None of a front whose layers cannot be started from them.
+    """
+    if not stage.front.aligns:
+        return np.empty(0, np.int32), {}
+    ids = stage.train_ids
+    ids = ids[np.linspace(0, len(ids) - 1, min(MOST_ANCHORS, len(ids))).astype(int)].astype(np.int32)
+    total = {name: torch.zeros(len(ids), stage.network_config.hidden) for name in trained.network.trunks}
+    count = torch.zeros(len(ids), 1)
+    for subject, fold in stage.subjects:
+        rows = np.flatnonzero(np.isin(ids, fold.train))
+        voxels = trained.data.scalers[subject.name].transform(mean_betas(subject, ids[rows]))
+        count[rows] += 1
+        with torch.no_grad():
+            for name in total:
+                layer = layer_of(trained.network.trunk(name).subject_layers, subject.name, subject.n_voxels)
+                total[name][rows] += layer(torch.from_numpy(voxels))
+    return ids, {name: values / count for name, values in total.items()}
+
+
+def align(stage: Stage, network: Network, start: Pretrained) -> None:
+    """Give the subject's layer of every trunk its start (``alignment``); reads training and validation images alone."""
+    ((subject, fold),) = stage.subjects
+    data = stage.data()
+    data.setup()
+    scaler = data.scalers[subject.name]
+    voxels, held = (scaler.transform(mean_betas(subject, ids)) for ids in (fold.train, fold.val))
+    reader_ids = np.union1d(stage.seen, start.anchor_ids)
+    truths = stage.truths_of(reader_ids)
+    both = np.concatenate([fold.train, fold.val])
+    for name in network.trunks:
+        slices = [part for part in network.slices if network.trunk_of[part.name] == name]
+        places = shared_places(start.anchors[name], start.anchor_ids, both, slices, dict(truths), start.scales)
+        n = len(fold.train)
+        weight_HV, bias_H = aligned_layer(voxels, places[:n], held, places[n:])
+        layer = layer_of(network.trunk(name).subject_layers, subject.name, subject.n_voxels)
+        assert isinstance(layer, SubjectLayer)
+        with torch.no_grad():
+            layer.weight.copy_(weight_HV)
+            layer.bias.copy_(bias_H)
 
 
 def shared_places(

@@ -212,14 +212,18 @@ class Curve(Callback):
         write_text(self.path, "".join(f"{line}\n" for line in self.lines))
 
 
-def show(trainer: Trainer, line: dict[str, Any]) -> None:
-    """Give a line of the curve to the trainer's loggers; one that fails is left out from then on, with a warning."""
+def values_of(line: dict[str, Any]) -> dict[str, float]:
+    """Return what a line of the curve says, by name: ``train/<loss>``, ``val/<target>/<score>``, and the rest."""
     values = {f"train/{name}": value for name, value in {"loss": line["loss"], **line["losses"]}.items()}
     values |= {f"val/{target}/{name}": value for target, row in line["val"].items() for name, value in row.items()}
-    values |= {name: line[name] for name in ("epoch", "lr", "samples_per_s")}
+    return values | {name: line[name] for name in ("epoch", "lr", "samples_per_s")}
+
+
+def show(trainer: Trainer, line: dict[str, Any]) -> None:
+    """Give a line of the curve to the trainer's loggers; one that fails is left out from then on, with a warning."""
     for logger in trainer.loggers:
         try:
-            logger.log_metrics(values, step=line["step"])
+            logger.log_metrics(values_of(line), step=line["step"])
             logger.save()
         except Exception as error:  # wandb raises its own, and those of its network libraries
             trainer.loggers = [other for other in trainer.loggers if other is not logger]

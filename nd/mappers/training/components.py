@@ -1,9 +1,13 @@
-"""mapper=two_stage: its fields, its rules and those of its groups network and training, and what has no effect."""
+"""mapper=two_stage: its fields, its rules and those of its groups network and training, and what has no effect.
+
+Other mappers that are trained by the same module share the rules of those groups (`trained_rules` and the next two).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nd.config.components import Idle, Mapper, component, found, not_a_component
@@ -43,22 +47,23 @@ class TwoStageSettings(MapperConfig):
     )
 
 
-def _two_stage_rules(cfg: Config) -> Iterator[str]:
-    for _, one in decoded_by(cfg, "two_stage"):
+def trained_rules(cfg: Config, mapper: str) -> Iterator[str]:
+    """What contradicts in the groups network and training of the targets that a trained mapper decodes."""
+    for _, one in decoded_by(cfg, mapper):
         yield from (*_network(one), *_training(one), *rescaled(one.mapper))
 
 
-def _two_stage_verb_rules(cfg: Config, verb: str) -> Iterator[str]:
+def trained_verb_rules(cfg: Config, verb: str, mapper: str) -> Iterator[str]:
     """What is wrong with the targets that a verb works on: ``train`` on one, others on all of the method."""
     if not verb:  # composed for whatever comes
         return
-    decoded = dict(decoded_by(cfg, "two_stage"))
+    decoded = dict(decoded_by(cfg, mapper))
     together = cfg.network.share == "all" and cfg.target.name in cfg.method.targets
     names = [cfg.target.name] if verb == "train" and not together else list(cfg.method.targets)
     for name in (name for name in names if name in decoded):
         one, axes = decoded[name], component("target", name).axes
         if axes == "none":
-            yield f"mapper: two_stage has no head for target {name}. Give mapper=ridge for it."
+            yield f"mapper: {mapper} has no head for target {name}. Give mapper=ridge for it."
         elif axes != "map" and not has_prior(one) and one.training.token_weight == 0:
             yield (
                 "training.token_weight: 0 without a prior leaves nothing that learns the tokens; give one or the other."
@@ -140,7 +145,8 @@ def has_prior(one: Decoding) -> bool:
     return trained_heads(one.network, one.training).prior
 
 
-def _two_stage_idle(cfg: Config) -> Iterator[Idle]:
+def trained_idle(cfg: Config) -> Iterator[Idle]:
+    """Fields of a trained mapper and of its groups that change nothing."""
     network, training = cfg.network, cfg.training
     if training.stage == "finetune" and not training.pretrain:
         yield Idle(
@@ -164,10 +170,10 @@ def _two_stage_idle(cfg: Config) -> Iterator[Idle]:
         yield Idle(("training.aux_weight", "training.aux_temperature"), "training.aux_target is empty")
 
 
-def _restored_two_stage(settings: Any, state: Any, details: Any) -> Any:
+def _two_stage() -> Any:
     from nd.mappers.two_stage import TwoStage
 
-    return TwoStage.restore(settings, state, details)
+    return TwoStage
 
 
 COMPONENTS = (
@@ -176,9 +182,10 @@ COMPONENTS = (
         settings=TwoStageSettings,
         trained=True,
         config_groups=("network", "training"),
-        rules=_two_stage_rules,
-        verb_rules=_two_stage_verb_rules,
-        idle=_two_stage_idle,
-        restore=_restored_two_stage,
+        rules=partial(trained_rules, mapper="two_stage"),
+        verb_rules=partial(trained_verb_rules, mapper="two_stage"),
+        idle=trained_idle,
+        network=_two_stage,
+        restore=lambda settings, state, details: _two_stage().restore(settings, state, details),
     ),
 )

@@ -25,8 +25,7 @@ from nd.mappers.folds import origin_of
 from nd.mappers.statistics import TargetStatistics, held_out_path, statistics_path
 from nd.mappers.training.fit import Files
 from nd.mappers.training.pretrained import Pretrained, load_pretrained, save_pretrained
-from nd.mappers.training.stage import Trained, finetune, pretrain
-from nd.mappers.two_stage import TwoStage
+from nd.mappers.training.stage import Trained, finetune, mapper_class, pretrain
 from nd.mappers.validation import target_scores
 from nd.targets.store import TargetStore, store_path
 
@@ -143,7 +142,7 @@ def _save(
     details = dict(trained.details) | {"n_images": len(own.train), "sessions": cfg.subject.sessions}
     details |= {"pretrained_on": list(start[1].subjects) if start else []}
     scaler, scale = trained.data.scalers[subject.name], trained.scales[target]
-    mapper = TwoStage.of(trained.network, target, subject.name, cfg.seed, scaler, scale, details)
+    mapper = mapper_class(cfg.mapper).of(trained.network, target, subject.name, cfg.seed, scaler, scale, details)
     predicted = mapper.predict(mean_betas(subject, own.val), own.val)
     scores = target_scores(torch.from_numpy(predicted), torch.from_numpy(own.val), features, scale)
     mapper.details()["scores"] = scores

@@ -27,6 +27,7 @@ from nd.mappers.network.draws import Draws
 from nd.mappers.network.heads import HeadOutput, TargetSlice
 from nd.mappers.network.network import Network
 from nd.mappers.network.prior import DiffusionPrior
+from nd.mappers.network.trunk import Front
 from nd.mappers.training.losses import BLOCK_NUMBERS
 
 STATE_BYTES = 16  # of a parameter: weight, gradient and both moments of Adam in float32
@@ -64,7 +65,7 @@ class Estimate:
 def training_bytes(
     config: NetworkConfig,
     slices: Sequence[TargetSlice],
-    n_voxels: Mapping[str, int],
+    front: Front | Mapping[str, int],
     batch_size: int,
     *,
     variant: str = "nd",
@@ -75,23 +76,24 @@ def training_bytes(
     """Return what training takes in one process whose steps have `batch_size` samples over all subjects.
 
     Args:
-        config, slices, n_voxels, variant, aux_width: as of `Network`.
+        config, slices, front, variant, aux_width: as of `Network`.
         ema: whether a running mean of the weights is kept.
         precision: as ``TrainingConfig``.
     """
     with torch.device("meta"):
-        network = Network(config, slices, n_voxels, variant, aux_width)
+        network = Network(config, slices, front, variant, aux_width)
     n_parameters = sum(weights.numel() for weights in network.parameters())
     states = n_parameters * (STATE_BYTES + EMA_BYTES * ema)
-    activations = activation_bytes(network, n_voxels, batch_size)
+    activations = activation_bytes(network, batch_size)
     if precision.endswith("mixed"):
         activations = int(MIXED_SHARE * activations) + MIXED_WEIGHT_BYTES * n_parameters
     wide = 2 if precision == "64-true" else 1
     return Estimate(n_parameters, wide * states, wide * activations)
 
 
-def activation_bytes(network: Network, n_voxels: Mapping[str, int], batch_size: int) -> int:
+def activation_bytes(network: Network, batch_size: int) -> int:
     """Return how many bytes autograd keeps in float32 for the gradient of a step, of a network on the meta device."""
+    n_voxels = network.front.n_voxels
     each, more = divmod(batch_size, max(1, len(n_voxels)))
     with torch.device("meta"), saved_storages(network) as sizes:
         draws = Shapes(batch_size)
@@ -102,19 +104,23 @@ def activation_bytes(network: Network, n_voxels: Mapping[str, int], batch_size: 
 
 
 def largest_levers(
-    config: NetworkConfig, slices: Sequence[TargetSlice], n_voxels: Mapping[str, int], batch_size: int, **how: Any
+    config: NetworkConfig,
+    slices: Sequence[TargetSlice],
+    front: Front | Mapping[str, int],
+    batch_size: int,
+    **how: Any,
 ) -> str:
     """Return a sentence on what training takes, and one on which settings would lower it, the largest saving first.
 
     Args: as of `training_bytes`, `how` its keyword arguments.
     """
-    now = training_bytes(config, slices, n_voxels, batch_size, **how)
+    now = training_bytes(config, slices, front, batch_size, **how)
     text = (
         f"Training takes about {_gb(now.total)}: {_gb(now.states)} for {now.parameters / 1e6:,.0f} million parameters"
         f" with gradients and optimiser, {_gb(now.activations)} for the activations of {batch_size} samples."
     )
     totals = {
-        setting: training_bytes(changed, slices, n_voxels, size, **{**how, **more}).total
+        setting: training_bytes(changed, slices, front, size, **{**how, **more}).total
         for setting, changed, size, more in _levers(config, slices, batch_size, how)
     }
     named = sorted((total, setting) for setting, total in totals.items() if total < (1 - NOTEWORTHY) * now.total)
@@ -148,6 +154,10 @@ class Shapes(Draws):
 
     def __init__(self, n_rows: int) -> None:
         super().__init__(0, 0, 0, torch.arange(n_rows, device="meta"), n_rows)
+
+    def part(self, rows: slice) -> Shapes:
+        """Return those for some of the rows."""
+        return Shapes(len(range(self.n_rows)[rows]))
 
     def uniform(self, name: str, shape: Sequence[int] = ()) -> Tensor:
         """Return (B, *shape) float32."""
@@ -208,7 +218,7 @@ def saved_storages(network: Network) -> Iterator[dict[int, int]]:
 def within_memory(
     network: NetworkConfig,
     slices: Sequence[TargetSlice],
-    n_voxels: Mapping[str, int],
+    front: Front,
     batch_size: int,
     cfg: Config,
     aux_width: int = 0,
@@ -216,7 +226,7 @@ def within_memory(
     """Warn where less memory is free than training is estimated to take; it may be less in truth.
 
     Args:
-        network, slices, n_voxels, aux_width: as of `Network`.
+        network, slices, front, aux_width: as of `Network`.
         batch_size: samples of a step over all processes.
 
     Raises:
@@ -226,11 +236,11 @@ def within_memory(
     how: dict[str, Any] = {"variant": cfg.mapper.variant, "aux_width": aux_width}
     how |= {"ema": training.ema > 0, "precision": training.precision}
     n_samples = math.ceil(batch_size / n_processes(cfg.trainer))
-    wanted = training_bytes(network, slices, n_voxels, n_samples, **how).total
+    wanted = training_bytes(network, slices, front, n_samples, **how).total
     # Processes have a GPU each, but share the memory of the machine.
     wanted *= 1 if device.type == "cuda" else n_local(cfg.trainer)
     free = free_bytes(device) if device.type in ("cpu", "cuda") else None
-    advice = lambda: largest_levers(network, slices, n_voxels, n_samples, **how)  # noqa: E731
+    advice = lambda: largest_levers(network, slices, front, n_samples, **how)  # noqa: E731
     if free is not None and wanted > free:
         log.warning("%s has %.2f GB free, less than training may take. %s", device, free / 1e9, advice())
     try:

@@ -39,6 +39,7 @@ class Pretrained:
         subjects: whom it saw.
         seen: (n,) int32 ids of the images it was trained or validated on.
         fingerprints, scales: of every target's features, and the mean and spread they were standardised with.
+        front: what shaped its shared weights beside, `Front.shape`.
         weights: of the network but for the subject layers, by name.
         anchor_ids, anchors: (A,) images and, by trunk, (A, H) what the subject layers made of them on average.
     """
@@ -49,6 +50,7 @@ class Pretrained:
     scales: dict[str, TargetScale]
     network: NetworkConfig
     variant: str
+    front: dict[str, Any]
     weights: dict[str, Tensor]
     anchor_ids: NDArray[np.int32]
     anchors: dict[str, Tensor]
@@ -93,6 +95,7 @@ def save_pretrained(path: Path, pretrained: Pretrained) -> None:
     content = {"format": FORMAT, "kind": "pretrained", "arrays": sha256_file(path)}
     content |= {"subjects": list(pretrained.subjects), "fingerprints": pretrained.fingerprints}
     content |= {"network": asdict(pretrained.network), "variant": pretrained.variant, "details": pretrained.details}
+    content |= {"front": pretrained.front} if pretrained.front else {}
     write_json(path.with_suffix(".json"), content)
 
 
@@ -144,6 +147,7 @@ def load_pretrained(path: Path) -> Pretrained:
         scales={name: TargetScale(mean.numpy(), arrays[f"scale.{name}"].numpy()) for name, mean in means.items()},
         network=NetworkConfig(**content["network"]),
         variant=content["variant"],
+        front=content.get("front", {}),
         weights=starting("network."),
         anchor_ids=arrays["anchor_ids"].numpy(),
         anchors=starting("anchors."),
@@ -157,8 +161,7 @@ def check_pretrained(
     subject: str,
     fold: Fold,
     fingerprints: Mapping[str, str],
-    network: NetworkConfig,
-    variant: str,
+    network: Network,
 ) -> None:
     """Refuse a pretrained network that saw the subject or its held-out images, or does not fit what is trained.
 
@@ -166,7 +169,7 @@ def check_pretrained(
         path: of `found`, for messages.
         subject, fold: who is fine-tuned, on which images.
         fingerprints: of the features, by target.
-        network, variant: of what is trained.
+        network: what is trained.
 
     Raises:
         LeakError: it saw the subject, or test images of the fold.
@@ -192,11 +195,12 @@ def check_pretrained(
                 f"{path} was pretrained on {had}, but {target} ({fingerprint}) is wanted. Use the same backbone,"
                 " stimuli and target settings, or pretrain again."
             )
-    wanted, had_network = asdict(network) | {"variant": variant}, asdict(found.network) | {"variant": found.variant}
+    wanted: dict[str, Any] = asdict(network.config) | {"variant": network.variant} | dict(network.front.shape)
+    there: dict[str, Any] = asdict(found.network) | {"variant": found.variant} | found.front
     free = ("predict", "prior_sampling", "prior_steps", "dropout", "subject_dropout", "prior_drop")
-    differing = [name for name in wanted if name not in free and wanted[name] != had_network[name]]
+    differing = [name for name in {**wanted, **there} if name not in free and wanted.get(name) != there.get(name)]
     if differing:
-        listed = ", ".join(f"{name}={had_network[name]} there, {wanted[name]} here" for name in differing)
+        listed = ", ".join(f"{name}={there.get(name)} there, {wanted.get(name)} here" for name in differing)
         raise UserError(f"{path} has another network: {listed}. Give the same network settings, or pretrain again.")
 
 

@@ -10,30 +10,32 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from nd.config import Config, NetworkConfig, trained_heads
+from nd.config import Config, MapperConfig, NetworkConfig, trained_heads
+from nd.config.components import component
 from nd.data.datamodule import VoxelDataModule
 from nd.data.splits import Fold
-from nd.data.subject import Subject, mean_betas
+from nd.data.subject import Subject
 from nd.launch import is_rank_zero
 from nd.mappers.folds import Readable, control_of
 from nd.mappers.network.heads import TargetSlice, slices_of
 from nd.mappers.network.network import Network
-from nd.mappers.network.trunk import layer_of
+from nd.mappers.network.trunk import Front
 from nd.mappers.statistics import TargetScale
-from nd.mappers.training.alignment import MOST_ANCHORS, aligned_layer, shared_places
+from nd.mappers.training.alignment import align, anchors_of
 from nd.mappers.training.callbacks import Kept
 from nd.mappers.training.fit import Files, read_result, run_training
 from nd.mappers.training.memory import within_memory
 from nd.mappers.training.module import MapperTraining, Recipe
 from nd.mappers.training.objective import patch_tokens
 from nd.mappers.training.pretrained import Pretrained, Seen, check_pretrained, load_shared, others_of, shared_weights
+from nd.mappers.two_stage import TwoStage
 from nd.targets.store import TargetStore
 
 log = logging.getLogger(__name__)
@@ -92,19 +94,22 @@ class Stage:
         """Return the network as it starts from chance, a function of the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.cfg.seed)
-            return Network(
-                self.network_config, self.slices, self._n_voxels(), self.cfg.mapper.variant, self._aux_width()
-            )
+            return Network(self.network_config, self.slices, self.front, self.cfg.mapper.variant, self._aux_width())
 
     @contextmanager
     def within_memory(self) -> Iterator[None]:
         """Warn where memory may be too little, and say what it takes where it is (UserError)."""
-        sizes = (self._n_voxels(), self.batch_size, self.cfg, self._aux_width())
+        sizes = (self.front, self.batch_size, self.cfg, self._aux_width())
         with within_memory(self.network_config, self.slices, *sizes):
             yield
 
-    def _n_voxels(self) -> dict[str, int]:
-        return {subject.name: subject.n_voxels for subject, _ in self.subjects}
+    @cached_property
+    def front(self) -> Front:
+        """How the voxels of the subjects come in."""
+        front: Front = mapper_class(self.cfg.mapper).front(
+            self.cfg.mapper, [subject for subject, _ in self.subjects], self.cfg.seed
+        )
+        return front
 
     def _aux_width(self) -> int:
         """Numbers of a token that teaches; 0 where none does, or nothing is taught."""
@@ -144,6 +149,12 @@ class Stage:
         if self.cfg.mapper.variant == "released":
             return {name: TargetScale.plain(truth.size) for name, truth in self.truths.items()}
         return {name: TargetScale.fit(truth, self.train_ids) for name, truth in self.truths.items()}
+
+
+def mapper_class(config: MapperConfig) -> type[TwoStage]:
+    """Return the class of the mappers that a trained network is wrapped in, as its component declares it."""
+    found: type[TwoStage] = component("mapper", config.name).network()
+    return found
 
 
 @dataclass(frozen=True)
@@ -214,28 +225,12 @@ def pretrain(
         scales=trained.scales,
         network=stage.network_config,
         variant=cfg.mapper.variant,
+        front=dict(stage.front.shape),
         weights=shared_weights(trained.network.state_dict()),
         anchor_ids=anchor_ids,
         anchors=anchors,
         details=trained.details,
     )
-
-
-def anchors_of(stage: Stage, trained: Trained) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """Return evenly spaced training images, and by trunk the mean (A, H) of what the subject layers make of them."""
-    ids = stage.train_ids
-    ids = ids[np.linspace(0, len(ids) - 1, min(MOST_ANCHORS, len(ids))).astype(int)].astype(np.int32)
-    total = {name: torch.zeros(len(ids), stage.network_config.hidden) for name in trained.network.trunks}
-    count = torch.zeros(len(ids), 1)
-    for subject, fold in stage.subjects:
-        rows = np.flatnonzero(np.isin(ids, fold.train))
-        voxels = trained.data.scalers[subject.name].transform(mean_betas(subject, ids[rows]))
-        count[rows] += 1
-        with torch.no_grad():
-            for name in total:
-                layer = layer_of(trained.network.trunk(name).subject_layers, subject.name, subject.n_voxels)
-                total[name][rows] += layer(torch.from_numpy(voxels))
-    return ids, {name: values / count for name, values in total.items()}
 
 
 def finetune(
@@ -266,30 +261,9 @@ def finetune(
             return train_stage(stage, files, network, stage.scales(), training.epochs, training.lr, logger)
         path, start = pretrained
         prints = {name: truth.fingerprint for name, truth in stage.truths.items()}
-        check_pretrained(path, start, subject.name, own, prints, stage.network_config, cfg.mapper.variant)
+        check_pretrained(path, start, subject.name, own, prints, network)
         load_shared(path, network, start.weights)
-        if training.align and not files.checkpoint.exists() and not files.has_result:
+        if training.align and stage.front.aligns and not files.checkpoint.exists() and not files.has_result:
             align(stage, network, start)
         lr = training.finetune_lr or training.lr
         return train_stage(stage, files, network, start.scales, training.epochs, lr, logger)
-
-
-def align(stage: Stage, network: Network, start: Pretrained) -> None:
-    """Give the subject's layer of every trunk its start (``alignment``); reads training and validation images alone."""
-    ((subject, fold),) = stage.subjects
-    data = stage.data()
-    data.setup()
-    scaler = data.scalers[subject.name]
-    voxels, held = (scaler.transform(mean_betas(subject, ids)) for ids in (fold.train, fold.val))
-    reader_ids = np.union1d(stage.seen, start.anchor_ids)
-    truths = stage.truths_of(reader_ids)
-    both = np.concatenate([fold.train, fold.val])
-    for name in network.trunks:
-        slices = [part for part in network.slices if network.trunk_of[part.name] == name]
-        places = shared_places(start.anchors[name], start.anchor_ids, both, slices, dict(truths), start.scales)
-        n = len(fold.train)
-        weight_HV, bias_H = aligned_layer(voxels, places[:n], held, places[n:])
-        layer = layer_of(network.trunk(name).subject_layers, subject.name, subject.n_voxels)
-        with torch.no_grad():
-            layer.weight.copy_(weight_HV)
-            layer.bias.copy_(bias_H)
