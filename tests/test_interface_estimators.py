@@ -23,7 +23,10 @@ import nd
 from nd.mappers.registry import build_mapper
 
 ALPHAS = [1.0, 30.0, 300.0, 3e3]
-SINGLE = {"check_regressor_multioutput": "predictions are float32, as the mappers compute them"}
+SINGLE = dict.fromkeys(  # asked for to 1e-7 whatever the type
+    ["check_regressor_multioutput", "check_methods_sample_order_invariance", "check_methods_subset_invariance"],
+    "predictions are float32, as the mappers compute them",
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,22 @@ def test_fastl2lir_is_the_mapper_and_the_package(brain: tuple[Any, ...], n_feat:
 @pytest.mark.parametrize("estimator", [nd.Ridge(), nd.FastL2LiR()], ids=lambda one: type(one).__name__)
 def test_manners_of_scikit_learn(estimator: Any) -> None:
     check_estimator(estimator, expected_failed_checks=SINGLE, on_skip=None)
+
+
+@pytest.mark.parametrize("estimator", [nd.Ridge(), nd.FastL2LiR()], ids=lambda one: type(one).__name__)
+def test_an_image_is_decoded_alike_in_any_company(brain: tuple[Any, ...], estimator: Any) -> None:
+    voxels, targets, new, _ = brain
+    fitted, order = clone(estimator).fit(voxels, targets), np.random.default_rng(0).permutation(len(new))
+    together = fitted.predict(new)
+    # In any order, a product of V terms is off by at most V roundings of |x| |w| (Cauchy and Schwarz)
+    mean, deviation = voxels.mean(0), voxels.std(0)
+    weights = fitted.predict(mean + np.diag(deviation)) - fitted.predict(mean[None])
+    sizes = np.outer(np.linalg.norm((new - mean) / deviation, axis=1), np.linalg.norm(weights, axis=0)) + abs(together)
+    bound = 2 * voxels.shape[1] * np.finfo(np.float32).eps * sizes.max()
+    assert bound < 1e-3 * together.std()
+    np.testing.assert_allclose(fitted.predict(new[order]), together[order], rtol=0, atol=bound)
+    alone = np.concatenate([fitted.predict(row[None]) for row in new])
+    np.testing.assert_allclose(alone, together, rtol=0, atol=bound)
 
 
 def test_clone_pipeline_and_grid_search(brain: tuple[Any, ...]) -> None:

@@ -176,7 +176,9 @@ def test_network_of_another_front_is_refused(given: list[str], trained: Config, 
     """Of other regions, and of two_stage, either way round."""
     taught = RunFolder.open(pretrain_of(trained), "train").path
     own = [*given, f"paths.runs={tmp_path}", "mapper.voxel_numbers=true"]
-    with pytest.raises(UserError, match=r"another network: .*mapper.regions=\['some', 'others'\] there, \['some'\] here"):
+    with pytest.raises(
+        UserError, match=r"another network: .*mapper.regions=\['some', 'others'\] there, \['some'\] here"
+    ):
         train(compose([*own, f"training.pretrained={taught}", "mapper.regions=[some]"]))
     short = [text for text in own if not text.startswith("mapper")]
     with pytest.raises(UserError, match=r"another network: .*mapper.tokenizer=regions there, None here"):
