@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TABLE ?= scenes
 ARGS ?=
-EXTRAS ?= dev,eval
+EXTRAS ?= dev,eval,docs
 WORKERS ?= 2
 ND := $(BIN)/nd
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint type tests format doctor reproduce-table clean
+.PHONY: help install demo test lint type tests faults format docs doctor reproduce-table clean
 
 help: ## show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ test: lint type tests ## lint, types and tests
 lint: $(READY) ## style and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell nd conf experiments README.md CHANGELOG.md Makefile
+	$(BIN)/codespell nd conf experiments docs notebooks README.md CHANGELOG.md CONTRIBUTING.md Makefile
 
 type: $(READY) ## static types
 	$(BIN)/mypy nd
@@ -44,9 +44,22 @@ type: $(READY) ## static types
 tests: $(READY) ## the tests alone, WORKERS at a time (2)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+FAULTS = PYTHONPATH=tests $(BIN)/python tests/faults
+
+faults: $(READY) ## kill, disturb, spoil and fuzz everything; takes hours, and is no part of test
+	$(FAULTS)/corrupt.py readers --number 2000
+	$(FAULTS)/corrupt.py verbs --number 200
+	$(FAULTS)/disturb.py all --number 260
+	$(FAULTS)/disturb.py kill --number 200
+	ND_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest --timeout=7200 tests/test_fuzz_readers.py
+
 format: $(READY) ## rewrite files in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY) ## build the documentation site into site/, offline and strictly
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "wrote site/index.html"
 
 doctor: $(READY) ## what is present, what is missing, how large
 	$(ND) doctor
@@ -55,6 +68,6 @@ reproduce-table: $(READY) ## rebuild experiments/$(TABLE).yaml and compare with 
 	$(ND) run table=$(TABLE) $(ARGS)
 	$(ND) table table=$(TABLE) check=true $(ARGS)
 
-clean: ## remove what can be rebuilt (.venv, caches); data, runs and results stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+clean: ## remove what can be rebuilt (.venv, site, caches); data, runs and results stay
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

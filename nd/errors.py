@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
+
+# What PyTorch, its allocators and NumPy say; also where another process's traceback ends with it.
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED", "Unable to allocate")
 
 
 class UserError(ValueError):
@@ -15,6 +19,18 @@ class UserError(ValueError):
 
 class LeakError(UserError):
     """Test stimuli or test targets were asked for by code that must never see them."""
+
+
+class BusyError(UserError):
+    """A live process is writing what is asked for: once that has ended it is there, or free.
+
+    Attributes: ``lock`` is the file that the other process holds.
+    """
+
+    def __init__(self, message: str, lock: Path = Path()) -> None:  # copied between processes without the lock
+        """Take what to say, and the lock."""
+        super().__init__(message)
+        self.lock = lock
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
@@ -36,3 +52,8 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     """
     names = sorted(str(a) for a in allowed)
     return UserError(f"unknown {kind} {name!r}.{did_you_mean(name, names)} Allowed: {', '.join(names)}.")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error, perhaps another process's, is that there is no memory left."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)

@@ -32,8 +32,9 @@ from nd.evaluation.decoded_targets import decoded_scores
 from nd.evaluation.external_images import doubted_order, read_external
 from nd.evaluation.reconstructions import Stored, check_ids, read_images
 from nd.evaluation.scores import one_metric, per_image_csv, score_table
+from nd.evaluation.summary import read_summary
 from nd.evaluation.well_decoded import well_decoded
-from nd.files import read_json, sha256_json, write_json, write_text
+from nd.files import sha256_json, write_json, write_text
 from nd.generate.inputs import part_ids
 from nd.launch import is_rank_zero
 from nd.machine import pick_device
@@ -59,7 +60,7 @@ def evaluate(cfg: Config) -> Path:
         return folder.path
     inputs = {"images": external.hash if external else found(cfg, "reconstruct").fingerprint}
     if folder.is_done(inputs):
-        print("\n".join(lines_of(read_json(folder.path / "scores.json"))))
+        print("\n".join(lines_of(read_summary(folder.path))))
         print(f"{folder.path} is finished; nothing to do")
         log_scores(cfg, folder, (external.images, external.image_ids) if external else None)
         return folder.path
@@ -97,7 +98,7 @@ def lines_of(summary: dict[str, Any]) -> list[str]:
 
 def reconstructed(cfg: Config) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int32], dict[str, Any]]:
     """Images (N, R, H, W, 3), ids (N,) and attributes of the matching reconstruct run, made sure to be all."""
-    path = found(cfg, "reconstruct").path / "images.h5"
+    path = found(cfg, "reconstruct").output("images.h5")
     images, image_ids, facts = read_images(path)
     check_ids(image_ids, part_ids(cfg)[: cfg.debug.limit_images or None], path)
     return images, image_ids, facts

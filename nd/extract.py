@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 def extract(cfg: Config) -> list[Path]:
     """Compute what is missing of `cfg.target.name`, or of all targets of the method; returns the stores' paths."""
+    from nd.data.pieces import check_piece
     from nd.data.prepared import Stimuli, stimuli_path
     from nd.machine import pick_device
     from nd.runs.chain import extracted
@@ -31,6 +32,7 @@ def extract(cfg: Config) -> list[Path]:
     from nd.targets.store import extraction_backbone, store_path
     from nd.targets.unfinished import Job
 
+    check_piece(stimuli_path(cfg))
     stimuli, own = Stimuli(stimuli_path(cfg)), {name: cfg.decoding(name).target for name in extracted(cfg)}
     paths: list[Path] = []
     for precision in dict.fromkeys(one.precision for one in own.values()):
@@ -64,16 +66,16 @@ def fill(cfg: Config, jobs: list[Job], stimuli: Stimuli, backbone: Backbone) -> 
 
 def report(cfg: Config, job: Job, backbone: Backbone, n_images: int, seconds: float) -> None:
     """Write beside a new store what it was made from, by what and for how long, and say where it is."""
-    import json
-
     from nd.backbone.weights import PARTS
-    from nd.files import open_h5, write_json
+    from nd.files import write_json
+    from nd.h5_values import attribute
+    from nd.hdf5 import open_h5
     from nd.machine import peak_memory_mb, versions
     from nd.runs.manifest import git_state
 
     with open_h5(job.path) as handle:
-        made_from: dict[str, Any] = json.loads(handle.attrs["details"])
-        shape = "x".join(str(side) for side in json.loads(handle.attrs["shape"]))
+        made_from: dict[str, Any] = attribute(handle, "details", dict)
+        shape = "x".join(str(side) for side in attribute(handle, "shape", list[int]))
     manifest: dict[str, Any] = {
         "made_from": made_from,
         "overrides": cfg.overrides,
@@ -101,7 +103,7 @@ def check_once(job: Job, stimuli: Stimuli) -> None:
     from nd.targets.fill import check_store
 
     path = job.path.with_suffix(".json")
-    record = read_json(path) if path.exists() else {}
+    record = read_json(path, again="Remove it: it only says what the features were made by.") if path.exists() else {}
     if record.get("checked_with") == surroundings():
         return
     check_store(job, stimuli)

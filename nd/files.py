@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, content hashes, HDF5 opened with a clear message.
+"""Files that are whole or absent: atomic writes, content hashes, JSON that is checked when it is read.
 
 Every artifact is written under a temporary name in its own folder, flushed to disk and renamed, so a killed
 process or a full disk never leaves a half-written file under a final name. Work that can go on from what a killed
@@ -15,12 +15,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
+from nd.digests import digest_bytes
 from nd.errors import UserError
 
 ADVICE = "Free some space or choose another folder."
@@ -28,6 +29,10 @@ PACKAGE = "package://"  # before the name of something that nd ships
 SHIPPED = Path(__file__).parent / "weights"
 PARTIAL = re.compile(r"\..+\.partial", re.DOTALL)  # as partial_path names files
 HASH_CHARS = 12  # 48 bits: a collision among 100,000 artifacts has probability 2e-5
+AGAIN = "Remove it and run its verb again."
+PACKED = 1100  # bytes that one byte of a file can stand for: deflate packs at most 1,032 to 1
+DIGEST = "digest"  # of a JSON object's other entries
+NAMES = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
 
 
 @contextmanager
@@ -113,6 +118,8 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented and with sorted keys so that files can be compared by eye and by hash.
 
+    An object also gets the digest of its own content, which ``read_json`` compares and takes away again.
+
     Args:
         path: of the file; its folder is made where it is missing.
         value: of JSON's types; others are written as text.
@@ -120,17 +127,105 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         UserError: the system refuses to write.
     """
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
+    write_text(path, json.dumps(_with_digest(value), indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or damaged one is a ``UserError`` that names it."""
+def json_line(value: dict[str, Any]) -> str:
+    """Return an object as one line of JSON, with its digest, for ``read_lines``."""
+    return json.dumps(_with_digest(value)) + "\n"
+
+
+def _with_digest(value: Any) -> Any:
+    content = json.loads(json.dumps(value, default=str))
+    return content | {DIGEST: _own_digest(content)} if isinstance(content, dict) else content
+
+
+def _own_digest(content: dict[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != DIGEST}
+    return digest_bytes(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
+
+
+def read_json(path: Path, kind: Any = dict, again: str = AGAIN) -> Any:
+    """Read a JSON file and check it.
+
+    Args:
+        path: of the file.
+        kind: what its content must be: ``dict``, ``list[str]``, a TypedDict. Entries that a TypedDict does not name
+            are kept as they are.
+        again: what to do about a file that is of no use, for messages.
+
+    Returns:
+        The content, without its digest.
+
+    Raises:
+        UserError: missing, unreadable, no JSON in UTF-8, of another kind, or changed since ``write_json`` wrote it.
+    """
+    return _parsed(_text(path, again), str(path), kind, again)
+
+
+def read_lines(path: Path, kind: Any, again: str = AGAIN) -> list[Any]:
+    """Read a file of one JSON object a line; arguments, result and errors as of ``read_json``, for each line."""
+    lines = _text(path, again).splitlines()
+    return [_parsed(line, f"{path}, line {number}", kind, again) for number, line in enumerate(lines, 1)]
+
+
+def _text(path: Path, again: str) -> str:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Remove it and run its verb again.") from None
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 from byte {error.start} on, so it is no JSON. {again}") from None
+
+
+def _parsed(text: str, where: str, kind: Any, again: str) -> Any:
+    try:
+        content = json.loads(text)
+        found = _own_digest(content) if isinstance(content, dict) and DIGEST in content else None
+    except RecursionError:
+        raise UserError(f"{where} is not valid JSON (nested too deeply). {again}") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not valid JSON ({error}). {again}") from None
+    if problem := misfit(content, kind):
+        raise UserError(f"{where} does not hold what it should: {problem}. {again}")
+    if found is not None and content.pop(DIGEST) != found:
+        raise UserError(f"{where} was changed since it was written: its digest is of other content. {again}")
+    return content
+
+
+def misfit(value: Any, kind: Any) -> str:
+    """Say in a few words where a value read from JSON is not of a kind; an empty string where it is.
+
+    Args:
+        value: of JSON's types.
+        kind: as of ``read_json``.
+
+    >>> misfit({"n": "3"}, dict[str, int])
+    'n: input should be a valid integer'
+    """
+    if isinstance(kind, type) and kind in NAMES:  # without what is needed for more
+        return "" if isinstance(value, kind) else f"it is {_json_name(value)}, wanted {NAMES[kind]}"
+    from pydantic import ValidationError
+
+    try:
+        _adapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        said = "is missing" if first["type"] == "missing" else first["msg"][0].lower() + first["msg"][1:]
+        return f"{place or 'its content'}: {said}"
+    return ""
+
+
+@lru_cache(maxsize=64)
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter  # takes a tenth of a second, which command lines that read no record do without
+
+    return TypeAdapter(kind)
+
+
+def _json_name(value: Any) -> str:
+    return "null" if value is None else NAMES.get(type(value), type(value).__name__)
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
@@ -145,6 +240,33 @@ def unreadable(path: Path, error: OSError) -> UserError:
     denied = error.errno in (errno.EACCES, errno.EPERM)
     remedy = "Check the file's owner and mode." if denied else "Try again, and look after the disk if it stays so."
     return UserError(f"{path} cannot be read: {reason}. {remedy}")
+
+
+@contextmanager
+def parsed_by_others(path: Path, said: str, advice: str) -> Iterator[None]:
+    """Turn whatever a library trips over in a file of a user's into one message.
+
+    Args:
+        path: of the file.
+        said: how the message begins; it names the file.
+        advice: what to do.
+
+    Raises:
+        UserError: the body failed on what the file holds, or the system does not let it be read.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # parsers of damaged files raise nearly everything, which differs by version
+        if isinstance(error, OSError) and error.errno:
+            raise unreadable(path, error) from None
+        reason = "it claims more than fits into memory" if isinstance(error, MemoryError) else _short(error)
+        raise UserError(f"{said} ({reason}). {advice}") from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def sha256_file(path: Path) -> str:
@@ -167,54 +289,3 @@ def sha256_array(values: np.ndarray) -> str:
     digest = hashlib.sha256(f"{values.dtype.str}{values.shape}".encode())
     digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:HASH_CHARS]
-
-
-@contextmanager
-def open_h5(path: Path, **options: Any) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading, with ``options`` of h5py.File; what does not open is a ``UserError`` naming it."""
-    if not path.exists() and not path.is_symlink():
-        raise UserError(f"{path} does not exist. Run the verb that writes it first (`nd prepare`, `nd extract`).")
-    try:
-        handle = h5py.File(path, "r", **options)
-    except OSError as error:
-        raise bad_h5(path, error) from None
-    with handle:
-        yield handle
-
-
-def bad_h5(path: Path, error: OSError) -> UserError:
-    """Return what is said of an HDF5 file that does not open: held by another process, out of reach, or damaged.
-
-    HDF5 words all of these alike, so the reason is looked for in its text too.
-    """
-    text = str(error)
-    if isinstance(error, BlockingIOError) or "is already open" in text or "unable to lock file, errno = 11" in text:
-        return UserError(
-            f"{path} is open for writing elsewhere (another process, a notebook, MATLAB), and need not be damaged. "
-            "Close it there, or wait, and run this again. Where the program that wrote it was killed, `h5clear -s` "
-            "opens it again."
-        )
-    if "unable to lock file" in text:
-        return UserError(
-            f"{path} lies on a file system without locks ({text}). Set HDF5_USE_FILE_LOCKING=FALSE, and let nobody "
-            "write the file meanwhile."
-        )
-    if not path.is_file() or isinstance(error, PermissionError):
-        return unreadable(path, error)
-    return UserError(f"{path} is not a whole HDF5 file ({text}): truncated? Fetch or write it again.")
-
-
-def allocate(handle: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> h5py.Dataset:
-    """Add a contiguous dataset whose place in the file is fixed at once; return it.
-
-    Filling it changes no structure, so a killed writer never leaves a broken file behind, and its rows can be read
-    through a memory map. The disk gives room as rows are written.
-    """
-    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_layout(h5py.h5d.CONTIGUOUS)
-    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    settings.set_obj_track_times(False)  # the same content gives the same bytes
-    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
-    h5py.h5d.create(handle.id, name.encode(), kind, h5py.h5s.create_simple(shape), settings)
-    return handle[name]

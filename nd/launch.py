@@ -2,7 +2,8 @@
 
 Launchers and schedulers leave ranks in the environment, of other programs too: a notebook on a cluster node, a batch
 script, a worker of ray. Such a variable counts only where a launcher known here says throughout that it started just
-the processes that the configuration asks for, or where this command started the process itself.
+the processes that the configuration asks for. Those that a command starts itself (``nd.processes``) are told as
+torchrun's are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from nd.config import TrainerConfig
 from nd.errors import UserError
 from nd.machine import pick_device
 
-STARTED_BY = "ND_STARTED_BY"  # process that runs this command again for every further device (Lightning's ddp)
 BY_HAND = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # the same command typed on every machine
 VARIABLES = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
@@ -106,20 +106,16 @@ def launcher_of(cfg: TrainerConfig) -> Launcher | None:
     return next((one for one in (TORCHRUN, SRUN) if one.started(n_local(cfg), cfg.num_nodes)), None)
 
 
-def is_started_here(cfg: TrainerConfig) -> bool:
-    """Say whether this command has already started its further processes, and this is the first or one of those."""
-    parents = (str(os.getpid()), str(os.getppid()))
-    return n_processes(cfg) > 1 and os.environ.get(STARTED_BY) in parents and "LOCAL_RANK" in os.environ
-
-
 def rank_of(cfg: TrainerConfig) -> int:
     """Return the number of this process among those of the command; 0 is the one that records."""
     launcher = launcher_of(cfg)
     if launcher:
         return number(launcher.rank)
-    local_rank = number("LOCAL_RANK") if is_started_here(cfg) else 0
-    node_rank = number("NODE_RANK") if cfg.num_nodes > 1 else 0
-    return max(node_rank, 0) * n_local(cfg) + local_rank
+    return _node_rank(cfg) * n_local(cfg)
+
+
+def _node_rank(cfg: TrainerConfig) -> int:
+    return max(number("NODE_RANK"), 0) if cfg.num_nodes > 1 else 0
 
 
 def is_rank_zero(cfg: TrainerConfig) -> bool:
@@ -155,13 +151,11 @@ def _strategy(cfg: TrainerConfig) -> str:
     """Return Lightning's strategy: several devices without a chosen one get ``ddp_spawn``.
 
     It starts the other processes from this one instead of running the whole command once per device. Where a launcher
-    has started them already, ``ddp`` joins them.
+    has started them already, or ``nd.processes``, ``ddp`` joins them.
     """
     if n_processes(cfg) == 1:
         return "auto"
-    if launcher_of(cfg):
-        return "ddp"
-    return "ddp_spawn" if cfg.strategy == "auto" else cfg.strategy
+    return "ddp" if launcher_of(cfg) else "ddp_spawn"
 
 
 def _check_machines(cfg: TrainerConfig) -> None:
@@ -176,31 +170,51 @@ def _check_machines(cfg: TrainerConfig) -> None:
         )
 
 
+def environments(cfg: TrainerConfig) -> list[dict[str, str]]:
+    """Return the surroundings of the processes that this command starts on this machine, as torchrun's have them.
+
+    Raises:
+        UserError: several machines that nobody coordinates.
+    """
+    from lightning_fabric.plugins.environments.lightning import find_free_network_port
+
+    _check_machines(cfg)
+    left = {name: value for name, value in os.environ.items() if name not in _of_launchers()}
+    alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "" if cfg.num_nodes > 1 else str(find_free_network_port())}
+    meets = {name: os.environ[name] if cfg.num_nodes > 1 else value for name, value in alone.items()}
+    node, each = _node_rank(cfg), n_local(cfg)
+    numbers = {
+        **dict.fromkeys(TORCHRUN.n_processes, n_processes(cfg)),
+        TORCHRUN.n_local: each, TORCHRUN.n_nodes: cfg.num_nodes, TORCHRUN.node_rank: node,
+    }  # fmt: skip
+    ranks = [{TORCHRUN.local_rank: k, TORCHRUN.rank: node * each + k} for k in range(each)]
+    told = [{name: str(value) for name, value in (numbers | one).items()} for one in ranks]
+    return [left | meets | {TORCHRUN.mark: "nd"} | one for one in told]
+
+
 @contextmanager
 def away_from_launchers(cfg: TrainerConfig) -> Iterator[None]:
     """Hide what launchers left in the environment while this command starts processes of its own.
 
     Lightning, PyTorch and others read these variables wherever they find them; so Lightning does settings of its
-    ``Trainer``. They come back at the end, except where further processes, which run the whole command, are still at
-    work (ddp).
+    ``Trainer``. They come back at the end.
     """
     from lightning_utilities.core.rank_zero import rank_zero_only
 
-    own = launcher_of(cfg) is None and not is_started_here(cfg)
+    own = launcher_of(cfg) is None
     kept = BY_HAND if cfg.num_nodes > 1 else ()
     hidden = {name: os.environ.pop(name) for name in _of_launchers() if own and name not in kept}
     hidden |= {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(TRAINER_SETTINGS)}
     if own:
-        os.environ[STARTED_BY] = str(os.getpid())
         vars(rank_zero_only)["rank"] = rank_of(cfg)  # Lightning took it from the environment as it was imported
     try:
         yield
     finally:
-        if own and not is_started_here(cfg):
-            for name in [STARTED_BY, *_of_launchers()]:
+        if own:
+            for name in _of_launchers():
                 if name not in kept:
                     del os.environ[name]
-            os.environ.update(hidden)
+        os.environ.update(hidden)
 
 
 def _of_launchers() -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nd.errors import UserError
+from nd.errors import BusyError, UserError
 from nd.files import system_errors
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         wait: until another process has finished, instead of refusing.
 
     Raises:
-        UserError: another process holds the lock; the message names it.
+        BusyError: another process holds the lock; the message names it.
+        UserError: the lock file cannot be written.
     """
     lock = _acquired(path, what, wait)
     if lock is None:
@@ -61,9 +62,10 @@ def _acquired(path: Path, what: str, wait: bool) -> FileLock | None:
             continue
         except Timeout:
             if not wait:
-                raise UserError(
+                raise BusyError(
                     f"{what} is being written by {holder(path)}. Wait until it has finished, or stop it: "
-                    "the same command then goes on from what it left."
+                    "the same command then goes on from what it left.",
+                    path,
                 ) from None
             log.info("waiting for %s, which is being written by %s", what, holder(path))
             lock.acquire()
@@ -85,6 +87,12 @@ def holder(path: Path) -> str:
         return f"process {who['pid']} on {who['host']}, since {who['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def wait_until_free(path: Path) -> None:
+    """Return once no live process holds the lock file."""
+    while is_locked(path):
+        time.sleep(PATIENCE_S)
 
 
 def is_locked(path: Path) -> bool:

@@ -2,7 +2,8 @@
 
 Writes predictions.h5 into the run folder: one dataset (n, *shape) float32 per target, `image_id` (n,) and `fold` (n,)
 int32; with mapper.keep below 1 also `kept/<target>` (folds, numbers of the target) bool, the numbers that are decoded
-and not set to 0. Every image is predicted by the mapper of a fold that has not seen it; no target is read.
+and not set to 0; and digests of them all. Every image is predicted by the mapper of a fold that has not seen it; no
+target is read.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nd.mappers.checkpoint import Origin
     from nd.runs.folder import RunFolder
 
+AGAIN = "Remove its folder and run `nd predict` again."
 Trained = tuple["RunFolder", list["Origin"]]
 
 
@@ -57,18 +59,22 @@ def trained(cfg: Config, split: Split) -> Trained:
     folder = RunFolder.open(cfg, "train")
     # Before `found`, whose complaint about changed inputs would not say that the number of voxels differs.
     check_folds(folder.path, origins, folder.command)
-    return found(cfg, "train"), origins
+    run = found(cfg, "train")
+    run.outputs_below("checkpoint")  # compared with what the training left
+    return run, origins
 
 
 def write_predictions(path: Path, cfg: Config, split: Split, mappers: dict[str, Trained]) -> int:
     """Predict fold by fold and target by target, and write the file atomically; returns the number of rows."""
     import h5py
 
+    from nd.digests import digest_rows
     from nd.files import atomic_path
     from nd.mappers.folds import kept_columns, predict_fold
+    from nd.sealed import seal
 
     ids = [fold.test if cfg.part == "test" else fold.val for fold in split.folds]
-    voxels = Responses(cfg, ids)
+    voxels, rows = Responses(cfg, ids), {}
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file["image_id"] = np.concatenate(ids).astype(np.int32)
         file["fold"] = np.repeat(np.arange(len(ids), dtype=np.int32), [len(fold) for fold in ids])
@@ -79,10 +85,12 @@ def write_predictions(path: Path, cfg: Config, split: Split, mappers: dict[str, 
                 predict_fold(own, o, voxels.of(one.roi, o.fold), command, ids[o.fold], own_scaling, rescale)
                 for o in origins
             ]
-            file[name] = np.concatenate(parts)
+            predicted = np.concatenate(parts)
+            file[name], rows[name] = predicted, digest_rows(predicted)
             if one.mapper.keeps_some:
                 file[f"kept/{name}"] = np.stack([kept_columns(own, o, command) for o in origins])
         file.attrs.update({"part": cfg.part, "control": cfg.control, "subject": cfg.subject.name})
+        seal(file, AGAIN, rows)
     return sum(len(fold) for fold in ids)
 
 

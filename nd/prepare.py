@@ -18,6 +18,7 @@ from nd.config.application import verb
 from nd.config.components import component
 from nd.data.pieces import Piece, folder_megabytes, make_pieces
 from nd.data.prepared import data_folder
+from nd.errors import UserError
 
 
 def prepare(cfg: Config) -> Path:
@@ -30,8 +31,12 @@ def prepare(cfg: Config) -> Path:
     start, folder = time.monotonic(), data_folder(cfg)
     made = {"git": git_state(), "packages": versions(), "overrides": cfg.overrides}
     record = {"simulated": cfg.data.simulated, "transductive": cfg.data.transductive, **made}
-    pieces = pieces_of(cfg)
-    written = make_pieces(folder, pieces, record)
+    try:
+        written = make_pieces(folder, pieces_of(cfg), record)
+    except UserError as error:
+        if note := looks_elsewhere(cfg):
+            raise UserError(f"{error} {note}") from None
+        raise
     size = f"{folder_megabytes(folder):.1f} MB"
     if written:
         seconds = time.monotonic() - start
@@ -39,6 +44,18 @@ def prepare(cfg: Config) -> Path:
     else:
         print(f"{cfg.data.name} is already prepared at {folder} ({size}); nothing to do")
     return folder
+
+
+def looks_elsewhere(cfg: Config) -> str:
+    """Say that a debug preset does not see what was prepared without it; empty where it is none or has data."""
+    if cfg.debug.name == "off" or data_folder(cfg).is_dir() or cfg.data.source == "scenes":
+        return ""
+    preset = f"debug={cfg.debug.name}"
+    return (
+        f"Note that {preset} reads and writes below {cfg.paths.root}/ and sees nothing that was prepared without it: "
+        f"{data_folder(cfg)} does not exist. Give with it what `nd prepare` was given, which makes a copy there, or "
+        f"leave {preset} out."
+    )
 
 
 def described(names: list[str]) -> str:

@@ -19,7 +19,7 @@ from nd.config import Config
 from nd.config.application import verb
 from nd.errors import UserError
 from nd.launch import is_rank_zero
-from nd.runs.chain import needs_own_process
+from nd.processes import run_in_processes, starts_processes
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import generator_of, reads_predictions
 
@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 
 def reconstruct(cfg: Config) -> Path:
     """Make the images of one part of a data set; returns the run folder. Images that are finished are kept."""
+    folder = RunFolder.open(cfg, "reconstruct")
+    if starts_processes(cfg.trainer) and not folder.done:
+        run_in_processes("reconstruct", cfg)
+        return folder.path
     return reconstruct_together([cfg])[0]
 
 
@@ -90,7 +94,7 @@ def sweeps(cfgs: Sequence[Config]) -> list[list[Config]]:
     groups: dict[str, list[Config]] = {}
     for cfg in cfgs:
         fields = generator_of(cfg).together
-        if fields and not needs_own_process(cfg):
+        if fields and not starts_processes(cfg.trainer):
             groups.setdefault(repr(_without(cfg, fields)), []).append(cfg)
     return [group for group in groups.values() if len(group) > 1]
 
@@ -125,7 +129,7 @@ def feature_source(cfg: Config, targets: Sequence[str]) -> tuple[FeatureSource, 
         stores = {name: store_path(cfg, name) for name in targets}
         return TrueFeatures(stores), {f"target {name}": TargetStore(path).fingerprint for name, path in stores.items()}
     run = found(cfg, "predict")
-    return PredictedFeatures(run.path / "predictions.h5"), {"predictions": run.fingerprint}
+    return PredictedFeatures(run.output("predictions.h5")), {"predictions": run.fingerprint}
 
 
 def make_images(
@@ -137,7 +141,7 @@ def make_images(
         For each run what was wrong with images that could not be made; all others are made and kept by then.
     """
     from nd.generate.module import Work, run_work
-    from nd.generate.parts import Parts, partition
+    from nd.generate.parts import Parts, partition, record_execution
 
     cfg, begun = cfgs[0], time.monotonic()
     runs = [Parts(path / "parts") for path in paths]
@@ -150,6 +154,8 @@ def make_images(
     for k, parts in enumerate(runs):
         alike.setdefault(parts.plan, []).append(k)  # runs that were interrupted go on by the plans they began with
     for mine in alike.values():
+        for k in mine:
+            record_execution(paths[k], together=len(mine))  # whose time is that of all of them
         lacking = {i for k in mine for i in set(image_ids) - runs[k].finished()}
         if left := [kept for batch in batches if (kept := [i for i in batch if i in lacking])]:
             build = functools.partial(entry.build, [cfgs[k] for k in mine])

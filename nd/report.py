@@ -9,7 +9,7 @@ from nd.config.application import verb
 from nd.runs.folder import command_for
 from nd.table import read_table
 from nd.tables.learning_curves import learning_of
-from nd.tables.specs import rows_of
+from nd.tables.specs import shown_rows
 
 
 def report(cfg: Config) -> None:
@@ -22,7 +22,7 @@ def report(cfg: Config) -> None:
         print(f"wrote {path}")
 
 
-main = verb(report, rows=rows_of)
+main = verb(report, rows=shown_rows)
 
 if __name__ == "__main__":
     main()

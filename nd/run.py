@@ -2,7 +2,8 @@
 
 With a table (`table=scenes`, or the experiment's own) every row of its spec is run for its subjects, and steps that
 rows share are done once. Without one (`table=`) the composed configuration is run. A row that fails is reported at
-once; the others go on, and the exit code is 1.
+once; the others go on, and the exit code is 1. `table=default` is the table of whatever is composed: the method, its
+ceiling, its control and floors.
 
 A sweep (`-m`) ends with one table of its points, results/sweep-<id>.md and .csv, and as .png a curve over one swept
 key or a heat map over two.
@@ -20,12 +21,13 @@ from pathlib import Path
 from nd.config import Config
 from nd.config.application import derive, verb
 from nd.config.sweeps import Point
+from nd.doctor.absent import refuse_absent
 from nd.errors import UserError
-from nd.runs.chain import Action, Chain, StepFailed, in_own_process, needs_own_process, steps_of
+from nd.runs.chain import Action, Chain, StepFailed, failure_of, steps_of
 from nd.runs.folder import RunFolder
 from nd.runs.groups import members_of
 from nd.tables.loggers import announce_sweep, announce_table, check_logger, log_scores, log_sweep
-from nd.tables.specs import Entry, Row, expand, load_spec, rows_of
+from nd.tables.specs import Entry, Row, expand, rows_of, spec_of
 from nd.tables.wandb_runs import where_all
 
 ACTIONS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
@@ -37,6 +39,8 @@ def run(cfg: Config) -> int:
     begun, entries = time.monotonic(), entries_of(cfg)
     announce_table(cfg, [entry.cfg for entry in entries])
     finished = [entry for entry in entries if RunFolder.open(entry.cfg, "evaluate").done]
+    if cfg.table:
+        refuse_absent([entry.cfg for entry in entries if entry not in finished])
     failures = run_rows(entries, print, quiet=len(entries) > 1)
     for entry in finished:  # those that were run now have been shown by then
         log_scores(entry.cfg, RunFolder.open(entry.cfg, "evaluate"))
@@ -72,17 +76,25 @@ def run_rows(entries: Sequence[Entry], say: Callable[[str], None], quiet: bool) 
     return failures
 
 
-def share(cfgs: Sequence[Config]) -> None:
-    """Do what the jobs of a sweep over guidance have in common: the steps up to the predictions, then the sampling.
+def share_jobs(cfgs: list[Config]) -> None:
+    """Do what the jobs of a sweep have in common, as ``share`` does."""
+    chain = Chain({name: action_of(name, quiet=True) for name in ACTIONS})
+    share([entry.cfg for cfg in cfgs for entry in entries_of(cfg)], chain)
 
-    What fails is left to its own job to report.
+
+def share(rows: Sequence[Config], chain: Chain) -> None:
+    """Do what rows that differ in guidance alone have in common: the steps up to the predictions, then the sampling.
+
+    What fails is left to its own row to report.
+
+    Args:
+        rows: of any kind; the others are passed over.
+        chain: does the steps.
     """
     from nd.reconstruct import sample_sweeps, sweeps
 
-    chain = Chain({name: action_of(name, quiet=True) for name in ACTIONS})
-    rows = [entry.cfg for cfg in cfgs for entry in entries_of(cfg)]
     for group in sweeps(rows):
-        with suppress(UserError, StepFailed):
+        with suppress(Exception):
             steps = [step for step in steps_of(group[0]) if step.verb not in ("reconstruct", "evaluate")]
             chain.run_row(steps)
             sample_sweeps(group)
@@ -91,21 +103,17 @@ def share(cfgs: Sequence[Config]) -> None:
 def entries_of(cfg: Config) -> list[Entry]:
     """Return the rows to run: those of the table, or the one composed configuration."""
     if cfg.table:
-        return expand(load_spec(cfg.table), cfg, derive)
+        return expand(spec_of(cfg), cfg, derive)
     return [Entry(Row(label=cfg.method.name), cfg.subject.name, cfg)]
 
 
 def action_of(name: str, quiet: bool) -> Action:
-    """Return what does a verb: its function, loaded when first needed, or a process of its own.
+    """Return what does a verb: its function, loaded when first needed.
 
     With ``quiet`` the verb's own closing lines are left out: of many rows, a line per step says enough.
     """
 
     def act(cfg: Config) -> None:
-        alone = ("reconstruct", "evaluate", *(["train"] if cfg.trainer.strategy == "ddp" else []))
-        if name in alone and needs_own_process(cfg):
-            in_own_process(name, cfg)
-            return
         with redirect_stdout(io.StringIO()) if quiet else nullcontext():
             getattr(importlib.import_module(f"nd.{name}"), name)(cfg)
 
@@ -126,9 +134,13 @@ def sum_up(points: list[Point]) -> None:
     """Print the scores of a sweep that has ended as one table, and write it into paths.results."""
     from nd.tables.sweep import sweep_table, write_sweep
 
-    swept = sweep_table([(point.values, entry) for point in points for entry in entries_of(point.cfg)])
+    entries = [(point.values, entry) for point in points for entry in entries_of(point.cfg)]
+    swept = sweep_table(entries)
     written = write_sweep(swept, Path(points[0].cfg.paths.results))
     print(f"\n{swept.text}")
+    for rows in swept.runs.values():
+        if rows[0].state == "failed":
+            print(f"{rows[0].folder.run_id} failed: {failure_of(steps_of(rows[0].entry.cfg))}")
     for path in written:
         print(f"wrote {path}")
     log_sweep(points[0].cfg, swept, written)
@@ -143,7 +155,7 @@ def name_group(points: list[Point]) -> str:
     return announce_sweep(points[0].cfg, members, sweep_table(entries).name)
 
 
-main = verb(run, together=share, rows=rows_of, after=sum_up, group=name_group)
+main = verb(run, together=share_jobs, rows=rows_of, after=sum_up, group=name_group)
 
 if __name__ == "__main__":
     main()

@@ -24,7 +24,8 @@ from nd.doctor.need import byte_text
 from nd.errors import UserError
 from nd.evaluation.reconstructions import read_images
 from nd.evaluation.scores import read_per_image, score_table
-from nd.files import read_json, system_errors
+from nd.evaluation.summary import read_summary
+from nd.files import system_errors
 from nd.interface.finished_run import read_run
 from nd.runs.catalogue import KnownRun, age, find_run
 from nd.runs.inputs import changed_files
@@ -81,11 +82,11 @@ def described(run: KnownRun) -> Iterator[str]:
     yield f"made by: {shlex.join(command)}"
     yield from _section("differs from the defaults", ([key, shown(value)] for key, value in run.identity.items()))
     yield from _section("made from", ([name, value] for name, value in run.manifest.get("inputs", {}).items()))
-    if (run.path / "scores.json").is_file():
-        yield f"\nscores\n{score_table(read_json(run.path / 'scores.json'))}"
+    if run.verb == "evaluate" and (run.path / "scores.json").is_file():
+        yield f"\nscores\n{score_table(read_summary(run.path))}"
     yield from _section("files", _files(run.path))
     if run.folder.status == "failed":
-        text = (run.path / "status").read_text(encoding="utf-8").splitlines()
+        text = (run.path / "status").read_text(encoding="utf-8", errors="replace").splitlines()
         yield from ["", "failed with", *(f"  {line}" for line in text[1:][-TRACEBACK_LINES:])]
 
 
@@ -181,8 +182,8 @@ def _scores_of(run: KnownRun, image_id: int) -> dict[str, float]:
     if not (run.path / "per_image.csv").is_file():
         return {}
     scores = read_per_image(run.path / "per_image.csv")
-    row = int(np.flatnonzero(scores.pop("image_id") == image_id)[0])
-    return {name: float(values[row]) for name, values in scores.items()}
+    rows = np.flatnonzero(scores.pop("image_id") == image_id)  # none, where a selection alone was scored
+    return {name: float(values[rows[0]]) for name, values in scores.items() if len(rows)}
 
 
 def _save(image: NDArray[np.uint8], path: Path) -> None:

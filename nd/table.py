@@ -1,6 +1,8 @@
 """`nd table`: the scores of a table's rows beside each other, as text and as md, csv and tex files.
 
-With `check=true` the scores are compared with the expected values of the spec; the exit code is 1 when they differ.
+Without a table (`table=`) it is that of whatever is composed: the method, the same with true features and with shuffled
+voxels, and floors. With `check=true` the scores are compared with the expected values of the spec; the exit code is 1
+when they differ.
 """
 
 from __future__ import annotations
@@ -9,19 +11,21 @@ from pathlib import Path
 
 from nd.config import Config
 from nd.config.application import derive, verb
-from nd.runs.folder import command_for
+from nd.doctor.absent import refuse_absent
+from nd.runs.folder import RunFolder, command_for
 from nd.tables.formats import text, write_table
 from nd.tables.loggers import check_logger, log_table
-from nd.tables.specs import expand, load_spec, rows_of
+from nd.tables.specs import DEFAULT, expand, shown_rows, spec_of
 from nd.tables.table import Table, collect, unexpected
 
 
 def read_table(cfg: Config) -> Table:
-    """Return the table that ``table=`` names, from its finished runs."""
-    spec = load_spec(cfg.table)
-    named = any(item.startswith("table=") for item in cfg.overrides)
-    command = command_for(cfg, "run", *([] if named else [f"table={cfg.table}"]))
-    return collect(spec, expand(spec, cfg, derive), command)
+    """Return the table that ``table=`` names, or that of what is composed, from its finished runs."""
+    spec = spec_of(cfg)
+    command = command_for(cfg, "run", f"table={cfg.table or DEFAULT}")
+    entries = expand(spec, cfg, derive)
+    refuse_absent([entry.cfg for entry in entries if not RunFolder.open(entry.cfg, "evaluate").done])
+    return collect(spec, entries, command)
 
 
 def table(cfg: Config) -> int:
@@ -48,7 +52,7 @@ def compare(made: Table) -> int:
     return 0
 
 
-main = verb(table, rows=rows_of)
+main = verb(table, rows=shown_rows)
 
 if __name__ == "__main__":
     main()

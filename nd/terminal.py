@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import re
 import sys
+import threading
+import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
-from nd.errors import UserError
+from nd.errors import UserError, is_out_of_memory
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
+NOTE = "ND_NOTE"  # names the file in which one of a command's several processes leaves what stopped it, unsaid
 PLAIN = {"±": "+-", "↑": "^", "↓": "v"}  # what this package prints beyond ASCII; other characters become "?"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
+REFUSALS = {
+    errno.ENOSPC: "Free some space, or give another place (paths.root=<folder>).",
+    errno.EDQUOT: "Free some space, or give another place (paths.root=<folder>).",
+    errno.EFBIG: "Give another place (paths.root=<folder>).",
+    errno.EROFS: "Give another place (paths.root=<folder>).",
+    errno.EACCES: "Check owner and mode, or give another place (paths.root=<folder>).",
+    errno.EPERM: "Check owner and mode, or give another place (paths.root=<folder>).",
+    errno.ENOMEM: "Close other programs.",
+    errno.EMFILE: "Allow more open files (ulimit -n).",
+}
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")  # no part of a line of text
 
@@ -64,6 +80,8 @@ def exit_with(name: str, answer: Callable[[], int]) -> NoReturn:
         answer: does what the command line asks for.
     """
     show_what_it_can()
+    if os.environ.get(NOTE):
+        sys.exit(_noted(answer, Path(os.environ[NOTE])))
     try:
         code = answer()
     except UserError as error:
@@ -75,4 +93,53 @@ def exit_with(name: str, answer: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"\nnd {name}: interrupted. The same command again resumes.", file=sys.stderr)
         code = INTERRUPTED
+    except Exception as error:
+        said = refused_by_system(error)
+        if not said:
+            raise
+        print(f"nd {name}: {said} What is finished is kept: the same command again resumes.", file=sys.stderr)
+        code = 2
     sys.exit(code)
+
+
+def refused_by_system(error: Exception) -> str:
+    """Say what a machine lacked that stopped a command: memory, room on the disk, leave; empty for other errors."""
+    if is_out_of_memory(error):
+        reason = " ".join(str(error).split())[:160] or "MemoryError"
+        return (
+            f"there is not enough memory ({reason}). Close other programs, or give smaller settings; `nd doctor` "
+            "estimates what the largest steps take."
+        )
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"the system refused to go on{where}: {os.strerror(error.errno).lower()}. {REFUSALS[error.errno]}"
+    return ""
+
+
+def plain_cell(value: Any) -> Any:
+    """Return what a table for spreadsheets may hold of a value: text that would be taken for a formula gets a quote.
+
+    >>> plain_cell("=1+1"), plain_cell("ridge"), plain_cell(-1.5)
+    ("'=1+1", 'ridge', -1.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def _noted(answer: Callable[[], int], note: Path) -> int:
+    """Return the exit code of one of several processes; what stops it is written down, for whoever watches them all."""
+    threading.Thread(target=_end_with_the_input, daemon=True).start()
+    try:
+        return answer()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        said = str(error) if isinstance(error, UserError) else refused_by_system(error)
+        text, code = (said, 2) if said else (traceback.format_exc(), 1)
+        note.write_text(text, encoding="utf-8", errors="replace")
+        return code
+
+
+def _end_with_the_input() -> None:
+    """End this process once nobody holds the other end of its standard input."""
+    os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read(), whose lock would be held when the interpreter ends
+    os._exit(1)

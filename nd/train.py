@@ -19,9 +19,17 @@ from nd.runs.chain import pretrain_of
 
 def train(cfg: Config) -> Path:
     """Fit every fold of `cfg.data.split`; returns the run folder."""
+    from nd.processes import run_in_processes, starts_processes
+    from nd.runs.folder import RunFolder
     from nd.runs.identity import mapper_of
 
-    return train_network(cfg) if mapper_of(cfg).trained else fit_linear(cfg)
+    if not mapper_of(cfg).trained:
+        return fit_linear(cfg)
+    folder = RunFolder.open(cfg, "train")
+    if starts_processes(cfg.trainer) and not folder.done:
+        run_in_processes("train", cfg)
+        return folder.path
+    return train_network(cfg)
 
 
 def fit_linear(cfg: Config) -> Path:

@@ -22,7 +22,16 @@ from nd.data.prepared import data_folder
 
 ROOT = Path(__file__).parent.parent
 LONGEST = [
-    f"test_{name}.py" for name in ("readme", "training_distributed", "training_resume", "end_to_end", "two_stage")
+    f"test_{name}.py"
+    for name in (
+        "experiments",
+        "readme",
+        "notebooks",
+        "training_distributed",
+        "training_resume",
+        "end_to_end",
+        "two_stage",
+    )
 ]
 
 

@@ -34,7 +34,7 @@ from nd.data.prepared import (
     write_stimuli,
     write_subject,
 )
-from nd.files import allocate
+from nd.hdf5 import allocate
 from nd.mappers.network.heads import TargetSlice
 from nd.mappers.network.network import Network
 from nd.mappers.training.fit import Files
@@ -154,9 +154,9 @@ def truth_of(cfg: Config, target: str) -> TargetStore:
 
 
 def curve_of(folder: Path, fold: int = 0) -> list[dict[str, Any]]:
-    """Lines of a learning curve, without what depends on the clock."""
+    """Lines of a learning curve, without what depends on the clock: samples a second, and the digest of it all."""
     lines = [json.loads(line) for line in Files(folder, fold).curve.read_text(encoding="utf-8").splitlines()]
-    return [{name: value for name, value in line.items() if name != "samples_per_s"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in ("samples_per_s", "digest")} for line in lines]
 
 
 def weights_of(path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from helpers_files import edited
 from numpy.typing import NDArray
 
 from nd.data.images import ImageFile
@@ -154,14 +155,14 @@ def test_a_cache_holds_the_chunks_of_one_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize("in_place", [True, False])
 def test_floats_that_are_no_image_are_named(tmp_path: Path, value: float, in_place: bool) -> None:
     source = write_source(tmp_path / "images.hdf5", "halves")
-    with h5py.File(source, "r+") as handle:
+    with edited(source) as handle:
         handle["imgBrick"][1, 2, 0, 0] = value
     match = r"images.hdf5: image 10 has values from .* to .*floats must lie in \[0, 1\]"
     with pytest.raises(UserError, match=match):
         write(tmp_path, source, in_place=in_place)
     assert [p.name for p in tmp_path.iterdir()] == ["images.hdf5"]
     good = write(tmp_path, write_source(tmp_path / "images.hdf5", "halves"))
-    with h5py.File(source, "r+") as handle:
+    with edited(source) as handle:
         handle["imgBrick"][1, 2, 0, 0] = value
     with pytest.raises(UserError, match=match):
         Stimuli(good).images(np.array([20, 10]))
@@ -190,7 +191,7 @@ def test_an_image_file_changed_for_another(linked: tuple[Path, Path]) -> None:
     write_source(source, images=IMAGES[:5])
     with pytest.raises(UserError, match=r"bytes, but had .* remove .*stimuli.h5 and run `nd prepare` again"):
         Stimuli(path)
-    with h5py.File(path, "r+") as handle:
+    with edited(path) as handle:
         handle.attrs["linked_bytes"] = source.stat().st_size
     with pytest.raises(UserError, match=r"its 3 images are not among the 5 images of .*nsd_stimuli.hdf5"):
         Stimuli(path)
@@ -234,7 +235,7 @@ def test_datasets_that_are_no_images(tmp_path: Path, values: NDArray[Any]) -> No
 
 @pytest.mark.parametrize("layout", ["CHW", "other"])
 def test_a_layout_that_the_images_do_not_have(linked: tuple[Path, Path], layout: str) -> None:
-    with h5py.File(linked[0], "r+") as handle:
+    with edited(linked[0]) as handle:
         handle.attrs["layout"] = layout
     with pytest.raises(UserError, match=r"nsd_stimuli.hdf5: /imgBrick is uint8 \(9, 6, 10, 3\); wanted images"):
         Stimuli(linked[0])

@@ -27,7 +27,8 @@ from nd.data.pieces import make_pieces
 from nd.data.prepared import Stimuli, Subject, data_folder, split_of, stimuli_path, subject_path
 from nd.data.subject_file import SubjectTable, write_table
 from nd.errors import UserError
-from nd.files import allocate, sha256_file
+from nd.files import sha256_file
+from nd.hdf5 import allocate
 from nd.scenes.as_mindeye2 import write_mindeye2
 
 # Two sessions of six trials. Images 5 and 7 are the shared ones; by hand: session, presentation, shared or not.

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers_config import data_settings
 from helpers_digits import noise_file
+from helpers_files import edited
 
 from nd.config import Config, PathsConfig
 from nd.data import pieces as pieces_module
@@ -195,7 +196,7 @@ def test_two_writers_make_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_voxels_with_nan_exit_code_2_names_the_file(tmp_path: Path) -> None:
     cfg = tiny(tmp_path)
-    with h5py.File(prepare(cfg) / "subj01.h5", "r+") as handle:
+    with edited(prepare(cfg) / "subj01.h5") as handle:
         handle["voxels"][7, 3] = np.nan
     with pytest.raises(UserError, match=r"subj01.h5: voxel 3 of trial 7 is nan"):
         Subject(subject_path(cfg)).voxels(np.array([7]))

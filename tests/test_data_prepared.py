@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers_config import data_settings
+from helpers_files import edited
 
 from nd.config import Config
 from nd.data import rows as rows_module
@@ -120,7 +121,7 @@ def test_reading_never_holds_all_betas(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_voxel_that_is_not_finite_is_named(subject_file: Path, value: float) -> None:
-    with h5py.File(subject_file, "r+") as handle:
+    with edited(subject_file) as handle:
         handle["voxels"][3, 2] = value
     with pytest.raises(UserError, match=rf"subj09.h5: voxel 2 of trial 3 is {value}; every beta must be finite"):
         Subject(subject_file).voxels(np.arange(6))
@@ -165,7 +166,7 @@ def test_truncated_missing_and_foreign_files(tmp_path: Path, opener: Any) -> Non
 
 
 def test_columns_of_other_length(subject_file: Path) -> None:
-    with h5py.File(subject_file, "r+") as handle:
+    with edited(subject_file) as handle:
         del handle["session"]
         handle["session"] = np.zeros(4, np.int32)
     with pytest.raises(UserError, match=r"do not have one row per trial .*session \(4,\)"):

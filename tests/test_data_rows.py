@@ -19,7 +19,7 @@ from nd.data.rows import RowFile
 from nd.data.subject import Subject
 from nd.data.subject_file import SubjectTable, write_table
 from nd.errors import UserError
-from nd.files import allocate, bad_h5
+from nd.hdf5 import allocate, bad_h5
 
 SHAPE = (50, 7)
 VALUES = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)

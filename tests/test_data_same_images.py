@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers_config import data_settings
+from helpers_files import edited
 from PIL import Image
 
 from nd.config import Config, PathsConfig
@@ -81,7 +82,7 @@ def test_prints_of_a_file_are_those_of_its_images(tmp_path: Path) -> None:
     ids = np.arange(100, 100 + len(SCENES))
     write_stimuli(tmp_path / "s.h5", images=SCENES, captions=[["x"]] * len(ids), image_id=ids)
     kept = Stimuli(tmp_path / "s.h5").prints()
-    with h5py.File(tmp_path / "s.h5", "r+") as handle:
+    with edited(tmp_path / "s.h5") as handle:
         del handle["prints"]
     again = Stimuli(tmp_path / "s.h5").prints()
     with pytest.raises(KeyError), h5py.File(tmp_path / "s.h5") as handle:
@@ -128,7 +129,7 @@ def test_images_that_were_changed_after_preparing(tmp_path: Path) -> None:
     cfg = Config(data=data, paths=PathsConfig(data=str(tmp_path)))
     prepare(cfg)
     split_of(cfg)
-    with h5py.File(stimuli_path(cfg), "r+") as handle:
+    with edited(stimuli_path(cfg)) as handle:
         handle["images"][3] = handle["images"][45]
     with pytest.raises(LeakError, match="image 3 is test image 45"):
         split_of(cfg)

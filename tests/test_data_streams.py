@@ -89,7 +89,7 @@ def test_table_of_another_form_is_refused(value: str) -> None:
         (
             "ventral_stream", {},
             r"someone.h5 has no ROI ventral, midventral, face_like, place_like, of which the ventral stream is made; it"
-            r" has: IPS0, VO1\. Say which .*data.streams=\{ventral: \[IPS0, VO1\]\}",
+            r" has: VO1, IPS0\. Say which .*data.streams=\{ventral: \[VO1, IPS0\]\}",
         ),
         ("dorsal_stream", {"dorsal": ["IPS0", "IPS1"]}, r"has no ROI IPS1, of which the dorsal stream is made"),
         ("ventrall_stream", {}, r"unknown stream 'ventrall'\. Did you mean 'ventral'\? Allowed: dorsal, early, lat"),

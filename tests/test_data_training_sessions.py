@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers_config import data_settings
 from helpers_datamodule import Targets
+from helpers_files import edited
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
@@ -111,7 +112,7 @@ def test_every_reader_of_the_split_sees_the_same(scenes: Config) -> None:
 def spoil(cfg: Config, sessions: int) -> int:
     """Change all later trials of training and validation images; returns how many there are."""
     path = subject_path(cfg)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         test = get_split(cfg.data).test_ids
         rows = (file["session"][()] >= sessions) & ~np.isin(file["image_id"][()], test)
         voxels = file["voxels"][()]

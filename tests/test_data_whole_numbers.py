@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
+from helpers_files import edited
 
 from nd.data.prepared import Stimuli, Subject, write_stimuli, write_subject
 from nd.data.whole_numbers import RESAVED, read_numbers, whole_numbers
@@ -103,7 +103,7 @@ def test_columns_of_a_prepared_file(tmp_path: Path, column: str) -> None:
     assert getattr(Subject(path), column).tolist() == [0, 1, 2, 3]
     with pytest.raises(UserError, match=rf"anna: {column}: entry 1 is 0.9"):
         write(tmp_path / "anna.h5", **{column: np.array([0, 0.9, 1, 2])})
-    with h5py.File(path, "r+") as handle:
+    with edited(path) as handle:
         del handle[column]
         handle[column] = np.array([0, 1.5, 2, 3])
     with pytest.raises(UserError, match=rf"anna.h5: {column}: entry 1 is 1.5"):

@@ -19,10 +19,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers_files import left_so
 
 import nd
 from nd.data.prepared import Stimuli, stimuli_path
-from nd.files import open_h5, read_json, write_json
+from nd.files import read_json, write_json
+from nd.hdf5 import open_h5
 from nd.runs.chain import StepFailed
 
 SHRUNK = ["experiment=scenes", "debug=fast", "table=", "method=ridge_pixels", "protocol.network=none"]
@@ -199,6 +201,7 @@ def test_a_run_whose_source_is_gone_or_was_never(moved: nd.FinishedRun) -> None:
 def test_a_configuration_of_another_version(moved: nd.FinishedRun) -> None:
     path = moved.path / "config.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace("\nseed:", "\nsed:"), encoding="utf-8")
+    left_so(moved.path)
     with pytest.raises(nd.UserError, match="written by another version of nd: sed: unknown key"):
         _ = nd.read_run(moved.path).config
 

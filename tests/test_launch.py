@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from nd.config import TrainerConfig
 from nd.errors import UserError
-from nd.launch import STARTED_BY, away_from_launchers, is_rank_zero, n_processes, process_settings, rank_of
+from nd.launch import away_from_launchers, environments, is_rank_zero, n_processes, process_settings, rank_of
 from nd.lightning import lightning
 from nd.runs.folder import RunFolder
 
@@ -69,7 +69,7 @@ def predict(cfg: TrainerConfig) -> tuple[int, int, bool] | None:
 
 
 def surround(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    for name in {*EVERYTHING, STARTED_BY}:
+    for name in EVERYTHING:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -173,29 +173,27 @@ def test_any_surroundings_of_several_machines_are_a_rank_of_the_command_or_one_m
     assert all("no launcher has started 2 processes on each of 2 machines" in one for one in said)
 
 
-def test_processes_that_this_command_started_know_their_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lightning's ddp runs the command again for every further device."""
+def test_processes_that_this_command_starts_are_told_as_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands in the environment of this one; on several machines where the others are."""
     cfg = TrainerConfig(accelerator="cpu", devices=2, strategy="ddp")
-    surround(monkeypatch, {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"})
-    assert rank_of(cfg) == 0
-    monkeypatch.setenv(STARTED_BY, str(os.getppid()))
-    assert rank_of(cfg) == 1
-    with away_from_launchers(cfg):
-        assert LightningEnvironment().creates_processes_externally
-    assert os.environ["LOCAL_RANK"] == "1"
-    assert rank_of(TrainerConfig(accelerator="cpu")) == 0
-
-
-def test_the_first_process_stays_with_those_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second training in one command must find the processes of the first, not start others."""
-    cfg = TrainerConfig(accelerator="cpu", devices=2, strategy="ddp")
-    surround(monkeypatch, {"LOCAL_RANK": "1"})
-    with away_from_launchers(cfg):
-        monkeypatch.setenv("LOCAL_RANK", "0")  # as Lightning does
-    assert (os.environ["LOCAL_RANK"], rank_of(cfg)) == ("0", 0)
-    with away_from_launchers(cfg):
-        assert LightningEnvironment().creates_processes_externally
-    os.environ.pop(STARTED_BY)
+    for variables in assignments(30):
+        surround(monkeypatch, variables)
+        first, second = environments(cfg)
+        assert first["MASTER_PORT"] == second["MASTER_PORT"]
+        for rank, told in enumerate((first, second)):
+            with monkeypatch.context() as patch:
+                surround(patch, {name: told[name] for name in EVERYTHING if name in told})
+                (environment,) = process_settings(cfg)["plugins"]
+                assert (rank_of(cfg), environment.global_rank(), environment.world_size()) == (rank, rank, 2)
+    surround(monkeypatch, {"NODE_RANK": "1", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500"})
+    of_second = environments(TrainerConfig(accelerator="cpu", devices=2, num_nodes=2, strategy="ddp"))
+    assert [one["RANK"] for one in of_second] == ["2", "3"]
+    assert {(one["MASTER_ADDR"], one["MASTER_PORT"], one["WORLD_SIZE"]) for one in of_second} == {
+        ("10.0.0.7", "29500", "4")
+    }
+    surround(monkeypatch, {})
+    with pytest.raises(UserError, match="no launcher has started 2 processes on each of 2 machines"):
+        environments(TrainerConfig(accelerator="cpu", devices=2, num_nodes=2, strategy="ddp"))
 
 
 def test_all_devices_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,7 @@
-"""The README's commands work as they stand, run small in one process and one folder, and so does every experiment."""
+"""The commands of the README and of docs/ work as they stand, run small in one process and one folder.
+
+So does every experiment. Pages are read in the order of the site, so that a command finds what earlier ones have made.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,35 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_commands import ROOT, succeed
+import yaml
+from helpers_commands import ROOT, nd, succeed
 from helpers_digits import noise_file
 from PIL import Image
 
 from nd.config.application import compose
+from nd.tables.specs import spec_of
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINES = [
-    line.split(" #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    for line in block.splitlines()
-    if line.strip() and not line.startswith("#")
-]
+
+def pages() -> list[Path]:
+    """The README, what every contributor reads, and the pages of the site in the order of its navigation."""
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+
+    def files(item: object) -> list[str]:
+        if isinstance(item, str):
+            return [item]
+        return [file for one in (item.values() if isinstance(item, dict) else item) for file in files(one)]  # type: ignore[attr-defined]
+
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / file for file in files(nav))]
+
+
+def commands(page: Path) -> list[str]:
+    """The command lines of a page's blocks of bash."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+LINES = list(dict.fromkeys(line for page in pages() for line in commands(page)))
 VERBS = [line for line in LINES if line.startswith("nd ")]
 TARGETS = [line for line in LINES if line.startswith("make ")]
 SETUP = ("git clone", "cd ", "source ")
@@ -33,7 +52,10 @@ SMALL = ["debug=fast", "debug.limit_images=3", "trainer.progress=false"]
 
 
 def test_every_line_is_tested() -> None:
-    assert VERBS
+    assert len(VERBS) > 30
+    assert {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")} == {
+        page.relative_to(ROOT / "docs") for page in pages()[2:]
+    }
     assert "make demo" in TARGETS
     assert "make test" in TARGETS
     assert [line for line in LINES if line not in VERBS + TARGETS and not line.startswith(SETUP)] == []
@@ -81,6 +103,10 @@ def stand_ins(folder: Path) -> dict[str, list[str]]:
 def run_small(words: list[str], folder: Path) -> str:
     """Run a command line in its smallest size; returns what it printed."""
     small = [] if "--help" in words else [*SMALL, f"paths.root={folder}"]
+    if words[0] == "doctor":  # may find that something is missing here
+        done = nd(words[0], *small, *words[1:], cwd=folder)
+        assert done.code in (0, 1), done.err
+        return done.out
     return succeed(words[0], *small, *words[1:], cwd=folder).out
 
 
@@ -89,7 +115,7 @@ def test_verbs_run_small(line: str, folder: Path, stand_ins: dict[str, list[str]
     words = [word for given in shlex.split(line)[1:] for word in stand_ins.get(given, [given])]
     run_small(words, folder)
     if words[0] == "report":
-        name = compose(words[1:2]).table
+        name = spec_of(compose(words[1:])).name
         written = {path.name for path in (folder / "results").iterdir()}
         assert {f"{name}.{suffix}" for suffix in ("md", "csv", "tex", "html", "png")} <= written
 

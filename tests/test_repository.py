@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 # A package may import from itself and from anything to its left, never from the right.
 ORDER = [
-    {"nd", "nd.errors", "nd.files", "nd.locks", "nd.machine", "nd.progress", "nd.terminal", "nd.threads"},
-    {"nd.config", "nd.launch", "nd.lightning"},
+    {"nd", "nd.errors", "nd.digests", "nd.files", "nd.locks", "nd.machine", "nd.progress", "nd.terminal", "nd.threads"},
+    {"nd.hdf5", "nd.sealed", "nd.h5_values"},
+    {"nd.config", "nd.launch", "nd.lightning", "nd.processes"},
     {"nd.data"},
     {"nd.scenes"},
     {"nd.backbone"},
@@ -33,8 +34,8 @@ ORDER = [
         f"nd.{v}"
         for v in ["prepare", "extract", "train", "predict", "reconstruct", "evaluate", "run", "table", "report", "roi"]
     },
-    {"nd.interface"},
-    {"nd.ls", "nd.show", "nd.clean", "nd.log", "nd.completion"},
+    {"nd.interface", "nd.sweeps"},
+    {"nd.ls", "nd.show", "nd.clean", "nd.log", "nd.completion", "nd.sweep", "nd.tune"},
     {"nd.cli", "nd.__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
@@ -162,6 +163,8 @@ def test_tested_versions_lie_within_the_declared_bounds() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))
     pins = {canonicalize_name(name): version for name, version in tested.items()}
-    texts = project["dependencies"] + [t for name in ("dev", "eval") for t in project["optional-dependencies"][name]]
+    texts = project["dependencies"] + [
+        t for name in ("dev", "eval", "docs") for t in project["optional-dependencies"][name]
+    ]
     wanted = [Requirement(text) for text in texts]
     assert [str(r) for r in wanted if pins[canonicalize_name(r.name)] not in r.specifier] == []

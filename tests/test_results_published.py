@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from helpers_files import left_so
 from helpers_results import N_IMAGES, config, fake_scores
 
 from nd.errors import UserError
@@ -209,6 +210,7 @@ def test_only_the_very_protocol_shares_a_column(tmp_path: Path) -> None:
         path.write_text(
             path.read_text(encoding="utf-8").replace('"simulated": true', '"simulated": false'), encoding="utf-8"
         )
+        left_so(path.parent)
     beside = collect(replace(SPEC, published=[same]), made, "nd run")
     assert re.search(r"\| X \(published\) +\| +8 \| +0.300 \| +- \|", formats.markdown(beside))
     shown = page(beside, NO_IMAGES, "nd run")

@@ -72,7 +72,7 @@ def test_a_grid_is_one_table_with_a_column_per_key(tmp_path: Path) -> None:
     }
     left = [line for line in lines if line["state"] != "done"]
     assert [(line["guidance.kappa"], line["guidance.eta"], line["state"], line["mean"]) for line in left] == [
-        ("10", "0.5", "new", "")
+        ("10", "0.5", "missing", "")
     ]
     text = written[0].read_text(encoding="utf-8")
     assert text == table.text
@@ -85,7 +85,7 @@ def test_a_grid_is_one_table_with_a_column_per_key(tmp_path: Path) -> None:
     assert cells[0] == ["guidance.kappa", "guidance.eta", "pixcorr ↑", "run"]
     assert cells[2][:3] == ["0", "0.2, 0.5", "0.100 [0.090, 0.120]"]
     assert cells[3][:3] == ["1e-1", "0.2", "0.200 [0.190, 0.220]"]
-    assert cells[-1][2:] == ["-", f"{RunFolder.open(guided(tmp_path, '10', '0.5'), 'evaluate').run_id} NOT DONE"]
+    assert cells[-1][2:] == ["-", f"{RunFolder.open(guided(tmp_path, '10', '0.5'), 'evaluate').run_id} MISSING"]
 
 
 def test_the_name_is_that_of_the_points_whatever_their_order(tmp_path: Path) -> None:
@@ -168,5 +168,5 @@ def test_a_sweep_of_which_a_job_fails_has_its_table_too(tmp_path: Path) -> None:
     assert "backbone.weights" in done.err
     assert "2 points, 2 runs." in done.out
     lines = [line for line in done.out.splitlines() if line.startswith("| ")]
-    assert [(line.split()[1], "NOT DONE" in line) for line in lines[1:]] == [("vae", True), ("mean_image", False)]
+    assert [(line.split()[1], "MISSING" in line) for line in lines[1:]] == [("vae", True), ("mean_image", False)]
     assert not (tmp_path / "runs" / "multirun").exists()

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 from helpers_config import method_settings
+from helpers_files import left_so
 from helpers_results import config, fake_scores
 
 import nd.run
@@ -20,7 +21,7 @@ from nd.config import Config
 from nd.config.application import compose, derive
 from nd.errors import UserError
 from nd.run import action_of, entries_of
-from nd.runs.chain import Chain, Step, StepFailed, check_finished, needs_own_process, steps_of
+from nd.runs.chain import Chain, Step, StepFailed, check_finished, steps_of
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import run_id
 
@@ -180,15 +181,6 @@ def test_tables_and_plans_load_no_heavy_library() -> None:
     assert got.stdout.strip() == ""
 
 
-@pytest.mark.parametrize(
-    ("devices", "strategy", "own"), [(1, "auto", False), (2, "auto", True), (2, "ddp", True), (2, "ddp_spawn", False)]
-)
-def test_steps_that_start_processes_get_one_of_their_own(devices: int, strategy: str, own: bool) -> None:
-    cfg = Config()
-    cfg.trainer.devices, cfg.trainer.strategy = devices, strategy
-    assert needs_own_process(cfg) == own
-
-
 def test_closing_lines_of_verbs_are_left_out_of_tables(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,5 +231,6 @@ def test_table_compares_with_what_is_expected(
     assert "all 1 scores are as expected, within 0.01" in capsys.readouterr().out
     scores = folder / "scores.json"
     scores.write_text(scores.read_text(encoding="utf-8").replace('"mean": 0.505', '"mean": 0.52'), encoding="utf-8")
+    left_so(folder)
     assert nd.table.table(cfg) == 1
     assert "a, pixcorr: 0.5200, expected 0.5000 within 0.01" in capsys.readouterr().out

@@ -23,7 +23,8 @@ from nd.config.application import compose
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
 from nd.extract import extract
-from nd.files import allocate, write_json
+from nd.files import write_json
+from nd.hdf5 import allocate
 from nd.prepare import prepare
 from nd.targets import reference
 from nd.targets.base import Items

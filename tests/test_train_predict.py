@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers_backbone import IMAGE_SIZE
+from helpers_files import edited
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
@@ -132,12 +133,12 @@ def test_voxels_and_targets_of_test_images_change_no_byte_of_a_checkpoint(cfg: C
         shutil.copytree(getattr(cfg.paths, folder), tmp_path / folder)
     other = derive(cfg, "target=g", *(f"paths.{name}={tmp_path / name}" for name in ("data", "cache")))
     other.paths.runs = str(tmp_path / "other")
-    with h5py.File(subject_path(other), "r+") as file:
+    with edited(subject_path(other)) as file:
         rows = file["image_id"][()] >= N_TRAIN
         voxels = file["voxels"][()]
         voxels[rows] = 1e3
         file["voxels"][...] = voxels
-    with h5py.File(store_path(other), "r+") as file:
+    with edited(store_path(other)) as file:
         assert (file["image_id"][N_TRAIN:] >= N_TRAIN).all()
         file["features"][N_TRAIN:] = -1e3
     corrupted = train(other) / "checkpoint"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_config import mapper_settings
+from helpers_files import edited
 from helpers_training import EVERYTHING, N_TEST, N_TRAIN, SHAPES, SMALL, finetuned, linear_target, stage_of, truth_of
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -395,12 +396,12 @@ def test_test_images_change_no_byte(given: list[str], tmp_path: Path) -> None:
     paths = [f"paths.{name}={tmp_path / name}" for name in ("data", "cache")]
     other = compose([*given, *more, *paths, f"paths.runs={tmp_path / 'other'}"])
     for name in other.data.subjects:
-        with h5py.File(subject_path(other, name), "r+") as file:
+        with edited(subject_path(other, name)) as file:
             rows, voxels = np.isin(file["image_id"][()], TEST_IDS), file["voxels"][()]
             voxels[rows] = 1e3
             file["voxels"][...] = voxels
     for name in SHAPES:
-        with h5py.File(store_path(other, name), "r+") as file:
+        with edited(store_path(other, name)) as file:
             file["features"][N_TRAIN:] = -1e3
     train(other)
     for cfgs in ((honest, other), (pretrain_of(honest), pretrain_of(other))):

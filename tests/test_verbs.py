@@ -20,7 +20,8 @@ columns: [{metric: pixcorr, name: PixCorr}]
 rows: [{label: pixels, overrides: [method=ridge_pixels]}]
 images: [pixels]
 """
-VERBS = [name for name in ALL if name not in OF_RUNS]  # those of runs: test_runs_browsed.py
+OF_MANY = ("sweep", "tune")  # whose words stand for many runs
+VERBS = [name for name in ALL if name not in (*OF_RUNS, *OF_MANY)]  # those of runs: test_runs_browsed.py
 STEPS = ("prepare", "extract", "train", "predict", "reconstruct", "evaluate")
 LEFT_BEHIND = {
     "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "PMI_RANK": "1",

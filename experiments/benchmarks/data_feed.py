@@ -41,8 +41,10 @@ from nd.data.batch import Batch
 from nd.data.datamodule import VoxelDataModule
 from nd.data.splits import Fold
 from nd.data.subject import Subject
-from nd.data.subject_file import SubjectTable, lay_out
-from nd.files import allocate, write_json
+from nd.data.subject_file import AGAIN, SubjectTable, lay_out, write_rows
+from nd.files import write_json
+from nd.hdf5 import allocate
+from nd.sealed import seal
 from nd.targets.store import TargetStore
 
 REPEATS = 3
@@ -108,9 +110,10 @@ def write_subject_file(folder: Path, sizes: argparse.Namespace) -> Path:
         ijk=np.zeros((sizes.voxels, 3), np.int16), attributes={"source": "noise", "simulated": True},
     )  # fmt: skip
     with h5py.File(folder / "subj01.h5", "w") as handle:
-        voxels = lay_out(handle, "subj01", table)
+        lay_out(handle, "subj01", table)
         for rows, values in noise_blocks(*table.shape):
-            voxels[rows] = values
+            write_rows(handle, rows.start, values)
+        seal(handle, AGAIN)
     return folder / "subj01.h5"
 
 

@@ -8,6 +8,7 @@ from nd.config.groups import (
     PathsConfig,
     ProtocolConfig,
     TrainerConfig,
+    TuneConfig,
 )
 from nd.config.schema import (
     ALL,
@@ -41,5 +42,6 @@ __all__ = [
     "TargetConfig",
     "TrainerConfig",
     "TrainingConfig",
+    "TuneConfig",
     "trained_heads",
 ]

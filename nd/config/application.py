@@ -8,33 +8,31 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from nd.config.command_line import command_line, parse, searched
 from nd.config.composition import HYDRA_VERSION_BASE, assemble, printed
 from nd.config.conf_files import conf_dir, search_folders, search_path
+from nd.config.launchers import LOCAL, JobFailed, chosen_launcher, launcher_problems, lost_job
 from nd.config.overrides import Reading, read
 from nd.config.rules import contradictions, without_effect
 from nd.config.schema import Config
 from nd.config.sweeps import NameGroup, Point, grouped, own_folder, points_of, set_up_logging
 from nd.errors import UserError
 from nd.launch import is_rank_zero
-from nd.terminal import exit_with
+from nd.terminal import NOTE, exit_with
 
 # Groups on whose choice the rules between fields hang: where it was no option, only the fields are checked.
 DECISIVE = {"data", "experiment", "method", "protocol", "backbone"}
-SWITCHES = ("run", "multirun", "resolve", "hydra-help", "shell-completion")  # Hydra's, passed on
 
 Verb = Callable[[Config], Path | list[Path] | int | None]
 Compose = Callable[..., Config]  # a configuration and further overrides to a configuration
@@ -91,8 +89,10 @@ def _examine(
     if reading.lost & DECISIVE or any(problem.startswith("conf:") for problem in made.problems):
         return found
     rows = [made.config]
-    if rows_of is not None and made.config.table:
-        rows, found.foreign = _rows(made.config, rows_of, found.problems)
+    if rows_of is not None:
+        shown, foreign = _rows(made.config, rows_of, found.problems)
+        if shown or made.config.table:
+            rows, found.foreign = shown, foreign
     found.problems += [problem for row in rows for problem in contradictions(row, name, multirun)]
     if not found.problems and rows:
         warnings = [without_effect(row, [one.key for one in reading.given], name) for row in rows]
@@ -167,14 +167,49 @@ def check(name: str, overrides: Sequence[str], multirun: bool = False, rows: Row
     reading = read(overrides, search_folders(overrides), multirun)
     every = [_examine(combination, reading, name, multirun, rows) for combination in reading.combinations()]
     problems = [*reading.problems, *(problem for one in every for problem in one.problems)]
+    if multirun and not problems:
+        problems += launcher_problems(reading.hydra, [one.config for one in every])
     problems += [said for key, said in every[0].foreign.items() if all(key in one.foreign for one in every)]
     if problems:
         raise UserError(report(problems))
     warnings = dict.fromkeys(warning for one in every for warning in one.warnings)
-    if warnings and is_rank_zero(every[-1].config.trainer):  # further processes of one job would only repeat it
+    if warnings and NOTE not in os.environ and is_rank_zero(every[-1].config.trainer):  # others would only repeat it
         for warning in warnings:
             print(f"nd {name}: warning: {warning}", file=sys.stderr)
     return reading
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line of which every combination of values is sound; `own` are overrides that every job gets besides."""
+
+    name: str
+    reading: Reading
+    rows: Rows | None = None
+    own: Sequence[str] = ()
+
+    def compose(self, overrides: Sequence[str]) -> Config:
+        """Return the configuration of one combination."""
+        return _compose([*overrides, *self.own, *search_path(self.reading.hydra)], self.name, rows=self.rows)
+
+    def points(self) -> list[Point]:
+        """Return all combinations, each with its configuration."""
+        return points_of(self.reading, self.compose)
+
+
+def read_command(name: str, argv: Sequence[str], rows: Rows | None = None) -> Command:
+    """Read and check the command line of a verb that takes several values of a field for several jobs.
+
+    Args:
+        name: of the verb.
+        argv: words behind it.
+        rows: gives the rows of a table that the verb works on.
+
+    Raises:
+        UserError: all problems in one message.
+    """
+    args, _ = parse(name, list(argv))
+    return Command(name, check(name, args.overrides, True, rows), rows)
 
 
 def report(problems: Sequence[str]) -> str:
@@ -200,7 +235,7 @@ def _run(
 
         print(verb_help(name, [text for text in argv if not text.startswith("-")]))
         return 0
-    args, flags = _parse(name, argv)
+    args, flags = parse(name, argv)
     if args.hydra_help or args.shell_completion or args.info:
         return _run_hydra(function, rows, [*flags, *args.overrides])
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
@@ -209,47 +244,22 @@ def _run(
         print(printed(_compose(reading.single() + reading.hydra, name, rows=rows)), end="")
         return 0
     others = [text for text in reading.hydra if not text.startswith("hydra.searchpath=")]
-    words = [*flags, *(one.text for one in reading.given), *_searched(reading), *others]
+    words = [*flags, *(one.text for one in reading.given), *searched(reading), *others]
     if not multirun or args.cfg:
         return _run_hydra(function, rows, words)
-
-    own: list[str] = []
-
-    def composed(one: list[str]) -> Config:
-        return _compose([*one, *own, *search_path(reading.hydra)], name, rows=rows)
-
-    chosen = {text.partition("=")[0] for text in reading.hydra}
-    if group is not None and reading.sweeps and "hydra/sweeper" not in chosen:
-        own += grouped(reading, composed, group)
-    if together is not None and not chosen & {"hydra/launcher", "hydra/sweeper"}:
+    command = Command(name, reading, rows)
+    own_sweeper = any(text.startswith("hydra/sweeper=") for text in reading.hydra)
+    own = grouped(reading, command.compose, group) if group is not None and reading.sweeps and not own_sweeper else []
+    command = replace(command, own=own)
+    if together is not None and not own_sweeper and chosen_launcher(reading.hydra) == LOCAL:
         set_up_logging(reading.hydra)
-        together([composed(one) for one in reading.combinations()])
-    with own_folder(reading, composed(reading.single())) as named:
+        together([command.compose(one) for one in reading.combinations()])
+    with own_folder(reading, first := command.compose(reading.single())) as named:
         try:
             return _run_hydra(function, rows, [*words, *own, *named])
         finally:
-            if after is not None and reading.sweeps and "hydra/sweeper" not in chosen:
-                after(points_of(reading, composed))
-
-
-def _searched(reading: Reading) -> list[str]:
-    """Return the override by which Hydra looks where composition has looked: in folders given and those of plug-ins."""
-    further = search_folders(search_path(reading.hydra))[1:]
-    return [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in further)}]"] if further else []
-
-
-def _parse(name: str, argv: list[str]) -> tuple[Namespace, list[str]]:
-    """Split a command line with Hydra's parser into its arguments and the flags to pass on (``-m``, ``--cfg job``)."""
-    parser = get_args_parser()
-    parser.prog = f"nd {name}"
-    args = parser.parse_intermixed_args(argv)  # intermixed: flags may stand between overrides
-    if args.config_name or args.config_path:
-        raise UserError("--config-name and --config-path are not used; add a folder with --config-dir=<folder>.")
-    if args.config_dir:
-        args.overrides.append(f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]")
-    flags = [f"--{name}" for name in SWITCHES if getattr(args, name.replace("-", "_"))]
-    flags += [f"--{name}={getattr(args, name)}" for name in ("cfg", "package", "info") if getattr(args, name)]
-    return args, flags
+            if after is not None and reading.sweeps and not own_sweeper and is_rank_zero(first.trainer):
+                after(command.points())
 
 
 def _run_hydra(function: Verb, rows: Rows | None, argv: list[str]) -> int:
@@ -265,6 +275,8 @@ def _run_hydra(function: Verb, rows: Rows | None, argv: list[str]) -> int:
         try:
             result = function(_compose(overrides, function.__name__, rows=rows))
             codes.append(result if isinstance(result, int) else 0)
+            if codes[-1] and choices.mode == RunMode.MULTIRUN:
+                raise JobFailed(codes[-1])  # which reaches us from wherever the job ran
         except UserError as error:
             if choices.mode == RunMode.MULTIRUN:  # said at once: Hydra goes on with the other jobs, then raises
                 given_here = " ".join(text.lstrip("+") for text in overrides)
@@ -272,26 +284,17 @@ def _run_hydra(function: Verb, rows: Rows | None, argv: list[str]) -> int:
                 raise
             errors.append(error)
 
-    with _command_line([given[0], *argv]):
+    with command_line([given[0], *argv]):
         try:
             hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(conf_dir()), config_name="config")(task)()
         except HydraException as error:
             raise UserError(" ".join(str(error).split())) from error
+        except JobFailed as failed:
+            codes.append(failed.args[0])
+        except Exception as error:
+            if (lost := lost_job(error)) is None:
+                raise
+            raise lost from error
     if errors:
         raise errors[0]
     return max(codes, default=0)
-
-
-@contextmanager
-def _command_line(argv: list[str]) -> Iterator[None]:
-    """Let Hydra see ``argv``, and let errors through instead of Hydra's shortened report."""
-    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
-    try:
-        yield
-    finally:
-        sys.argv = before
-        if full is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = full

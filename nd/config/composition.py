@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nd.config.check import Checked, build, build_group
 from nd.config.components import CHOSEN_BY, KINDS, found, not_a_component
-from nd.config.conf_files import conf_dir, keep_texts, origin_of, search_folders
+from nd.config.conf_files import conf_dir, keep_texts, origin_of, search_folders, search_path
 from nd.config.known import BASES, FILLED_IN, PARTS_OF_DECODING, group_type, per_target
 from nd.config.overrides import foreign_key, group_names
 from nd.config.schema import Config, Decoding
@@ -73,7 +73,8 @@ def assemble(overrides: list[str]) -> Composed:
             config.decodings[name] = own
     if config.target.name in config.decodings:
         config = config.decoding_as(config.decodings[config.target.name])
-    config.overrides = [text for text in overrides if not text.startswith("hydra.")]
+    of_hydra = [text for text in overrides if text.startswith("hydra.") and text not in search_path(overrides)]
+    config.overrides = [text for text in overrides if text not in of_hydra]
     foreign += [key for key, _ in given if not _has_a_home(key, config)]
     mine = _said(dict.fromkeys(foreign), config, [key for key, _ in given], checked.problems, choices, folders)
     return Composed(config, [*unresolved, *checked.problems], mine)

@@ -179,7 +179,7 @@ class TrainerConfig:
     )
     num_workers: int = opt(0, "loader processes", identity=False)
     checkpoint_minutes: float = opt(
-        2.0, "trained mappers: least time between checkpoints of training, taken at ends of epochs", identity=False
+        2.0, "mapper=two_stage: least time between checkpoints of training, taken at ends of epochs", identity=False
     )
     progress: bool = opt(True, "show a progress bar with rate and time left", identity=False)
 
@@ -211,8 +211,21 @@ class PathsConfig:
 
 
 @dataclass(kw_only=True)
+class TuneConfig:
+    """How `nd tune` chooses settings."""
+
+    trials: int = opt(30, "settings to try, with those of earlier calls", identity=False)
+    scores: list[str] = opt(
+        [], "scores whose sum is to be large (distances count negative); empty: those of the protocol", identity=False
+    )
+
+
+@dataclass(kw_only=True)
 class DebugConfig:
     """Shrunk runs for tests and first tries."""
 
     name: str = opt("off", "debug preset", identity=False, choices=("off", "fast"))
     limit_images: int = opt(0, "reconstruct only this many test images; 0 means all")
+    limit_grid: int = opt(
+        0, "tables: run only so many values of each key of a grid, from the first; 0 means all", identity=False
+    )

@@ -31,6 +31,8 @@ VERBS = {
     "reconstruct": "predicted or true targets to images",
     "evaluate": "images to scores; the only verb that compares with test stimuli",
     "run": "the whole chain, doing only what is missing",
+    "sweep": "all runs of a table or grid that are missing, here or by a launcher; ends with one table",
+    "tune": "settings chosen on validation images",
     "table": "run folders to a table (md, csv, tex)",
     "report": "the table with images and plots, as one HTML page",
     "roi": "images of what a method decodes from each ROI, as one HTML page",
@@ -70,6 +72,10 @@ MATTERS = {
 }  # fmt: skip
 EVERYTHING = "all"
 OVER_ALL = ("experiment", "debug")  # groups that set fields of others
+USAGES = {
+    "sweep": "nd sweep [TABLE] [group=option] [group.field=value,value] [dry_run=true] [hydra/launcher=joblib]",
+    "tune": "nd tune [group=option] [group.field=value,value] ['group.field=interval(low,high)'] [tune.trials=30]",
+}
 EXAMPLES = """\
 examples
   nd run experiment=scenes debug=fast          a whole table in under a minute, on the embedded world
@@ -118,7 +124,7 @@ def verb_help(name: str, words: Sequence[str] = ()) -> str:
     chosen = _chosen(name, words)
     folders = search_folders()
     lines = [
-        f"usage  nd {name} [group=option] [group.field=value] [-m] [--cfg job]",
+        f"usage  {USAGES.get(name, f'nd {name} [group=option] [group.field=value] [-m] [--cfg job]')}",
         "",
         *(line for paragraph in _description(name) for line in _wrapped(paragraph, "")),
         "",

@@ -29,11 +29,10 @@ def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[
     found = [problem for rule in rules for problem in rule(cfg)]
     for one in chosen(cfg).values():
         found += [*one.rules(cfg), *one.verb_rules(cfg, verb)]
-    if multirun and cfg.trainer.strategy in ("auto", "ddp") and (cfg.trainer.devices != 1 or cfg.trainer.num_nodes > 1):
+    if multirun and cfg.trainer.num_nodes > 1:
         found.append(
-            f"trainer.devices: {cfg.trainer.devices} devices with strategy {cfg.trainer.strategy} start this command"
-            " again in every process, which inside a sweep (-m) would start the sweep again. Give each job one device"
-            " (trainer.devices=1), or run the commands one by one without -m."
+            f"trainer.num_nodes: {cfg.trainer.num_nodes} machines cannot share the jobs of a sweep, which one command"
+            " starts. Give each job one machine (trainer.num_nodes=1), or run the commands one by one without -m."
         )
     if cfg.target.name == ALL and verb == "train":
         found.append("target: all is for `nd extract`; `nd train` fits one target at a time. Give target=<name>.")
@@ -140,8 +139,9 @@ def _evaluation(cfg: Config) -> Iterator[str]:
         yield "part: val needs mapper.refit=false, otherwise the mapper has been fitted on the images it is judged on."
     if oracle and cfg.control != "none":
         yield f"control: {cfg.control} is about decoding, but features=oracle decodes nothing; leave one of them out."
-    if cfg.debug.limit_images < 0:
-        yield f"debug.limit_images: {cfg.debug.limit_images} is negative; 0 means all."
+    for name in ("limit_images", "limit_grid"):
+        if (limit := getattr(cfg.debug, name)) < 0:
+            yield f"debug.{name}: {limit} is negative; 0 means all."
 
 
 def _trainer(cfg: Config) -> Iterator[str]:

@@ -20,6 +20,7 @@ from nd.config.groups import (
     PathsConfig,
     ProtocolConfig,
     TrainerConfig,
+    TuneConfig,
 )
 from nd.config.training import NetworkConfig, TrainingConfig
 
@@ -43,9 +44,7 @@ class DataConfig(Chosen):
     """Which data set, how it is cut, and where its raw files lie."""
 
     name: str = opt("scenes", "name of the data set: its prepared files lie in <paths.data>/<name>")
-    source: str = opt(
-        "scenes", "where the data come from: made here, or read by the reader of that name", identity=False
-    )
+    source: str = opt("scenes", "where the data come from: made here, or the reader of that name", identity=False)
     subjects: list[str] = opt(["subj01", "subj02", "subj03", "subj04"], "subjects of the data set", identity=False)
     split: str = opt("scenes", "named frozen split")
     n_val: int = opt(100, "validation images, cut from the training images by image")
@@ -181,6 +180,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     seed: int = opt(42, "seed of the sampler's noise and of training; never of data or splits")
     part: str = opt("test", "images that are predicted and reconstructed", choices=("val", "test"))
     features: str = opt(
@@ -205,8 +205,7 @@ class Config:
         identity=False,
         choices=("", "first_appearance", "canonical"),
     )
-    # Its ids are part of images_hash.
-    subset: bool = opt(False, "evaluate images=...: score some of the test images alone", identity=False)
+    subset: bool = opt(False, "evaluate images=...: score some of the test images alone", identity=False)  # images_hash
     images_hash: str = opt("", "evaluate images=...: hash of their content; filled in, and where given held against it")
     layout: str = opt(
         "prepared",
@@ -217,6 +216,9 @@ class Config:
     rois: list[str] = opt([], "roi: ROIs, or sets joined by '+', that images are made of; empty: all", identity=False)
     table: str = opt("", "table spec of experiments/ that run, table and report work on", identity=False)
     check: bool = opt(False, "table: compare with the spec's expected values and fail when they differ", identity=False)
+    deep: bool = opt(False, "doctor: read every file and compare it with what was recorded of it", identity=False)
+    dry_run: bool = opt(False, "sweep: list the runs with state and cost, and run nothing", identity=False)
+    fail_fast: bool = opt(False, "sweep: begin no further run once one has failed", identity=False)
     decodings: dict[str, Decoding] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
 

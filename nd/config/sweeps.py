@@ -25,6 +25,7 @@ from nd.config.overrides import Reading, quoted
 from nd.config.schema import Config
 from nd.errors import UserError
 
+NOTES = "jobs"  # in a folder of a sweep: what its jobs note for it
 HYDRAS_OWN = "multirun.yaml"  # what Hydra writes into every folder of a sweep
 
 
@@ -73,12 +74,20 @@ def own_folder(reading: Reading, cfg: Config) -> Iterator[list[str]]:
     if any(text.startswith("hydra.sweep.dir=") for text in reading.hydra):
         yield []
         return
+    with new_folder(cfg) as folder:
+        yield [f"hydra.sweep.dir={quoted(str(folder))}"]
+
+
+@contextmanager
+def new_folder(cfg: Config) -> Iterator[Path]:
+    """Yield a folder of a sweep below ``paths.runs``, not yet made; afterwards one in which nothing lies is removed."""
     now = time.time()
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(now))
-    folder = Path(cfg.paths.runs) / "multirun" / f"{stamp}-{int(now % 1 * 1e6):06d}"
+    folder = Path(cfg.paths.runs).absolute() / "multirun" / f"{stamp}-{int(now % 1 * 1e6):06d}"
     try:
-        yield [f"hydra.sweep.dir={quoted(str(folder))}"]
+        yield folder
     finally:
+        shutil.rmtree(folder / NOTES, ignore_errors=True)
         if folder.is_dir() and is_empty_sweep(folder):
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # other sweeps lie beside it
@@ -86,8 +95,9 @@ def own_folder(reading: Reading, cfg: Config) -> Iterator[list[str]]:
 
 
 def is_empty_sweep(folder: Path) -> bool:
-    """Whether a folder of a sweep holds nothing but empty folders and what Hydra writes into every one."""
-    return all(item.is_dir() or item == folder / HYDRAS_OWN for item in folder.rglob("*"))
+    """Whether a folder of a sweep holds nothing but empty folders, notes, and what Hydra writes into every one."""
+    files = (item for item in folder.rglob("*") if not item.is_dir())
+    return all(item == folder / HYDRAS_OWN or item.parent == folder / NOTES for item in files)
 
 
 def set_up_logging(overrides: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Verbs whose words are no configuration: names and ``key=value`` of a few options, beside where files lie."""
+"""Verbs whose words are not one configuration: names and options, or a command line that stands for many runs."""
 
 from __future__ import annotations
 
@@ -57,6 +57,31 @@ def read_words(argv: Collection[str], allowed: Collection[str] | None) -> Words:
     return Words(tuple(key for key, equals, _ in pairs if not equals), options, paths)
 
 
+def verb_of_command(function: Callable[[list[str]], int]) -> Callable[[list[str] | None], NoReturn]:
+    """Make a command of a function of words that stand for many configurations; ``-m`` is understood.
+
+    Args:
+        function: returns the exit code.
+    """
+
+    def answer(argv: list[str]) -> int:
+        if "-h" in argv or "--help" in argv:
+            from nd.config.help import verb_help
+
+            print(verb_help(function.__name__, [word for word in argv if "=" in word]))
+            return 0
+        return function([word for word in argv if word not in ("-m", "--multirun")])
+
+    return _ends_as_verbs_do(function.__name__, answer)
+
+
+def _ends_as_verbs_do(name: str, answer: Callable[[list[str]], int]) -> Callable[[list[str] | None], NoReturn]:
+    def main(argv: list[str] | None = None) -> NoReturn:
+        exit_with(name, lambda: answer(list(sys.argv[1:] if argv is None else argv)))
+
+    return main
+
+
 def verb_of_words(
     function: Callable[[Words], int], allowed: Collection[str] | None = ()
 ) -> Callable[[list[str] | None], NoReturn]:
@@ -75,7 +100,4 @@ def verb_of_words(
             return 0
         return function(read_words(argv, allowed))
 
-    def main(argv: list[str] | None = None) -> NoReturn:
-        exit_with(function.__name__, lambda: answer(list(sys.argv[1:] if argv is None else argv)))
-
-    return main
+    return _ends_as_verbs_do(function.__name__, answer)

@@ -18,7 +18,7 @@ from typing import Any
 
 from nd.data.npy import open_npy
 from nd.errors import UserError
-from nd.files import unreadable
+from nd.files import parsed_by_others, unreadable
 
 COCO_FILES = ("captions_train2017.json", "captions_val2017.json")
 FORMS = (
@@ -121,7 +121,8 @@ def read_rows(path: Path, ids: Iterable[int]) -> Captions:
             f"{path} is {texts.dtype} {texts.shape}; wanted text (images, captions per image), '' where there are "
             "fewer: np.save(path, np.array(lists_of_equal_length, dtype=str))."
         )
-    return {int(i): _cleaned(texts[i].tolist()) for i in ids if 0 <= i < len(texts)}
+    with parsed_by_others(path, f"{path} holds no text", FORMS):
+        return {int(i): _cleaned(texts[i].tolist()) for i in ids if 0 <= i < len(texts)}
 
 
 def _read_all(files: Sequence[Path]) -> Captions:
@@ -142,6 +143,8 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise unreadable(path, error) from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read. {FORMS}") from None
     except ValueError as error:  # JSON's own and that of bytes which are not UTF-8
         raise UserError(
             f"{path} is not valid JSON in UTF-8 ({error}): truncated? Fetch it again, or give a .json or .npy file."

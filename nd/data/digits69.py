@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from nd.config import DataConfig
 from nd.data import digit_captions
+from nd.data.mat import read_mat
 from nd.data.pieces import Piece
 from nd.data.stimuli import content_hash, write_stimuli
 from nd.data.subject_file import write_subject
 from nd.data.whole_numbers import whole_numbers
 from nd.errors import UserError
-from nd.files import sha256_file, unreadable
+from nd.files import sha256_file
 
 N_TRAIN = 90
 N_IMAGES = 100
@@ -129,31 +130,13 @@ def _write_subject(content: Digits69, data: DataConfig, name: str, path: Path) -
 
 def _load(file: str | Path) -> dict[str, NDArray[Any]]:
     """The six arrays of the file, of checked shapes."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
     if not str(file):
         raise UserError(f"data=digits69 needs data.file=<path to digit69_28x28.mat>. {SOURCE}.")
     if not Path(file).is_file():
         raise UserError(f"data.file={file} does not exist or is not a file. {SOURCE}.")
-    try:
-        content = loadmat(str(file), variable_names=KEYS)
-    except PermissionError as error:
-        raise unreadable(Path(file), error) from None
-    # loadmat meets a damaged file with whatever its parser trips over.
-    except (
-        MatReadError,
-        NotImplementedError,
-        ValueError,
-        TypeError,
-        OSError,
-        KeyError,
-        IndexError,
-        OverflowError,
-    ) as error:
-        raise UserError(f"data.file={file} is not a readable MATLAB 5 file ({error}). {SOURCE}.") from None
+    content = read_mat(Path(file), KEYS, f"{SOURCE}.", f"data.file={file}")
     _check(file, content)
-    return {key: np.asarray(content[key]) for key in KEYS}
+    return content
 
 
 def _check(file: str | Path, content: dict[str, Any]) -> None:

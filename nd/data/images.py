@@ -8,6 +8,7 @@ between calls, so a reader can be copied to worker processes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 
 from nd.data.links import follow
 from nd.errors import UserError
-from nd.files import open_h5
+from nd.hdf5 import open_h5
 
+LOG = logging.getLogger(__name__)
 LAYOUTS = {"HWC": 3, "CHW": 1}  # channels last or first, and which axis of (N, ., ., .) they are
 CACHE_BYTES = 256 << 20  # most that the chunks of one image may take
 FEWEST_SLOTS = 521  # HDF5's own default
@@ -94,8 +96,9 @@ class ImageFile:
         try:
             return np.asarray(dataset[row])
         except OSError as error:
+            LOG.debug("h5py fails on %s", self.file, exc_info=error)
             raise UserError(
-                f"{self.file} is damaged at image {image}, image row {row} ({error}). "
+                f"{self.file} is damaged at image {image}, image row {row}. "
                 "Fetch it again, or write it again with `nd prepare` if that made it."
             ) from None
 

@@ -20,9 +20,12 @@ from nd.data.images import ImageFile
 from nd.data.links import link
 from nd.data.same_images import Prints, say_doubles
 from nd.data.stimuli import add_entries, add_images, check_entries
+from nd.data.subject_file import AGAIN
 from nd.data.whole_numbers import LARGEST, whole_numbers
 from nd.errors import UserError
-from nd.files import atomic_path, open_h5, sha256_array, sha256_json
+from nd.files import atomic_path, sha256_array, sha256_json
+from nd.hdf5 import names_in, open_h5
+from nd.sealed import seal
 
 N_HASHED = 64  # images whose pixels enter the hash: all of NSD's would take many minutes
 
@@ -72,6 +75,7 @@ def write_linked_stimuli(
             copies = add_images(handle, (len(rows), *images.shape))
         prints = Prints.of(image_id, _looked_at(images, rows, image_id, copies, progress))
         prints.write(handle)
+        seal(handle, AGAIN)
         say_doubles(prints)
     return content
 
@@ -82,7 +86,7 @@ def open_images(file: Path, key: str) -> ImageFile:
         raise UserError(f"the image file {file} is not there. Fetch it; `nd doctor` lists what belongs where.")
     with open_h5(file) as handle:
         if key not in handle:
-            held = ", ".join(sorted(handle.keys())) or "nothing"
+            held = names_in(handle)
             raise UserError(f"{file} holds no images {key!r} but {held}. Is it the released file? Fetch it again.")
     return ImageFile(file, key)
 

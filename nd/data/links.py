@@ -9,7 +9,9 @@ from pathlib import Path
 import h5py
 
 from nd.errors import UserError
-from nd.files import atomic_path, open_h5, sha256_file
+from nd.files import atomic_path, sha256_file
+from nd.h5_values import attribute
+from nd.hdf5 import open_h5
 
 
 def link(handle: h5py.File, name: str, file: Path, key: str) -> None:
@@ -34,15 +36,18 @@ def follow(handle: h5py.File, name: str, path: Path) -> h5py.Dataset:
         UserError: it links to a file that is not there, cannot be read or is open elsewhere, or there is none.
     """
     try:
-        return handle[name]
-    except KeyError as error:
+        found = handle[name]
+    except KeyError:
         file = links_of(path, handle).get(name)
         if file is None:
-            raise UserError(f"{path} holds no {name} ({error}). Write the file again.") from None
+            raise UserError(f"{path} holds no {name}. Write the file again.") from None
         if file.is_file():
             with open_h5(file):  # says why where it does not open
                 pass
         raise gone(path, name, file) from None
+    if not isinstance(found, h5py.Dataset):
+        raise UserError(f"{path} holds no dataset {name} but a group of that name. Write the file again.")
+    return found
 
 
 def gone(path: Path, name: str, file: Path) -> UserError:
@@ -55,9 +60,9 @@ def gone(path: Path, name: str, file: Path) -> UserError:
 
 def check_linked(path: Path, handle: h5py.File) -> None:
     """Refuse a file that links to one of another size than it had when it was prepared; one that is gone passes."""
-    recorded = handle.attrs.get("linked_bytes")
+    recorded = attribute(handle, "linked_bytes", int, -1)
     for file in links_of(path, handle).values():
-        if recorded is not None and file.is_file() and file.stat().st_size != int(recorded):
+        if recorded != -1 and file.is_file() and file.stat().st_size != recorded:
             raise UserError(
                 f"{file} has {file.stat().st_size} bytes, but had {recorded} when {path} was prepared from it. "
                 f"Fetch it again, or remove {path} and run `nd prepare` again."
@@ -79,12 +84,12 @@ def moved(path: Path, places: Mapping[str, Path]) -> dict[str, Path]:
     with open_h5(path) as handle:
         check_linked(path, handle)
         lost = {name: file for name, file in links_of(path, handle).items() if not file.is_file()}
-        size, content = handle.attrs.get("linked_bytes"), handle.attrs.get("linked_sha256")
+        size, content = attribute(handle, "linked_bytes", int, -1), attribute(handle, "linked_sha256", str, "")
     for name, file in lost.items():
         new = places.get(name, file)
         if not new.is_file():
             raise gone(path, name, file)
-        if new.stat().st_size != size or (content is not None and sha256_file(new) != content):
+        if new.stat().st_size != size or (content and sha256_file(new) != content):
             raise UserError(
                 f"{new} is not the file {file} that {path} was prepared from ({new.stat().st_size} bytes, wanted "
                 f"{size} and the same content). Give the place of that one, or remove {path} and prepare it again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def open_npy(path: Path, dtype: str) -> NDArray[Any]:
             f"Where you trust the file, write it again as plain values: np.save(path, np.array(x.tolist(), "
             f"dtype={dtype}))."
         )
-    size, wanted = path.stat().st_size, offset + int(np.prod(shape, dtype=np.int64)) * found.itemsize
+    size, wanted = path.stat().st_size, offset + math.prod(shape) * found.itemsize
+    if min(shape, default=0) < 0:
+        raise UserError(f"{path} is not a whole .npy file (shape {shape}). Write it with np.save.")
     if size < wanted:
         raise UserError(f"{path} is truncated: it has {size} bytes, but its header asks for {wanted}. Fetch it again.")
     if 0 in shape:  # nothing to map
@@ -46,7 +49,7 @@ def _header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
             return *read(handle), handle.tell()
     except OSError as error:
         raise unreadable(path, error) from None
-    except (ValueError, SyntaxError, TypeError) as error:
+    except Exception as error:  # the header is a literal of Python, whose parser raises nearly everything
         hint = " An .npz archive? Save its array alone." if _is_zip(path) else ""
         raise UserError(f"{path} is not a whole .npy file ({error}).{hint} Write it with np.save.") from None
 

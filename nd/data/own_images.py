@@ -14,9 +14,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from errno import ENOENT
 from pathlib import Path
@@ -31,9 +31,11 @@ from nd.data.image_checks import checked
 from nd.data.npy import open_npy
 from nd.data.same_images import Prints, say_doubles
 from nd.data.stimuli import add_entries, add_images, check_entries
+from nd.data.subject_file import AGAIN
 from nd.data.whole_numbers import LARGEST
 from nd.errors import UserError
-from nd.files import atomic_path, sha256_file, sha256_json, unreadable
+from nd.files import atomic_path, parsed_by_others, sha256_file, sha256_json, unreadable
+from nd.sealed import seal
 
 LOG = logging.getLogger(__name__)
 
@@ -51,8 +53,12 @@ MODES = {
 KEPT = "kept as stored, although their orientation tag turns them (data.orientation=tag follows it)"
 SQUARED, RESIZED = "cut to the central square", "resized"
 EXPECTED = (SQUARED, RESIZED, "grey turned into RGB", "palette turned into RGB")  # lose nothing that a user would miss
-# What Pillow raises for damaged files of these formats, besides OSError.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def reading_image(path: Path, named: str = "") -> AbstractContextManager[None]:
+    """Say of whatever Pillow trips over in the body that a file is no image it can read; images of more than 179
+    million pixels are among them (``Image.MAX_IMAGE_PIXELS``)."""
+    return parsed_by_others(path, f"{named or path} cannot be read as an image", "Write it again, as PNG or JPEG.")
 
 
 @dataclass(frozen=True)
@@ -86,16 +92,13 @@ class OwnImages:
         if self.array is not None:
             return squared(Image.fromarray(np.asarray(self.array[position])), side)
         path = self.files[position]
-        try:
-            with Image.open(path) as image:
-                done = _read_as(image, turn)
-                image.load()
-                mode = image.mode
-                if mode in MODES:
-                    square, more = squared(ImageOps.exif_transpose(image) if turn else image, side)
-                    return square, done + more
-        except DAMAGE as error:
-            raise UserError(f"{path} cannot be read as an image ({error}). Write it again, as PNG or JPEG.") from None
+        with reading_image(path), Image.open(path) as image:
+            done = _read_as(image, turn)
+            image.load()
+            mode = image.mode
+            if mode in MODES:
+                square, more = squared(ImageOps.exif_transpose(image) if turn else image, side)
+                return square, done + more
         raise UserError(f"{path} has pixels of mode {mode}; wanted 8 bits per channel. Save it as 8-bit grey or RGB.")
 
     def fingerprint(self) -> str:
@@ -237,6 +240,7 @@ def write_images(
         add_entries(handle, given.ids, captions)
         content = sha256_json([digest.hexdigest(), side, given.ids.tolist(), captions])
         handle.attrs.update({"hash": content, "altered": _said(altered, n_images)})
+        seal(handle, AGAIN)
     say_doubles(prints)
     level = logging.INFO if set(altered) <= set(EXPECTED) else logging.WARNING
     LOG.log(level, "images: %s", _said(altered, n_images))

@@ -20,10 +20,11 @@ from nd.data.npy import open_npy
 from nd.data.own_volume import read_areas, read_places
 from nd.data.rows import BLOCK_BYTES, not_finite
 from nd.data.splits import MIN_TEST, MIN_TRAIN, MIN_VAL
-from nd.data.subject_file import SubjectTable, check_table, lay_out
+from nd.data.subject_file import AGAIN, SubjectTable, check_table, lay_out, write_rows
 from nd.data.whole_numbers import read_numbers
 from nd.errors import UserError
 from nd.files import atomic_path
+from nd.sealed import seal
 
 LOG = logging.getLogger(__name__)
 
@@ -170,9 +171,10 @@ class OwnTrials:
         )
         check_table(path, table, self.voxels.shape)
         with atomic_path(path) as temporary, h5py.File(temporary, "w") as handle:
-            written = lay_out(handle, name, table)
+            lay_out(handle, name, table)
             for first, values in blocks(self.voxels):
-                written[first : first + len(values)] = values
+                write_rows(handle, first, values)
+            seal(handle, AGAIN)
 
 
 def _from_one(used: NDArray[np.int64], there: NDArray[Any]) -> str:

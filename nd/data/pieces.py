@@ -13,20 +13,50 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+import h5py
+from typing_extensions import TypedDict
 
 from nd.data.links import moved, relink
 from nd.errors import UserError
-from nd.files import atomic_path, check_space, partial_path, read_json, sha256_file, system_errors, write_json
+from nd.files import (
+    atomic_path,
+    check_space,
+    misfit,
+    partial_path,
+    read_json,
+    sha256_file,
+    system_errors,
+    write_json,
+)
 from nd.locks import locked
+from nd.sealed import content_digest, recorded_of
 
 LOG = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
+REMAKE = "Remove its folder and run `nd prepare` again."
 ADVICE = "Free some space or set paths.data to another folder."
 
 Settings = dict[str, Any]
+
+
+class PieceFacts(TypedDict):
+    """What the manifest records of a piece."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: str
+    settings: dict[str, Any]
+    content: NotRequired[str]
+
+
+class PreparedManifest(TypedDict):
+    """What the manifest of a prepared folder holds."""
+
+    files: dict[str, PieceFacts]
 
 
 @dataclass(frozen=True)
@@ -125,7 +155,7 @@ def _write(folder: Path, piece: Piece, record: dict[str, Any]) -> None:
         piece.write(temporary)
         state = temporary.stat()
         entry = {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": sha256_file(temporary)}
-        entry["settings"] = piece.settings
+        entry |= {"settings": piece.settings, "content": content_digest(temporary)}
         # Recorded first: killed between the two, the file is absent and the next attempt makes it.
         _record(folder, piece.name, entry | record)
 
@@ -133,7 +163,9 @@ def _write(folder: Path, piece: Piece, record: dict[str, Any]) -> None:
 def _record(folder: Path, name: str, entry: dict[str, Any]) -> None:
     path = folder / MANIFEST
     with locked(folder / f".{MANIFEST}.lock", str(path), wait=True):
-        manifest: dict[str, Any] = read_json(path) if path.exists() else {"format": FORMAT_VERSION, "files": {}}
+        manifest: dict[str, Any] = {"format": FORMAT_VERSION, "files": {}}
+        if path.exists():
+            manifest = read_json(path, PreparedManifest, REMAKE)
         manifest["files"][name] = entry
         write_json(path, manifest)
 
@@ -165,12 +197,14 @@ def manifest_of(folder: Path) -> dict[str, Any]:
             f"{folder} exists but holds no {MANIFEST}, so `nd prepare` did not write it. "
             "Set paths.data to another folder, or move that one away."
         )
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST, again=REMAKE)
     if manifest.get("format") != FORMAT_VERSION:
         raise UserError(
             f"{folder} was prepared by another version of nd (format {manifest.get('format')}, now {FORMAT_VERSION}). "
             "Remove it and run `nd prepare` again."
         )
+    if problem := misfit(manifest, PreparedManifest):
+        raise UserError(f"{folder / MANIFEST} does not hold what it should: {problem}. {REMAKE}")
     return dict(manifest)
 
 
@@ -187,7 +221,7 @@ def _check_settings(path: Path, made: Settings, asked: Settings) -> None:
         )
 
 
-def _is_whole(path: Path, entry: dict[str, Any]) -> bool:
+def _is_whole(path: Path, entry: PieceFacts) -> bool:
     if not path.is_file():
         return False
     size = path.stat().st_size
@@ -196,15 +230,41 @@ def _is_whole(path: Path, entry: dict[str, Any]) -> bool:
             f"{path} has {size} bytes instead of {entry['bytes']}: it was changed or truncated. Remove {path} and run "
             "`nd prepare` again."
         )
+    _check_content(path, entry)
     return True
+
+
+def check_piece(path: Path) -> None:
+    """Make sure that a file of a prepared folder is the one that `nd prepare` wrote there.
+
+    What it holds is compared when it is read; this tells whether it is the right file. Files that are in no manifest
+    pass: people write their own.
+
+    Raises:
+        UserError: it is another one.
+    """
+    manifest = path.parent / MANIFEST
+    entry = read_json(manifest, PreparedManifest, REMAKE)["files"].get(path.name) if manifest.is_file() else None
+    if entry is not None:
+        _check_content(path, entry)
+
+
+def _check_content(path: Path, entry: PieceFacts) -> None:
+    if not path.is_file() or (h5py.is_hdf5(path) and not recorded_of(path).seal):
+        return  # gone, or changed on purpose: whoever reads it says so, or compares contents where it matters
+    if "content" in entry and content_digest(path) != entry["content"]:
+        raise UserError(
+            f"{path} is not the file that `nd prepare` wrote, or was changed since. Remove it and run `nd prepare` "
+            "again, or give back what was there."
+        )
 
 
 def recorded_hash(path: Path) -> str | None:
     """The hash that a prepared file had when it was written; None where it may have changed since, or is none."""
     manifest = path.parent / MANIFEST
-    entry = read_json(manifest).get("files", {}).get(path.name) if manifest.is_file() else None
+    entry = read_json(manifest, PreparedManifest, REMAKE)["files"].get(path.name) if manifest.is_file() else None
     state = path.stat()
-    same = isinstance(entry, dict) and (entry.get("bytes"), entry.get("mtime_ns")) == (state.st_size, state.st_mtime_ns)
+    same = entry and (entry["bytes"], entry["mtime_ns"]) == (state.st_size, state.st_mtime_ns)
     return str(entry["sha256"]) if entry and same else None
 
 

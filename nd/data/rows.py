@@ -7,6 +7,7 @@ others' making) are read in blocks of rows. The dataset may lie in another file 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 
 from nd.data.links import follow
 from nd.errors import UserError
-from nd.files import open_h5
+from nd.hdf5 import open_h5
+from nd.sealed import recorded_of
 
+LOG = logging.getLogger(__name__)
 BLOCK_BYTES = 8 << 20  # rows are handed out in blocks of at most about 8 MiB
 
 
@@ -69,16 +72,21 @@ class RowFile:
         return out
 
     def blocks(self, rows: NDArray[Any]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-        """Yield (positions in ``rows``, their values float32) in file order; every value is finite (UserError)."""
+        """Yield (positions in ``rows``, their values float32) in file order.
+
+        Raises:
+            UserError: a value that is not finite, or that changed since the file was written.
+        """
         rows = np.asarray(rows, np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= self.shape[0]):
             raise UserError(
                 f"{self.path.name} has trials 0..{self.shape[0] - 1}; asked for {rows.min()}..{rows.max()}."
             )
-        order = np.argsort(rows, kind="stable")
+        order, recorded = np.argsort(rows, kind="stable"), recorded_of(self.path)
         for positions in self._groups(rows, order):
             values = self._values(rows[positions])
             self._check_finite(rows[positions], values)
+            recorded.check_rows(self.name, rows[positions], values)
             yield positions, values
 
     def _groups(self, rows: NDArray[np.int64], order: NDArray[np.intp]) -> list[NDArray[np.intp]]:
@@ -101,8 +109,9 @@ class RowFile:
             try:
                 return np.asarray(handle[self._inner][first:last], np.float32)[rows - first]
             except OSError as error:
+                LOG.debug("h5py fails on %s", self.file, exc_info=error)
                 raise UserError(
-                    f"{self.file} is damaged between trials {first} and {last - 1} ({error}). Fetch or write it again."
+                    f"{self.file} is damaged between trials {first} and {last - 1}. Fetch or write it again."
                 ) from None
 
     def _check_finite(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:

@@ -26,7 +26,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nd.data.whole_numbers import whole_numbers
+from nd.digests import digest_rows
 from nd.errors import LeakError
+from nd.h5_values import read_whole
+from nd.sealed import ROWS
 
 LOG = logging.getLogger(__name__)
 
@@ -40,23 +43,30 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Prints:
-    """What tells images apart: ``image_id`` (N,), ``pixels`` (N,) uint64 and ``small`` (N, P) uint8."""
+    """What tells images apart: ``image_id`` (N,), ``pixels`` (N,) uint64 and ``small`` (N, P) uint8.
+
+    ``digests`` (N,), where the images were looked at, tell whether one has changed (``nd.sealed``).
+    """
 
     image_id: NDArray[np.int32]
     pixels: NDArray[np.uint64]
     small: NDArray[np.uint8]
+    digests: NDArray[np.uint64] | None = None
 
     @classmethod
     def of(cls, image_id: NDArray[Any], images: Iterable[tuple[int, NDArray[np.uint8]]]) -> Prints:
         """Take the prints of (place in ``image_id``, image (H, W, 3) uint8), one in memory at a time."""
         n_images = len(image_id)
+        digests = np.zeros(n_images, np.uint64)
         prints = cls(
             whole_numbers(image_id, "image_id").astype(np.int32),
             np.zeros(n_images, np.uint64),
             np.zeros((n_images, SIDE * SIDE * 3), np.uint8),
+            digests,
         )
         for place, image in images:
             pixels = np.ascontiguousarray(image)
+            digests[place : place + 1] = digest_rows(pixels[None])
             prints.pixels[place] = int.from_bytes(hashlib.sha256(pixels.data).digest()[:8], "little")
             reduced = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=1.01)
             prints.small[place] = np.asarray(reduced, np.uint8).reshape(-1)
@@ -67,12 +77,17 @@ class Prints:
         """Read those of an open stimuli file; None where it was written without."""
         if "prints" not in handle:
             return None
-        return cls(handle["image_id"][()], handle["prints/pixels"][()], handle["prints/small"][()])
+        n_images = handle["image_id"].shape
+        pixels = read_whole(handle, "prints/pixels", "u", n_images)
+        small = read_whole(handle, "prints/small", "u", (*n_images, SIDE * SIDE * 3))
+        return cls(read_whole(handle, "image_id", "iu"), pixels, small)
 
     def write(self, handle: h5py.File) -> None:
-        """Add them to an open stimuli file."""
+        """Add them to an open stimuli file, with the digests of its images."""
         handle.create_dataset("prints/pixels", data=self.pixels)
         handle.create_dataset("prints/small", data=self.small)
+        if self.digests is not None:
+            handle.create_dataset(f"{ROWS}/images", data=self.digests)
 
     def rows(self, ids: NDArray[Any]) -> NDArray[np.intp]:
         """Places of the images ``ids`` among these; those that are not here are passed over."""

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from nd.config import DataConfig
 from nd.config.components import component
 from nd.data import digits69
+from nd.data.pieces import check_piece
 from nd.errors import UserError, unknown
 from nd.files import read_json, sha256_json, write_json
 
@@ -120,9 +121,8 @@ def read_clusters(path: Path) -> list[str]:
         raise UserError(
             f"{path} does not exist, and a split by clusters needs it. Run `nd prepare` with this data.split."
         )
-    found = read_json(path)
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise UserError(f"{path} is no list of names, one for each image. Remove it and run `nd prepare` again.")
+    check_piece(path)
+    found: list[str] = read_json(path, list[str], "Remove it and run `nd prepare` again.")
     return found
 
 

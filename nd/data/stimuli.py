@@ -6,6 +6,8 @@ Layout of ``stimuli.h5`` (N images, H rows, W columns)::
     image_id  (N,)         int32    0-based, unique
     captions  (N, K)       text     up to K per image; empty strings fill the rest; all empty: there are none
     labels    (N,)         int16    optional class labels
+    prints/...                      what tells images apart (``nd.data.same_images``)
+    digests/...                     of all of it, of each image as it is handed out, optional (``nd.sealed``)
 
 Images that lie elsewhere already are not copied (``nd.data.linked_stimuli``): ``images`` is then a link to a dataset
 of another file, channels last or first, uint8 or floats in [0, 1], and there are further
@@ -28,9 +30,13 @@ from numpy.typing import NDArray
 from nd.data.images import ImageFile
 from nd.data.links import check_linked
 from nd.data.same_images import Prints
+from nd.data.subject_file import AGAIN
 from nd.data.whole_numbers import whole_numbers
 from nd.errors import LeakError, UserError
-from nd.files import atomic_path, open_h5, sha256_array, sha256_json
+from nd.files import atomic_path, sha256_array, sha256_json
+from nd.h5_values import attribute, read_whole
+from nd.hdf5 import open_h5
+from nd.sealed import recorded_of, seal
 from nd.terminal import check_text
 
 
@@ -69,6 +75,7 @@ def write_stimuli(
             handle.create_dataset("labels", data=_labels(path, labels))
         prints.write(handle)
         handle.attrs["hash"] = content
+        seal(handle, AGAIN)
     return content
 
 
@@ -149,17 +156,19 @@ class Stimuli:
                     f"{self.path} is not a prepared stimuli file: it lacks {lack}. "
                     "Write it with `nd prepare` or nd.data.prepared.write_stimuli."
                 )
-            self.image_id = whole_numbers(handle["image_id"][()], f"{self.path}: image_id").astype(np.int32)
-            self.hash = str(handle.attrs["hash"])
+            self.image_id = self._whole(handle, "image_id").astype(np.int32)
+            self.hash = attribute(handle, "hash", str)
             self.has_labels = "labels" in present
             check_linked(self.path, handle)
-            layout = str(handle.attrs.get("layout", "HWC"))
-            rows = handle["image_row"][()] if "image_row" in present else np.arange(len(self.image_id))
-            rows = whole_numbers(rows, f"{self.path}: image_row")
+            layout = attribute(handle, "layout", str, "HWC")
+            rows = self._whole(handle, "image_row") if "image_row" in present else np.arange(len(self.image_id))
         self._images, self._image_row = ImageFile(self.path, layout=layout), rows
         self.shape: tuple[int, ...] = self._images.shape
         self._check_rows()
         self._row = {int(i): row for row, i in enumerate(self.image_id)}
+
+    def _whole(self, handle: h5py.File, name: str) -> NDArray[np.int64]:
+        return whole_numbers(read_whole(handle, name, shape=(None,)), f"{self.path}: {name}")
 
     def _check_rows(self) -> None:
         rows, n_images = self._image_row, self._images.n_images
@@ -186,13 +195,14 @@ class Stimuli:
         out = np.empty((len(rows), *self.shape), np.uint8)
         for position, image in self._images.each(self._image_row[rows], self.image_id[rows]):
             out[position] = image
+        recorded_of(self.path).check_rows("images", rows, out)
         return out
 
     def captions(self, ids: NDArray[Any]) -> list[list[str]]:
         """Return the captions of each image, at least one, in the order of ``ids``. UserError where there are none."""
         rows = self._rows(ids)
         with open_h5(self.path) as handle:
-            texts = handle["captions"].asstr()[()]
+            texts = read_whole(handle, "captions", "O", (len(self.image_id), None))
         found = [[str(text) for text in texts[row] if text] for row in rows]
         if not all(found):
             raise UserError(
@@ -207,7 +217,7 @@ class Stimuli:
         if not self.has_labels:
             raise UserError(f"{self.path} holds no labels. Set protocol.label_identification=false for this data set.")
         with open_h5(self.path) as handle:
-            return _labels(self.path, handle["labels"][()])[rows]
+            return _labels(self.path, read_whole(handle, "labels", shape=self.image_id.shape))[rows]
 
     def prints(self, *, kept: bool = True) -> Prints:
         """Return what tells the images of the file apart, of all of them.

@@ -11,6 +11,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +20,10 @@ from nd.data.rows import RowFile
 from nd.data.subject_file import ALL_VOXELS, TRIAL_COLUMNS
 from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError, unknown
-from nd.files import open_h5, sha256_json
+from nd.files import sha256_json
+from nd.h5_values import dataset_of, read_whole
+from nd.hdf5 import open_h5
+from nd.sealed import plain
 
 # What NSD's streams atlas calls early; files without that atlas have its areas apart.
 JOINED = {"early": ("V1", "V2", "V3", "hV4")}
@@ -65,17 +69,15 @@ class Subject:
         with open_h5(self.path) as handle:
             self._check(handle)
             check_linked(self.path, handle)
-            self.attributes: dict[str, Any] = {
-                k: v.item() if hasattr(v, "item") else v for k, v in handle.attrs.items()
-            }
-            columns = {name: self._whole(handle[name]).astype(np.int32) for name in TRIAL_COLUMNS}
+            self.attributes: dict[str, Any] = {str(name): plain(value) for name, value in handle.attrs.items()}
+            columns = {name: self._whole(handle, name).astype(np.int32) for name in TRIAL_COLUMNS}
             n_trials = len(columns["image_id"])
-            held_out = self._whole(handle["held_out"]) > 0 if "held_out" in handle else np.zeros(n_trials, bool)
+            held_out = self._whole(handle, "held_out") > 0 if "held_out" in handle else np.zeros(n_trials, bool)
             self.rois: dict[str, NDArray[np.bool_]] = {
-                name: self._whole(mask, RESAVED) > 0 for name, mask in handle["rois"].items()
+                name: self._whole(handle, f"rois/{name}", RESAVED) > 0 for name in handle["rois"]
             }
-            ijk = self._whole(handle["ijk"], RESAVED).astype(np.int16)
-            ncsnr = handle["ncsnr"][()] if "ncsnr" in handle else None
+            ijk = self._whole(handle, "ijk", RESAVED).astype(np.int16)
+            ncsnr = read_whole(handle, "ncsnr", "f", ijk.shape[:1]) if "ncsnr" in handle else None
         self._matrix = RowFile(self.path)
         self._trials = self._visible(columns["session"], sessions)
         self.image_id, self.session, self.repeat, self.trial = (columns[n][self._trials] for n in TRIAL_COLUMNS)
@@ -89,13 +91,13 @@ class Subject:
         self.ncsnr = None if ncsnr is None else ncsnr[self._columns]
         self.mask_hash = sha256_json([self.name, self._columns.tolist(), self.ijk.tolist()])
 
-    def _whole(self, dataset: Any, within: float = 0.0) -> NDArray[np.int64]:
+    def _whole(self, handle: Any, name: str, within: float = 0.0) -> NDArray[np.int64]:
         """The whole numbers of a dataset, whoever wrote it."""
-        return whole_numbers(dataset[()], f"{self.path}: {dataset.name.strip('/')}", lowest=-1, within=within)
+        return whole_numbers(read_whole(handle, name), f"{self.path}: {name}", lowest=-1, within=within)
 
     def _check(self, handle: Any) -> None:
         """Refuse a file of another kind and one whose parts do not fit each other."""
-        present = set(handle.keys())  # names, whether or not a link leads anywhere
+        present = {str(name) for name in handle}  # whether or not a link leads anywhere
         missing = [name for name in ("voxels", "ijk", "rois", *TRIAL_COLUMNS) if name not in present]
         if missing:
             raise UserError(
@@ -103,16 +105,18 @@ class Subject:
                 f"{', '.join(sorted(present)) or 'nothing'}. Write it with `nd prepare` or "
                 "nd.data.prepared.write_subject."
             )
+        if not isinstance(handle["rois"], h5py.Group):
+            raise UserError(f"{self.path}: rois is no group of masks. Write the file again.")
         n_trials, n_voxels = RowFile(self.path).shape
         per_trial = [*TRIAL_COLUMNS, *(["held_out"] if "held_out" in present else [])]
-        if any(handle[c].shape != (n_trials,) for c in per_trial):
+        if any(dataset_of(handle, c).shape != (n_trials,) for c in per_trial):
             shapes = ", ".join(f"{c} {handle[c].shape}" for c in per_trial)
             raise UserError(
                 f"{self.path}: the columns do not have one row per trial (voxels ({n_trials}, {n_voxels}), {shapes}). "
                 "Write the file again."
             )
-        masks = {name: mask.shape for name, mask in handle["rois"].items() if mask.shape != (n_voxels,)}
-        if masks or handle["ijk"].shape != (n_voxels, 3):
+        masks = [name for name in handle["rois"] if dataset_of(handle, f"rois/{name}").shape != (n_voxels,)]
+        if masks or dataset_of(handle, "ijk").shape != (n_voxels, 3):
             raise UserError(f"{self.path}: ROI masks or ijk do not fit {n_voxels} voxels. Write the file again.")
 
     @property

@@ -11,6 +11,7 @@ Layout of ``<subject>.h5`` (T trials, V voxels)::
     ijk       (V, 3) int16     position on the voxel grid; -1 where unknown
     ncsnr     (V,)   float32   optional: signal-to-noise ratio of single trials (standard deviations)
     rois/<name> (V,) bool
+    digests/...              of all of it, optional (``nd.sealed``)
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ from numpy.typing import NDArray
 
 from nd.data.rows import not_finite
 from nd.data.whole_numbers import RESAVED, whole_numbers
+from nd.digests import digest_rows
 from nd.errors import UserError
-from nd.files import allocate, atomic_path
+from nd.files import atomic_path
+from nd.hdf5 import allocate
+from nd.sealed import ROWS, seal
 from nd.terminal import check_text
 
 TRIAL_COLUMNS = ("image_id", "session", "repeat", "trial")
 ALL_VOXELS = "all"
+AGAIN = "Remove it and write it again, by `nd prepare` or as it was made."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +62,27 @@ class SubjectTable:
 
 
 def lay_out(handle: h5py.File, name: str, table: SubjectTable) -> h5py.Dataset:
-    """Write ``table`` into an empty file and return its ``voxels``: allocated and still to be filled."""
+    """Write ``table`` into an empty file and return its ``voxels``: allocated, to be filled by ``write_rows``."""
     write_table(handle, name, table)
+    allocate(handle, f"{ROWS}/voxels", table.shape[:1], np.dtype(np.uint64))[:] = 0
     return allocate(handle, "voxels", table.shape, np.dtype(np.float32))
+
+
+def write_rows(handle: h5py.File, first: int, voxels: NDArray[np.float32]) -> None:
+    """Write responses (n, V) float32 of trials that follow each other, and their digests.
+
+    Args:
+        handle: a file that ``lay_out`` has laid out.
+        first: the first of the trials.
+        voxels: their responses.
+    """
+    write_digests(handle, first, voxels)
+    handle["voxels"][first : first + len(voxels)] = voxels
+
+
+def write_digests(handle: h5py.File, first: int, voxels: NDArray[np.float32]) -> None:
+    """Write the digests of responses, which may lie elsewhere; arguments as of ``write_rows``."""
+    handle[f"{ROWS}/voxels"][first : first + len(voxels)] = digest_rows(voxels)
 
 
 def write_table(handle: h5py.File, name: str, table: SubjectTable) -> None:
@@ -106,7 +129,9 @@ def write_subject(
     if len(bad):
         raise UserError(not_finite(path, int(bad[0][0]), int(bad[0][1]), float(voxels[tuple(bad[0])])))
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as handle:
-        lay_out(handle, path.stem, table)[:] = np.asarray(voxels, np.float32)
+        lay_out(handle, path.stem, table)
+        write_rows(handle, 0, np.asarray(voxels, np.float32))
+        seal(handle, AGAIN)
 
 
 def check_table(path: Path, table: SubjectTable, shape: tuple[int, ...]) -> None:

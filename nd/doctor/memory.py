@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
+
+from typing_extensions import TypedDict
 
 from nd.backbone.image_tower import CONFIG_FILE
 from nd.backbone.tower_clip import TOWER, is_backbone
@@ -13,6 +14,7 @@ from nd.backbone.vdvae.loading import shape_of
 from nd.backbone.weights import local_folder
 from nd.config import Config
 from nd.doctor.extent import Extent
+from nd.files import read_json
 from nd.generate.plan import Plan
 from nd.machine import pick_device
 from nd.mappers.arrays import LARGE_BYTES
@@ -31,6 +33,23 @@ SD14: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 12,
     },
 }
+FETCH = "Fetch it again."
+
+
+class ModelFacts(TypedDict):
+    """What is read of an open_clip model's sizes."""
+
+    embed_dim: int
+    vision_cfg: dict[str, Any]
+    text_cfg: dict[str, Any]
+
+
+class TowerFile(TypedDict):
+    """What is read of open_clip_config.json."""
+
+    model_cfg: ModelFacts
+
+
 SD14_TOWER = {"width": 768, "patch_size": 32}
 
 # Activations kept for the gradient of one guided sample, as multiples of one (first-level channels x pixels) tensor of
@@ -145,7 +164,7 @@ def _clip_shapes(given: str) -> dict[str, tuple[int, ...]]:
     folder = local_folder(given)
     if folder is None or not is_backbone(folder):
         return CLIP_SHAPES
-    model = json.loads((folder / TOWER / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    model = read_json(folder / TOWER / CONFIG_FILE, TowerFile, FETCH)["model_cfg"]
     vision, width = model["vision_cfg"], model["embed_dim"]
     tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     return {
@@ -159,7 +178,7 @@ def module_config(cfg: Config, part: str) -> dict[str, Any]:
     """Return the config.json of a part of the backbone; Stable Diffusion v1.4's where it is not on this disk."""
     folder = local_folder(cfg.backbone.weights)
     file = folder / part / "config.json" if folder else None
-    return SD14[part] | (json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {})
+    return SD14[part] | (read_json(file, again=FETCH) if file and file.is_file() else {})
 
 
 def tower_config(cfg: Config) -> dict[str, Any]:
@@ -168,7 +187,7 @@ def tower_config(cfg: Config) -> dict[str, Any]:
     file = folder / "open_clip_config.json" if folder else None
     vision: dict[str, Any] = dict(SD14_TOWER)
     if file and file.is_file():
-        vision |= json.loads(file.read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
+        vision |= read_json(file, TowerFile, FETCH)["model_cfg"]["vision_cfg"]
     return vision
 
 

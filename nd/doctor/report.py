@@ -2,7 +2,8 @@
 
 Says first which terms apply, then which data and weights are needed, present, missing or of no use, how large they are
 and how they are fetched, which versions, devices, memory and disk there are, and roughly what the largest steps take.
-The exit code is 0 when everything is there or is made by nd itself, 1 when something is missing.
+The exit code is 0 when everything is there or is made by nd itself, 1 when something is missing. With `deep=true` every
+file is also read and compared with what was recorded when it was written; the exit code is 1 where one has changed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from nd.config import Config
 from nd.config.application import conf_dir, verb
 from nd.config.components import component
 from nd.doctor.data import DataNeeds, data_needs
+from nd.doctor.deep import compare
 from nd.doctor.extent import Extent, extent
 from nd.doctor.extraction import extraction_lines
 from nd.doctor.listing import WIDTH, tree_lines
@@ -53,9 +55,12 @@ def doctor(cfg: Config) -> int:
     say("disk, roughly", _disk(cfg, data, size))
     say("memory, roughly", _memory(cfg, data, size))
     say("extraction, roughly", extraction_lines(cfg, size))
+    compared = compare(cfg) if cfg.deep else None
+    if compared:
+        say("files", compared.lines())
     lacking = _lacking(found)
     print(f"cannot run yet, {lacking}" if lacking else "ready to run")
-    return 1 if lacking else 0
+    return 1 if lacking or (compared and compared.problems) else 0
 
 
 def say(title: str, lines: Iterable[str], indent: int = 4) -> None:

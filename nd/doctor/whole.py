@@ -13,7 +13,7 @@ from pathlib import Path
 from nd.data.npy import open_npy
 from nd.data.nsd.volumes import open_nifti
 from nd.errors import UserError
-from nd.files import open_h5
+from nd.hdf5 import open_h5
 
 TAR_BLOCK = 512  # tar files are made of whole blocks
 GZIP_WRAP = 2**32  # a gzip file ends with its unpacked size modulo this

@@ -19,6 +19,7 @@ from nd.config import Config
 from nd.errors import UserError
 from nd.generate.inputs import PredictedFeatures
 from nd.metrics.diversity import diversity
+from nd.metrics.measures import RETRIEVAL
 from nd.metrics.retrieval import DIRECTIONS, retrieval
 from nd.runs.folder import RunFolder
 from nd.runs.identity import reads_predictions
@@ -61,9 +62,9 @@ def decoded_scores(cfg: Config, image_ids: NDArray[np.int32]) -> DecodedScores:
     if not run.done:
         return DecodedScores()
     scores = DecodedScores(run.run_id)
-    for target, decoded, true in _pairs(cfg, PredictedFeatures(run.path / "predictions.h5"), image_ids):
+    for target, decoded, true in _pairs(cfg, PredictedFeatures(run.output("predictions.h5")), image_ids):
         both = retrieval(torch.from_numpy(decoded), torch.from_numpy(true))
-        scores.retrieval.update({f"retrieval_{target}_{name}": both[name].summary() for name in DIRECTIONS})
+        scores.retrieval.update({f"{RETRIEVAL}{target}_{name}": both[name].summary() for name in DIRECTIONS})
         scores.diversity[target] = asdict(diversity(decoded, true))
     return scores if scores.diversity else DecodedScores()
 

@@ -25,11 +25,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nd.data.npy import open_npy
-from nd.data.own_images import DAMAGE, SUFFIXES
+from nd.data.own_images import SUFFIXES, reading_image
 from nd.data.whole_numbers import LARGEST, whole_numbers
 from nd.errors import UserError
 from nd.evaluation.reconstructions import Wanted, check_external_ids, check_unique
-from nd.files import open_h5
+from nd.h5_values import read_whole
+from nd.hdf5 import names_in, open_h5
+from nd.sealed import plain
 
 NUMBERED = re.compile(r"([0-9]+)(?:_([0-9]+))?")
 CODE = re.compile(r"GLOBAL ([\w.]+)")  # the class that a pickle asks for, in PyTorch's message
@@ -130,13 +132,10 @@ def _pixels(files_NR: list[list[Path]], ids: list[int]) -> NDArray[np.uint8]:
 
 def _read(path: Path, image_id: int) -> NDArray[Any]:
     """(H, W, 3) uint8. UserError: damaged, or of another mode than RGB."""
-    try:
-        with Image.open(path) as image:
-            deep = any("16" in str(tile[3]) for tile in image.tile)  # Pillow drops half of each number in silence
-            image.load()
-            mode, pixels = image.mode, np.asarray(image)
-    except DAMAGE as error:
-        raise UserError(f"{path} (image {image_id}) cannot be read as an image ({error}). Write it again.") from None
+    with reading_image(path, f"{path} (image {image_id})"), Image.open(path) as image:
+        deep = any("16" in str(tile[3]) for tile in image.tile)  # Pillow drops half of each number in silence
+        image.load()
+        mode, pixels = image.mode, np.asarray(image)
     if deep and mode == "RGB":
         raise UserError(
             f"{path} (image {image_id}) has 16 bits per channel; RGB with 8 is wanted, since rounding is part of a"
@@ -197,12 +196,10 @@ def with_repeats(values: NDArray[Any], path: Path) -> NDArray[Any]:
 def _from_h5(path: Path) -> Content:
     with open_h5(path) as handle:
         if not isinstance(handle.get(IMAGES), h5py.Dataset):
-            raise UserError(f"{path} has no dataset {IMAGES}; it holds {', '.join(handle) or 'nothing'}. Name it so.")
-        try:
-            ids = handle[IDS][()] if IDS in handle else None
-            return handle[IMAGES][()], _numbers(ids, path), dict(handle.attrs)
-        except OSError as error:
-            raise UserError(f"{path} is damaged ({error}). Write it again.") from None
+            raise UserError(f"{path} has no dataset {IMAGES}; it holds {names_in(handle)}. Name it so.")
+        ids = read_whole(handle, IDS) if IDS in set(handle) else None
+        facts = {name: plain(value) for name, value in handle.attrs.items()}
+        return read_whole(handle, IMAGES), _numbers(ids, path), facts
 
 
 def _from_npy(path: Path) -> Content:
@@ -212,7 +209,7 @@ def _from_npy(path: Path) -> Content:
 def _from_pt(path: Path) -> Content:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # the parsers of zip files and pickles raise nearly everything
         raise UserError(
             f"{path} cannot be read as plain tensors ({_reason(error)}). Save the tensor alone: "
             "torch.save(images, path)."

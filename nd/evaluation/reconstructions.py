@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.errors import UserError
-from nd.files import open_h5
+from nd.h5_values import dataset_of, read_whole
+from nd.hdf5 import open_h5
+from nd.sealed import plain, recorded_of
 
 AGAIN = "Remove its folder and run `nd reconstruct` again with the same data settings."
 SHOWN = 5  # ids named in a message
@@ -60,8 +62,9 @@ class Stored:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open_h5(path) as handle:
-            self.shape: tuple[int, ...] = handle["images"].shape
-            self.dtype: np.dtype[Any] = handle["images"].dtype
+            images = dataset_of(handle, "images")
+            self.shape: tuple[int, ...] = images.shape
+            self.dtype: np.dtype[Any] = images.dtype
         self.ndim = len(self.shape)
 
     def __len__(self) -> int:
@@ -71,7 +74,10 @@ class Stored:
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         """Read what a slice, a place or a tuple of them asks for."""
         with open_h5(self.path) as handle:
-            return np.asarray(handle["images"][key])
+            images = handle["images"]
+            rows = np.arange(len(self))[key[0] if isinstance(key, tuple) else key]
+            recorded_of(self.path).check_before("images", np.atleast_1d(rows), lambda some: images[some])
+            return np.asarray(images[key])
 
 
 def read_images(path: Path) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int32], dict[str, Any]]:
@@ -83,8 +89,14 @@ def read_images(path: Path) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int3
         missing = [name for name in ("images", "image_id") if name not in handle]
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}. Remove its folder and run `nd reconstruct` again.")
-        image_ids, facts = handle["image_id"][()], dict(handle.attrs)
+        image_ids = read_whole(handle, "image_id", "iu", (None,)).astype(np.int32)
+        facts = {name: plain(value) for name, value in handle.attrs.items()}
     images = Stored(path)
+    if images.ndim != 5 or images.dtype.kind not in "uf":
+        raise UserError(
+            f"{path}: {images.dtype} {images.shape} was found, RGB images (N, R, H, W, 3), bytes or floats, were "
+            f"wanted. {AGAIN}"
+        )
     check_unique(image_ids, len(images), path)
     order = np.argsort(image_ids)
     if images.dtype == np.uint8 and np.array_equal(order, np.arange(len(order))):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.errors import UserError
-from nd.files import read_json
+from nd.evaluation.summary import AGAIN, read_summary
+from nd.files import unreadable
 from nd.metrics.intervals import bootstrap_interval
 from nd.metrics.measures import columns
+from nd.runs.outputs import output_of
 
 NAME_WIDTH = 20  # of the column of names, unless one is longer
 PerImage = dict[str, NDArray[np.float64]]  # (N,) by metric; as read, image_id is one of them
@@ -95,7 +98,7 @@ class RunScores:
     path: Path
     protocol: str  # name and version
     test_set: str  # hash of the image ids
-    scores: dict[str, Score]
+    scores: dict[str, Score]  # also of retrieval by decoded targets, which has no scores per image
     n_images: int
     n_repeats: int
     oracle: bool
@@ -120,14 +123,35 @@ def read_per_image(path: Path) -> PerImage:
     """Return the columns of ``per_image.csv`` by name, each (N,); ``image_id`` is one of them. Empty cells are NaN.
 
     Raises:
-        UserError: no such file, or another one.
+        UserError: no such file, another one, one that lacks metrics of ``scores.json``, or one that was changed.
     """
+    output_of(path.parent, path.name, AGAIN)
     try:
         with open(path, newline="", encoding="utf-8") as handle:
-            rows = list(csv.DictReader(handle))
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in (rows[0] if rows else ())}
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}). Remove its folder and run `nd evaluate` again.") from None
+            head, *rows = list(csv.reader(handle)) or [[]]
+        values = np.array([[float(cell or "nan") for cell in row] for row in rows], np.float64)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (ValueError, csv.Error) as error:  # rows of different lengths among them
+        reason = "a row of another length" if "inhomogeneous" in str(error) else error
+        raise UserError(f"{path} is no table of scores ({reason}). {AGAIN}") from None
+    found = dict(zip(head, values.T, strict=False))
+    metrics = read_summary(path.parent)["metrics"] if path.with_name("scores.json").exists() else {}
+    if problem := _misfit(head, values, metrics):
+        raise UserError(f"{path} is no table of scores: {problem}. {AGAIN}")
+    return found
+
+
+def _misfit(head: list[str], values: NDArray[np.float64], metrics: Iterable[str]) -> str:
+    """Say what is wrong with the header and the rows of a table of scores; an empty string where nothing is."""
+    if values.ndim != 2 or values.shape[1] != len(head) or len(set(head)) != len(head):
+        return "it has no rows, or rows of another length than its header"
+    if absent := [name for name in ("image_id", *metrics) if name not in head]:
+        return f"it has no column {absent[0]}"
+    ids = values[:, head.index("image_id")]
+    if len(np.unique(ids)) != len(ids) or not np.array_equal(ids, np.floor(ids)):
+        return "its image_id are not different whole numbers"
+    return ""
 
 
 def _score(given: dict[str, Any]) -> Score:
@@ -135,29 +159,24 @@ def _score(given: dict[str, Any]) -> Score:
 
 
 def read_scores(folder: Path) -> RunScores:
-    """Read ``scores.json`` of an evaluate run."""
-    given = read_json(folder / "scores.json")
-    try:
-        return RunScores(
-            path=folder,
-            protocol=f"{given['protocol']['name']} v{given['protocol']['version']}",
-            test_set=given["test_set"],
-            scores={name: _score(score) for name, score in given["metrics"].items()},
-            n_images=given["n_images"],
-            n_repeats=given["n_repeats"],
-            oracle=given["oracle"],
-            simulated=given["simulated"],
-            control=given["control"],
-            transductive=given.get("transductive", False),
-            settings=given["protocol"].get("settings", {}),
-            settings_hash=given["protocol"].get("hash", ""),
-            aggregation=given.get("aggregation", ""),
-            weights=given.get("weights", {}),
-            decoded=given.get("decoded", {}),
-            same_images=given.get("same_images", {}),
-            voxels=given.get("voxels"),
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / 'scores.json'} lacks {error}. Remove its folder and run `nd evaluate` again."
-        ) from None
+    """Return the scores of an evaluate run; errors as of ``read_summary``."""
+    given = read_summary(folder)
+    return RunScores(
+        path=folder,
+        protocol=f"{given['protocol']['name']} v{given['protocol']['version']}",
+        test_set=given["test_set"],
+        scores={name: _score(score) for name, score in {**given["metrics"], **given.get("retrieval", {})}.items()},
+        n_images=given["n_images"],
+        n_repeats=given["n_repeats"],
+        oracle=given["oracle"],
+        simulated=given["simulated"],
+        control=given["control"],
+        transductive=given.get("transductive", False),
+        settings=given["protocol"].get("settings", {}),
+        settings_hash=given["protocol"].get("hash", ""),
+        aggregation=given.get("aggregation", ""),
+        weights=given.get("weights", {}),
+        decoded=given.get("decoded", {}),
+        same_images=given.get("same_images", {}),
+        voxels=given.get("voxels"),
+    )

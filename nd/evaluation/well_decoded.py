@@ -55,7 +55,7 @@ def well_decoded(cfg: Config, image_ids: NDArray[np.int32]) -> WellDecoded:
         UserError: nothing was predicted, or fewer than three images are left.
     """
     protocol = cfg.protocol
-    predicted = PredictedFeatures(found(cfg, "predict").path / "predictions.h5")
+    predicted = PredictedFeatures(found(cfg, "predict").output("predictions.h5"))
     by_target = {name: _accuracy(cfg, predicted, name, image_ids) for name in protocol.decoding_targets}
     accuracy = np.min(list(by_target.values()), axis=0)
     rows = np.flatnonzero(accuracy >= protocol.min_decoding)

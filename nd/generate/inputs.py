@@ -17,7 +17,9 @@ from nd.config import Config
 from nd.data.prepared import Stimuli, split_of, stimuli_path
 from nd.data.splits import Fold
 from nd.errors import UserError
-from nd.files import open_h5
+from nd.h5_values import dataset_of, read_whole
+from nd.hdf5 import open_h5
+from nd.sealed import recorded_of
 from nd.targets.store import TargetStore
 
 IMAGES_AT_ONCE = 256  # all training images of NSD are 5 GB
@@ -85,8 +87,9 @@ class PredictedFeatures:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open_h5(path) as file:
-            ids = file["image_id"][:]
+            ids = read_whole(file, "image_id", "iu", (None,))
         # In the validation part of a cross-validation an image can occur in several folds; the first one counts.
+        self.n_rows = len(ids)
         self._row = {int(i): len(ids) - 1 - k for k, i in enumerate(ids[::-1])}
 
     def rows(self, target: str, image_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -107,6 +110,12 @@ class PredictedFeatures:
                 raise UserError(
                     f"{self.path} has no predictions of {target!r}. Add it to method.targets and predict again."
                 )
+            stored = dataset_of(file, target)
+            if stored.dtype.kind != "f" or not stored.ndim or len(stored) != self.n_rows:
+                raise UserError(
+                    f"{self.path}: {target} is {stored.dtype} {stored.shape} for {self.n_rows} images; wanted floats, "
+                    "a row for each. Remove its folder and run `nd predict` again."
+                )
             missing = [i for i in image_ids if int(i) not in self._row]
             if missing:
                 raise UserError(
@@ -114,8 +123,9 @@ class PredictedFeatures:
                 )
             where = np.array([self._row[int(i)] for i in image_ids])
             order = np.argsort(where)  # HDF5 reads rows in rising order only
-            values = np.empty((len(where), *file[target].shape[1:]), dtype=np.float32)
-            values[order] = file[target][where[order]]
+            values = np.empty((len(where), *stored.shape[1:]), dtype=np.float32)
+            values[order] = stored[where[order]]
+        recorded_of(self.path).check_rows(target, where, values)
         bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if bad.any():
             raise UserError(

@@ -38,9 +38,9 @@ class Work(Dataset[Batch]):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Batch:
-        """Return one batch: image ids and, per target, (B, *shape) float32."""
+        """Return one batch: image ids and, per target, (B, *shape) float32; of no images no targets."""
         ids = [int(i) for i in self.batches[index]]
-        return ids, {name: torch.from_numpy(self.source.rows(name, ids)) for name in self.targets}
+        return ids, {name: torch.from_numpy(self.source.rows(name, ids)) for name in self.targets if ids}
 
 
 class Reconstruction(LightningModule):
@@ -93,8 +93,12 @@ class Reconstruction(LightningModule):
         return Plan(guided, plain, decode, checkpoint=not kept)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Return this process's share: every n-th whole batch, so that the cut never depends on the process count."""
-        mine = self.work.batches[self.trainer.global_rank :: self.trainer.world_size]
+        """Return this process's share: every n-th whole batch, so that the cut never depends on the process count.
+
+        Where there are fewer batches than processes, those that get none get one without images: Lightning would leave
+        them out, and the others would wait for them.
+        """
+        mine = self.work.batches[self.trainer.global_rank :: self.trainer.world_size] or [[]]
         share = Work(mine, self.work.source, self.work.targets)
         return DataLoader(share, batch_size=None, num_workers=self.num_workers)
 
@@ -102,6 +106,8 @@ class Reconstruction(LightningModule):
         """Make and write the images of one batch."""
         assert self.generator is not None
         image_ids, features = batch
+        if not image_ids:
+            return
         for parts, made in zip(self.runs, self.generator(image_ids, features), strict=True):
             parts.fail(made.failed)
             well = [row for row, image_id in enumerate(image_ids) if image_id not in made.failed]

@@ -18,12 +18,19 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
+from nd.digests import digest_rows
 from nd.errors import UserError
 from nd.files import atomic_path, read_json, write_json, write_text
 from nd.generate.plan import Plan
+from nd.h5_values import read_whole
+from nd.hdf5 import open_h5
+from nd.sealed import seal
 
 log = logging.getLogger(__name__)
+
+AGAIN = "Remove its folder and run `nd reconstruct` again."
 
 
 def partition(image_ids: Sequence[int], batch: int) -> list[list[int]]:
@@ -37,6 +44,27 @@ def partition(image_ids: Sequence[int], batch: int) -> list[list[int]]:
         The parts, in order.
     """
     return [[int(i) for i in image_ids[k : k + batch]] for k in range(0, len(image_ids), batch)]
+
+
+class PlanFacts(TypedDict):
+    """A `Plan` as JSON."""
+
+    guided: int
+    plain: int
+    decode: int
+    checkpoint: bool
+
+
+class Execution(TypedDict, total=False):
+    """How a run goes about its work, as far as it is read here."""
+
+    plan: PlanFacts
+
+
+class WithExecution(TypedDict, total=False):
+    """What is read here of a manifest."""
+
+    execution: Execution
 
 
 class Parts:
@@ -90,6 +118,7 @@ class Parts:
         with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
             file["images"] = images_BRHW3
             file["image_id"] = np.asarray(image_ids, dtype=np.int32)
+            seal(file, AGAIN)
         return path
 
     def fail(self, failed: Mapping[int, str]) -> None:
@@ -126,15 +155,18 @@ class Parts:
                 f"{self.folder} has no image of {len(missing)} images ({_few(missing)}). Run the same command again."
             )
         with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
+            digests = np.zeros(len(image_ids), np.uint64)
             for path, ids in found:  # one part in memory at a time
-                with h5py.File(path, "r") as part:
-                    images = part["images"][:]
+                with open_h5(path) as part:
+                    images = read_whole(part, "images", "u")
                 merged = file.require_dataset("images", (len(image_ids), *images.shape[1:]), np.uint8)
                 for image_id, repeats in zip(ids, images, strict=True):
                     if image_id in row_of:
                         merged[row_of[image_id]] = repeats
+                        digests[row_of[image_id]] = digest_rows(repeats[None])[0]
             file["image_id"] = np.asarray(image_ids, dtype=np.int32)
             file.attrs.update(attributes)
+            seal(file, AGAIN, {"images": digests})
 
     def remove(self) -> None:
         """Delete the parts, once they are merged, with what killed processes have left half-written."""
@@ -147,14 +179,18 @@ class Parts:
         return [(path, ids) for path in self._files() if (ids := self._ids(path))]
 
     def _ids(self, path: Path) -> list[int]:
+        """The ids of the images of a part, which is looked through once; none of one that is damaged."""
         key = (path.name, path.stat().st_mtime_ns)
         if key not in self._known:
             try:
-                with h5py.File(path, "r") as file:
-                    self._known[key] = [int(i) for i in file["image_id"][:]]
-            except (OSError, KeyError):
-                log.warning("%s is damaged; its images are computed again", path)
+                with open_h5(path) as file:
+                    images, ids = read_whole(file, "images", "u"), read_whole(file, "image_id", "iu", (None,))
+                if images.ndim != 5 or len(images) != len(ids):
+                    raise UserError(f"{path}: images {images.shape} of {len(ids)} ids.")
+            except UserError as error:
+                log.warning("%s Its images are computed again", error)
                 return []
+            self._known[key] = [int(i) for i in ids]
         return self._known[key]
 
 
@@ -165,12 +201,12 @@ def _few(ids: Sequence[int]) -> str:
 def execution(folder: Path) -> dict[str, Any]:
     """Return what was recorded of how a run goes about its work; empty where there is no manifest."""
     path = folder / "manifest.json"
-    recorded: dict[str, Any] = read_json(path).get("execution", {}) if path.exists() else {}
+    recorded: dict[str, Any] = read_json(path, WithExecution).get("execution", {}) if path.exists() else {}
     return recorded
 
 
 def record_execution(folder: Path, **facts: Any) -> None:
     """Add to the manifest in a run's folder how the run goes about its work: no part of its identity."""
     path = folder / "manifest.json"
-    manifest = read_json(path) if path.exists() else {}
+    manifest = read_json(path, WithExecution) if path.exists() else {}
     write_json(path, manifest | {"execution": manifest.get("execution", {}) | facts})

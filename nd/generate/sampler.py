@@ -21,7 +21,7 @@ from nd.backbone.loading import Backbone
 from nd.backbone.tower import BlockFeatures
 from nd.config import Config
 from nd.errors import UserError
-from nd.generate.components import guiding_layers
+from nd.generate.components import COST, guiding_layers
 from nd.generate.denoiser import Denoiser
 from nd.generate.guidance import (
     VARIANTS,
@@ -50,9 +50,6 @@ Preview = Callable[[int, Tensor], object]
 Tracks = dict[Strength, Track]
 GuidedStep = Callable[[Tracks, int, Tensor], Tracks]  # of tracks, step and condition (S, T, D)
 Added = Callable[[Tensor], Sequence[Tensor]]  # rows (S,) of samples to what is added inside the UNet for them
-# What each kind of work costs a sample, in steps without feature guidance, by the operations of Stable Diffusion v1.4
-# at 512 px. For the progress bar alone.
-COST = {"guided": 4.0, "plain": 1.0, "decode": 1.5}
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from nd.config import Config
 from nd.config.check import restored
 from nd.errors import UserError
-from nd.files import open_h5, read_json
+from nd.h5_values import read_whole
+from nd.hdf5 import open_h5
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import VERBS
+from nd.runs.outputs import output_of
 
 # What each verb reads of an earlier run: the name in its manifest's inputs, and the verb that wrote it.
 READS = {"evaluate": ("images", "reconstruct"), "reconstruct": ("predictions", "predict")}
@@ -53,7 +55,8 @@ def read_run(run: str | Path | Config, verb: str = "evaluate") -> FinishedRun:
         )
     folder = RunFolder(path.parent.name, path, path.name.rpartition("-")[2])
     if not folder.done:
-        given = (path / "overrides.txt").read_text(encoding="utf-8") if (path / "overrides.txt").is_file() else ""
+        words = path / "overrides.txt"
+        given = words.read_text(encoding="utf-8", errors="replace") if words.is_file() else ""
         command = " ".join(["nd", folder.verb, *given.splitlines()])
         raise UserError(f"{path} is not finished, its status is {folder.status!r}. This goes on with it: {command}")
     return FinishedRun(path, folder.verb)
@@ -73,17 +76,16 @@ class FinishedRun:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What ran, with what, on what, for how long: versions, seeds, inputs, files, seconds, memory."""
-        manifest: dict[str, Any] = read_json(self.path / "manifest.json")
-        return manifest
+        return RunFolder(self.verb, self.path, self.path.name.rpartition("-")[2]).manifest
 
     @cached_property
     def config(self) -> Config:
         """The configuration of the run."""
-        path = self.path / "config.yaml"
+        path = output_of(self.path, "config.yaml")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
             config, checked = restored(values)
-        except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, AttributeError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}). Remove its folder and run its verb again.") from None
         if checked.all:
             raise UserError(f"{path} was written by another version of nd: " + " ".join(checked.all))
@@ -112,7 +114,7 @@ class FinishedRun:
         root = self.path.parent.parent / earlier
         for status in sorted(root.glob("*/status")):
             folder = RunFolder(earlier, status.parent, "")
-            if folder.done and folder.fingerprint == wanted:
+            if folder.done and _fingerprint(folder) == wanted:
                 return FinishedRun(folder.path, earlier).source(verb)
         raise UserError(
             f"the {earlier} run that {self.path} was made from (fingerprint {wanted}) is not in {root}: it was removed "
@@ -123,29 +125,27 @@ class FinishedRun:
     def image_ids(self) -> NDArray[np.int32]:
         """(N,) stimulus numbers of ``images`` and ``per_image``, rising; of a predict run those of ``predictions``."""
         file, run = ("predictions.h5", self) if self.verb == "predict" else ("images.h5", self.source("reconstruct"))
-        ids: NDArray[np.int32] = _read(run.path / file, "image_id")["image_id"]
+        ids: NDArray[np.int32] = _read(output_of(run.path, file), "image_id")["image_id"]
         return ids
 
     @property
     def images(self) -> NDArray[np.uint8]:
         """(N, R, H, W, 3) uint8 RGB reconstructions, all of them (5 of 512 px for each of 1,000 images: 4 GB)."""
-        images: NDArray[np.uint8] = _read(self.source("reconstruct").path / "images.h5", "images")["images"]
+        path = output_of(self.source("reconstruct").path, "images.h5")
+        images: NDArray[np.uint8] = _read(path, "images")["images"]
         return images
 
     @cached_property
     def predictions(self) -> dict[str, NDArray[np.float32]]:
         """By target (N, *shape of the target) float32, decoded from the voxels; rows as ``image_ids`` of that run."""
-        return _read(self.source("predict").path / "predictions.h5")
+        return _read(output_of(self.source("predict").path, "predictions.h5"))
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """All that ``scores.json`` holds: metrics, protocol, test set, retrieval and brain correlation where asked."""
-        summary: dict[str, Any] = read_json(self._evaluated("scores.json"))
-        if "metrics" not in summary:
-            raise UserError(
-                f"{self.path / 'scores.json'} lacks metrics. Remove its folder and run `nd evaluate` again."
-            )
-        return summary
+        from nd.evaluation.summary import read_summary
+
+        return read_summary(self._evaluated("scores.json").parent)
 
     @property
     def scores(self) -> dict[str, dict[str, Any]]:
@@ -174,4 +174,12 @@ def _read(path: Path, *names: str) -> dict[str, Any]:
         missing = [name for name in wanted if name not in file]
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}. Remove its folder and run its verb again.")
-        return {name: file[name][:] for name in wanted}
+        return {name: read_whole(file, name) for name in wanted}
+
+
+def _fingerprint(folder: RunFolder) -> str:
+    """The fingerprint of a run; empty where its record is of no use, which is the business of whoever reads it."""
+    try:
+        return folder.fingerprint
+    except UserError:
+        return ""

@@ -5,21 +5,25 @@ The JSON file is written last and holds the arrays' hash, so a checkpoint is who
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from typing_extensions import TypedDict
 
 from nd.config import MapperConfig
 from nd.config.components import component
+from nd.digests import digest_file, is_content
 from nd.errors import UserError
-from nd.files import atomic_path, read_json, sha256_file, write_json
+from nd.files import atomic_path, misfit, read_json, unreadable, write_json
 from nd.mappers.arrays import read_arrays, write_arrays
 from nd.mappers.base import Mapper
 from nd.mappers.registry import restore_mapper
 
 FORMAT = 1
+AGAIN = "Remove its run folder and run `nd train` again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,29 @@ class Origin:
     target_fingerprint: str
 
 
+class OriginFacts(TypedDict):
+    """An `Origin` as JSON."""
+
+    subject: str
+    roi: str
+    n_voxels: int
+    mask_hash: str
+    split_hash: str
+    fold: int
+    target: str
+    target_fingerprint: str
+
+
+class Checkpoint(TypedDict):
+    """What the JSON file of a checkpoint holds."""
+
+    arrays: str
+    mapper: dict[str, Any]
+    origin: OriginFacts
+    shape: list[int]
+    details: dict[str, Any]
+
+
 def checkpoint_path(folder: Path, fold: int) -> Path:
     """Return the arrays' file of one fold in a train run folder."""
     return folder / "checkpoint" / f"fold-{fold:02d}.safetensors"
@@ -62,7 +89,7 @@ def saved_path(folder: Path, origin: Origin) -> Path:
 def is_saved(path: Path) -> bool:
     """Return whether a whole checkpoint lies at `path` (a killed run may have left arrays without their JSON)."""
     details = path.with_suffix(".json")
-    return path.exists() and details.exists() and read_json(details)["arrays"] == sha256_file(path)
+    return path.is_file() and details.exists() and is_content(path, read_details(path)["arrays"])
 
 
 def save(path: Path, mapper: Mapper, config: MapperConfig, origin: Origin, shape: tuple[int, ...]) -> None:
@@ -79,7 +106,7 @@ def save(path: Path, mapper: Mapper, config: MapperConfig, origin: Origin, shape
     """
     with atomic_path(path) as temporary:
         write_arrays(temporary, mapper.state())
-    content = {"format": FORMAT, "mapper": asdict(config), "origin": asdict(origin), "arrays": sha256_file(path)}
+    content = {"format": FORMAT, "mapper": asdict(config), "origin": asdict(origin), "arrays": digest_file(path)}
     write_json(path.with_suffix(".json"), {**content, "shape": list(shape), "details": mapper.details()})
 
 
@@ -89,11 +116,14 @@ def read_details(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, or of another format.
     """
-    content = read_json(path.with_suffix(".json"))
+    description = path.with_suffix(".json")
+    content = read_json(description, again=AGAIN)
     if content.get("format") != FORMAT:
         raise UserError(
             f"{path} has checkpoint format {content.get('format')}, this version reads {FORMAT}. Train again."
         )
+    if problem := misfit(content, Checkpoint):
+        raise UserError(f"{description} does not hold what it should: {problem}. {AGAIN}")
     return dict(content)
 
 
@@ -110,12 +140,45 @@ def load(path: Path, wanted: Origin, train_command: str) -> Mapper:
     """
     content = read_details(path)
     check_origin(path, Origin(**content["origin"]), wanted, train_command)
+    again = f"Remove its run folder and run: {train_command}"
+    arrays = checked_arrays(path, content["arrays"], again)
     try:
-        arrays = read_arrays(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({error}). Remove its run folder and run: {train_command}") from None
-    settings = component("mapper", content["mapper"]["name"]).settings(**content["mapper"])
-    return restore_mapper(settings, arrays, content["details"])
+        settings = component("mapper", content["mapper"].get("name")).settings(**content["mapper"])
+        return restore_mapper(settings, arrays, content["details"])
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # of a description that was written for something else
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no checkpoint of a mapper of this version ({error}). {again}") from None
+
+
+def checked_arrays(
+    path: Path, recorded: str, again: str, read: Callable[[Path], dict[str, Any]] = read_arrays
+) -> dict[str, Any]:
+    """Return the arrays of a file, made sure to be those that were written.
+
+    Args:
+        path: of a safetensors file.
+        recorded: digest of its content.
+        again: what to do otherwise, for messages.
+        read: gives the arrays.
+
+    Raises:
+        UserError: it is missing, damaged, or was changed.
+    """
+    try:
+        arrays, same = read(path), is_content(path, recorded)
+    except OSError as error:
+        raise UserError(f"{unreadable(path, error)} {again}") from None
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}). {again}") from None
+    if not same:
+        raise UserError(f"{path} is damaged: it was changed since it was written. {again}")
+    return arrays
 
 
 def check_origin(path: Path, found: Origin, wanted: Origin, train_command: str) -> None:

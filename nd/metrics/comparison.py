@@ -50,7 +50,8 @@ def compare_paired(
     """Compare two methods by their scores of the same images; an image without a score in either is left out.
 
     Args:
-        a, b: (N,) scores in the same order of images.
+        a: (N,) scores of one method.
+        b: (N,) of the other, in the same order of images.
         n_boot: resamples of the interval.
         n_flips: sign patterns drawn where there are too many to look at all.
         seed: of both.

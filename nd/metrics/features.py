@@ -24,10 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nd.errors import UserError
-from nd.files import atomic_path, open_h5, sha256_array, sha256_json
+from nd.files import atomic_path, sha256_array, sha256_json
+from nd.h5_values import attribute, read_whole
+from nd.hdf5 import open_h5
 from nd.metrics.images import resize, to_float
 from nd.metrics.measures import Measure, View
 from nd.metrics.networks import network_named
+from nd.sealed import seal
 
 log = logging.getLogger(__name__)
 BATCH = 16  # images per forward pass: activations that stay in the processor's cache are the faster ones
@@ -128,13 +131,17 @@ def cached(path: Path, layers: Iterable[str], compute: Callable[[], Features]) -
     if path.exists():
         try:
             with open_h5(path) as handle:
-                return {layer: torch.from_numpy(np.asarray(handle[layer][()])) for layer in layers}
-        except (UserError, KeyError, OSError):
-            log.warning("%s is damaged; the features of the stimuli are computed again", path)
+                if attribute(handle, "of", str, path.stem) != path.stem:
+                    raise UserError(f"{path} holds features under the name of others.")
+                return {layer: torch.from_numpy(read_whole(handle, layer, "f", (None, None))) for layer in layers}
+        except UserError as error:
+            log.warning("%s The features of the stimuli are computed again", error)
     computed = compute()
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as handle:
         for layer, values in computed.items():
             handle.create_dataset(layer, data=values.numpy())
+        handle.attrs["of"] = path.stem  # what they are features of, and how
+        seal(handle, "Remove it.")
     return computed
 
 

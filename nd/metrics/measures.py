@@ -30,6 +30,7 @@ LEVELS = ("low", "mid", "high")  # of EfficientNet-Lite0
 # Layers from which voxels are predicted for brain correlation: a few thousand numbers; others would need gigabytes.
 ENCODED_LEVELS, ENCODED_LAYERS = ("mid", "high"), ("avgpool", "embedding")
 BRAIN = "brain_"  # prefix of its columns
+RETRIEVAL = "retrieval_"  # prefix of columns of what decoded targets retrieve, which is no score of an image
 DECODED = "_decoded"  # suffix of columns of a selection of images (protocol.min_decoding)
 OWN_NETWORK = "efficientnet_lite0"
 CONSISTENCIES = ("pixcorr", "ssim", "feature")

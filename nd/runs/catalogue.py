@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from nd.config.help import shown
 from nd.config.known import PARTS_OF_DECODING, known_field, known_fields
 from nd.config.overrides import split, unknown_key
@@ -24,12 +26,25 @@ from nd.errors import UserError, did_you_mean
 from nd.files import HASH_CHARS, read_json
 from nd.runs.folder import RunFolder
 from nd.runs.identity import VERBS
+from nd.runs.manifest import AnyManifest
 
 NAMED = re.compile(rf"(.+)-([0-9a-f]{{{HASH_CHARS}}})")  # <name>-<run_id>
 STATES = ("done", "running", "partial", "failed", "other version", "damaged")
 IN_THE_NAME = {"data", "method", "subject", "target", "experiment", "debug", "trainer", "logger", "paths"}
 MAIN_SCORES = ("pixcorr", "ssim", "two_way_high", "label_two_way", "alexnet5_256", "clip_l14_224")
 AGES = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
+
+
+class Mean(TypedDict):
+    """What is listed of one metric."""
+
+    mean: float
+
+
+class Scored(TypedDict):
+    """What is listed of ``scores.json``."""
+
+    metrics: dict[str, Mean]
 
 
 @dataclass(frozen=True)
@@ -58,19 +73,22 @@ class KnownRun:
     def manifest(self) -> dict[str, Any]:
         """The recorded manifest; empty where there is none that can be read."""
         try:
-            found = self.folder.manifest
-        except (UserError, OSError, UnicodeDecodeError):
+            found: dict[str, Any] = read_json(self.path / "manifest.json", AnyManifest)
+        except UserError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return found
 
     @cached_property
     def state(self) -> str:
         """One of ``STATES``; a killed run is partial, and one that a live process writes is running."""
+        try:
+            status = self.folder.status
+        except UserError:
+            return "damaged"
         if not self.manifest:
-            return "partial" if self.folder.status != "done" else "damaged"
+            return {"done": "damaged", "failed": "failed"}.get(status, "partial")
         if self.manifest.get("identity", {}).get("schema") != SCHEMA_VERSION:
             return "other version"
-        status = self.folder.status
         if status in ("done", "failed"):
             return status
         return "running" if self.folder.busy else "partial"
@@ -257,7 +275,7 @@ def age(since: float, now: float | None = None) -> str:
 def scores_of(run: KnownRun) -> dict[str, float]:
     """Return the mean scores of an evaluate run by metric; empty for any other, or one without scores."""
     try:
-        metrics = read_json(run.path / "scores.json")["metrics"]
-        return {name: float(score["mean"]) for name, score in metrics.items()}
-    except (UserError, KeyError, TypeError, ValueError):
+        metrics = read_json(run.path / "scores.json", Scored)["metrics"]
+    except UserError:
         return {}
+    return {name: score["mean"] for name, score in metrics.items()}

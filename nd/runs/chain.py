@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from nd.config.schema import ALL, Config
-from nd.errors import UserError
+from nd.errors import BusyError, UserError
 from nd.files import sha256_json
+from nd.locks import holder, wait_until_free
 from nd.runs.folder import RunFolder
 from nd.runs.identity import (
     VERBS,
@@ -26,6 +27,7 @@ from nd.runs.identity import (
 log = logging.getLogger(__name__)
 
 Action = Callable[[Config], None]
+STATES = ("done", "being computed", "failed", "interrupted", "missing")
 SHARED = ("prepare", "extract", "train", "predict")  # steps that rows have in common: a user's mistake there stops all
 
 
@@ -128,6 +130,29 @@ def check_finished(steps: Sequence[Step]) -> None:
             ) from None
 
 
+def state_of(steps: Sequence[Step]) -> str:
+    """Return how far a row is, by its run folders: one of ``STATES``.
+
+    Args:
+        steps: of the row.
+    """
+    folders = [step.folder for step in steps if step.folder is not None]
+    if folders and folders[-1].done:
+        return "done"
+    predicted = any(folder.verb == "predict" and folder.done for folder in folders)
+    open_ = [folder for folder in folders if not folder.done and not (predicted and folder.verb == "train")]
+    if any(folder.busy for folder in open_):
+        return "being computed"
+    statuses = {folder.status for folder in open_}
+    return "failed" if "failed" in statuses else "interrupted" if "running" in statuses else "missing"
+
+
+def failure_of(steps: Sequence[Step]) -> str:
+    """Return the last line of the traceback of the first step of a row that failed; empty where none did."""
+    failures = (step.folder.failure for step in steps if step.folder is not None)
+    return next((failure for failure in failures if failure), "")
+
+
 class Chain:
     """Runs steps, remembers what it has done, and prints one line for each."""
 
@@ -151,9 +176,9 @@ class Chain:
         predicted = any(step.verb == "predict" and step.folder and step.folder.done for step in steps)
         for step in steps:
             if not (predicted and step.verb == "train"):  # a finished prediction needs its mappers no more
-                self._do(step)
+                self._do(step, last)
 
-    def _do(self, step: Step) -> None:
+    def _do(self, step: Step, last: Step) -> None:
         if step.key in self.seen:
             if self.seen[step.key]:
                 raise StepFailed(self.seen[step.key])
@@ -163,36 +188,43 @@ class Chain:
             return
         begun = time.monotonic()
         try:
-            self.actions[step.verb](step.cfg)
+            done_here = self._act(step)
         except Exception as error:
-            self._fail(step, error)
-        self._note(step, f"{time.monotonic() - begun:.1f} s")
+            self._fail(step, last, error)
+        self._note(step, f"{time.monotonic() - begun:.1f} s" if done_here else "done elsewhere")
+
+    def _act(self, step: Step) -> bool:
+        """Do a step, unless another process is at it: that one is waited for. Return whether it was done here."""
+        while True:
+            if step.folder is not None and step.folder.busy:
+                self._wait(step, step.folder.lock)
+            if step.folder is not None and step.folder.done:
+                return False
+            try:
+                self.actions[step.verb](step.cfg)
+                return True
+            except BusyError as busy:  # it was begun there in this moment
+                self._wait(step, busy.lock)
+
+    def _wait(self, step: Step, lock: Path) -> None:
+        self.say(f"  {step.verb:<12}{step.name:<64}{'waiting':>14}\n    it is being computed by {holder(lock)}")
+        wait_until_free(lock)
 
     def _note(self, step: Step, text: str) -> None:
         self.seen[step.key] = ""
         self.say(f"  {step.verb:<12}{step.name:<64}{text:>14}")
 
-    def _fail(self, step: Step, error: Exception) -> None:
+    def _fail(self, step: Step, last: Step, error: Exception) -> NoReturn:
+        """Say what went wrong; the traceback is in the step's folder, or in that of the row where it has none."""
         if isinstance(error, UserError) and step.verb in SHARED:
             raise error
-        where = "" if step.folder is None else f" (traceback: {step.folder.path / 'status'})"
+        folder, where = step.folder or last.folder, ""
+        if folder is not None and not isinstance(error, UserError):
+            with suppress(UserError):  # on a full disk the first error is the one to show
+                folder.fail(error)
+            where = f" (traceback: {folder.path / 'status'})"
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}{where}"
         self.seen[step.key] = f"{step.verb} {step.name}: {message}"
         self.say(f"  {step.verb:<12}{step.name:<64}{'FAILED':>14}\n    {message}")
         log.debug("step failed", exc_info=error)
         raise StepFailed(self.seen[step.key]) from error
-
-
-def needs_own_process(cfg: Config) -> bool:
-    """Say whether Lightning will start further processes from the command line, which must then be this step's."""
-    return (cfg.trainer.devices != 1 or cfg.trainer.num_nodes > 1) and cfg.trainer.strategy in ("auto", "ddp")
-
-
-def in_own_process(verb: str, cfg: Config) -> None:
-    """Run one verb as a process of its own; an exit code other than 0 is an error."""
-    command = [sys.executable, "-m", f"nd.{verb}", *cfg.overrides]
-    code = subprocess.run(command, check=False, cwd=Path.cwd()).returncode
-    if code == 2:
-        raise UserError(f"nd {verb} refused; its message is above.")
-    if code:
-        raise RuntimeError(f"nd {verb} ended with exit code {code}; its message is above.")

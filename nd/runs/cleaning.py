@@ -19,6 +19,7 @@ from pathlib import Path
 from nd.config.groups import PathsConfig
 from nd.config.schema import SCHEMA_VERSION
 from nd.config.sweeps import is_empty_sweep
+from nd.errors import UserError
 from nd.files import PARTIAL, system_errors
 from nd.locks import is_locked, locked
 from nd.runs.catalogue import KnownRun, known_runs
@@ -78,7 +79,7 @@ def _fingerprint(run: KnownRun) -> str:
     """Return what later runs record of a run; empty where its record is damaged."""
     try:
         return run.folder.fingerprint if run.manifest else ""
-    except (KeyError, TypeError, AttributeError):
+    except (UserError, KeyError, TypeError, AttributeError):
         return ""
 
 

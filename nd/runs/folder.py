@@ -18,6 +18,7 @@ In a verb::
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import shutil
 import time
@@ -31,16 +32,18 @@ from typing import Any
 import yaml
 
 from nd.config import Config
-from nd.errors import UserError
-from nd.files import read_json, write_json, write_text
+from nd.errors import BusyError, UserError
+from nd.files import HASH_CHARS, read_json, sha256_json, unreadable, write_json, write_text
 from nd.launch import is_rank_zero
 from nd.locks import is_locked, locked
 from nd.runs import inputs as input_checks
 from nd.runs import manifest as manifests
 from nd.runs.identity import run_id, run_name
+from nd.runs.outputs import changed_sizes, describe_outputs, output_of, recorded_outputs
 
 log = logging.getLogger(__name__)
 
+RUN_ID = re.compile(f"[0-9a-f]{{{HASH_CHARS}}}")
 BOOKKEEPING = frozenset({"config.yaml", "overrides.txt", "manifest.json", "status", ".lock"})
 
 
@@ -88,10 +91,13 @@ class RunFolder:
     @property
     def status(self) -> str:
         """``new``, ``running`` (also after a kill), ``failed`` or ``done``."""
+        path = self.path / "status"
         try:
-            return (self.path / "status").read_text(encoding="utf-8").split("\n", 1)[0].strip() or "new"
+            return path.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip() or "new"
         except FileNotFoundError:
             return "new"
+        except OSError as error:
+            raise unreadable(path, error) from None
 
     @property
     def done(self) -> bool:
@@ -101,24 +107,87 @@ class RunFolder:
     @property
     def busy(self) -> bool:
         """Whether a live process is writing the folder."""
-        return is_locked(self.path / ".lock")
+        return is_locked(self.lock)
+
+    @property
+    def lock(self) -> Path:
+        """What a process that writes the folder holds."""
+        return self.path / ".lock"
+
+    @property
+    def failure(self) -> str:
+        """The last line of a failed run's traceback; empty for any other."""
+        lines = (self.path / "status").read_text(encoding="utf-8").strip().splitlines() if self.failed else []
+        return lines[-1] if len(lines) > 1 else ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last attempt ended with an error."""
+        return self.status == "failed"
+
+    def fail(self, error: BaseException) -> None:
+        """Record an error that came before the run was begun; what an attempt has left is not touched."""
+        if self.status == "new" and not self.busy:
+            write_text(self.path / "status", _failed(error))
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The recorded manifest; empty for a new run."""
+        """The recorded manifest; empty for a new run.
+
+        Raises:
+            UserError: it is damaged, or that of another run.
+        """
         path = self.path / "manifest.json"
-        return read_json(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        found: dict[str, Any] = read_json(path, manifests.Manifest, self._again)
+        if RUN_ID.fullmatch(self.run_id) and sha256_json(found["identity"]) != self.run_id:
+            raise UserError(f"{path} is the record of another run. {self._again}")
+        return found
+
+    @property
+    def _again(self) -> str:
+        """What to do where something of the folder is of no use."""
+        return f"Remove {self.path} and run again: {self.command or f'nd {self.verb}'}"
+
+    def output(self, name: str) -> Path:
+        """Return the path of a file that the finished run has left.
+
+        Args:
+            name: its path in the folder.
+
+        Raises:
+            UserError: it is gone, or was changed since.
+        """
+        return output_of(self.path, name, self._again)
+
+    def outputs_below(self, name: str) -> list[Path]:
+        """Return the files that the finished run has left in an inner folder; errors as of ``output``."""
+        return [self.output(one) for one in recorded_outputs(self.path) if one.startswith(f"{name}/")]
 
     @property
     def fingerprint(self) -> str:
-        """Hash of identity and input contents; a later run records it as its input."""
-        return input_checks.fingerprint(self.manifest)
+        """Hash of identity and input contents; a later run records it as its input.
+
+        Raises:
+            UserError: the manifest is damaged or gone.
+        """
+        return input_checks.fingerprint(self._record)
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        """The manifest of a run that has one. UserError: it is damaged or gone."""
+        if found := self.manifest:
+            return found
+        raise UserError(f"{self.path / 'manifest.json'} is gone. {self._again}")
 
     def is_done(self, inputs: Mapping[str, str] | None = None) -> bool:
         """Say whether the run is finished; one whose inputs have changed since is a ``UserError``."""
         if not self.done:
             return False
-        recorded = self.manifest
+        recorded = self._record
+        if spoilt := changed_sizes(self.path, recorded.get("outputs", {})):
+            raise UserError(f"{'; '.join(spoilt)}. {self._again}")
         changed = input_checks.changed_files(recorded["files"], list(self.input_files))
         changed += input_checks.changed_inputs(recorded["inputs"], dict(inputs or {}))
         if changed:
@@ -139,9 +208,10 @@ class RunFolder:
         if not is_rank_zero(cfg.trainer):
             yield self.path
             return
-        with locked(self.path / ".lock", str(self.path)), _clean_start(self.path):
+        with locked(self.lock, str(self.path)), _clean_start(self.path):
             if self.done:
-                raise UserError(f"{self.path} has meanwhile been finished by another process. Run the command again.")
+                said = f"{self.path} has meanwhile been finished by another process. Run the command again."
+                raise BusyError(said, self.lock)
             yield from self._recorded(cfg, dict(inputs or {}))
 
     def _recorded(self, cfg: Config, inputs: dict[str, str]) -> Iterator[Path]:
@@ -156,12 +226,13 @@ class RunFolder:
         begun = time.monotonic()
         try:
             yield self.path
-        except BaseException:
+        except BaseException as error:
             with suppress(UserError):  # on a full disk the first error is the one to show
-                write_text(self.path / "status", f"failed\n{traceback.format_exc()}")
+                write_text(self.path / "status", _failed(error))
                 write_json(self.path / "manifest.json", manifests.end(self.manifest, time.monotonic() - begun))
             raise
-        write_json(self.path / "manifest.json", manifests.end(self.manifest, time.monotonic() - begun))
+        ended = manifests.end(self.manifest, time.monotonic() - begun, describe_outputs(self.path))
+        write_json(self.path / "manifest.json", ended)
         write_text(self.path / "status", "done\n")
 
     def _refuse_mixing(self, earlier: dict[str, Any], inputs: dict[str, str]) -> None:
@@ -175,6 +246,10 @@ class RunFolder:
                 f"{self.path} holds an unfinished run from other inputs:\n  - " + "\n  - ".join(changed) + "\n"
                 f"Remove that folder and run again: {self.command}"
             )
+
+
+def _failed(error: BaseException) -> str:
+    return "failed\n" + "".join(traceback.format_exception(error))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from nd.backbone.weights import folders_of, local_folder
 from nd.config.components import component
 from nd.config.fields import declared
 from nd.config.schema import Config
-from nd.data.pieces import recorded_hash
+from nd.data.pieces import check_piece, recorded_hash
 from nd.data.splits import BY_CLUSTER, CLUSTERS
 from nd.files import located, sha256_file, sha256_json
 from nd.runs.identity import generator_of, mapper_of, trained_together
@@ -78,6 +78,7 @@ def describe(paths: list[Path]) -> dict[str, dict[str, Any]]:
     for path in paths:
         state = path.stat()
         # Gigabytes of betas are not read again to say what their manifest says already.
+        check_piece(path)
         content = recorded_hash(path) or sha256_file(path)
         described[str(path.resolve())] = {
             "size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": content,

@@ -8,14 +8,65 @@ import subprocess
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from nd import __version__
 from nd.config import Config
 from nd.machine import device, peak_memory_mb, versions
 from nd.runs.identity import identity_of
+from nd.runs.outputs import Output
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+
+
+class FileState(TypedDict):
+    """What is recorded of a file that a run read."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """What a manifest holds; the entries of a device, of packages and of seconds are for people."""
+
+    verb: str
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    overrides: list[str]
+    seeds: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, FileState]
+    nd: str
+    python: str
+    packages: dict[str, str]
+    git: dict[str, Any]
+    device: dict[str, Any]
+    seconds: float
+    peak_memory_mb: NotRequired[dict[str, float]]
+    attempts: NotRequired[int]
+    execution: NotRequired[dict[str, Any]]
+    outputs: NotRequired[dict[str, Output]]
+
+
+class Identity(TypedDict, total=False):
+    """Those parts of an identity that are looked into."""
+
+    targets: dict[str, dict[str, Any]]
+
+
+class AnyManifest(TypedDict, total=False):
+    """What is read of manifests of any version."""
+
+    identity: Identity
+    config: dict[str, Any]
+    overrides: list[str]
+    inputs: dict[str, Any]
+    files: dict[str, Any]
+    seconds: float
+    attempts: int
 
 
 def _git(*arguments: str) -> str:
@@ -65,7 +116,14 @@ def begin(
     }
 
 
-def end(manifest: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Return the manifest with the time of this attempt added to that of earlier ones, and the peak memory."""
+def end(manifest: dict[str, Any], seconds: float, outputs: dict[str, Output] | None = None) -> dict[str, Any]:
+    """Return the manifest at the end of an attempt.
+
+    Args:
+        manifest: as it stood.
+        seconds: of this attempt, added to those of earlier ones.
+        outputs: what a run that is finished has left.
+    """
     total = round(manifest["seconds"] + seconds, 3)
-    return manifest | {"seconds": total, "peak_memory_mb": peak_memory_mb(), "device": device()}
+    found = {"seconds": total, "peak_memory_mb": peak_memory_mb(), "device": device()}
+    return manifest | found | ({} if outputs is None else {"outputs": outputs})

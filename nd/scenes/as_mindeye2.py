@@ -24,7 +24,7 @@ from nd.data.nsd.facts import N_IMAGES
 from nd.data.stimuli import Stimuli
 from nd.data.subject import Subject
 from nd.errors import UserError
-from nd.files import allocate
+from nd.hdf5 import allocate
 from nd.scenes.release_trials import ReleaseTrials, fresh, shown_images, sign, trials_of
 
 CONTEXT = 15  # trials before and after that a sample tells of

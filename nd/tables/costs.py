@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nd.config import Config
-from nd.files import open_h5
+from nd.hdf5 import open_h5
 from nd.runs.chain import pretrain_of, steps_of
 from nd.runs.folder import RunFolder
 from nd.runs.identity import VERBS

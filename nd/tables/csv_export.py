@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nd.tables.table import Table
+from nd.terminal import plain_cell
 
 Line = dict[str, Any]
 
@@ -31,15 +32,19 @@ def as_csv(lines: Iterator[Line]) -> str:
     import pandas as pd
 
     # As objects: whole numbers stay whole beside empty cells, and every float has the digits of its repr.
-    frame = pd.DataFrame([{k: "" if v is None else v for k, v in line.items()} for line in lines], dtype=object)
+    frame = pd.DataFrame(
+        [{k: "" if v is None else plain_cell(v) for k, v in line.items()} for line in lines], dtype=object
+    )
     return "" if frame.empty else str(frame.to_csv(index=False, lineterminator="\n", na_rep="nan"))
 
 
 def scores(table: Table) -> Iterator[Line]:
-    """A line per row, subject and metric, with everything that makes rows comparable."""
+    """A line per row, subject and metric, with everything that makes rows comparable and the point on a grid."""
+    keys = list(dict.fromkeys(key for row in table.rows for key in row.row.point))
     for row in table.rows:
         run = row.run
-        who = {"table": table.spec.name, "row": row.row.label, "role": row.row.role, "subject": row.subject}
+        point = {key: row.row.point.get(key) for key in keys}
+        who = {"table": table.spec.name, "row": row.row.label, "role": row.row.role, "subject": row.subject} | point
         facts = {
             "n_images": run.n_images, "n_repeats": run.n_repeats, "protocol": run.protocol, "test_set": run.test_set,
             "simulated": run.simulated, "oracle": run.oracle, "control": run.control, "run": row.folder.run_id,

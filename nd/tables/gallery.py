@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
-from nd.files import atomic_path, open_h5
+from nd.evaluation.reconstructions import read_images
+from nd.files import atomic_path
 from nd.runs.folder import found
 from nd.tables.rows import TableRow
 from nd.tables.table import Table
@@ -117,10 +118,9 @@ def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
 
 
 def _images(row: TableRow, ids: list[int]) -> NDArray[np.uint8]:
-    path = found(row.entry.cfg, "reconstruct").path / "images.h5"
-    with open_h5(path) as handle:
-        position = {int(image_id): k for k, image_id in enumerate(handle["image_id"][()])}
-        return np.stack([np.asarray(handle["images"][position[image_id], 0]) for image_id in ids])
+    images, image_ids, _ = read_images(found(row.entry.cfg, "reconstruct").output("images.h5"))
+    position = {int(image_id): k for k, image_id in enumerate(image_ids)}
+    return np.stack([images[position[image_id], 0] for image_id in ids])
 
 
 def scores_of(row: TableRow, metric: str, ids: Sequence[int]) -> list[float | None]:

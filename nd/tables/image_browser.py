@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
-from nd.files import open_h5
+from nd.hdf5 import open_h5
 from nd.runs.folder import RunFolder, found
 from nd.tables.gallery import evenly_ranked, ranked_row, ranking
 from nd.tables.rows import TableRow

@@ -6,15 +6,15 @@ read the same networks share their curves; rows whose mappers are fitted in clos
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from nd.config import Config
-from nd.errors import UserError
-from nd.files import read_json
+from nd.files import read_json, read_lines
 from nd.runs.chain import pretrain_of, steps_of
 from nd.runs.folder import RunFolder
 from nd.runs.identity import mapper_of
@@ -25,6 +25,26 @@ log = logging.getLogger(__name__)
 
 Series = list[tuple[int, float]]  # number of epochs trained, value
 TOTAL = "total"
+
+
+class Epoch(TypedDict):
+    """What is read of one line of a curve."""
+
+    epoch: int
+    losses: dict[str, float]
+    val: dict[str, dict[str, float]]
+
+
+class Details(TypedDict, total=False):
+    """What is read of how a network was trained."""
+
+    epoch: int | None
+
+
+class WithEpoch(TypedDict, total=False):
+    """What is read of a checkpoint."""
+
+    details: Details
 
 
 @dataclass(frozen=True)
@@ -110,17 +130,10 @@ def curve_of(path: Path, target: str) -> Curve:
     """Return what one file says of a target. UserError: it is no learning curve."""
     losses: dict[str, Series] = {}
     scores: dict[str, Series] = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            line = json.loads(text)
-            n_epochs = int(line["epoch"]) + 1
-            add(losses, n_epochs, terms(line["losses"], target))
-            add(scores, n_epochs, line["val"].get(target, {}))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path}, line {number}, is no epoch of a learning curve: {error!r}. Train again: remove the run folder"
-                " that holds it."
-            ) from None
+    for line in read_lines(path, Epoch, "Train again: remove the run folder that holds this learning curve."):
+        n_epochs = line["epoch"] + 1
+        add(losses, n_epochs, terms(line["losses"], target))
+        add(scores, n_epochs, line["val"].get(target, {}))
     return Curve(losses, scores, kept_epochs(path, target))
 
 
@@ -148,5 +161,5 @@ def kept_epochs(path: Path, target: str) -> int | None:
     """Return after how many epochs the weights were taken that the checkpoint beside a curve holds."""
     fold, folder = path.name.removesuffix("-curve.jsonl"), path.parent.parent / "checkpoint"
     saved = [folder / name for name in (f"{fold}-{target}.json", f"{fold}.json") if (folder / name).is_file()]
-    epoch = read_json(saved[0]).get("details", {}).get("epoch") if saved else None
+    epoch = read_json(saved[0], WithEpoch).get("details", {}).get("epoch") if saved else None
     return None if epoch is None else int(epoch) + 1

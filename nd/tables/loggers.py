@@ -21,7 +21,8 @@ from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
 from nd.evaluation.reconstructions import Stored, read_images
 from nd.evaluation.scores import PerImage, read_per_image
-from nd.files import read_json, sha256_json, write_text
+from nd.evaluation.summary import read_summary
+from nd.files import sha256_json, write_text
 from nd.launch import is_rank_zero
 from nd.locks import locked
 from nd.runs.folder import RunFolder, found
@@ -29,6 +30,7 @@ from nd.runs.groups import Member, announce, group_of, members_of, name_of, name
 from nd.tables import wandb_runs
 from nd.tables.specs import load_spec
 from nd.tables.wandb_media import Pairs, caption, files_artifact, grid, pair, per_image_table, ranked_by, spread
+from nd.terminal import plain_cell
 
 if TYPE_CHECKING:
     from nd.tables.sweep import SweepTable
@@ -119,13 +121,13 @@ def log_scores(cfg: Config, folder: RunFolder, images: Images | None = None, aga
 
 def means_of(folder: RunFolder) -> dict[str, float]:
     """Return the mean scores of an evaluate run, with those of retrieval."""
-    summary = read_json(folder.path / "scores.json")
+    summary = read_summary(folder.path)
     return {name: score["mean"] for name, score in (summary["metrics"] | summary.get("retrieval", {})).items()}
 
 
 def summary_of(folder: RunFolder) -> dict[str, Any]:
     """Return the scores of an evaluate run with the ends of their intervals, and what is to be known of them."""
-    summary = read_json(folder.path / "scores.json")
+    summary = read_summary(folder.path)
     scores = summary["metrics"] | summary.get("retrieval", {})
     ends = {f"{name}_{end}": score[end] for name, score in scores.items() for end in ("lo", "hi") if end in score}
     return {name: summary[name] for name in WHOLE if name in summary} | means_of(folder) | ends
@@ -168,7 +170,7 @@ def _scores_to_csv(cfg: Config, folder: RunFolder, images: Images | None) -> Non
     path = Path(cfg.paths.results) / CSV_NAME
     with locked(path.with_name(f".{CSV_NAME}.lock"), str(path), wait=True):
         before = path.read_text(encoding="utf-8") if path.exists() else ""
-        name = name_of(folder.verb, cfg)
+        name = plain_cell(name_of(folder.verb, cfg))
         rows = [list(FIELDS), *([folder.run_id, name, *map(str, item)] for item in means_of(folder).items())]
         known = list(csv.reader(io.StringIO(before)))
         text = io.StringIO()

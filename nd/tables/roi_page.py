@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from nd.config import Config
 from nd.errors import UserError
-from nd.files import atomic_path, open_h5, sha256_json, write_text
+from nd.files import atomic_path, sha256_json, write_text
+from nd.hdf5 import open_h5
 from nd.runs.identity import generator_of, run_id, run_name
 from nd.tables.gallery import data_uri, png
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nd.errors import UserError
 from nd.evaluation.scores import PerImage, RunScores
-from nd.metrics.measures import columns
+from nd.metrics.measures import RETRIEVAL, columns
 from nd.runs.folder import RunFolder
 from nd.runs.identity import generator_of
 from nd.tables.specs import Column, Entry, Row
@@ -128,7 +128,12 @@ def _refuse_empty_columns(metrics: Sequence[str], table: str, rows: Sequence[Tab
 
 
 def networks_of(metric: str, networks: Iterable[str]) -> set[str]:
-    """Return those of ``networks`` that decide a column; all of them for a column that no measure declares."""
+    """Return those of ``networks`` that decide a column; all of them for a column that no measure declares.
+
+    None decides what decoded targets retrieve.
+    """
+    if metric.startswith(RETRIEVAL):
+        return set()
     measure = columns().get(metric)
     return set(networks) if measure is None else {measure.view.network} & set(networks)
 

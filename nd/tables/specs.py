@@ -2,77 +2,40 @@
 
 Rows are overrides on top of an experiment, so a row's run is found by identity and never by name. Fields::
 
-    title, experiment, subjects, columns, rows, paired, images, curve, expected, tolerance, published, averaged, extends
+    title, experiment, subjects, overrides, columns, rows, paired, images, curve, expected, tolerance, published,
+    averaged, extends
 
+``overrides`` hold for all rows unless the command line says otherwise. A row with a ``grid`` (``{key: [values]}``)
+stands for a row at each of its points, which are named by ``{name}`` in its label, the last part of a key. Without
+``experiment`` rows are on top of whatever is composed, with ``{method}``, ``{data}`` and ``{targets}`` for what that
+is; without ``columns`` a table shows the scores that all of its rows have, and a pair without ``metrics`` compares all.
 ``expected`` holds the scores that ``nd table check=true`` compares with: ``{row label: {metric: mean}}``, for the first
 subject. ``published`` names sets of ``nd.tables.published`` or rows of them, or holds rows written out; they are shown
 apart, each under its own protocol. ``averaged`` names rows that differ in their seed alone; their mean is a row of the
 block of means, where every row stands with its mean over subjects if there are several. ``extends`` names another
-table, whose fields hold where this one has none; its rows, pairs and expected scores follow this one's.
+table, whose fields hold where this one has none; its rows, pairs and expected scores follow this one's. A row with a
+``grid`` (``{key: [values]}``) is one row for every combination of values, called ``<label>, key=value``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nd.config import Config
 from nd.config.overrides import quoted
 from nd.errors import UserError, unknown
+from nd.runs.identity import reads_predictions, reads_targets
 from nd.tables.published import Published, find_published
+from nd.tables.spec_rows import Averaged, Column, Pair, Point, Row, grid_problems
 from nd.tables.yaml_files import build, build_all, read_yaml, refuse
 
 ROLES = ("method", "oracle", "control", "floor", "reference")
+DEFAULT = "default"  # the table of whatever is composed
 PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = (PACKAGE.parent / "experiments", PACKAGE / "_experiments")  # a checkout; an installed wheel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """One score: its key in ``scores.json`` and how it is shown."""
-
-    metric: str
-    name: str = ""
-    percent: bool = False  # shown times 100
-    decimals: int = 3
-
-    def shown(self, value: float) -> str:
-        """Return a value as the column shows it."""
-        return f"{100 * value:.{max(0, self.decimals - 2)}f}%" if self.percent else f"{value:.{self.decimals}f}"
-
-    @property
-    def title(self) -> str:
-        """The name shown."""
-        return self.name or self.metric
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One run: overrides on top of the experiment, and what the row is for."""
-
-    label: str
-    overrides: list[str] = field(default_factory=list)
-    role: str = "method"
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two rows compared image by image: the interval of the difference ``a - b``."""
-
-    a: str
-    b: str
-    metrics: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Averaged:
-    """Rows that differ in their seed alone, whose scores are averaged within an image."""
-
-    label: str
-    rows: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +45,11 @@ class TableSpec:
     name: str
     folder: Path
     title: str
-    experiment: str
-    subjects: list[str]
-    columns: list[Column]
     rows: list[Row]
+    experiment: str = ""  # none: what is composed
+    subjects: list[str] = field(default_factory=list)  # none: the one that is composed
+    overrides: list[str] = field(default_factory=list)  # of all rows; what is given on the command line wins
+    columns: list[Column] = field(default_factory=list)  # none: the scores that all rows have
     paired: list[Pair] = field(default_factory=list)
     images: list[str] = field(default_factory=list)  # rows the report shows beside the stimulus
     curve: str = ""  # tuning.json, relative to the spec's folder
@@ -160,9 +124,63 @@ def load_spec(name: str) -> TableSpec:
         given |= {key: build_all(kind, given, key, problems) for key, kind in kinds.items()}
         given |= {"published": _published(given.get("published") or [], problems)}
     spec = build(TableSpec, given, path.name, problems, name=path.stem, folder=path.parent)
+    if spec is not None:
+        problems += [problem for row in spec.rows for problem in grid_problems(row)]
+        spec = replace(spec, rows=[point for row in spec.rows for point in row.points()])
     refuse(path, problems or (_inconsistencies(spec) if spec else []))
     assert spec is not None  # or there were problems
     return spec
+
+
+def spec_of(cfg: Config) -> TableSpec:
+    """Return the spec that a configuration names with ``table=``; without one the table of what is composed.
+
+    Args:
+        cfg: its ``debug.limit_grid`` leaves out further points of a grid, and what the spec says of them.
+
+    Returns:
+        The spec; one without an experiment is named after data and method, and has only rows that such a method can
+        have.
+
+    Raises:
+        UserError: no such spec, or problems in it.
+    """
+    spec = load_spec(cfg.table or DEFAULT)
+    if cfg.debug.limit_grid:
+        spec = _only(spec, lambda row: not isinstance(row, Point) or row.place < cfg.debug.limit_grid)
+    if spec.experiment:
+        return spec
+    words = {"method": cfg.method.name, "data": cfg.data.name, "targets": ",".join(cfg.method.targets)}
+    possible = {"oracle": reads_targets(cfg), "control": reads_predictions(cfg)}
+    spec = _only(spec, lambda row: possible.get(row.role, True))
+    name = f"{cfg.data.name}-{cfg.method.name}" if spec.name == DEFAULT else spec.name
+    return replace(cast(TableSpec, _filled(spec, words)), name=name)
+
+
+def _only(spec: TableSpec, wanted: Callable[[Row], bool]) -> TableSpec:
+    """The spec with some of its rows, and what it says of them alone."""
+    rows = [row for row in spec.rows if wanted(row)]
+    labels = {row.label for row in rows}
+    return replace(
+        spec,
+        rows=rows,
+        paired=[pair for pair in spec.paired if {pair.a, pair.b} <= labels],
+        averaged=[mean for mean in spec.averaged if set(mean.rows) <= labels],
+        images=[label for label in spec.images if label in labels],
+        expected={label: scores for label, scores in spec.expected.items() if label in labels},
+    )
+
+
+def _filled(value: Any, words: Mapping[str, str]) -> Any:
+    """A value with ``{word}`` replaced in every text in it."""
+    if isinstance(value, str):
+        for word, text in words.items():
+            value = value.replace(f"{{{word}}}", text)
+    elif isinstance(value, list):
+        return [_filled(one, words) for one in value]
+    elif isinstance(value, Row | Pair | TableSpec):
+        return replace(value, **{name: _filled(one, words) for name, one in vars(value).items()})
+    return value
 
 
 def _extended(given: Any, seen: tuple[Path, ...]) -> Any:
@@ -198,12 +216,14 @@ def _inconsistencies(spec: TableSpec) -> list[str]:
     problems += _missing("row", used_labels, labels)
     used_metrics = [("paired", x) for pair in spec.paired for x in pair.metrics]
     used_metrics += [("expected", x) for scores in spec.expected.values() for x in scores]
-    problems += _missing("column", used_metrics, metrics)
+    problems += _missing("column", used_metrics, metrics) if metrics else []
     for mean in spec.averaged:
         if len(set(mean.rows)) < 2 or mean.label in labels:
             problems.append(f"averaged {mean.label!r}: at least two rows and a label of its own are wanted")
-    if not (spec.rows and spec.columns and spec.subjects):
-        problems.append("rows, columns and subjects must each list at least one")
+    if not spec.rows:
+        problems.append("rows must list at least one")
+    if spec.experiment and not spec.subjects:
+        problems.append("subjects must list at least one where an experiment is named")
     return problems
 
 
@@ -214,7 +234,7 @@ def _missing(what: str, used: Iterable[tuple[str, str]], allowed: list[str]) -> 
 def subjects_of(spec: TableSpec, cfg: Config) -> list[str]:
     """Return the subjects of the table: those of the spec, or the one that was given with ``subject=``."""
     given = any(item.lstrip("+").split("=")[0] in ("subject", "subject.name") for item in cfg.overrides)
-    return [cfg.subject.name] if given else list(spec.subjects)
+    return [cfg.subject.name] if given or not spec.subjects else list(spec.subjects)
 
 
 def expand(spec: TableSpec, cfg: Config, derive: Callable[..., Config]) -> list[Entry]:
@@ -225,12 +245,10 @@ def expand(spec: TableSpec, cfg: Config, derive: Callable[..., Config]) -> list[
         cfg: as the user composed it.
         derive: composes it with further overrides.
     """
+    base = replace(cfg, overrides=[*spec.overrides, *cfg.overrides])  # the later of a key wins
+    experiment = [f"experiment={spec.experiment}"] if spec.experiment else []
     return [
-        Entry(
-            row,
-            subject,
-            derive(cfg, f"experiment={spec.experiment}", f"subject.name={quoted(subject)}", *row.overrides),
-        )
+        Entry(row, subject, derive(base, *experiment, f"subject.name={quoted(subject)}", *row.overrides))
         for subject in subjects_of(spec, cfg)
         for row in spec.rows
     ]
@@ -238,4 +256,9 @@ def expand(spec: TableSpec, cfg: Config, derive: Callable[..., Config]) -> list[
 
 def rows_of(cfg: Config, compose: Callable[..., Config]) -> list[Config]:
     """Return the configurations of a table's rows, as ``compose`` makes them; none where no table is named."""
-    return [entry.cfg for entry in expand(load_spec(cfg.table), cfg, compose)] if cfg.table else []
+    return shown_rows(cfg, compose) if cfg.table else []
+
+
+def shown_rows(cfg: Config, compose: Callable[..., Config]) -> list[Config]:
+    """Return the same for verbs that show a table: of what is composed where none is named."""
+    return [entry.cfg for entry in expand(spec_of(cfg), cfg, compose)]

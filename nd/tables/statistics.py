@@ -46,11 +46,14 @@ class Difference:
     p_holm: float = float("nan")  # corrected for all comparisons of the table
 
 
-def differences_of(pairs: Sequence[Pair], subjects: Sequence[str], per_image: Scores) -> list[Difference]:
+def differences_of(
+    pairs: Sequence[Pair], metrics: Sequence[str], subjects: Sequence[str], per_image: Scores
+) -> list[Difference]:
     """Compare all pairs of a table for every subject.
 
     Args:
         pairs: of labels, with the metrics compared.
+        metrics: of the table's columns, compared by a pair that names none, as far as both rows have them by image.
         subjects: for whom.
         per_image: gives a row's scores, images in the order of their ids.
 
@@ -60,7 +63,9 @@ def differences_of(pairs: Sequence[Pair], subjects: Sequence[str], per_image: Sc
     found: list[Difference] = []
     for subject in subjects:
         for pair in pairs:
-            found += _paired(pair, subject, per_image(pair.a, subject), per_image(pair.b, subject))
+            a, b = per_image(pair.a, subject), per_image(pair.b, subject)
+            every = [metric for metric in metrics if metric in a and metric in b]
+            found += _paired(replace(pair, metrics=pair.metrics or every), subject, a, b)
     corrected = holm([difference.p for difference in found])
     return [replace(difference, p_holm=p) for difference, p in zip(found, corrected, strict=True)]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.data.prepared import Stimuli, stimuli_path
-from nd.files import open_h5
+from nd.hdf5 import open_h5
 from nd.runs.folder import RunFolder
 from nd.tables.gallery import data_uri, evenly_ranked, ranked_row, ranking, scores_of
 from nd.tables.image_browser import Source

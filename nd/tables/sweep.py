@@ -16,9 +16,11 @@ from tabulate import tabulate
 from nd.evaluation.scores import RunScores, Score, read_scores
 from nd.files import atomic_path, sha256_json, write_text
 from nd.runs.catalogue import MAIN_SCORES
+from nd.runs.chain import state_of, steps_of
 from nd.runs.folder import RunFolder
 from nd.runs.identity import generator_of
 from nd.tables.csv_export import as_csv
+from nd.tables.spec_rows import Point as AtPoint
 from nd.tables.specs import Entry
 
 SHOWN_SCORES = 4  # where a protocol has none of the main ones
@@ -37,6 +39,13 @@ class SweepRow:
     entry: Entry
     folder: RunFolder
     run: RunScores | None
+    state: str = "done"
+
+    @property
+    def label(self) -> str:
+        """Label of the table's row, of a grid that of all its points, and the subject."""
+        row = self.entry.row
+        return f"{row.of if isinstance(row, AtPoint) else row.label} ({self.entry.subject})"
 
     def score(self, metric: str) -> Score | None:
         """Return a score, or None where there is none."""
@@ -51,13 +60,13 @@ class SweepTable:
 
     @property
     def keys(self) -> list[str]:
-        """The swept keys."""
-        return list(self.rows[0].values)
+        """The swept keys; a row of a table need not have all of them."""
+        return list(dict.fromkeys(key for row in self.rows for key in row.values))
 
     @property
     def name(self) -> str:
         """Name of its files: the same points, in whatever order, have the same."""
-        points = sorted(f"{sorted(row.values.items())} {row.entry.label} {row.folder.run_id}" for row in self.rows)
+        points = sorted(f"{sorted(row.values.items())} {row.label} {row.folder.run_id}" for row in self.rows)
         return f"sweep-{sha256_json(points)}"
 
     @property
@@ -73,7 +82,7 @@ class SweepTable:
         """The rows of a table's row and subject over all points, by label; without a table there is one."""
         found: dict[str, list[SweepRow]] = {}
         for row in self.rows:
-            found.setdefault(row.entry.label if row.entry.cfg.table else "", []).append(row)
+            found.setdefault(row.label if row.entry.cfg.table else "", []).append(row)
         return found
 
     @property
@@ -95,7 +104,7 @@ class SweepTable:
     @property
     def text(self) -> str:
         """The table as Markdown, as it is printed too."""
-        body = [f"### Sweep of {' and '.join(self.keys)}", "", " ".join(self._facts()), ""]
+        body = [f"### Sweep of {' and '.join(self.keys) or 'the rows of a table'}", "", " ".join(self._facts()), ""]
         head = [*self.keys, *(["row"] if len(self.series) > 1 else []), *map(self.heading, self.metrics), "run"]
         lines = [self._line(rows) for rows in self.runs.values()]
         table = tabulate(lines, headers=head, tablefmt="pipe", disable_numparse=True, colalign=["left"] * len(head))
@@ -103,13 +112,11 @@ class SweepTable:
 
     def _line(self, rows: Sequence[SweepRow]) -> list[str]:
         """Cells of one run; of a key in which its points differ all values."""
-        values = [", ".join(dict.fromkeys(row.values[key] for row in rows)) for key in self.keys]
+        values = [", ".join(dict.fromkeys(row.values.get(key, "") for row in rows)) for key in self.keys]
         scores = [shown(rows[0].score(metric)) for metric in self.metrics]
-        label = [rows[0].entry.label] if len(self.series) > 1 else []
-        folder = rows[0].folder
-        run = (
-            folder.run_id if rows[0].run else f"{folder.run_id} {'failed' if folder.status == 'failed' else 'NOT DONE'}"
-        )
+        label = [", ".join(dict.fromkeys(row.label for row in rows))] if len(self.series) > 1 else []
+        state = "" if rows[0].run else f" {rows[0].state.upper()}"
+        run = f"{rows[0].folder.run_id}{state}"
         return [cell.replace("|", "\\|") for cell in (*values, *label, *scores, run)]
 
     def _facts(self) -> Iterator[str]:
@@ -137,8 +144,9 @@ class SweepTable:
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield a line per point and score for the CSV file; a point without scores has one that says so."""
         for row in self.rows:
-            who = row.values | {"row": row.entry.row.label, "subject_name": row.entry.subject}
-            where = {"run": row.folder.run_id, "state": "done" if row.run else row.folder.status}
+            who = dict.fromkeys(self.keys, "") | row.values
+            who |= {"row": row.entry.row.label, "subject_name": row.entry.subject}
+            where = {"run": row.folder.run_id, "state": row.state}
             facts = {name: getattr(row.run, name, None) for name in FACTS}  # None: an empty cell
             scores = row.run.scores if row.run else {"": None}
             for metric, score in scores.items():
@@ -163,8 +171,11 @@ def sweep_table(entries: Sequence[tuple[dict[str, str], Entry]]) -> SweepTable:
     """
     folders = [RunFolder.open(entry.cfg, "evaluate") for _, entry in entries]
     scores = {folder.run_id: read_scores(folder.path) for folder in folders if folder.done}
-    pairs = zip(entries, folders, strict=True)
-    return SweepTable([SweepRow(values, entry, one, scores.get(one.run_id)) for (values, entry), one in pairs])
+    rows = []
+    for (values, entry), folder in zip(entries, folders, strict=True):
+        state = "done" if folder.run_id in scores else state_of(steps_of(entry.cfg))
+        rows.append(SweepRow(entry.row.point | values, entry, folder, scores.get(folder.run_id), state))
+    return SweepTable(rows)
 
 
 def write_sweep(table: SweepTable, folder: Path) -> list[Path]:

@@ -26,12 +26,13 @@ def sweep_plot(table: SweepTable) -> Figure | None:
     Returns:
         None where more keys are swept, nothing has scores, or scores do not compare.
     """
-    if len(table.keys) not in (1, 2) or not table.metrics or not table.comparable:
+    if len(table.keys) not in (1, 2) or not table.metrics or not table.comparable or not _swept(table):
         return None
-    if len(table.keys) == 1 or len(table.series) == 1:
-        panels = [(metric, metric, table.rows) for metric in table.metrics]
+    whole = _swept(table)
+    if len(table.keys) == 1 or len(whole) == 1:
+        panels = [(metric, metric, [row for rows in whole.values() for row in rows]) for metric in table.metrics]
     else:
-        panels = [(f"{label}: {table.metrics[0]}", table.metrics[0], rows) for label, rows in table.series.items()]
+        panels = [(f"{label}: {table.metrics[0]}", table.metrics[0], rows) for label, rows in whole.items()]
     panels = panels[:PANELS]
     draw = _draw_curves if len(table.keys) == 1 else _draw_map
     across = min(3, len(panels))
@@ -44,9 +45,15 @@ def sweep_plot(table: SweepTable) -> Figure | None:
             axis.set_title(title.replace(metric, table.heading(metric)), fontsize=10, loc="left")
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
-        if len(table.keys) == 1 and len(table.series) > 1:
+        if len(table.keys) == 1 and len(whole) > 1:
             axes.flat[0].legend(frameon=False, fontsize=7)
     return figure
+
+
+def _swept(table: SweepTable) -> dict[str, list[SweepRow]]:
+    """Return the rows of a table that have all swept keys, over all points, by label."""
+    keys = {*table.keys}
+    return {label: rows for label, rows in table.series.items() if all(row.values.keys() >= keys for row in rows)}
 
 
 def _draw_curves(axis: Any, table: SweepTable, metric: str, rows: Sequence[SweepRow]) -> None:
@@ -55,7 +62,7 @@ def _draw_curves(axis: Any, table: SweepTable, metric: str, rows: Sequence[Sweep
     numbers = [number(row.values[key]) for row in rows]
     names = list(dict.fromkeys(row.values[key] for row in rows))
     plain = bool(np.isfinite(numbers).all())
-    for label, series in table.series.items():
+    for label, series in _swept(table).items():
         found = [(row.values[key], score) for row in series if (score := row.score(metric)) is not None]
         places = [number(value) if plain else float(names.index(value)) for value, _ in found]
         order = np.argsort(places, kind="stable")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from nd.config import Config
 from nd.errors import UserError
 from nd.evaluation.scores import PerImage, Score, read_per_image, read_scores
 from nd.metrics.intervals import subjects_note
+from nd.metrics.measures import RETRIEVAL, columns
 from nd.runs.folder import RunFolder, command_for
 from nd.tables.published import Published
 from nd.tables.rows import TableRow, refuse_incomparable
@@ -26,6 +27,11 @@ ROLE_NOTES = {
     "reference": "reference: another decoder, for comparison",
 }
 DEBUG_NOTE = "Made in debug sizes: the numbers mean nothing."
+NAMES = {"pixcorr": "PixCorr", "ssim": "SSIM"}  # of columns that a spec does not name
+RETRIEVAL_NOTE = (
+    "retrieval: share of items whose own partner is the most similar of the candidates; 95% intervals of the mean over "
+    "draws of candidates, none where one draw is all images"
+)
 
 
 def follows_release(cfg: Config) -> bool:
@@ -59,10 +65,11 @@ class Table:
         """Who, which protocol, which images, what the intervals are, and what few images could show."""
         run = self.rows[0].run
         power = power_note(self.differences, self.columns, self.subjects)
+        debug = f"{DEBUG_NOTE} " if self.debug else ""
         return (
-            f"{', '.join(self.subjects)}; protocol {run.protocol}; {run.n_images} test images (set {run.test_set}); "
-            "95% bootstrap intervals over images; scores of repeats are averaged within an image."
-            f"{' ' if power else ''}{power}"
+            f"{debug}{', '.join(self.subjects)}; protocol {run.protocol}; {run.n_images} test images "
+            f"(set {run.test_set}); 95% bootstrap intervals over images; scores of repeats are averaged within an "
+            f"image.{' ' if power else ''}{power}"
         )
 
     @property
@@ -111,6 +118,7 @@ class Table:
         declared = dict.fromkeys((row.row.label, row.variant, row.note) for row in self.rows if row.note)
         return [
             *(ROLE_NOTES[role] for role in roles if role in ROLE_NOTES),
+            *([RETRIEVAL_NOTE] if any(column.metric.startswith(RETRIEVAL) for column in self.columns) else []),
             *(f"{label}: {note}" for label, note in own),
             *(f"{label}: variant {variant}, {note}" for label, variant, note in declared),
             *(
@@ -157,15 +165,25 @@ def collect(spec: TableSpec, entries: Sequence[Entry], command: str) -> Table:
         TableRow(entry, folder, read_scores(folder.path), by_image_id(read_per_image(folder.path / "per_image.csv")))
         for entry, folder in zip(entries, folders, strict=True)
     ]
+    spec = spec if spec.columns else replace(spec, columns=shared_columns(rows))
     refuse_incomparable(spec.columns, spec.name, rows)
 
     def per_image(label: str, subject: str) -> PerImage:
         return row_of(rows, label, subject).per_image
 
     subjects = list(dict.fromkeys(entry.subject for entry in entries))
-    differences = differences_of(spec.paired, subjects, per_image)
+    differences = differences_of(spec.paired, [column.metric for column in spec.columns], subjects, per_image)
     means = means_of(spec.averaged, entries, per_image)
     return Table(spec, rows, differences, means, sanity_checks(rows, spec.columns))
+
+
+def shared_columns(rows: Sequence[TableRow]) -> list[Column]:
+    """Return a column for every score that all rows have, in the order of ``nd.metrics.measures.columns``."""
+    return [
+        Column(metric=name, name=NAMES.get(name, ""), percent=measure.kind == "two_way")
+        for name, measure in columns().items()
+        if all(name in row.run.scores for row in rows)
+    ]
 
 
 def row_of(rows: Sequence[TableRow], label: str, subject: str) -> TableRow:

@@ -1,14 +1,16 @@
 """The features of one target for all stimuli, on disk: written once, read by rows or columns through a memory map.
 
-One HDF5 file: `features` (N, P), `image_id` (N,) int32, `reference` (4, P) features of four fixed images, and
-attributes. The features are uncompressed and contiguous, not chunked: only then can a file be memory-mapped, and a row
-is one stretch of it however many there are, while columns, which ridge regression reads, cost no more than their pages.
+One HDF5 file: `features` (N, P), `image_id` (N,) int32, `reference` (4, P) features of four fixed images, attributes,
+and digests of them all (`nd.sealed`). The features are uncompressed and contiguous, not chunked: only then can a file
+be memory-mapped, and a row is one stretch of it however many there are, while columns, which ridge regression reads,
+cost no more than their pages. A row is compared with its digest when anything of it is first read.
 Shapes: N images of the stimuli file, n images asked for, P numbers per image (the product of the target's shape).
 """
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,16 @@ from nd.backbone.loading import Backbone
 from nd.config import Config
 from nd.data.prepared import Stimuli, check_allowed, stimuli_path
 from nd.errors import UserError
-from nd.files import open_h5, sha256_json
+from nd.files import HASH_CHARS, sha256_json
+from nd.h5_values import attribute, dataset_of, read_whole
+from nd.hdf5 import open_h5
+from nd.sealed import recorded_of
 from nd.targets.base import Extractor
 from nd.targets.registry import build_extractor
 
 LAYOUT_VERSION = 2
+AGAIN = "Remove it and run `nd extract` again."
+FINGERPRINT = re.compile(f"[0-9a-f]{{{HASH_CHARS}}}")
 
 
 def store_path(cfg: Config, target_name: str = "") -> Path:
@@ -85,22 +92,29 @@ class TargetStore:
             raise UserError(f"the features {self.path} do not exist. Run: nd extract target={target}")
         with open_h5(self.path) as handle:
             if "features" not in handle or "reference" not in handle or "fingerprint" not in handle.attrs:
-                raise UserError(f"{self.path} is not a target store. Remove it and run `nd extract` again.")
-            self.image_id: NDArray[np.int32] = handle["image_id"][()]
-            self.shape: tuple[int, ...] = tuple(json.loads(handle.attrs["shape"]))
-            self.fingerprint = str(handle.attrs["fingerprint"])
-            self.details: dict[str, Any] = json.loads(handle.attrs["details"])
-            self.versions: dict[str, str] = json.loads(handle.attrs["versions"])
-            self.target = str(handle.attrs["target"])
-            self._layout = _layout(handle["features"], self.path)
-        self.size = int(np.prod(self.shape))
+                raise UserError(f"{self.path} is not a target store. {AGAIN}")
+            self.image_id: NDArray[np.int32] = read_whole(handle, "image_id", "iu", (None,))
+            self.shape: tuple[int, ...] = tuple(attribute(handle, "shape", list[int]))
+            self.fingerprint: str = attribute(handle, "fingerprint", str)
+            self.details: dict[str, Any] = attribute(handle, "details", dict)
+            self.versions: dict[str, str] = attribute(handle, "versions", dict[str, str])
+            self.target: str = attribute(handle, "target", str)
+            self.size = math.prod(self.shape)
+            self._layout = _layout(dataset_of(handle, "features"), self.path, (len(self.image_id), self.size))
         self._row = {int(i): row for row, i in enumerate(self.image_id)}
+        self._check_name()
+
+    def _check_name(self) -> None:
+        """Refuse a store that lies under the name of another."""
+        named = self.path.stem.rpartition("-")[2]
+        if FINGERPRINT.fullmatch(named) and FINGERPRINT.fullmatch(self.fingerprint) and named != self.fingerprint:
+            raise UserError(f"{self.path} holds other features than its name says, {self.fingerprint}. {AGAIN}")
 
     @property
     def reference(self) -> NDArray[np.float32]:
         """(4, P) float32: features of the four reference images when the store was begun."""
         with open_h5(self.path) as handle:
-            return np.asarray(handle["reference"][()], np.float32)
+            return np.asarray(read_whole(handle, "reference", "f", (None, self.size)), np.float32)
 
     def rows(self, ids: NDArray[Any]) -> NDArray[np.float32]:
         """Features (n, *shape) float32, in the order of `ids`."""
@@ -119,7 +133,9 @@ class TargetStore:
         """
         dtype, offset, shape = self._layout
         # Mapped for this call alone: nothing stays resident, and a pickled reader does not carry the features along.
-        return np.asarray(np.memmap(self.path, dtype, "r", offset, shape)[self._rows(ids), start:stop], np.float32)
+        features, rows = np.memmap(self.path, dtype, "r", offset, shape), self._rows(ids)
+        recorded_of(self.path).check_before("features", rows, lambda some: features[some])
+        return np.asarray(features[rows, start:stop], np.float32)
 
     def _rows(self, ids: NDArray[Any]) -> NDArray[np.intp]:
         ids = np.asarray(ids, np.int64).reshape(-1)
@@ -131,9 +147,11 @@ class TargetStore:
         return np.array([self._row[int(i)] for i in ids], np.intp)
 
 
-def _layout(features: h5py.Dataset, path: Path) -> tuple[np.dtype[Any], int, tuple[int, ...]]:
-    """Type, place in the file and shape of the features. UserError where the file ends before they do."""
+def _layout(features: h5py.Dataset, path: Path, shape: tuple[int, int]) -> tuple[np.dtype[Any], int, tuple[int, ...]]:
+    """Type, place in the file and shape of the features. UserError where they are not there as they should be."""
     offset = features.id.get_offset()
+    if features.dtype.kind != "f" or features.shape != shape:
+        raise UserError(f"{path}: features are {features.dtype} {features.shape}, wanted floats {shape}. {AGAIN}")
     if offset is None or path.stat().st_size < offset + features.size * features.dtype.itemsize:
-        raise UserError(f"{path} is truncated. Remove it and run `nd extract` again.")
+        raise UserError(f"{path} is truncated. {AGAIN}")
     return features.dtype, offset, features.shape

@@ -17,16 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.data.prepared import Stimuli
+from nd.digests import digest_rows
 from nd.errors import UserError
-from nd.files import allocate, check_space
+from nd.files import check_space
+from nd.hdf5 import allocate
 from nd.machine import versions
+from nd.sealed import RECORDED, ROWS, seal
 from nd.targets.base import Extractor
 from nd.targets.guards import check_features
 from nd.targets.reference import check_drift, reference_features
-from nd.targets.store import details_of, store_fingerprint
+from nd.targets.store import AGAIN, details_of, store_fingerprint
 
 log = logging.getLogger(__name__)
 
+PARTS = ("features", "done", "image_id", "reference", RECORDED, f"{ROWS}/features")
 CHECK_ROWS = 256  # rows compared at a time when a filled store is checked
 
 
@@ -55,7 +59,19 @@ class Unfinished:
         """
         self.job, self.path = job, path
         self.file = self._open(stimuli)
-        self.left: NDArray[np.intp] = np.flatnonzero(self.file["done"][()] == 0)
+        self.left: NDArray[np.intp] = np.flatnonzero((self.file["done"][()] == 0) | self._damaged())
+
+    def _damaged(self) -> NDArray[np.bool_]:
+        """Rows (N,) that are marked as done and are not what was written."""
+        features, digests = self.file["features"], self.file[f"{ROWS}/features"][()]
+        other = self.file["done"][()] > 0
+        for start in range(0, len(features), CHECK_ROWS):
+            rows = slice(start, start + CHECK_ROWS)
+            if other[rows].any():
+                other[rows] &= digest_rows(features[rows]) != digests[rows]
+        if other.any():
+            log.warning("%d images of %s are damaged; they are computed again", other.sum(), self.path)
+        return other
 
     def write(self, rows: NDArray[np.intp], ids: NDArray[Any], features: NDArray[np.float32]) -> None:
         """Store the features (B, *shape) of some rows, and mark them as done once they are written."""
@@ -68,6 +84,7 @@ class Unfinished:
                 f"{np.abs(features).max():.3g}. Use target.dtype=float32."
             )
         self.file["features"][rows] = stored
+        self.file[f"{ROWS}/features"][rows] = digest_rows(stored)
         self.file.flush()
         self.file["done"][rows] = 1
         self.file.flush()
@@ -78,9 +95,11 @@ class Unfinished:
         starts = range(0, len(features), CHECK_ROWS)
         varies = any((features[start : start + CHECK_ROWS] != first).any() for start in starts)
         n_images = len(features)
-        self.close()
         if varies or n_images < 2:
+            seal(self.file, AGAIN)
+            self.close()
             return
+        self.close()
         self.path.unlink()
         raise UserError(
             f"the features {self.job.extractor.name!r} are the same for all {n_images} images; nothing can be decoded "
@@ -115,10 +134,10 @@ class Unfinished:
             return None
         try:
             handle = h5py.File(self.path, "r+", locking=False)  # whoever fills a store holds its lock
-            if handle.attrs.get("fingerprint") == fingerprint and "done" in handle:
+            if handle.attrs.get("fingerprint") == fingerprint and all(name in handle for name in PARTS):
                 return handle
             handle.close()
-        except OSError:
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError):  # whatever h5py trips over
             log.warning("%s was left unreadable by an interrupted run; starting it again", self.path)
         self.path.unlink()
         return None
@@ -132,6 +151,7 @@ def _create(
     handle = h5py.File(path, "w", locking=False)
     allocate(handle, "features", (n_images, int(np.prod(shape))), np.dtype(job.dtype))
     allocate(handle, "done", (n_images,), np.dtype(np.uint8))[:] = 0
+    allocate(handle, f"{ROWS}/features", (n_images,), np.dtype(np.uint64))[:] = 0
     handle.create_dataset("image_id", data=stimuli.image_id)
     handle.create_dataset("reference", data=reference_4P)
     handle.attrs.update(
@@ -143,5 +163,6 @@ def _create(
             "versions": json.dumps(versions(), sort_keys=True),
         }
     )
+    seal(handle, AGAIN)
     handle.flush()
     return handle

@@ -6,6 +6,7 @@ Shapes: T trials, V voxels.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -19,7 +20,8 @@ from nd.data.nsd.tree import simulated
 from nd.data.rows import RowFile
 from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError
-from nd.files import open_h5
+from nd.h5_values import read_whole
+from nd.hdf5 import names_in, open_h5
 
 LOG = logging.getLogger(__name__)
 
@@ -32,8 +34,8 @@ def open_betas(root: Path, subject: str) -> RowFile:
     if not tree.there(path):
         raise UserError(f"{path} is missing. `nd doctor data=mindeye2` lists what belongs below data.root.")
     with open_h5(path) as handle:
-        if tree.BETAS_KEY not in handle:
-            held = ", ".join(sorted(handle.keys())) or "nothing"
+        if tree.BETAS_KEY not in set(handle):
+            held = names_in(handle)
             raise UserError(f"{path} holds no {tree.BETAS_KEY!r} but {held}. Is it the release's? Fetch it again.")
     matrix = RowFile(path, tree.BETAS_KEY)
     known = person(subject).voxels
@@ -54,12 +56,14 @@ def check_trials(matrix: RowFile, subject: str, n_trials: int) -> None:
         )
 
 
-def read_through(matrix: RowFile, out: h5py.Dataset | None, title: str, progress: bool) -> NDArray[np.bool_]:
+def read_through(
+    matrix: RowFile, write: Callable[[int, NDArray[np.float32]], None], title: str, progress: bool
+) -> NDArray[np.bool_]:
     """Read all betas once: copy them, and find the voxels that never vary. Memory is that of a few blocks.
 
     Args:
         matrix: the betas (T, V).
-        out: dataset (T, V) to copy to; None: nowhere.
+        write: takes the number of the first trial of a block, and its betas (n, V).
         title: of the bar.
         progress: show the bar.
 
@@ -75,8 +79,7 @@ def read_through(matrix: RowFile, out: h5py.Dataset | None, title: str, progress
         for rows, values in matrix.blocks(np.arange(n_trials)):
             np.minimum(lowest, values.min(0), out=lowest)
             np.maximum(highest, values.max(0), out=highest)
-            if out is not None:
-                out[rows[0] : rows[-1] + 1] = values
+            write(int(rows[0]), values)
             bar.update(len(rows))
     return lowest == highest
 
@@ -114,7 +117,10 @@ def read_rois(root: Path, subject: str, n_voxels: int) -> dict[str, NDArray[np.b
         if subject not in handle:
             LOG.warning("%s holds no ROIs of %s", path, subject)
             return {}
-        masks = {name: mask[()] for name, mask in handle[subject].items() if isinstance(mask, h5py.Dataset)}
+        if not isinstance(handle[subject], h5py.Group):
+            raise UserError(f"{path}: {subject} is no group of masks. Fetch the file again.")
+        names = [name for name in handle[subject] if isinstance(handle[subject].get(name), h5py.Dataset)]
+        masks = {name: read_whole(handle, f"{subject}/{name}") for name in names}
     for name, mask in masks.items():
         if mask.shape != (n_voxels,):
             raise UserError(

@@ -6,7 +6,7 @@ they are. All sessions are prepared; a split that uses fewer of them (nsd982) le
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ from nd.data.nsd.tree import check_root, check_simulated
 from nd.data.pieces import Piece, Settings
 from nd.data.prepared import subject_path
 from nd.data.rows import RowFile
-from nd.data.subject_file import SubjectTable, check_table, lay_out, write_table
+from nd.data.subject_file import AGAIN, SubjectTable, check_table, lay_out, write_digests, write_rows, write_table
 from nd.errors import UserError
 from nd.files import atomic_path, sha256_file
+from nd.hdf5 import allocate
+from nd.sealed import ROWS, seal
 
 SOURCE = "mindeye2"
 
@@ -148,16 +150,19 @@ class Release:
         check_table(path, table, betas.shape)
         with atomic_path(path) as temporary, h5py.File(temporary, "w") as handle:
             if self.data.in_place:
-                constant = read_through(betas, None, f"check {self.subject}", self.progress)
                 write_table(handle, self.subject, table)
+                allocate(handle, f"{ROWS}/voxels", table.shape[:1], np.dtype(np.uint64))[:] = 0
+                write = partial(write_digests, handle)
+                constant = read_through(betas, write, f"check {self.subject}", self.progress)
                 # Not opened through the link here: this file is open for writing, and so would be the linked one.
                 link(handle, "voxels", betas.path, tree.BETAS_KEY)
                 handle.attrs["linked_sha256"] = sha256_file(betas.path)
             else:
-                voxels = lay_out(handle, self.subject, table)
-                constant = read_through(betas, voxels, f"copy {self.subject}", self.progress)
+                lay_out(handle, self.subject, table)
+                constant = read_through(betas, partial(write_rows, handle), f"copy {self.subject}", self.progress)
             check_constant(betas, constant, self.data.constant_voxels)
             handle.attrs["n_constant_voxels"] = int(constant.sum())
+            seal(handle, AGAIN)
 
     def _table(self, betas: RowFile) -> SubjectTable:
         trials, n_voxels = self.trials(self.subject), betas.shape[1]

@@ -28,6 +28,7 @@ from nd.errors import UserError
 from nd.files import unreadable
 
 MEMBER = ".behav.npy"
+MOST_BYTES = 1 << 16  # of such a member, which holds 17 numbers
 # Columns of whole numbers.
 WHOLE = {tree.IMAGE: "image", tree.SESSION: "session", tree.GLOBAL_TRIAL: "trial", tree.IS_SHARED: "mark of the test"}
 
@@ -123,9 +124,9 @@ def read_tar(path: Path) -> tuple[NDArray[np.float64], list[str]]:
                 if member.name.endswith(MEMBER):
                     rows.append(_behaviour(tar, member))
                     names.append(member.name)
-    except PermissionError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise unreadable(path, error) from None
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # tarfile and the parser of .npy raise nearly everything
         raise UserError(f"{path} is damaged or cut short at {last} ({error}). Fetch that tar again.") from None
     if n_members and not names:
         raise UserError(f"{path} holds no member *{MEMBER} but {last.removeprefix('member ')}. Fetch that tar again.")
@@ -134,9 +135,9 @@ def read_tar(path: Path) -> tuple[NDArray[np.float64], list[str]]:
 
 def _behaviour(tar: tarfile.TarFile, member: tarfile.TarInfo) -> NDArray[np.float64]:
     """(1, 17) of one member. ValueError where it is anything else."""
-    stream = tar.extractfile(member)
+    stream = tar.extractfile(member) if member.size <= MOST_BYTES else None
     if stream is None:
-        raise ValueError("not a file")
+        raise ValueError("not a file of that kind")
     row = np.load(io.BytesIO(stream.read()), allow_pickle=False)
     if row.shape != (1, tree.N_COLUMNS) or row.dtype.kind not in "fiu":
         raise ValueError(f"it holds {row.dtype} {row.shape}, wanted float64 (1, {tree.N_COLUMNS})")

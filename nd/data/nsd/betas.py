@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from nd.data.nsd import tree
 from nd.data.nsd.facts import BETA_UNIT
-from nd.data.nsd.volumes import NIFTI_ERRORS, Mask, damaged, open_nifti
+from nd.data.nsd.volumes import Mask, nifti_values, open_nifti
 from nd.errors import UserError
-from nd.files import open_h5
+from nd.h5_values import check_size
+from nd.hdf5 import names_in, open_h5
 
 LOG = logging.getLogger(__name__)
 
@@ -115,13 +116,11 @@ def _read_nifti(path: Path, mask: Mask) -> NDArray[np.float32]:
     flat = np.ravel_multi_index(tuple(mask.ijk.T.astype(np.intp)), mask.grid, order="F")  # the order on disk
     out = np.empty((image.shape[3], len(flat)), np.float32)
     kind = image.get_data_dtype()
-    try:
+    with nifti_values(path):
         for trial in range(len(out)):
             values = np.asanyarray(image.dataobj[..., trial])
             kind = values.dtype  # as read: a slope of the header has made floats of integers by now
             out[trial] = values.ravel(order="F")[flat]
-    except NIFTI_ERRORS as error:
-        raise damaged(path, error) from None
     return _percent(path, out, kind)
 
 
@@ -129,13 +128,10 @@ def _read_hdf5(path: Path, mask: Mask) -> NDArray[np.float32]:
     with open_h5(path) as handle:
         betas = _dataset(path, handle)
         out = np.empty((len(betas), len(mask.ijk)), np.float32)
-        try:
-            if betas.chunks is None or betas.chunks[0] < len(betas):
-                _by_trials(betas, mask, out)
-            else:
-                _by_slices(betas, mask, out)
-        except OSError as error:
-            raise damaged(path, error) from None
+        if betas.chunks is None or betas.chunks[0] < len(betas):
+            _by_trials(betas, mask, out)
+        else:
+            _by_slices(betas, mask, out)
         if betas.dtype.kind in "iu" and (scales := sorted(SCALES & set(betas.attrs))):
             raise UserError(
                 f"{path}: {KEY} are scaled integers ({', '.join(scales)}), whose unit is not NSD's. Save them as "
@@ -164,10 +160,11 @@ def _by_trials(betas: h5py.Dataset, mask: Mask, out: NDArray[np.float32]) -> Non
 
 
 def _dataset(path: Path, handle: h5py.File) -> h5py.Dataset:
-    if KEY not in handle or handle[KEY].ndim != 4:
-        found = ", ".join(sorted(handle)) or "nothing"
-        raise UserError(f"{path} holds {found}; wanted {KEY} (trials, Z, Y, X). Fetch it again.")
-    return handle[KEY]
+    betas = handle.get(KEY)
+    if not isinstance(betas, h5py.Dataset) or betas.ndim != 4 or betas.dtype.kind not in "iuf":
+        raise UserError(f"{path} holds {names_in(handle)}; wanted numbers {KEY} (trials, Z, Y, X). Fetch it again.")
+    check_size(path, KEY, betas)
+    return betas
 
 
 def _percent(path: Path, values: NDArray[np.float32], kind: np.dtype[Any]) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.config import DataConfig
+from nd.data.mat import read_mat
 from nd.data.nsd.facts import SHARED_COCO_HASH, TRIALS_PER_SESSION, number, person
 from nd.data.nsd.tree import DESIGN, STIM_INFO, simulated
 from nd.data.same_images import across, check_across
@@ -111,22 +112,13 @@ def presentation(image_id: NDArray[Any]) -> NDArray[np.int32]:
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
     if not path.is_file():
         raise UserError(f"{path} is missing. `nd doctor data=nsd` lists what belongs below data.root.")
-    try:
-        content = loadmat(str(path), variable_names=[*KEYS, "stimpattern"])
-    except PermissionError as error:
-        raise unreadable(path, error) from None
-    # loadmat meets a damaged file with whatever its parser trips over.
-    except (MatReadError, NotImplementedError, ValueError, TypeError, OSError, KeyError, IndexError) as error:
-        raise UserError(f"{path} is not a readable MATLAB 5 file ({error}). {MEND}") from None
+    content = read_mat(path, [*KEYS, "stimpattern"], MEND)
     lacking = [key for key in KEYS if key not in content]
     if lacking:
         raise UserError(f"{path} lacks {', '.join(lacking)}; it is not NSD's design. {MEND}")
-    return {key: np.asarray(value) for key, value in content.items() if not key.startswith("__")}
+    return content
 
 
 def _whole(path: Path, content: dict[str, NDArray[Any]], key: str) -> NDArray[np.int64]:
@@ -198,7 +190,7 @@ def _coco_column(path: Path) -> dict[int, int]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             return {int(row["nsdId"]): int(row["cocoId"]) for row in csv.DictReader(handle)}
-    except PermissionError as error:
+    except OSError as error:
         raise unreadable(path, error) from None
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path} is not NSD's list of images: its columns nsdId and cocoId ({error}). {MEND}") from None

@@ -27,9 +27,11 @@ from nd.data.nsd.betas import RULES, check_session, read_session, scale_session,
 from nd.data.nsd.design import Trials, check_usable, read_coco_ids, read_trials
 from nd.data.nsd.volumes import Mask, on_grid, read_mask, read_rois
 from nd.data.pieces import Piece, Settings
-from nd.data.subject_file import SubjectTable, lay_out
+from nd.data.subject_file import AGAIN, SubjectTable, lay_out, write_rows
+from nd.digests import digest_rows
 from nd.errors import UserError
-from nd.files import allocate, bad_h5
+from nd.hdf5 import allocate, bad_h5
+from nd.sealed import ROWS, seal
 
 LOG = logging.getLogger(__name__)
 
@@ -103,12 +105,20 @@ def _write_subject(data: DataConfig, subject: str, settings: Settings, path: Pat
     plan = _plan(data, subject)
     check_usable(data, subject, plan.trials, path.parent / "stimuli.h5")
     with _opened(path, subject, plan, settings) as handle:
-        done = handle["source_bytes"]
-        left = [k for k, file in enumerate(plan.files) if done[k] != file.stat().st_size]
+        done, sizes = handle["source_bytes"], [file.stat().st_size for file in plan.files]
+        left = [k for k, size in enumerate(sizes) if done[k] != size or not _is_whole(plan, k, handle)]
         if len(left) < len(plan.files):
             LOG.info("%d of %d sessions of %s are there already", len(plan.files) - len(left), len(plan.files), subject)
         for k in tqdm(left, desc=f"prepare {subject}", unit="session", disable=None):
             _write_session(data, plan, k, handle)
+        seal(handle, AGAIN)
+
+
+def _is_whole(plan: Plan, k: int, handle: h5py.File) -> bool:
+    """Whether the betas of a session are still those that were written there."""
+    rows = np.flatnonzero(plan.trials.session == k)
+    where = slice(rows[0], rows[-1] + 1)
+    return bool((digest_rows(handle["voxels"][where]) == handle[f"{ROWS}/voxels"][where]).all())
 
 
 def _plan(data: DataConfig, subject: str) -> Plan:
@@ -162,6 +172,7 @@ def _opened(path: Path, subject: str, plan: Plan, settings: Settings) -> h5py.Fi
         lay_out(handle, subject, plan.table)
         allocate(handle, "source_bytes", (len(plan.files),), np.dtype(np.int64))[:] = 0
         handle.attrs["settings"] = wanted
+        seal(handle, AGAIN)
         handle.flush()
     except BaseException:
         handle.close()
@@ -175,7 +186,7 @@ def _write_session(data: DataConfig, plan: Plan, k: int, handle: h5py.File) -> N
     file, rows = plan.files[k], np.flatnonzero(plan.trials.session == k)
     betas = read_session(file, plan.mask)
     scaled = scale_session(betas, plan.trials.shared[rows], data.scaling, data.constant_voxels, _where(file, plan.mask))
-    handle["voxels"][rows[0] : rows[-1] + 1] = scaled
+    write_rows(handle, int(rows[0]), scaled)
     handle.flush()
     handle["source_bytes"][k] = file.stat().st_size  # only after its betas are written
     handle.flush()

@@ -7,7 +7,8 @@ of membership. Voxels are numbered in C order of the (X, Y, Z) grid, as ``volume
 from __future__ import annotations
 
 import logging
-import zlib
+import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nd.data.nsd import tree
 from nd.data.nsd.facts import person
 from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError, did_you_mean
-from nd.files import unreadable
+from nd.files import PACKED, parsed_by_others, unreadable
 
 LOG = logging.getLogger(__name__)
 
@@ -170,35 +171,30 @@ def read_volume(path: Path) -> NDArray[Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing. `nd doctor data=nsd` lists what belongs below data.root.")
     image = open_nifti(path)
-    try:
+    with nifti_values(path):
         volume = np.asanyarray(image.dataobj)
-    except NIFTI_ERRORS as error:
-        raise damaged(path, error) from None
     if volume.ndim != 3:
         raise UserError(f"{path} has shape {volume.shape}; wanted a volume (X, Y, Z). Fetch it again.")
     return volume
 
 
-NIFTI_ERRORS = (EOFError, OSError, ValueError, zlib.error)  # what nibabel and gzip raise for damaged files
-
-
 def open_nifti(path: Path) -> Any:
-    """A NIfTI image whose values are still on disk. Raises UserError where the header cannot be read."""
+    """A NIfTI image whose values are still on disk.
+
+    Raises:
+        UserError: the header cannot be read, or claims more than the file can hold.
+    """
     import nibabel
 
-    try:
+    with parsed_by_others(path, f"{path} is not a readable NIfTI file", "Fetch it again."):
         # Kept open, so that reading one volume after the other unpacks a compressed file once and not every time.
-        return nibabel.load(path, keep_file_open=True)
-    except PermissionError as error:
-        raise unreadable(path, error) from None
-    except (nibabel.filebasedimages.ImageFileError, *NIFTI_ERRORS) as error:
-        raise UserError(f"{path} is not a readable NIfTI file ({_short(error)}). Fetch it again.") from None
+        image: Any = nibabel.load(path, keep_file_open=True)
+        claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
+    if claimed > PACKED * path.stat().st_size:
+        raise UserError(f"{path} claims to hold {image.shape} values, more than the file can. Fetch it again.")
+    return image
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def damaged(path: Path, error: Exception) -> UserError:
-    """What is said of a NIfTI or HDF5 file whose header is sound and whose values are not."""
-    return UserError(f"{path} is truncated or damaged ({_short(error)}). Fetch it again; what is finished is kept.")
+def nifti_values(path: Path) -> AbstractContextManager[None]:
+    """Say of a file whose header is sound that its values are not."""
+    return parsed_by_others(path, f"{path} is truncated or damaged", "Fetch it again; what is finished is kept.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -16,12 +15,14 @@ import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import TypedDict
 
 from nd.data.epoch import processes
-from nd.files import atomic_path, write_text
+from nd.files import atomic_path, json_line, read_lines, write_text
 from nd.mappers.base import Columns
 from nd.mappers.statistics import TargetScale
 from nd.mappers.training.module import MapperTraining
+from nd.mappers.training.states import record_state
 from nd.mappers.validation import target_scores
 from nd.progress import ProgressBar
 
@@ -155,7 +156,21 @@ class Checkpoints(Callback):
             first = trainer.is_global_zero  # all collect the state, one writes it
             with atomic_path(self.path, alone=True) if first else nullcontext(self.path) as temporary:
                 trainer.save_checkpoint(temporary)
+                if first:
+                    record_state(self.path, temporary)
             self.last = time.monotonic()
+
+
+class CurveLine(TypedDict):
+    """One epoch of a learning curve: losses by slice and term, validation scores by target and metric."""
+
+    epoch: int
+    step: int
+    loss: float
+    losses: dict[str, float]
+    lr: float
+    samples_per_s: float
+    val: dict[str, dict[str, float]]
 
 
 class Curve(Callback):
@@ -167,17 +182,17 @@ class Curve(Callback):
     def __init__(self, path: Path, kept: Kept) -> None:
         """Write to `path`, which after a resumption is cut to the epochs before, the scores of `kept`."""
         self.path, self.kept = path, kept
-        self.lines: list[str] = []
+        self.lines: list[dict[str, Any]] = []
         self.begun, self.ended, self.n_samples, self.lr = 0.0, 0.0, 0, 0.0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Forget epochs that are trained again."""
         if trainer.is_global_zero:
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-            self.lines = [line for line in lines if json.loads(line)["epoch"] < trainer.current_epoch]
+            lines = read_lines(self.path, CurveLine) if self.path.exists() and trainer.current_epoch else []
+            self.lines = [line for line in lines if line["epoch"] < trainer.current_epoch]
             self._write()
             for line in self.lines:
-                show(trainer, json.loads(line))  # loggers begin anew
+                show(trainer, line)  # loggers begin anew
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clock."""
@@ -203,13 +218,13 @@ class Curve(Callback):
             line: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
             line |= {"loss": total, "losses": losses}
             line |= {"lr": self.lr, "samples_per_s": round(rate, 1), "val": self.kept.scores}
-            self.lines.append(json.dumps(line))
+            self.lines.append(line)
             self._write()
             show(trainer, line)
 
     def _write(self) -> None:
         """The whole file, which is small: a killed process leaves no line half written."""
-        write_text(self.path, "".join(f"{line}\n" for line in self.lines))
+        write_text(self.path, "".join(json_line(line) for line in self.lines))
 
 
 def values_of(line: dict[str, Any]) -> dict[str, float]:

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
+from typing_extensions import TypedDict
 
 from nd.config import TrainerConfig
 from nd.data.datamodule import VoxelDataModule
+from nd.digests import digest_file, is_content
+from nd.errors import UserError
 from nd.files import atomic_path, partial_path, read_json, write_json
 from nd.launch import process_settings
 from nd.lightning import lightning
 from nd.mappers.training.callbacks import Checkpoints, Curve, Kept, TrainingProgress, Weights
 from nd.mappers.training.module import MapperTraining
+from nd.mappers.training.states import whole_state
+
+
+class KeptFile(TypedDict):
+    """What is known of the weights that a training kept."""
+
+    arrays: str
+    epoch: int
+    epochs: int
+    steps: int
+    scores: dict[str, dict[str, float]]
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,10 +64,22 @@ class Files:
         """Whether the training has come to its end."""
         return self.result.with_suffix(".json").exists()
 
+    def drop_damaged(self) -> None:
+        """Remove a result that is not what was written, so that the training goes on from what is whole."""
+        if not self.has_result:
+            return
+        record = self.result.with_suffix(".json")
+        with suppress(UserError):
+            if self.result.is_file() and is_content(self.result, read_json(record, KeptFile)["arrays"]):
+                return
+        log.warning("%s is damaged; the training goes on from its last state", self.result)
+        record.unlink()
+
     def clear(self) -> None:
         """Remove what a finished stage needs no more; the curve stays."""
-        for path in (self.checkpoint, partial_path(self.checkpoint), self.result, self.result.with_suffix(".json")):
-            path.unlink(missing_ok=True)
+        for path in (self.checkpoint, self.result):
+            for one in (path, partial_path(path), path.with_suffix(".json")):
+                one.unlink(missing_ok=True)
 
     @property
     def where(self) -> str:
@@ -68,8 +99,9 @@ class Result(Callback):
         if trainer.is_global_zero:
             with atomic_path(self.path) as temporary:
                 save_file({name: value.contiguous() for name, value in self.kept.weights.items()}, temporary)
+            digest = {"arrays": digest_file(self.path)}
             known = {"epoch": self.kept.epoch, "epochs": trainer.current_epoch, "steps": trainer.global_step}
-            write_json(self.path.with_suffix(".json"), {**known, "scores": self.kept.kept_scores})
+            write_json(self.path.with_suffix(".json"), {**known, **digest, "scores": self.kept.kept_scores})
         trainer.strategy.barrier("result")
 
 
@@ -97,7 +129,7 @@ def run_training(
         UserError: a loss that is not finite, or what the data module refuses.
     """
     files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    resumed = files.checkpoint if files.checkpoint.exists() else None
+    resumed = whole_state(files.checkpoint)
     with lightning(cfg):
         trainer = build_trainer(module, kept, files, cfg, what, logger)
         # Checkpoints hold tensors and plain values; whatever else lies there must not be run.
@@ -106,7 +138,7 @@ def run_training(
 
 def read_result(files: Files) -> tuple[Weights, dict[str, Any]]:
     """Return the weights that a finished training kept, and what is known of it."""
-    return load_file(files.result), dict(read_json(files.result.with_suffix(".json")))
+    return load_file(files.result), dict(read_json(files.result.with_suffix(".json"), KeptFile))
 
 
 def build_trainer(

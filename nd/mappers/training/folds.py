@@ -115,6 +115,8 @@ def _is_to_do(trainer: TrainerConfig, files: Files, paths: list[Path]) -> bool:
 
     Further processes of a launcher take part in trainings alone; they may ask at any time before the first one ends.
     """
+    if is_rank_zero(trainer):
+        files.drop_damaged()
     # In this order: results are removed once there are checkpoints.
     has_no_part = not is_rank_zero(trainer) and files.has_result
     return not has_no_part and not all(is_saved(path) for path in paths)

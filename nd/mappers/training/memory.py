@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
 from nd.config import Config, NetworkConfig
-from nd.errors import UserError
+from nd.errors import UserError, is_out_of_memory
 from nd.launch import n_local, n_processes
 from nd.machine import free_bytes, pick_device
 from nd.mappers.network.draws import Draws
@@ -38,8 +38,6 @@ MIXED_SHARE, MIXED_WEIGHT_BYTES = 0.65, 2
 SHARES = ("part", "target", "all")
 NOTEWORTHY = 0.02  # share of the memory that a setting must save to be named
 log = logging.getLogger(__name__)
-# What PyTorch, its allocators and NumPy say; also where another process's traceback ends with it.
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED", "Unable to allocate")
 
 
 @dataclass(frozen=True)
@@ -249,8 +247,3 @@ def within_memory(
         if isinstance(error, UserError) or not is_out_of_memory(error):
             raise
         raise UserError(f"there is not enough memory for this training. {advice()}") from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error, perhaps another process's, says that there is no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)

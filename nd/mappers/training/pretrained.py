@@ -13,22 +13,42 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from nd.config import Config, NetworkConfig
 from nd.data.components import NSD_SPLITS
 from nd.data.prepared import open_subject, split_of, with_doubles
 from nd.data.splits import Fold
 from nd.data.subject import Subject
+from nd.digests import digest_file
 from nd.errors import LeakError, UserError
-from nd.files import atomic_path, read_json, sha256_file, write_json
+from nd.files import atomic_path, misfit, read_json, write_json
+from nd.mappers.checkpoint import checked_arrays
 from nd.mappers.network.network import Network
 from nd.mappers.statistics import TargetScale
 
 FORMAT = 1
+AGAIN = "Train it again, or fetch it again."
 Seen = list[tuple[Subject, Fold]]
+
+
+class Details(TypedDict):
+    """What is read of the details of a pretrained network."""
+
+    scores: dict[str, dict[str, float]]
+
+
+class PretrainedFile(TypedDict):
+    """What the JSON file of a pretrained network holds."""
+
+    arrays: str
+    subjects: list[str]
+    fingerprints: dict[str, str]
+    network: dict[str, Any]
+    variant: str
+    details: Details
 
 
 @dataclass(frozen=True)
@@ -92,7 +112,7 @@ def save_pretrained(path: Path, pretrained: Pretrained) -> None:
         arrays |= {f"mean.{name}": torch.from_numpy(scale.mean), f"scale.{name}": torch.from_numpy(scale.scale)}
     with atomic_path(path) as temporary:
         save_file(arrays, temporary)
-    content = {"format": FORMAT, "kind": "pretrained", "arrays": sha256_file(path)}
+    content = {"format": FORMAT, "kind": "pretrained", "arrays": digest_file(path)}
     content |= {"subjects": list(pretrained.subjects), "fingerprints": pretrained.fingerprints}
     content |= {"network": asdict(pretrained.network), "variant": pretrained.variant, "details": pretrained.details}
     content |= {"front": pretrained.front} if pretrained.front else {}
@@ -115,12 +135,14 @@ def _description(path: Path) -> dict[str, Any]:
             f"{path.parent.parent} holds no pretrained network ({path.name} with its .json is wanted in checkpoint/)."
             " Give the run folder of `nd train training.stage=pretrain`, or leave training.pretrained empty."
         )
-    content = read_json(description)
+    content = read_json(description, again=AGAIN)
     if content.get("kind") != "pretrained" or content.get("format") != FORMAT:
         raise UserError(
             f"{path} is no pretrained network of format {FORMAT}, but a {content.get('kind', 'finished mapper')}."
             " Give the run folder of `nd train training.stage=pretrain`."
         )
+    if problem := misfit(content, PretrainedFile):
+        raise UserError(f"{description} does not hold what it should: {problem}. {AGAIN}")
     return dict(content)
 
 
@@ -131,21 +153,24 @@ def load_pretrained(path: Path) -> Pretrained:
         UserError: it is missing, of another kind or damaged.
     """
     content = _description(path)
-    try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({error}). Train it again, or fetch it again.") from None
+    arrays = checked_arrays(path, content["arrays"], AGAIN, load_file)
 
     def starting(word: str) -> dict[str, Tensor]:
         return {name.removeprefix(word): value for name, value in arrays.items() if name.startswith(word)}
 
     means = starting("mean.")
+    if absent := {"seen", "anchor_ids", *(f"scale.{name}" for name in means)} - arrays.keys():
+        raise UserError(f"{path} lacks {', '.join(sorted(absent))}: it is no pretrained network. {AGAIN}")
+    try:
+        network = NetworkConfig(**content["network"])
+    except TypeError as error:
+        raise UserError(f"{path} is a network of another version ({error}). {AGAIN}") from None
     return Pretrained(
         subjects=tuple(content["subjects"]),
         seen=arrays["seen"].numpy(),
         fingerprints=content["fingerprints"],
         scales={name: TargetScale(mean.numpy(), arrays[f"scale.{name}"].numpy()) for name, mean in means.items()},
-        network=NetworkConfig(**content["network"]),
+        network=network,
         variant=content["variant"],
         front=content.get("front", {}),
         weights=starting("network."),

@@ -35,6 +35,7 @@ from nd.mappers.training.memory import within_memory
 from nd.mappers.training.module import MapperTraining, Recipe
 from nd.mappers.training.objective import patch_tokens
 from nd.mappers.training.pretrained import Pretrained, Seen, check_pretrained, load_shared, others_of, shared_weights
+from nd.mappers.training.states import whole_state
 from nd.mappers.two_stage import TwoStage
 from nd.targets.store import TargetStore
 
@@ -263,7 +264,8 @@ def finetune(
         prints = {name: truth.fingerprint for name, truth in stage.truths.items()}
         check_pretrained(path, start, subject.name, own, prints, network)
         load_shared(path, network, start.weights)
-        if training.align and stage.front.aligns and not files.checkpoint.exists() and not files.has_result:
+        begun = files.has_result or whole_state(files.checkpoint) is not None
+        if training.align and stage.front.aligns and not begun:
             align(stage, network, start)
         lr = training.finetune_lr or training.lr
         return train_stage(stage, files, network, start.scales, training.epochs, lr, logger)

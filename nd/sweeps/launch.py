@@ -1,0 +1,160 @@
+"""Doing the runs of a sweep: here one after the other, or as jobs of one of Hydra's launchers, until none is left.
+
+A run that another process is making is left to it: the others come first, then it is waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from nd.config.launchers import LOCAL, chosen_launcher, launch, lost_job
+from nd.config.sweeps import NOTES, new_folder
+from nd.errors import UserError
+from nd.run import ACTIONS, action_of, share
+from nd.runs.chain import Chain
+from nd.sweeps.listing import SweepRun
+from nd.sweeps.work import Jobs, Notes, Outcome, do, duration, first_line
+
+ATTEMPTS = 2  # of a run whose process was killed: with joblib it may have been another's
+LOOK_S = 0.5  # between looks at what jobs have noted, and at runs of other processes
+Say = Callable[[str], None]
+
+
+class Sweep:
+    """The runs of a sweep on their way."""
+
+    def __init__(self, runs: Sequence[SweepRun], hydra: Sequence[str], fail_fast: bool, say: Say = print) -> None:
+        """Take the runs that are to be done.
+
+        Args:
+            runs: each once.
+            hydra: overrides for Hydra, the launcher's among them.
+            fail_fast: begin no further run once one has failed.
+            say: takes a line for every run that has ended.
+        """
+        self.runs, self.hydra, self.fail_fast, self.say = list(runs), list(hydra), fail_fast, say
+        self.outcomes: dict[str, Outcome] = {}
+        self.begun = time.monotonic()
+        self.chain = Chain({name: action_of(name, quiet=True) for name in ACTIONS}, say)
+
+    def do(self) -> dict[str, Outcome]:
+        """Do all runs, waiting for those that other processes are making; returns what became of each, by its id.
+
+        A run without an outcome was not begun.
+        """
+        left = self.runs
+        while left and not self._stopped:
+            free = [run for run in left if not run.taken]
+            if not free:
+                self._wait(left)
+                continue
+            if chosen_launcher(self.hydra) == LOCAL:
+                self._here(free)
+            else:
+                self._elsewhere(free)
+            tried = {run.id for run in free}
+            left = [run for run in left if run.id not in tried or self._taken(run)]
+        return self.outcomes
+
+    @property
+    def _stopped(self) -> bool:
+        return self.fail_fast and any(one.state in ("failed", "lost") for one in self.outcomes.values())
+
+    def _taken(self, run: SweepRun) -> bool:
+        """Whether another process turned out to be making a run; it is nobody's outcome."""
+        if run.id in self.outcomes and self.outcomes[run.id].state == "taken":
+            del self.outcomes[run.id]
+            return True
+        return False
+
+    def _wait(self, runs: Sequence[SweepRun]) -> None:
+        """Return once one of some runs is free, or done."""
+        self.say(f"waiting for {len(runs)} runs that other processes are making: {', '.join(run.id for run in runs)}")
+        while all(run.taken for run in runs):
+            time.sleep(LOOK_S)
+
+    def _ended(self, run: SweepRun, outcome: Outcome) -> None:
+        """Note an outcome and say it, with how long the others may take."""
+        self.outcomes[run.id] = outcome
+        words = {"done": "done", "failed": "FAILED", "lost": "LOST", "taken": "is being made by another process"}
+        n_ended, n = len([one for one in self.outcomes.values() if one.state != "taken"]), len(self.runs)
+        passed = time.monotonic() - self.begun
+        left = f", about {duration(passed / n_ended * (n - n_ended))} left" if 0 < n_ended < n else ""
+        self.say(f"{n_ended} of {n}{left}: {run.id} {run.label} {words[outcome.state]} ({duration(outcome.seconds)})")
+        if outcome.message:
+            self.say(f"    {first_line(outcome.message)}")
+
+    def _here(self, runs: Sequence[SweepRun]) -> None:
+        """Do runs in this process; what they have in common is done first, and once."""
+        share([run.entry.cfg for run in runs], self.chain)
+        for run in runs:
+            if self._stopped:
+                return
+            self.say(run.label)
+            self._ended(run, do(run.entry.cfg, self.chain))
+
+    def _elsewhere(self, runs: Sequence[SweepRun]) -> None:
+        """Do runs as jobs. Where a process is lost, the others of joblib are too: each is begun again, once."""
+        left, attempts = list(runs), Counter[str]()
+        while left and not self._stopped:
+            with new_folder(left[0].entry.cfg) as folder:
+                notes = Notes(folder / NOTES)
+                notes.folder.mkdir(parents=True)
+                lost = self._launched(left, folder, notes)
+                attempts.update(run.id for k, run in enumerate(left) if notes.begun(k))
+            if lost is not None and not any(attempts[run.id] for run in left):
+                raise lost
+            for run in left:
+                if run.id not in self.outcomes and attempts[run.id] >= ATTEMPTS:
+                    self._ended(run, Outcome("lost", message="its process was killed, more than once"))
+            again = lost is not None and chosen_launcher(self.hydra) == "joblib"
+            left = [run for run in left if again and run.id not in self.outcomes]
+
+    def _launched(self, runs: Sequence[SweepRun], folder: Path, notes: Notes) -> UserError | None:
+        """Hand runs to the launcher and note how they end; returns what to say where it lost a process."""
+        jobs = Jobs([[*run.entry.cfg.overrides, "trainer.progress=false"] for run in runs], notes, self.fail_fast)
+        with self._watching(runs, notes):
+            try:
+                launch(jobs, len(runs), self.hydra, folder)
+            except UserError:
+                raise
+            except Exception as error:
+                lost = lost_job(error)
+                if lost is None:
+                    raise
+                while any(notes.alive(k) for k in range(len(runs))):  # jobs beside the lost one go on
+                    time.sleep(LOOK_S)
+                return lost
+            except BaseException:
+                notes.stop()
+                raise
+        return None
+
+    @contextmanager
+    def _watching(self, runs: Sequence[SweepRun], notes: Notes) -> Iterator[None]:
+        """Say how jobs end while they run; by the end all that have ended are noted."""
+        ended, over = set[int](), threading.Event()
+
+        def look() -> None:
+            for k, run in enumerate(runs):
+                if k not in ended and (outcome := notes.outcome(k)) is not None:
+                    ended.add(k)
+                    self._ended(run, outcome)
+
+        def watch() -> None:
+            while not over.wait(LOOK_S):
+                look()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            look()

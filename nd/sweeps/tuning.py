@@ -1,0 +1,220 @@
+"""Settings chosen by the scores of validation images: Optuna proposes them, the chain of runs scores them.
+
+Every trial is an ordinary run with ``part=val``, found again by its identity; the study is an SQLite file. So an
+interrupted study goes on, and settings that were tried in any other way cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
+
+from nd.config import Config
+from nd.config.overrides import Reading
+from nd.errors import UserError, unknown
+from nd.evaluation.scores import RunScores, read_scores
+from nd.files import sha256_json, system_errors
+from nd.locks import locked
+from nd.runs.chain import Chain
+from nd.runs.folder import RunFolder
+from nd.runs.identity import identity_of
+from nd.sweeps.work import Outcome, do, quiet_chain
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+# Fidelity of pixels and identification at three levels count alike; a protocol without these levels chooses by pixels.
+USUAL, OF_PIXELS = ("pixcorr", "ssim", "two_way_low", "two_way_mid", "two_way_high"), ("pixcorr", "two_way_pixels")
+RUN, MEANS = "run", "means"  # what a trial remembers beside its settings
+MOST_FAILURES = 3  # in one call, before something is taken to be wrong with all
+
+
+@dataclass(frozen=True)
+class Swept:
+    """One key whose value is chosen: of the values given, or anywhere between two numbers."""
+
+    key: str
+    values: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = False
+    log: bool = False
+
+    def suggest(self, trial: Trial) -> str:
+        """Return the value of a trial, as it would be typed."""
+        if self.values:
+            return str(trial.suggest_categorical(self.key, self.values))
+        if self.whole:
+            return str(trial.suggest_int(self.key, int(self.low), int(self.high), log=self.log))
+        return f"{trial.suggest_float(self.key, self.low, self.high, log=self.log):.6g}"
+
+
+def space_of(words: Sequence[str], reading: Reading) -> list[Swept]:
+    """Return the keys to choose values of, in Hydra's words for sweeps.
+
+    Args:
+        words: overrides as given: ``a=1,2``, ``a=range(1,5)``, ``a=interval(0,1)``, ``a=tag(log,interval(1,100))``;
+            with ``int(interval(1,9))`` whole numbers.
+        reading: the same, read.
+
+    Raises:
+        UserError: no key has several values, or an interval cannot be searched.
+    """
+    listed = {one.key: one.values for one in reading.given if len(one.values) > 1}
+    parsed = (OverridesParser.create().parse_override(word) for word in words if _key(word) in listed)
+    sweeps = {override.key_or_group: override.value() for override in parsed}
+    texts = {key: tuple(value.strip("'\"") for value in values) for key, values in listed.items()}
+    found = [_swept(key, sweeps.get(key), values) for key, values in texts.items()]
+    if not found:
+        raise UserError(
+            "nothing to choose: give several values of a field (guidance.eta=0.1,0.2,0.4), or an interval "
+            "('guidance.kappa=tag(log,interval(1e4,1e6))')."
+        )
+    return found
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+")
+
+
+def _swept(key: str, sweep: Any, values: tuple[str, ...]) -> Swept:
+    if not isinstance(sweep, IntervalSweep):
+        return Swept(key, values)
+    low, high, log = sweep.start, sweep.end, "log" in sweep.tags
+    assert low is not None
+    assert high is not None
+    if low >= high or (log and low <= 0):
+        raise UserError(f"{key}: {low:g} to {high:g} is no interval{' on a logarithmic scale' if log else ''}.")
+    return Swept(key, (), low, high, isinstance(low, int) and isinstance(high, int), log)
+
+
+def chosen_scores(given: Sequence[str], scores: RunScores) -> list[str]:
+    """Return the scores that are summed: those given, or the usual ones that the protocol has.
+
+    Raises:
+        UserError: the protocol has no such score.
+    """
+    for name in given:
+        if name not in scores.scores:
+            raise unknown("score", name, scores.scores)
+    usual = USUAL if all(name in scores.scores for name in USUAL) else OF_PIXELS
+    return list(given) or [name for name in usual if name in scores.scores]
+
+
+def value_of(names: Sequence[str], scores: RunScores) -> float:
+    """Return the sum of some mean scores; where less is better they count negative."""
+    signs = {"higher": 1.0, "lower": -1.0}
+    return sum(signs[scores.scores[name].better] * scores.scores[name].mean for name in names)
+
+
+def study_id(cfg: Config, space: Sequence[Swept]) -> str:
+    """Return what names a study: the run of the first values, the space, and the scores it goes by."""
+    return sha256_json([identity_of("evaluate", cfg), sorted(map(repr, space)), cfg.tune.scores, cfg.seed])
+
+
+@contextmanager
+def opened(path: Path, seed: int) -> Iterator[Study]:
+    """Yield the study in an SQLite file, which no other process may use meanwhile.
+
+    Trials that a killed process has left are tried again first.
+
+    Args:
+        path: of the file; it and its folder are made where they are missing.
+        seed: of the proposals.
+
+    Raises:
+        UserError: Optuna is missing, the file cannot be written, or another process uses it.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("nd tune needs Optuna, which is not installed: pip install nd[tune].") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with system_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(f".{path.name}.lock"), str(path)):
+        study = optuna.create_study(
+            storage=f"sqlite:///{path.absolute()}", study_name=path.stem, direction="maximize", load_if_exists=True
+        )
+        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+        # A sampler remembers nothing between calls: with one seed a resumed study would propose the same again.
+        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+        yield study
+
+
+def search(
+    study: Study,
+    space: Sequence[Swept],
+    compose: Callable[[Mapping[str, str]], Config],
+    n_trials: int,
+    say: Callable[[str], None],
+) -> None:
+    """Try settings until the study has enough trials; of values that are all listed, every combination at most once.
+
+    Args:
+        study: goes on from the trials that it has.
+        space: keys to choose.
+        compose: makes the configuration of a choice.
+        n_trials: wanted, with those that are done.
+        say: takes a line for every trial.
+
+    Raises:
+        UserError: the first trials of this call all fail, with the message of the last.
+    """
+    from optuna.trial import TrialState
+
+    grid = list(product(*(one.values for one in space)))  # none where one has an interval
+    if 0 < len(grid) <= n_trials:
+        n_trials = len(grid)
+        for point in grid:
+            study.enqueue_trial({one.key: value for one, value in zip(space, point, strict=True)}, skip_if_exists=True)
+    chain, failures, done = quiet_chain(), list[str](), len(completed(study))
+    while done < n_trials and len(failures) < MOST_FAILURES:
+        trial = study.ask()
+        values = {one.key: one.suggest(trial) for one in space}
+        outcome = score(compose(values), chain, trial)
+        if isinstance(outcome, Outcome):
+            study.tell(trial, state=TrialState.FAIL)
+            failures.append(outcome.message)
+            say(f"{described(values)} FAILED: {outcome.message}")
+        else:
+            study.tell(trial, outcome)
+            done += 1
+            say(f"{done} of {n_trials}: {described(values)}: {outcome:.4f} (best {study.best_value:.4f})")
+    if len(failures) == MOST_FAILURES:
+        raise UserError(f"{MOST_FAILURES} trials of this call failed; the study is kept. The last one: {failures[-1]}")
+
+
+def score(cfg: Config, chain: Chain, trial: Trial) -> float | Outcome:
+    """Return the value of one trial, or what became of its run where that has no scores."""
+    outcome = do(cfg, chain)
+    if outcome.state != "done":
+        return outcome
+    folder = RunFolder.open(cfg, "evaluate")
+    scores = read_scores(folder.path)
+    names = chosen_scores(cfg.tune.scores, scores)
+    trial.set_user_attr(RUN, folder.run_id)
+    trial.set_user_attr(MEANS, {name: scores.scores[name].mean for name in names})
+    return value_of(names, scores)
+
+
+def completed(study: Study) -> list[FrozenTrial]:
+    """Return the trials that have a value, in the order in which they were made."""
+    from optuna.trial import TrialState
+
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def described(values: Mapping[str, Any]) -> str:
+    """Return settings as they would be typed."""
+    return " ".join(f"{key}={value}" for key, value in values.items())

@@ -1,0 +1,135 @@
+"""One run of a sweep, done here or in a process elsewhere, and what became of it.
+
+Elsewhere a job leaves notes in a folder that the sweep reads: a lock that it holds while it lives, and its outcome. So
+nothing is lost of the others when a launcher loses one of its processes.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from nd.config import Config
+from nd.config.application import compose
+from nd.errors import UserError
+from nd.files import read_json, write_json
+from nd.locks import is_locked, locked
+from nd.run import ACTIONS, action_of
+from nd.runs.chain import Chain, StepFailed, steps_of
+
+STOP = "stop"  # a file that keeps further jobs from beginning
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: done, failed, taken (another process is at it), or lost (its process was killed)."""
+
+    state: str
+    seconds: float = 0.0
+    message: str = ""
+
+
+def do(cfg: Config, chain: Chain) -> Outcome:
+    """Do what is missing of a run.
+
+    Args:
+        cfg: of the run.
+        chain: remembers steps that runs share.
+    """
+    steps, begun = steps_of(cfg), time.monotonic()
+    last = [step.folder for step in steps[-2:] if step.folder is not None]
+    if not last[-1].done and any(folder.busy for folder in last):
+        return Outcome("taken")
+    try:
+        chain.run_row(steps)
+    except (StepFailed, UserError) as error:
+        return Outcome("failed", time.monotonic() - begun, str(error))
+    return Outcome("done", time.monotonic() - begun)
+
+
+def quiet_chain() -> Chain:
+    """Return a chain that prints nothing of its own."""
+    return Chain({name: action_of(name, quiet=True) for name in ACTIONS}, lambda line: None)
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Where jobs leave what became of them, by their number."""
+
+    folder: Path
+
+    def lock(self, k: int) -> Path:
+        """What a job holds while it lives; it is there from the moment the job begins."""
+        return self.folder / f"{k}.lock"
+
+    def outcome(self, k: int) -> Outcome | None:
+        """Return what became of a job; None where it has not begun, lives or was killed."""
+        path = self.folder / f"{k}.json"
+        return Outcome(**read_json(path)) if path.is_file() else None
+
+    def alive(self, k: int) -> bool:
+        """Whether a job has begun and its process lives."""
+        return is_locked(self.lock(k))
+
+    def begun(self, k: int) -> bool:
+        """Whether a job has begun."""
+        return self.lock(k).is_file()
+
+    def stop(self) -> None:
+        """Let no further job begin."""
+        (self.folder / STOP).touch()
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """What Hydra's launchers are given: each job does the run of its number. Picklable."""
+
+    overrides: Sequence[Sequence[str]]
+    notes: Notes
+    fail_fast: bool
+
+    def __call__(self, _: DictConfig) -> Any:
+        """Do one run, and note what became of it."""
+        k = int(HydraConfig.get().job.num)
+        if (self.notes.folder / STOP).exists():
+            return
+        with locked(self.notes.lock(k), f"job {k}"), redirect_stdout(io.StringIO()):
+            outcome = self._outcome(k)
+            if outcome.state == "failed" and self.fail_fast:
+                self.notes.stop()
+            write_json(self.notes.folder / f"{k}.json", asdict(outcome))
+
+    def _outcome(self, k: int) -> Outcome:
+        try:
+            return do(compose(self.overrides[k]), quiet_chain())
+        except Exception as error:  # no job may take a launcher with it
+            return Outcome("failed", message=f"{type(error).__name__}: {error}")
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a message.
+
+    >>> first_line("a\\nb")
+    'a'
+    """
+    return text.strip().partition("\n")[0]
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that fits it.
+
+    >>> duration(90), duration(8000)
+    ('1.5 min', '2.2 h')
+    """
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
