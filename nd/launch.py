@@ -9,6 +9,7 @@ torchrun's are.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -176,11 +177,9 @@ def environments(cfg: TrainerConfig) -> list[dict[str, str]]:
     Raises:
         UserError: several machines that nobody coordinates.
     """
-    from lightning_fabric.plugins.environments.lightning import find_free_network_port
-
     _check_machines(cfg)
     left = {name: value for name, value in os.environ.items() if name not in _of_launchers()}
-    alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "" if cfg.num_nodes > 1 else str(find_free_network_port())}
+    alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "" if cfg.num_nodes > 1 else str(_free_port())}
     meets = {name: os.environ[name] if cfg.num_nodes > 1 else value for name, value in alone.items()}
     node, each = _node_rank(cfg), n_local(cfg)
     numbers = {
@@ -190,6 +189,13 @@ def environments(cfg: TrainerConfig) -> list[dict[str, str]]:
     ranks = [{TORCHRUN.local_rank: k, TORCHRUN.rank: node * each + k} for k in range(each)]
     told = [{name: str(value) for name, value in (numbers | one).items()} for one in ranks]
     return [left | meets | {TORCHRUN.mark: "nd"} | one for one in told]
+
+
+def _free_port() -> int:
+    """A port that nobody listens on; whatever MASTER_PORT says, which may be left from another program."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 @contextmanager

@@ -134,11 +134,12 @@ def _stopped_at_the_end(processes: Sequence[Process]) -> Iterator[None]:
 def _watch(processes: Sequence[Process]) -> None:
     """Return when all processes have ended, one was killed, or some time after the first that did not end well."""
     end = float("inf")
-    while any(one.popen.poll() is None for one in processes) and time.monotonic() < end:
-        codes = [one.popen.returncode or 0 for one in processes]
-        if min(codes) < 0:
+    while time.monotonic() < end:
+        codes = [one.popen.poll() for one in processes]
+        ended = [code for code in codes if code is not None]
+        if len(ended) == len(codes) or min(ended, default=0) < 0:
             return
-        if end == float("inf") and any(codes):
+        if end == float("inf") and any(ended):
             end = time.monotonic() + GRACE_S  # the others have messages of their own, or wait for the lost one forever
         time.sleep(EVERY_S)
 

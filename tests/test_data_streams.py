@@ -12,7 +12,7 @@ from nd.config import Config
 from nd.config.application import compose
 from nd.data.prepared import open_subject, subject_path
 from nd.data.subject import Subject
-from nd.data.subject_file import SubjectTable, lay_out
+from nd.data.subject_file import write_subject
 from nd.errors import UserError
 from nd.runs.identity import run_id
 
@@ -24,15 +24,10 @@ def scenes(small_world: Config) -> Path:
 
 def with_rois(path: Path, *names: str) -> Path:
     """A file of one voxel for each name, and one outside all."""
-    import h5py
-
     masks = {name: np.arange(len(names) + 1) == k for k, name in enumerate(names)}
-    one = np.zeros(1, np.int32)
-    table = SubjectTable(
-        image_id=one, session=one, repeat=one, trial=one, rois=masks, ijk=np.zeros((len(names) + 1, 3), np.int16)
-    )
-    with h5py.File(path, "w") as handle:
-        lay_out(handle, "someone", table)[:] = 1
+    one = dict.fromkeys(("image_id", "session", "repeat", "trial"), np.zeros(1, np.int32))
+    places = np.zeros((len(names) + 1, 3), np.int16)
+    write_subject(path, voxels=np.ones((1, len(places)), np.float32), rois=masks, ijk=places, attributes={}, **one)
     return path
 
 
@@ -89,7 +84,7 @@ def test_table_of_another_form_is_refused(value: str) -> None:
         (
             "ventral_stream", {},
             r"someone.h5 has no ROI ventral, midventral, face_like, place_like, of which the ventral stream is made; it"
-            r" has: VO1, IPS0\. Say which .*data.streams=\{ventral: \[VO1, IPS0\]\}",
+            r" has: IPS0, VO1\. Say which .*data.streams=\{ventral: \[IPS0, VO1\]\}",
         ),
         ("dorsal_stream", {"dorsal": ["IPS0", "IPS1"]}, r"has no ROI IPS1, of which the dorsal stream is made"),
         ("ventrall_stream", {}, r"unknown stream 'ventrall'\. Did you mean 'ventral'\? Allowed: dorsal, early, lat"),

@@ -172,17 +172,13 @@ def test_what_is_no_run(moved: nd.FinishedRun, tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_named(moved: nd.FinishedRun) -> None:
-    for name in ("scores.json", "config.yaml", "manifest.json"):
-        (moved.path / name).write_text("{ not: [whole", encoding="utf-8")
-    images = (
-        moved.source("reconstruct").path / "images.h5" if False else next(moved.path.parents[1].glob("*/*/images.h5"))
-    )
-    images.write_bytes(images.read_bytes()[:1000])
-    fresh = nd.read_run(moved.path)
     files = {"summary": "scores.json", "config": "config.yaml", "manifest": "manifest.json", "images": "manifest.json"}
     for name, file in files.items():
+        (moved.path / file).write_text("{ not: [whole", encoding="utf-8")
         with pytest.raises(nd.UserError, match=f"{file} "):
-            getattr(fresh, name)
+            getattr(nd.read_run(moved.path), name)
+    images = next(moved.path.parents[1].glob("*/*/images.h5"))
+    images.write_bytes(images.read_bytes()[:1000])
     with pytest.raises(nd.UserError, match=r"images.h5 is not a whole HDF5 file"):
         _ = nd.read_run(images.parent).images
 

@@ -179,7 +179,7 @@ class TrainerConfig:
     )
     num_workers: int = opt(0, "loader processes", identity=False)
     checkpoint_minutes: float = opt(
-        2.0, "mapper=two_stage: least time between checkpoints of training, taken at ends of epochs", identity=False
+        2.0, "trained mappers: least time between checkpoints of training, taken at ends of epochs", identity=False
     )
     progress: bool = opt(True, "show a progress bar with rate and time left", identity=False)
 

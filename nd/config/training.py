@@ -1,4 +1,4 @@
-"""The groups of mapper=two_stage: its network, and how it is trained."""
+"""The groups of the mappers that are trained (two_stage, volumetric): their network, and how it is trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nd.config.fields import opt
 
 @dataclass(kw_only=True)
 class NetworkConfig:
-    """mapper=two_stage: subject layers, a trunk, and a head for each part of the target (a layer of g is a part)."""
+    """two_stage, volumetric: shared space, trunk, and a head for each part of the target (a layer of g is a part)."""
 
     hidden: int = opt(512, "width of the subject-shared space")
     trunk: str = opt(
@@ -55,7 +55,7 @@ class NetworkConfig:
 
 @dataclass(kw_only=True)
 class TrainingConfig:
-    """mapper=two_stage: stages, order, losses and optimiser."""
+    """two_stage, volumetric: stages, order, losses and optimiser."""
 
     stage: str = opt(
         "finetune",

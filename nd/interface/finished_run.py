@@ -22,10 +22,11 @@ from nd.hdf5 import open_h5
 from nd.runs.folder import RunFolder, found
 from nd.runs.identity import VERBS
 from nd.runs.outputs import output_of
+from nd.sealed import DIGESTS
 
 # What each verb reads of an earlier run: the name in its manifest's inputs, and the verb that wrote it.
 READS = {"evaluate": ("images", "reconstruct"), "reconstruct": ("predictions", "predict")}
-NO_TARGET = ("image_id", "fold", "kept")  # of predictions.h5
+NO_TARGET = ("image_id", "fold", "kept", DIGESTS)  # of predictions.h5
 
 
 def read_run(run: str | Path | Config, verb: str = "evaluate") -> FinishedRun:

@@ -80,7 +80,7 @@ def spread(values_N: NDArray[np.float64], n_shown: int) -> NDArray[np.intp]:
     """Return the positions of ``n_shown`` values, from the largest to the smallest, evenly spaced in rank.
 
     >>> spread(np.array([0.1, 0.4, 0.3, 0.2]), 3).tolist()
-    [1, 2, 0]
+    [1, 3, 0]
     """
     order = np.argsort(-values_N, kind="stable")
     if n_shown < 1:
