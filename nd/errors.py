@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+UNWRITTEN = "Can't decrement id ref count"  # h5py, of a part of a file that the system refused
 # What PyTorch, its allocators and NumPy say; also where another process's traceback ends with it.
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED", "Unable to allocate")
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from nd.digests import digest_bytes
-from nd.errors import UserError
+from nd.errors import UNWRITTEN, UserError
 
 ADVICE = "Free some space or choose another folder."
 PACKAGE = "package://"  # before the name of something that nd ships
@@ -75,6 +75,9 @@ def located(text: str | Path) -> Path:
     return SHIPPED / given.removeprefix(PACKAGE) if given.startswith(PACKAGE) else Path(given).expanduser()
 
 
+OF_HDF5 = (UNWRITTEN, "slist", "rite failed")  # its words where the system's reason is lost
+
+
 def partial_path(path: Path) -> Path:
     """Return where a file lies that one process writes, until it is whole."""
     return path.with_name(f".{path.name}.partial")
@@ -85,19 +88,23 @@ def system_errors(path: Path, advice: str = ADVICE) -> Iterator[None]:
     """Say of what the system refuses in the body that ``path`` cannot be written, why, and what to do."""
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in OF_HDF5):
+            raise
         raise UserError(f"cannot write {path}: {_reason(error)}. {advice}") from error
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | RuntimeError) -> str:
     """Return what the system said, in words."""
     # HDF5 puts the system's reason at the end of a long report; the number is kept only inside the text.
-    text = str(error)
-    if error.errno == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:
+    text, number = str(error), getattr(error, "errno", None)
+    if number == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:
         return "no space left on the device"
-    if error.errno == errno.EFBIG or f"errno = {errno.EFBIG}" in text:
+    if number == errno.EFBIG or f"errno = {errno.EFBIG}" in text:
         return "the file would be larger than this file system or user may write"
-    return str(error.strerror or error)
+    if any(words in text for words in OF_HDF5):
+        return "the system refused a part of it (is the disk full?)"
+    return str(getattr(error, "strerror", None) or error)
 
 
 def check_space(path: Path, n_bytes: float, advice: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nd.errors import UserError, is_out_of_memory
+from nd.errors import UNWRITTEN, UserError, is_out_of_memory
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
 NOTE = "ND_NOTE"  # names the file in which one of a command's several processes leaves what stopped it, unsaid
@@ -80,12 +80,15 @@ def exit_with(name: str, answer: Callable[[], int]) -> NoReturn:
         answer: does what the command line asks for.
     """
     show_what_it_can()
+    _say_once_what_was_refused()
     if os.environ.get(NOTE):
         sys.exit(_noted(answer, Path(os.environ[NOTE])))
     try:
         code = answer()
     except UserError as error:
         print(f"nd {name}: {error}", file=sys.stderr)
+        if isinstance(error.__cause__, OSError | RuntimeError):  # HDF5 would write once more what the system refused
+            _leave_at_once(2)
         code = 2
     except BrokenPipeError:  # the reader of a pipe (`nd train --help | head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,6 +103,28 @@ def exit_with(name: str, answer: Callable[[], int]) -> NoReturn:
         print(f"nd {name}: {said} What is finished is kept: the same command again resumes.", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def _say_once_what_was_refused() -> None:
+    """Keep h5py from printing, for each part of a file that the system refuses, what the command's message says."""
+    printed, unraised = sys.excepthook, sys.unraisablehook
+
+    def print_others(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if UNWRITTEN not in str(error):
+            printed(kind, error, trace)
+
+    def show_others(found: Any) -> None:
+        if UNWRITTEN not in str(found.exc_value):
+            unraised(found)
+
+    sys.excepthook, sys.unraisablehook = print_others, show_others
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """Leave without the cleaning of libraries; of HDF5 it crashes where a file could not be written."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def refused_by_system(error: Exception) -> str:

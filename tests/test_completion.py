@@ -66,7 +66,7 @@ def test_bash_takes_the_script(scripts: dict[str, Path]) -> None:
         ("nd train target=z4", ["z40"]),
         ("nd run trainer.progress=", ["true", "false"]),
         ("nd run experiment=dig", ["digits69"]),
-        ("nd table table=scenes_b", ["scenes_brain"]),
+        ("nd table table=scenes_b", ["scenes_brain", "scenes_brain_diffuser_ablation"]),
         ("nd run control=shuffled_v", ["shuffled_voxels"]),
         ("nd run subject=subj01 see", ["seed="]),
         ("nd run --conf", ["--config-dir"]),

@@ -282,9 +282,9 @@ def test_opening_a_large_subject_reads_none_of_its_betas(tmp_path: Path) -> None
         write_table(handle, "subj01", table)
         handle["voxels"] = h5py.ExternalLink(str(tmp_path / "betas.hdf5"), "betas")
     tracemalloc.start()
-    start = time.monotonic()
+    start = time.process_time()
     assert Subject(tmp_path / "subj01.h5").n_voxels == n_voxels
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     assert tracemalloc.get_traced_memory()[1] < 100 << 20
     tracemalloc.stop()
 

@@ -144,8 +144,17 @@ def test_what_decoded_targets_retrieve_can_be_a_column(tmp_path: Path) -> None:
     cfg = config(tmp_path)
     folder = fake_scores(cfg, {"pixcorr": PIXCORR[0]})
     found = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    one = {"mean": 0.4, "lo": 0.35, "hi": 0.45, "chance": 0.125, "better": "higher", "n_loops": 30, "n_images": 8, "n_candidates": 8,
-           "all_images": False}
+    one = {
+        "mean": 0.4,
+        "lo": 0.35,
+        "hi": 0.45,
+        "chance": 0.125,
+        "better": "higher",
+        "n_loops": 30,
+        "n_images": 8,
+        "n_candidates": 8,
+        "all_images": False,
+    }
     (folder / "scores.json").write_text(json.dumps(found | {"retrieval": {"retrieval_c_image": one}}), encoding="utf-8")
     left_so(folder)
     assert read_scores(folder).scores["retrieval_c_image"].mean == 0.4

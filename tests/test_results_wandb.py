@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers_commands import apart
+from helpers_files import left_so
 from helpers_results import N_IMAGES, SIDE, config, fake_images, fake_scores, fake_stimuli
 from helpers_wandb import KEY, Logged, offline_runs, read_run, server, wandb_sync
 
@@ -419,6 +420,7 @@ def test_csv_holds_each_line_once(cfg: Config) -> None:
     changed = read_json(folder.path / "scores.json")
     changed["metrics"]["ssim"]["mean"] = 0.75  # the run was removed and made again
     write_json(folder.path / "scores.json", changed)
+    left_so(folder.path)
     log_scores(cfg, folder)
     with open(Path(cfg.paths.results) / "scores-log.csv", newline="", encoding="utf-8") as handle:
         lines = list(csv.DictReader(handle))

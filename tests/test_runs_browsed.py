@@ -33,13 +33,12 @@ def guided(root: Path, kappa: float, **fields: object) -> Config:
 
 def made(cfg: Config, verb: str, inputs: Mapping[str, str] | None = None, schema: int = 0) -> RunFolder:
     """A finished run, said to be of another schema version where one is given."""
-    folder = RunFolder.open(cfg, verb)
-    with folder.writing(cfg, dict(inputs or {})):
-        (folder.path / "output").write_bytes(b"x" * 1000)
-    if schema:
-        manifest = read_json(folder.path / "manifest.json")
-        manifest["identity"]["schema"] = schema
-        write_json(folder.path / "manifest.json", manifest)
+    with pytest.MonkeyPatch.context() as patch:
+        if schema:
+            patch.setattr("nd.runs.identity.SCHEMA_VERSION", schema)
+        folder = RunFolder.open(cfg, verb)
+        with folder.writing(cfg, dict(inputs or {})):
+            (folder.path / "output").write_bytes(b"x" * 1000)
     return folder
 
 

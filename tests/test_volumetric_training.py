@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers_files import edited
 from helpers_training import (
     SMALL,
     SUBJECTS,
@@ -197,14 +198,12 @@ def test_runs_differ_by_what_the_encoder_is(given: list[str]) -> None:
 
 
 def test_data_without_coordinates_are_refused_before_training(given: list[str], tmp_path: Path) -> None:
-    import h5py
-
     from nd.data.prepared import data_folder, subject_path
 
     cfg = compose(given)
     shutil.copytree(data_folder(cfg), tmp_path / cfg.data.name)
     blind = compose([*given, f"paths.data={tmp_path}", "training.pretrain=false", f"paths.runs={tmp_path / 'runs'}"])
-    with h5py.File(subject_path(blind), "r+") as file:
+    with edited(subject_path(blind)) as file:
         file["ijk"][...] = np.full(file["ijk"].shape, -1, np.int16)
     with pytest.raises(UserError, match=r"subj01.h5 has no coordinates of 20 of 20 voxels.*mapper.coordinates=none"):
         train(blind)

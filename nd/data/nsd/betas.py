@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from nd.data.nsd import tree
 from nd.data.nsd.facts import BETA_UNIT
-from nd.data.nsd.volumes import Mask, nifti_values, open_nifti
+from nd.data.nsd.volumes import Mask, check_claim, nifti_values, open_nifti
 from nd.errors import UserError
 from nd.h5_values import check_size
 from nd.hdf5 import names_in, open_h5
@@ -113,6 +113,7 @@ def read_session(path: Path, mask: Mask) -> NDArray[np.float32]:
 
 def _read_nifti(path: Path, mask: Mask) -> NDArray[np.float32]:
     image = open_nifti(path)
+    check_claim(path, image)
     flat = np.ravel_multi_index(tuple(mask.ijk.T.astype(np.intp)), mask.grid, order="F")  # the order on disk
     out = np.empty((image.shape[3], len(flat)), np.float32)
     kind = image.get_data_dtype()

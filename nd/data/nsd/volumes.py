@@ -171,6 +171,7 @@ def read_volume(path: Path) -> NDArray[Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing. `nd doctor data=nsd` lists what belongs below data.root.")
     image = open_nifti(path)
+    check_claim(path, image)
     with nifti_values(path):
         volume = np.asanyarray(image.dataobj)
     if volume.ndim != 3:
@@ -179,20 +180,19 @@ def read_volume(path: Path) -> NDArray[Any]:
 
 
 def open_nifti(path: Path) -> Any:
-    """A NIfTI image whose values are still on disk.
-
-    Raises:
-        UserError: the header cannot be read, or claims more than the file can hold.
-    """
+    """A NIfTI image whose values are still on disk. Raises UserError where the header cannot be read."""
     import nibabel
 
     with parsed_by_others(path, f"{path} is not a readable NIfTI file", "Fetch it again."):
         # Kept open, so that reading one volume after the other unpacks a compressed file once and not every time.
-        image: Any = nibabel.load(path, keep_file_open=True)
-        claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
+        return nibabel.load(path, keep_file_open=True)
+
+
+def check_claim(path: Path, image: Any) -> None:
+    """Refuse a header that claims more values than its file can hold, before room is made for them."""
+    claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
     if claimed > PACKED * path.stat().st_size:
         raise UserError(f"{path} claims to hold {image.shape} values, more than the file can. Fetch it again.")
-    return image
 
 
 def nifti_values(path: Path) -> AbstractContextManager[None]:
