@@ -19,6 +19,7 @@ from PIL import Image
 from nd.config import Config
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
+from nd.files import read_json, write_json
 from nd.runs.folder import RunFolder
 from nd.tables.costs import AT_ONCE, PER_IMAGE, RESIDENT, costs_of
 from nd.tables.image_browser import browser, sources_of
@@ -167,8 +168,7 @@ def test_images_that_are_not_those_that_were_scored_are_left_out(
     table: Table, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = table.rows[0].folder.path / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(manifest | {"inputs": {"images": "of another run"}}), encoding="utf-8")
+    write_json(path, read_json(path) | {"inputs": {"images": "of another run"}})
     RunFolder.open(table.rows[1].entry.cfg, "reconstruct").path.joinpath("status").unlink()
     assert sources_of(table) == []
     assert "is not the run that was scored" in caplog.text
@@ -202,9 +202,9 @@ def test_strips_hold_all_repeats_in_order(table: Table) -> None:
 def record(cfg: Config, folder: Path) -> None:
     """Say in the manifest of a run that it wrote previews."""
     path = RunFolder.open(cfg, "reconstruct").path / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = read_json(path)
     manifest["config"]["trainer"]["previews"] = str(folder)
-    path.write_text(json.dumps(manifest), encoding="utf-8")
+    write_json(path, manifest)
 
 
 def test_recorded_steps_and_losses_are_shown(table: Table, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -260,12 +260,12 @@ def test_costs_are_those_that_the_manifests_say(table: Table) -> None:
     for row, seconds in zip(table.rows, (24.0, 48.0), strict=True):
         for verb, share in (("reconstruct", 1.0), ("evaluate", 0.5)):
             path = RunFolder.open(row.entry.cfg, verb).path / "manifest.json"
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = read_json(path)
             manifest |= {"seconds": share * seconds, "peak_memory_mb": {"resident": 100 * seconds}}
             if (row.row.role, verb) == ("method", "reconstruct"):
                 plan = {"guided": 20, "plain": 40, "decode": 10, "checkpoint": False}
                 manifest["execution"] = {"plan": plan, "tflop_per_image": 0.25}
-            path.write_text(json.dumps(manifest), encoding="utf-8")
+            write_json(path, manifest)
     costs = costs_of(table)
     recorded = ["tflop per image"]  # whatever number a run says of its execution
     assert costs.columns == ["reconstruct", "evaluate", PER_IMAGE, AT_ONCE, RESIDENT, *recorded]
