@@ -18,7 +18,7 @@ from helpers_gan import tiny_generator
 from helpers_versatile import tiny_versatile
 from PIL import Image
 
-from nd.config.application import compose, derive
+from nd.config.application import _compose, compose, derive
 from nd.run import run_rows
 from nd.runs.identity import reads_predictions, reads_targets
 from nd.tables import formats
@@ -138,7 +138,7 @@ def given_for(name: str, networks: list[str], folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", RUN)
 def test_a_table_runs_in_its_smallest_size(name: str, folder: Path, networks: list[str]) -> None:
     """Its rows are composed once here; `nd run` and `nd table` are tested with the commands of the README."""
-    cfg = compose([f"table={name}", *SMALL, f"paths.root={folder}", *given_for(name, networks, folder)])
+    cfg = _compose([f"table={name}", *SMALL, f"paths.root={folder}", *given_for(name, networks, folder)])  # as verbs do
     spec = spec_of(cfg)
     entries = expand(spec, cfg, derive)
     with chdir(folder):

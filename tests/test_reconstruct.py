@@ -151,7 +151,7 @@ def test_a_resumed_run_keeps_its_plan_whatever_memory_is_free(
     monkeypatch.setattr(GuidedDiffusion, "plan_for", lambda *_: Plan(1, 1, 1, checkpoint=True))  # memory has shrunk
     assert (reconstruct(again) / "images.h5").read_bytes() == whole
     assert set(used) == {Plan(2, 2, 2)}  # two batches of 2 images x 2 repeats and one of 2 samples
-    assert folder.manifest["execution"] == {"plan": asdict(Plan(2, 2, 2))}
+    assert folder.manifest["execution"] == {"plan": asdict(Plan(2, 2, 2)), "together": 1}
 
 
 def test_a_run_that_finished_nothing_may_take_a_smaller_plan(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_a_run_that_finished_nothing_may_take_a_smaller_plan(cfg: Config, monkey
         raise KeyboardInterrupt
     monkeypatch.setattr(GuidedDiffusion, "plan_for", lambda *_: Plan(1, 1, 1))
     reconstruct(cfg)
-    assert folder.manifest["execution"] == {"plan": asdict(Plan(1, 1, 1))}
+    assert folder.manifest["execution"] == {"plan": asdict(Plan(1, 1, 1)), "together": 1}
 
 
 def test_one_image_costs_one_image(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
