@@ -28,8 +28,8 @@ class VolumetricSettings(MapperConfig):
     name: str = opt("volumetric", "mapper")
     rescale: str = opt(
         "none",
-        "spread of the predictions: as fitted; or restored to that of the training targets, by the spread of predictions"
-        " of validation images",
+        "spread of the predictions: as fitted; or restored to that of the training targets, by the spread of"
+        " predictions of validation images",
         choices=("none", "train"),
         since="predict",
     )
