@@ -33,9 +33,10 @@ def train(cfg: Config) -> Path:
 
 
 def fit_linear(cfg: Config) -> Path:
-    """Fit a mapper in closed form."""
+    """Fit a mapper that one process fits: in closed form, or cycle. Further ones of a launcher have nothing to do."""
     from nd.data.prepared import open_subject, split_of
     from nd.files import write_json
+    from nd.launch import is_rank_zero
     from nd.machine import pick_device
     from nd.mappers.folds import fit_fold
     from nd.runs.folder import RunFolder
@@ -45,6 +46,8 @@ def fit_linear(cfg: Config) -> Path:
     check_logger(cfg)
     subject, split = open_subject(cfg), split_of(cfg)
     store, folder = store_path(cfg), RunFolder.open(cfg, "train")
+    if not is_rank_zero(cfg.trainer):  # there is nothing to share; two that wrote would be in each other's way
+        return folder.path
     inputs = {f"target {cfg.target.name}": TargetStore(store).fingerprint}
     if folder.is_done(inputs):
         print(f"{folder.path} is finished; nothing to do")

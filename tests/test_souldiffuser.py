@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, T2IAdapter, UNet2DConditionModel
 from helpers_backbone import tiny_backbone
-from helpers_config import method_settings
+from helpers_config import mapper_settings, method_settings
 from helpers_results import config as results_config
 from helpers_results import fake_scores
 from helpers_scripts import load_script
@@ -351,6 +352,21 @@ def test_recipes_differ_in_what_they_leave_out() -> None:
         cfg = compose([f"method=souldiffuser_{roi}_only"])
         assert {cfg.decoding(name).roi for name in cfg.method.targets} == {roi}
         assert cfg.decoding("edge").mapper == whole.decoding("edge").mapper
+
+
+def test_recipes_without_places_differ_from_the_whole_in_how_voxels_come_to_z_alone() -> None:
+    """The same target, heads, losses and length of training; of the mapper, its front or the places alone."""
+    whole, *others = (compose([f"method=souldiffuser{n}"]) for n in ("", "_flattened", "_shuffled_coordinates"))
+    flattened, shuffled = (cfg.decoding("z") for cfg in others)
+    z = whole.decoding("z")
+    assert (z.mapper.name, z.mapper.rescale) == ("volumetric", "train")
+    assert shuffled == replace(z, mapper=replace(z.mapper, coordinates="shuffled"))
+    assert flattened == replace(z, mapper=mapper_settings("two_stage", rescale="train"))
+    for cfg in others:
+        assert {name: cfg.decoding(name) for name in ("c", "edge", "colour")} == {
+            name: whole.decoding(name) for name in ("c", "edge", "colour")
+        }
+        assert replace(cfg.method, name="", targets={}) == replace(whole.method, name="", targets={})
 
 
 def test_every_table_says_that_it_is_built_from_a_figure(tmp_path: Path) -> None:

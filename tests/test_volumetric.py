@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from nd.config import NetworkConfig
 from nd.errors import UserError
@@ -125,6 +126,20 @@ def test_work_of_the_recurrence_grows_with_its_length_and_its_depth_with_the_log
             recurrence(torch.rand(1, length, 1), torch.rand(1, length, 1))
         assert 2 * length < counts[length].numbers < 3 * length
     assert counts[4096].rounds - counts[256].rounds == 3 * 4  # three in each of four further halvings
+
+
+@pytest.mark.parametrize(("mixer", "is_linear"), [("state_space", True), ("transformer", False)])
+def test_cost_of_a_state_space_grows_with_its_tokens_alone(mixer: str, is_linear: bool) -> None:
+    """Counted, forward and backward: operations of matrix products, and numbers that other products make."""
+    net, costs = Mixer(settings(mixer=mixer), 1, 0.0, "m"), {}
+    for length in (256, 4096):
+        tokens = torch.randn(1, length, 8).requires_grad_()
+        with FlopCounterMode(display=False) as products, Multiplied() as others:
+            net(tokens, None).sum().backward()
+        costs[length] = np.array([products.get_total_flops(), others.numbers])
+    growth = costs[4096] / costs[256]
+    assert (growth[1] if is_linear else growth.min()) <= 16.2
+    assert (growth[0] <= 16.2) == is_linear
 
 
 # ---- mixers --------------------------------------------------------------------------------------------------------

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from helpers_commands import apart
 from helpers_files import edited
 from helpers_training import (
     SMALL,
@@ -35,7 +38,7 @@ from nd.mappers.volumetric.mapper import Volumetric
 from nd.predict import predict
 from nd.runs.chain import extracted, pretrain_of, steps_of
 from nd.runs.folder import RunFolder
-from nd.train import train
+from nd.train import fingerprint_of, train
 
 VOLUMETRIC = [
     "mapper=volumetric", "mapper.regions=[some,others]", "mapper.region_tokens=2", "mapper.width=8", "mapper.heads=2",
@@ -132,6 +135,46 @@ def test_stopped_and_resumed_equals_undisturbed(
     resumed = finetuned(cfg, tmp_path / "stopped", "c")
     assert identical(resumed.network, alone.network)
     assert curve_of(tmp_path / "stopped") == curve_of(tmp_path / "alone")
+
+
+def test_killed_and_resumed_equals_undisturbed_through_both_stages(given: list[str], tmp_path: Path) -> None:
+    """Killed after the first epoch of pretraining; checkpoints are the same to the last bit."""
+    own = [*given, "training.epochs=2", "training.pretrain_epochs=2", "trainer.checkpoint_minutes=0"]
+    killed, alone = ([*own, f"paths.runs={tmp_path / name}"] for name in ("killed", "alone"))
+    words = ("pretrain", "0", "after")
+    done = apart(*words, *killed, cwd=tmp_path, program=(str(Path(__file__).parent / "helpers_training.py"),))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = RunFolder.open(pretrain_of(compose(killed)), "train").path
+    assert Files(left, 0).checkpoint.exists()
+    assert not (left / "checkpoint").exists()
+    folders = [train(compose(overrides)) for overrides in (killed, alone)]
+    folders += [RunFolder.open(pretrain_of(compose(overrides)), "train").path for overrides in (killed, alone)]
+    for one, other in (folders[:2], folders[2:]):
+        file = "checkpoint/fold-00.safetensors"
+        assert (one / file).read_bytes() == (other / file).read_bytes()
+        assert curve_of(one) == curve_of(other)
+
+
+@pytest.mark.parametrize("mapper", ["volumetric", "two_stage"])
+def test_other_subjects_pretrain_what_one_session_fine_tunes(given: list[str], mapper: str, tmp_path: Path) -> None:
+    """All sessions of the others, one of the subject; one pretraining serves any number of sessions of it."""
+    own = [text for text in given if not text.startswith("mapper.")] if mapper == "two_stage" else given
+    few = ["training.epochs=1", "training.pretrain_epochs=1", f"paths.runs={tmp_path}", f"mapper={mapper}"]
+    every, one = (compose([*own, *few, f"subject.sessions={n}"]) for n in (0, 1))
+    seen = {n: len(split_of(cfg).folds[0].train) for n, cfg in ((0, every), (1, one))}
+    assert seen[1] < seen[0]
+    folder = train(one)
+    details = read_details(folder / "checkpoint" / "fold-00.safetensors")["details"]
+    assert (details["pretrained_on"], details["sessions"]) == (["subj02", "subj03"], 1)
+    assert details["n_images"] == seen[1]
+    start = RunFolder.open(pretrain_of(one), "train")
+    assert start.path == RunFolder.open(pretrain_of(every), "train").path
+    recorded = RunFolder.open(one, "train").manifest["inputs"]["pretrained"]
+    assert recorded == fingerprint_of(start.path)
+    taught, own_weights = (weights_of(path / "checkpoint" / "fold-00.safetensors") for path in (start.path, folder))
+    shared = [name for name in taught if name in own_weights]
+    assert shared
+    assert any(not torch.equal(taught[name], own_weights[name]) for name in shared)
 
 
 def test_fine_tuning_starts_from_what_others_taught(given: list[str], trained: Config, tmp_path: Path) -> None:

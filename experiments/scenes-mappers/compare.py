@@ -1,7 +1,8 @@
 """Compare mappers on Scenes (simulated fMRI): trained in two stages, from chance, and ridge, by sessions of training.
 
-    python experiments/scenes-mappers/compare.py                    every comparison, about an hour on one CPU core
-    python experiments/scenes-mappers/compare.py --only sessions    one of: sessions, full, shared, prior, shuffled
+    python experiments/scenes-mappers/compare.py                    every comparison, about two hours on one CPU core
+    python experiments/scenes-mappers/compare.py --only sessions    or: full, shared, prior, shuffled, one_hour
+    python experiments/scenes-mappers/compare.py --only one_hour --set debug=fast    in small, written to debug-runs/
 
 Trains what is missing through `nd train`, predicts the test images of subject 1, and compares predicted with true
 targets: no image is made. Retrieval: how often the own target correlates best with the prediction among those of all
@@ -45,6 +46,7 @@ BASE = ["experiment=scenes"]
 TRAINED = ["mapper=two_stage"]
 CHANCE = ["mapper=two_stage", "training.pretrain=false"]
 RIDGE = ["mapper=ridge"]
+VOLUMETRIC = ["mapper=volumetric"]
 SEEDS = (42, 43, 44)
 
 Row = dict[str, Any]
@@ -54,8 +56,10 @@ PerImage = dict[str, NDArray[np.float64]]
 def main() -> None:
     """Run what is asked for and add it to the record."""
     options = parsed()
-    record = read_json(HERE / "results.json") if (HERE / "results.json").exists() else {}
+    BASE.extend(options.set)
     cfg = compose(BASE)
+    kept = kept_in(cfg) / "results.json"
+    record = read_json(kept) if kept.exists() else {}
     prepare(cfg)
     for target in ("z", "c", "g"):
         extract(compose([*BASE, f"target={target}"]))
@@ -63,15 +67,23 @@ def main() -> None:
         begun = time.monotonic()
         record[name] = COMPARISONS[name]()
         record[name]["minutes"] = round((time.monotonic() - begun) / 60, 1)
-        write_json(HERE / "results.json", record)
-        print(f"wrote {name} to {HERE / 'results.json'} after {record[name]['minutes']} minutes")
+        write_json(kept, record)
+        print(f"wrote {name} to {kept} after {record[name]['minutes']} minutes")
 
 
 def parsed() -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=list(COMPARISONS), default=[])
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of every run")
     return parser.parse_args()
+
+
+def kept_in(cfg: Config) -> Path:
+    """Where figures are kept: beside this file, but for those in small."""
+    folder = HERE if cfg.debug.name == "off" else Path(cfg.paths.results)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 # ---- comparisons -----------------------------------------------------------------------------------------------------
@@ -135,8 +147,25 @@ def shuffled() -> Row:
     return compared(rows, [])
 
 
+def one_hour() -> Row:
+    """Voxels by their places or flattened, in the one-hour question: one session of the subject, z and c.
+
+    Where places say what voxels see, what others taught of them holds for a new subject at once.
+    """
+    methods = {"volumetric": VOLUMETRIC, "volumetric, places exchanged": [*VOLUMETRIC, "mapper.coordinates=shuffled"]}
+    methods |= {"volumetric from chance": [*VOLUMETRIC, "training.pretrain=false"]}
+    methods |= {"two_stage": TRAINED, "two_stage from chance": CHANCE, "ridge": RIDGE}
+    pairs = [("volumetric", name) for name in methods if name != "volumetric"] + [
+        ("two_stage", "two_stage from chance")
+    ]
+    return {
+        target: compared({name: averaged(target, 1, what) for name, what in methods.items()}, pairs)
+        for target in ("z", "c")
+    }
+
+
 METHODS = {"pretrained": TRAINED, "from chance": CHANCE, "ridge": RIDGE}
-COMPARISONS = {f.__name__: f for f in (sessions, full, shared, prior, shuffled)}
+COMPARISONS = {f.__name__: f for f in (sessions, full, shared, prior, shuffled, one_hour)}
 
 
 def compared(rows: dict[str, PerImage], pairs: list[tuple[str, str]]) -> Row:
@@ -263,7 +292,7 @@ def keep_curves(cfg: Config) -> None:
         kind = "others" if stage is not cfg else "pretrained" if cfg.training.pretrain else "from-chance"
         kind += "-shuffled" if cfg.control == "shuffled_labels" else ""
         curve = RunFolder.open(stage, "train").path / "training" / "fold-00-curve.jsonl"
-        shutil.copyfile(curve, HERE / f"curve-{cfg.target.name}-{stage.subject.sessions or 'all'}-{kind}.jsonl")
+        shutil.copyfile(curve, kept_in(cfg) / f"curve-{cfg.target.name}-{stage.subject.sessions or 'all'}-{kind}.jsonl")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ class VolumetricSettings(MapperConfig):
     name: str = opt("volumetric", "mapper")
     rescale: str = opt(
         "none",
-        "spread of the predictions: as fitted; or (variant=released) standardised over the test images and given mean"
-        " and spread of the training targets",
-        choices=("none", "train", "test"),
+        "spread of the predictions: as fitted; or restored to that of the training targets, by the spread of"
+        " predictions of validation images",
+        choices=("none", "train"),
         since="predict",
     )
     tokenizer: str = opt(
