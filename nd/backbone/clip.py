@@ -36,32 +36,35 @@ SIZES = {"openai/clip-vit-large-patch14": "1.7 GB, licence MIT"}
 class Clip:
     """The image and the text encoder of a transformers CLIPModel, frozen and in eval mode; nothing is read at first."""
 
-    def __init__(self, source: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, source: str, device: torch.device, dtype: torch.dtype = torch.float32, field: str = FIELD
+    ) -> None:
         """Look at no file yet.
 
         Args:
-            source: `target.clip`, a hub id (with '@<revision>' a certain one), local folder, or 'package://<name>'; a
+            source: a hub id (with '@<revision>' a certain one), local folder, or 'package://<name>'; a
                 folder is that of a CLIP model, or a backbone's, whose image tower is then read as one.
             device: where the encoders go.
             dtype: of arithmetic.
+            field: the setting that names it, for messages.
         """
-        self.source, self.device, self.dtype = source, device, dtype
+        self.source, self.device, self.dtype, self.field = source, device, dtype, field
 
     # ---- files ---------------------------------------------------------------------------------------------------
 
     @cached_property
     def folder(self) -> Path:
         """Where the files lie, fetched first where need be. UserError: no such folder, or files are absent."""
-        folder = shipped_folder(self.source, FIELD) if self.source.startswith(PACKAGE) else located(self.source)
+        folder = shipped_folder(self.source, self.field) if self.source.startswith(PACKAGE) else located(self.source)
         if is_backbone(folder):
             return folder
         if not folder.is_dir():
             if self.source.count("/") != 1 or self.source.startswith((".", "/", "~")):
-                raise UserError(f"{FIELD}={self.source}: no such folder. {self._remedy}")
+                raise UserError(f"{self.field}={self.source}: no such folder. {self._remedy}")
             folder = fetch(self.source, [CONFIG_FILE, WEIGHT_FILE, *TOKENIZER_FILES], self._remedy)
         for name in (CONFIG_FILE, WEIGHT_FILE):
             if not (folder / name).is_file():
-                raise UserError(f"{FIELD}={self.source}: {folder} holds no {name}. {self._remedy}")
+                raise UserError(f"{self.field}={self.source}: {folder} holds no {name}. {self._remedy}")
         return folder
 
     @property
@@ -71,7 +74,7 @@ class Clip:
             f"Needed: a whole CLIP model as transformers keeps it ({CONFIG_FILE}, {WEIGHT_FILE}, and tokenizer.json or "
             f"vocab.json and merges.txt; only safetensors are read), e.g. https://huggingface.co/{hub_id} "
             f"({SIZES[hub_id]}). With a network it is fetched by itself; otherwise download it elsewhere and give its "
-            f"folder: {FIELD}=/path/to/folder."
+            f"folder: {self.field}=/path/to/folder."
         )
 
     @property
@@ -110,7 +113,7 @@ class Clip:
             kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
             config = CLIPConfig.from_pretrained(self.folder, local_files_only=True) if kind == "clip" else None
         if config is None:
-            raise UserError(f"{FIELD}={self.source}: {path} describes a model of type {kind!r}. {self._remedy}")
+            raise UserError(f"{self.field}={self.source}: {path} describes a model of type {kind!r}. {self._remedy}")
         return config
 
     @cached_property
@@ -151,7 +154,7 @@ class Clip:
         # Without these files transformers makes a tokenizer that knows no word.
         folder = self._tokenizer_folder
         if not any(all((folder / name).is_file() for name in names) for names in NEEDS_OF_TOKENIZER):
-            raise UserError(f"{FIELD}={self.source}: {folder} holds no tokenizer. {self._remedy}")
+            raise UserError(f"{self.field}={self.source}: {folder} holds no tokenizer. {self._remedy}")
         with reading("the CLIP model's tokenizer", folder):
             return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 

