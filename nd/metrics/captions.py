@@ -20,9 +20,9 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,14 +36,13 @@ if TYPE_CHECKING:
     from nd.config import Config
 
 PACKAGES = {"caption_meteor": "nltk", "caption_rouge1": "rouge_score", "caption_rougeL": "rouge_score"}
-# WordNet 3.0 in its own form, as Debian's wordnet-base and NLTK's corpus have it.
-SYSTEM_WORDNET = Path("/usr/share/wordnet")
 NO_WORDNET = (
-    "caption_meteor matches synonyms by WordNet, which is not here. With a network: python -m nltk.downloader wordnet"
-    " (11 MB; NLTK_DATA says where it lies otherwise); on Debian and Ubuntu: apt-get install wordnet-base. Or leave"
+    "caption_meteor matches synonyms by WordNet, which NLTK does not find. Either python -m nltk.downloader wordnet (11"
+    " MB, from GitHub), or on Debian and Ubuntu apt-get install wordnet-base; mkdir -p ~/nltk_data/corpora; cp -r"
+    " /usr/share/wordnet ~/nltk_data/corpora/. NLTK_DATA names another folder in place of ~/nltk_data. Or leave"
     " caption_meteor out of protocol.measures."
 )
-LEXNAMES, N_LEXNAMES = "lexnames", 45  # Debian's package has no such file; nothing here reads it
+LEXNAMES, N_LEXNAMES = "lexnames", 45  # Debian's WordNet has no such file; nothing here reads it
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5
 
 
@@ -63,7 +62,7 @@ def meteor(decoded: Sequence[str], references: Sequence[Sequence[str]]) -> NDArr
     from nltk.tokenize import word_tokenize
     from nltk.translate.meteor_score import single_meteor_score
 
-    words, synonyms = partial(word_tokenize, preserve_line=True), wordnet(wordnet_place())
+    words, synonyms = partial(word_tokenize, preserve_line=True), wordnet()
 
     def one(text: str, reference: str) -> float:
         options = {"wordnet": synonyms, "alpha": ALPHA, "beta": BETA, "gamma": GAMMA}
@@ -124,33 +123,38 @@ def best(
 # ---- WordNet
 
 
-def wordnet_place() -> Any:
-    """Return where WordNet lies, as NLTK points to it: among NLTK's data, else where Debian keeps it.
+def wordnet() -> Any:
+    """Return NLTK's reader of the WordNet among its data. UserError: it is not there, or damaged."""
+    from nltk import data
 
-    Raises:
-        UserError: it is in neither place.
-    """
+    return _read_wordnet(wordnet_name(), tuple(map(str, data.path)))
+
+
+def wordnet_name() -> str:
+    """Return how NLTK calls the WordNet among its data. UserError: it is not there."""
     from nltk import data
 
     for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
-        try:
-            return data.find(name)
-        except LookupError:
-            continue
-    if (SYSTEM_WORDNET / "data.noun").is_file():
-        return data.FileSystemPathPointer(str(SYSTEM_WORDNET))
+        with suppress(LookupError):
+            data.find(name)
+            return name
     raise UserError(NO_WORDNET)
 
 
 @lru_cache(maxsize=1)
-def wordnet(place: Any) -> Any:
-    """Return NLTK's reader of the WordNet at a place. UserError: it is damaged."""
+def _read_wordnet(name: str, searched: tuple[str, ...]) -> Any:
+    """The reader of a WordNet; it is read once as long as the folders that are searched stay the same."""
+    from nltk import data
     from nltk.corpus.reader import WordNetCorpusReader
 
     class Reader(WordNetCorpusReader):
-        """Reads a WordNet whose names of lexicographers' files are not there."""
+        """Reads English words and synonyms alone: Debian's WordNet lacks what serves other languages and senses."""
+
+        def map_wn(self, version: str = "wordnet") -> None:
+            """Return no map from another WordNet."""
 
         def open(self, file: str) -> Any:
+            """Open a file; names of lexicographers' files are made up where there are none."""
             try:
                 return super().open(file)
             except OSError:
@@ -160,14 +164,14 @@ def wordnet(place: Any) -> Any:
 
     try:
         with warnings.catch_warnings(action="ignore"):  # that other languages are not there
-            return Reader(place, None)
+            return Reader(data.find(name), None)
     except Exception as error:  # its own assertions, and errors of the system, of decoding and of splitting lines
-        raise UserError(f"cannot read WordNet at {place}: {error}. Remove it. {NO_WORDNET}") from error
+        raise UserError(f"cannot read NLTK's {name}: {error}. Remove it. {NO_WORDNET}") from error
 
 
 def wordnet_version() -> str:
     """Return the version of the WordNet that is here, for example ``WordNet 3.0``."""
-    return f"WordNet {wordnet(wordnet_place()).get_version()}"
+    return f"WordNet {wordnet().get_version()}"
 
 
 # ---- what is missing
@@ -193,7 +197,7 @@ def _look_for(judge: str, cfg: Config) -> None:
     from nd.metrics.text_encoders import clip_folder, sentence_folder
 
     if judge == WORDNET:
-        wordnet_place()
+        wordnet_name()
     elif judge == SENTENCES and local_folder(cfg.protocol.sentence_model or ".") is not None:
         sentence_folder(cfg.protocol.sentence_model)
     elif judge == CLIP_TEXT and local_folder(cfg.protocol.caption_clip or ".") is not None:
