@@ -7,8 +7,6 @@ Shapes: B batch, H W rows and columns, T tokens, W width of a transformer, D wid
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nd.backbone.clip_pictures import to_pixels
-from nd.backbone.reading import freeze, read_module, reading
+from nd.backbone.reading import freeze, quiet, read_module, reading
 from nd.backbone.tower_clip import TOKENIZER, backbone_hash, clip_of_tower, is_backbone
 from nd.backbone.weights import OTHER_FILES, fetch, hash_file, shipped_folder
 from nd.errors import UserError
@@ -141,7 +139,7 @@ class Clip:
                 half, whole = kind(config).to(self.dtype), self._of_tower.state_dict()
                 half.load_state_dict({name: whole[name] for name in half.state_dict()})
                 return freeze(half, self.device)
-        with _quiet():
+        with quiet():  # to either half, the other is a list of unexpected weights
             return read_module(
                 kind, f"the CLIP model's {name}", self.folder, self.device, config=config, dtype=self.dtype
             )
@@ -197,17 +195,3 @@ class Clip:
         # The first end token: captions are padded with more of them.
         ends_B = (ids_BT == self.tokenizer.eos_token_id).int().argmax(dim=1)
         return tokens_BTD, tokens_BTD[torch.arange(len(ends_B), device=self.device), ends_B]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back transformers' report on reading: to either half, the other is a list of unexpected weights."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nd.backbone.clip import Clip
-from nd.backbone.reading import read_module, reading
+from nd.backbone.reading import quiet, read_module, reading
 from nd.backbone.tower_clip import is_backbone
 from nd.backbone.weights import fetch, hash_folder, local_folder
 from nd.errors import UserError
@@ -150,7 +150,8 @@ class SentenceModel:
 
         _check_plain(folder)
         self.folder, self.device = folder, device
-        self.model = read_module(AutoModel, "the sentence model", folder, device, add_pooling_layer=False)
+        with quiet():  # of the pooling layer that is left out
+            self.model = read_module(AutoModel, "the sentence model", folder, device, add_pooling_layer=False)
         with reading("the sentence model's tokenizer", folder):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.limits = read_json(folder / LIMITS) if (folder / LIMITS).is_file() else {}
