@@ -140,7 +140,10 @@ class ProtocolConfig:
         choices=("efficientnet_lite0", "none"),
     )
     network_size: int = opt(128, "side of the images the network sees")
-    measures: list[str] = opt([], "further measures by name (nd/metrics/measures.py), each a network, layer and size")
+    measures: list[str] = opt(
+        [],
+        "further measures by name (nd/metrics/measures.py): networks, layers and sizes; caption_* of decoded captions",
+    )
     random_weights: bool = opt(False, "tests and benchmarks only: networks with random weights; changes the protocol")
     weights: str = opt("", "folder of the measures' networks, <network>.pth or .safetensors", identity=False, path=True)
     brain: list[str] = opt(
