@@ -28,6 +28,7 @@ from nd.config.sweeps import Point
 from nd.data.prepared import Stimuli, same_across, split_of, stimuli_path
 from nd.data.same_images import named
 from nd.evaluation.brain_scores import brain_lines, brain_scores, voxel_ceiling
+from nd.evaluation.caption_scores import caption_scores
 from nd.evaluation.decoded_targets import decoded_scores
 from nd.evaluation.external_images import doubted_order, read_external
 from nd.evaluation.reconstructions import Stored, check_ids, read_images
@@ -70,13 +71,16 @@ def evaluate(cfg: Config) -> Path:
         check_number(cfg.protocol, len(image_ids))
         chosen = well_decoded(cfg, image_ids)
         images, image_ids, selection = images[chosen.rows], image_ids[chosen.rows], chosen.summary
+    device = pick_device(cfg.trainer.accelerator)
+    captions = caption_scores(cfg, image_ids, device)  # first: it takes moments, and may lack something
     scored = compare(cfg, images, image_ids, selected=bool(selection))
-    of_brain, by_roi = brain_scores(cfg, scored.kept, image_ids, pick_device(cfg.trainer.accelerator))
-    end = DECODED if selection else ""
-    scored = replace(scored, scores={name + end: values for name, values in (scored.scores | of_brain).items()})
+    of_brain, by_roi = brain_scores(cfg, scored.kept, image_ids, device)
+    every, end = scored.scores | of_brain | captions.scores, DECODED if selection else ""
+    scored = replace(scored, scores={name + end: values for name, values in every.items()})
     with folder.writing(cfg, inputs):
         write_text(folder.path / "per_image.csv", per_image_csv(image_ids, scored.scores))
         summary = summarise(cfg, scored, image_ids, facts)
+        summary["weights"] |= captions.judges
         decoded = decoded_scores(cfg, image_ids)
         summary |= {"retrieval": decoded.retrieval, "brain": by_roi, "voxels": voxel_ceiling(cfg)}
         summary |= {"selection": selection} if selection else {}

@@ -1,7 +1,8 @@
 """`nd reconstruct`: decoded (or, with features=oracle, true) targets to images.
 
-Writes images.h5 into the run folder: images (N, R, H, W, 3) uint8 RGB, image_id (N,) int32 in rising order, and the
-attributes oracle, seed, part, generator, control, simulated and transductive.
+Writes images.h5 into the run folder: images (N, R, H, W, 3) uint8 RGB, image_id (N,) int32 in rising order, where the
+generator decodes a caption of each image caption (N,) text, and the attributes oracle, seed, part, generator, control,
+simulated and transductive.
 """
 
 from __future__ import annotations

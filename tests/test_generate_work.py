@@ -30,7 +30,7 @@ from nd.generate import floors, guided_diffusion
 from nd.generate.base import to_uint8
 from nd.generate.inputs import PredictedFeatures, TrainingImages, part_ids
 from nd.generate.module import Work, run_work
-from nd.generate.parts import Parts, partition
+from nd.generate.parts import Parts, captions_of, partition
 from nd.lightning import user_error_of
 
 SIZE = 6
@@ -67,6 +67,19 @@ def test_parts_merge_in_canonical_order_and_are_removed(tmp_path: Path) -> None:
         assert file["image_id"][:].tolist() == [3, 5, 9, 12]
         assert file["images"][:, 1, 2, 0, 1].tolist() == [3, 5, 9, 12]
         assert (file.attrs["seed"], bool(file.attrs["oracle"])) == (4, False)
+
+
+def test_captions_follow_their_images(tmp_path: Path) -> None:
+    parts = Parts(tmp_path / "parts")
+    parts.write([9, 12], pictures_of([9, 12]), ["a dog", "zwei Bäume"])
+    parts.write([3], pictures_of([3]), ["the sea"])
+    parts.merge([3, 9, 12], tmp_path / "images.h5", {})
+    with h5py.File(tmp_path / "images.h5") as file:
+        assert captions_of(file) == ["the sea", "a dog", "zwei Bäume"]
+    parts.write([4], pictures_of([4]))  # begun by a version that kept no captions
+    parts.merge([3, 4, 9], tmp_path / "images.h5", {})
+    with h5py.File(tmp_path / "images.h5") as file:
+        assert captions_of(file) == ["the sea", "", "a dog"]
 
 
 def test_missing_pictures_are_named(tmp_path: Path) -> None:
@@ -169,9 +182,9 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
 
 
 def _counting(write: object, calls: list[int]) -> object:
-    def counted(self: Parts, ids: Sequence[int], images: NDArray[np.uint8]) -> Path:
+    def counted(self: Parts, ids: Sequence[int], *made: object) -> Path:
         calls.extend(ids)
-        return write(self, ids, images)  # type: ignore[operator]
+        return write(self, ids, *made)  # type: ignore[operator]
 
     return counted
 
@@ -253,7 +266,9 @@ def test_predictions_that_are_not_finite_are_named(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def stimuli(cfg: Config) -> NDArray[np.uint8]:
     images = np.random.default_rng(1).integers(0, 256, (17, SIZE, SIZE, 3)).astype(np.uint8)
-    write_stimuli(stimuli_path(cfg), images=images, captions=[["a picture"]] * 17, image_id=np.arange(17))
+    write_stimuli(
+        stimuli_path(cfg), images=images, captions=[[f"picture {i}", "x"] for i in range(17)], image_id=np.arange(17)
+    )
     return images
 
 
@@ -303,6 +318,8 @@ def test_nearest_image_finds_the_image_whose_targets_were_decoded(
     noise = {name: 0.3 * random.standard_normal((3, *shape)) for name, shape in SHAPES.items()}
     decoded = {name: torch.tensor(targets[name][wanted] + noise[name], dtype=torch.float32) for name in targets}
     assert np.array_equal(nearest([12, 13, 16], decoded)[:, 0], stimuli[wanted])
+    (shown,) = floors.Alone(nearest)([12, 13, 16], decoded)
+    assert shown.captions == [f"picture {i}" for i in wanted]
 
 
 SHAPES = {"z": (4, 3, 3), "c": (5, 6)}

@@ -28,6 +28,7 @@ from nd.data.prepared import stimuli_path, write_stimuli
 from nd.doctor.weights import weight_needs
 from nd.errors import LeakError, UserError
 from nd.generate.inputs import PredictedFeatures
+from nd.generate.parts import captions_of
 from nd.generate.sampler import GuidedSampler
 from nd.generate.souldiffuser import sampler as adapted
 from nd.generate.souldiffuser.adapters import block_shapes, check_adapter, colour_image, edge_image, weighed
@@ -328,6 +329,15 @@ def test_captions_stand_beside_the_previews(overrides: list[str], tmp_path: Path
         rows = list(csv.DictReader(file))
     assert [int(row["image_id"]) for row in rows] == [N_TRAIN + i for i in range(4)]  # of the first batch
     assert {row["weight"] for row in rows} == {"1.0000"}
+
+
+@pytest.mark.parametrize("text", ["nearest", "mixture", "direct"])
+def test_the_nearest_caption_is_kept_beside_the_images(overrides: list[str], text: str) -> None:
+    cfg, decoded = predicted(compose([*overrides, f"method.text={text}"])), ["fish", "ohat", "sea", "otree", "box"]
+    with h5py.File(RunFolder.open(cfg, "predict").path / "predictions.h5", "a") as file:
+        file["c"][:] = load_backbone(cfg.backbone).encode_text(decoded).detach().numpy()
+    with h5py.File(reconstruct(cfg) / "images.h5") as file:
+        assert captions_of(file) == ([] if text == "direct" else decoded)
 
 
 def test_test_captions_are_out_of_reach(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

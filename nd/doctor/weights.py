@@ -16,7 +16,7 @@ from nd.config.components import component
 from nd.doctor.need import Need, byte_text, size_text
 from nd.errors import UserError
 from nd.files import located
-from nd.metrics.measures import measures_of
+from nd.metrics.measures import caption_measures, measures_of
 from nd.runs.identity import generator_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def weight_needs(cfg: Config) -> list[Need]:
     """Every network of the configuration, there or not."""
     return [
         *_backbone(cfg), *_tower(cfg), *_clip(cfg), *_vdvae(cfg), *_versatile(cfg), *_adapters(cfg), *_instance(cfg),
-        *_judges(cfg),
+        *_judges(cfg), *_captions(cfg),
     ]  # fmt: skip
 
 
@@ -155,7 +155,8 @@ def _adapters(cfg: Config) -> Iterator[Need]:
 
 def _judges(cfg: Config) -> Iterator[Need]:
     """The networks of the protocol's own levels and of the measures that it names, each once."""
-    kinds = {m.view.network: m.kind for m in measures_of(cfg.protocol).values() if m.view.network}
+    judges = [m for m in measures_of(cfg.protocol).values() if m.kind != "caption"]
+    kinds = {m.view.network: m.kind for m in judges if m.view.network}
     for name, kind in kinds.items():
         if kind == "pair":  # random weights are not for these
             yield _pair(name)
@@ -165,6 +166,17 @@ def _judges(cfg: Config) -> Iterator[Need]:
             yield _packaged(EVAL_PACKAGES[name])
         else:
             yield _published(name, cfg.protocol.weights)
+
+
+def _captions(cfg: Config) -> Iterator[Need]:
+    """What measures of captions are read from."""
+    from nd.metrics.captions import lacking
+
+    if named := ", ".join(caption_measures(cfg.protocol)):
+        problems = list(lacking(cfg))
+        yield from (Need("captions' measures", "missing", "-", problem) for problem in problems)
+        if not problems:
+            yield Need("captions' measures", "ok", "-", f"{named}: all that is read from a disk is there")
 
 
 def _pair(name: str) -> Need:

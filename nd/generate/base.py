@@ -23,6 +23,7 @@ class Reconstructions:
 
     images: NDArray[np.uint8]  # (B, R, H, W, 3) RGB
     failed: dict[int, str] = field(default_factory=dict)  # image id to what went wrong; its rows mean nothing
+    captions: list[str] = field(default_factory=list)  # B of them, decoded; empty: the generator decodes none
 
 
 class Generator(Protocol):

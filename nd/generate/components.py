@@ -274,6 +274,7 @@ COMPONENTS = (
     Generator(
         name="nearest_image",
         settings=plain("nearest_image", "the training image whose true targets correlate best with the decoded ones"),
+        captions=lambda cfg: True,
         rules=_nearest_rules,
         idle=not_sampled,
         build=_Floor("build_nearest"),
@@ -284,6 +285,7 @@ COMPONENTS = (
         wants=_no_targets,
         reads_targets=False,
         draws=True,
+        captions=lambda cfg: True,
         rules=_random_rules,
         idle=_blind_idle,
         build=_Floor("build_random"),

@@ -5,6 +5,7 @@ B images, R repeats, H W image, N training images, P numbers per image.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,8 @@ class Alone:
 
     def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Reconstructions]:
         """Return the images of that run."""
+        if isinstance(self.single, Chosen):
+            return [self.single.shown(image_ids, features)]
         return [Reconstructions(self.single(image_ids, features))]
 
 
@@ -45,24 +48,46 @@ class MeanImage:
         return np.stack([self.training.mean(self.training.fold_of(i)) for i in image_ids])[:, None]
 
 
-class RandomImage:
+class Chosen(ABC):
+    """Training images in place of reconstructions, with the first caption of each image's first one."""
+
+    training: TrainingImages
+
+    @abstractmethod
+    def choose(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.int32]:
+        """Return the ids (B, R) of training images, each of the fold in which its image is held out."""
+
+    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+        """Return (B, R, H, W, 3) uint8."""
+        return self.shown(image_ids, features).images
+
+    def shown(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> Reconstructions:
+        """Return images and, where the data has captions, those that stand for decoded ones."""
+        each = [
+            (self.training.fold_of(i), ids_R)
+            for i, ids_R in zip(image_ids, self.choose(image_ids, features), strict=True)
+        ]
+        said = [text for fold, ids_R in each for text in self.training.first_captions(fold, ids_R[:1])]
+        return Reconstructions(np.stack([self.training.images(fold, ids_R) for fold, ids_R in each]), captions=said)
+
+
+class RandomImage(Chosen):
     """Training images drawn at random, one per repeat; a function of (seed, image id, repeat)."""
 
     def __init__(self, training: TrainingImages, seed: int, repeats: int) -> None:
         self.training, self.seed, self.repeats = training, seed, repeats
 
-    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
-        """Return (B, R, H, W, 3) uint8."""
+    def choose(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.int32]:
+        """Return (B, R) int32."""
         return np.stack([self._of(i) for i in image_ids])
 
-    def _of(self, image_id: int) -> NDArray[np.uint8]:
-        fold = self.training.fold_of(image_id)
-        ids = self.training.ids(fold)
-        drawn = [ids[keyed_generator(self.seed, image_id, r).integers(len(ids))] for r in range(self.repeats)]
-        return self.training.images(fold, np.array(drawn))
+    def _of(self, image_id: int) -> NDArray[np.int32]:
+        ids = self.training.ids(self.training.fold_of(image_id))
+        draws = (keyed_generator(self.seed, image_id, r).integers(len(ids)) for r in range(self.repeats))
+        return np.array([ids[draw] for draw in draws], np.int32)
 
 
-class NearestImage:
+class NearestImage(Chosen):
     """The training image whose true targets correlate best with the decoded ones; R = 1.
 
     Per target, both sides are centred by the training mean (what all images share says nothing about which is near)
@@ -73,16 +98,15 @@ class NearestImage:
         """Take the training images and the store of each target that is compared."""
         self.training, self.stores = training, stores
 
-    def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
-        """Return (B, 1, H, W, 3) uint8. Reads every target that has a store."""
+    def choose(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.int32]:
+        """Return (B, 1) int32. Reads every target that has a store."""
         folds = np.array([self.training.fold_of(i) for i in image_ids])
-        nearest_of: dict[int, NDArray[np.uint8]] = {}
+        nearest = np.empty((len(folds), 1), np.int32)
         for fold in np.unique(folds):
             rows = np.flatnonzero(folds == fold)
             decoded = {name: features[name][rows].cpu().numpy() for name in self.stores}
-            nearest = self.training.images(int(fold), self._nearest(int(fold), decoded))
-            nearest_of.update(zip(rows.tolist(), nearest, strict=True))
-        return np.stack([nearest_of[row] for row in range(len(folds))])[:, None]
+            nearest[rows, 0] = self._nearest(int(fold), decoded)
+        return nearest
 
     def _nearest(self, fold: int, decoded: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int32]:
         ids = self.training.ids(fold)

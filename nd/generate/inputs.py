@@ -51,7 +51,16 @@ class TrainingImages:
 
     def images(self, fold: int, image_ids: NDArray[Any]) -> NDArray[np.uint8]:
         """Return training images (n, H, W, 3) uint8 of a fold; LeakError for any other image."""
-        return Stimuli(self.path, allowed_ids=self.ids(fold)).images(image_ids)
+        return self._stimuli(fold).images(image_ids)
+
+    def first_captions(self, fold: int, image_ids: NDArray[Any]) -> list[str]:
+        """Return the first caption of each of n training images of a fold; none where the data has no captions."""
+        stimuli = self._stimuli(fold)
+        return [own[0] for own in stimuli.captions(image_ids)] if stimuli.has_captions else []
+
+    @lru_cache(maxsize=16)  # noqa: B019 - one object per process and run
+    def _stimuli(self, fold: int) -> Stimuli:
+        return Stimuli(self.path, allowed_ids=self.ids(fold))
 
     @lru_cache(maxsize=16)  # noqa: B019 - one object per process and run
     def mean(self, fold: int) -> NDArray[np.uint8]:

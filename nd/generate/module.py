@@ -112,7 +112,8 @@ class Reconstruction(LightningModule):
             parts.fail(made.failed)
             well = [row for row, image_id in enumerate(image_ids) if image_id not in made.failed]
             if well:
-                parts.write([image_ids[row] for row in well], made.images[well])
+                captions = [made.captions[row] for row in well] if made.captions else []
+                parts.write([image_ids[row] for row in well], made.images[well], captions)
 
     def on_predict_end(self) -> None:
         """Wait for the other processes, so that whoever merges finds every part."""

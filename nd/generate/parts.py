@@ -101,12 +101,13 @@ class Parts:
         left = ([i for i in batch if i not in done] for batch in batches)
         return [batch for batch in left if batch]
 
-    def write(self, image_ids: Sequence[int], images_BRHW3: NDArray[np.uint8]) -> Path:
+    def write(self, image_ids: Sequence[int], images_BRHW3: NDArray[np.uint8], captions: Sequence[str] = ()) -> Path:
         """Write one batch, whole or not at all.
 
         Args:
             image_ids: B stimulus numbers.
             images_BRHW3: (B, R, H, W, 3) uint8 RGB.
+            captions: B decoded captions; none where the generator decodes none.
 
         Returns:
             The file.
@@ -118,6 +119,8 @@ class Parts:
         with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
             file["images"] = images_BRHW3
             file["image_id"] = np.asarray(image_ids, dtype=np.int32)
+            if captions:
+                file.create_dataset("caption", data=list(captions), dtype=h5py.string_dtype())
             seal(file, AGAIN)
         return path
 
@@ -139,6 +142,8 @@ class Parts:
     def merge(self, image_ids: Sequence[int], target: Path, attributes: Mapping[str, str | int | float | bool]) -> None:
         """Write all images to one file, which holds images (N, R, H, W, 3) uint8 and image_id (N,) int32.
 
+        Where captions were decoded, it also holds caption (N,) text; empty for an image whose part has none.
+
         Args:
             image_ids: N stimulus numbers, in the order of the file.
             target: the file.
@@ -154,17 +159,22 @@ class Parts:
             raise UserError(
                 f"{self.folder} has no image of {len(missing)} images ({_few(missing)}). Run the same command again."
             )
+        said: dict[int, str] = {}
         with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
             digests = np.zeros(len(image_ids), np.uint64)
             for path, ids in found:  # one part in memory at a time
                 with open_h5(path) as part:
                     images = read_whole(part, "images", "u")
+                    said |= dict(zip(ids, captions_of(part), strict=False))
                 merged = file.require_dataset("images", (len(image_ids), *images.shape[1:]), np.uint8)
                 for image_id, repeats in zip(ids, images, strict=True):
                     if image_id in row_of:
                         merged[row_of[image_id]] = repeats
                         digests[row_of[image_id]] = digest_rows(repeats[None])[0]
             file["image_id"] = np.asarray(image_ids, dtype=np.int32)
+            if said:
+                texts = [said.get(i, "") for i in image_ids]
+                file.create_dataset("caption", data=texts, dtype=h5py.string_dtype())
             file.attrs.update(attributes)
             seal(file, AGAIN, {"images": digests})
 
@@ -192,6 +202,11 @@ class Parts:
                 return []
             self._known[key] = [int(i) for i in ids]
         return self._known[key]
+
+
+def captions_of(file: h5py.File) -> list[str]:
+    """Return the decoded captions of a file of images, in its order; none where there are none."""
+    return [str(text) for text in read_whole(file, "caption", "O")] if "caption" in file else []
 
 
 def _few(ids: Sequence[int]) -> str:

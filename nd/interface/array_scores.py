@@ -18,6 +18,7 @@ from nd.config.composition import assemble
 from nd.config.conf_files import search_folders
 from nd.config.overrides import read
 from nd.errors import UserError
+from nd.metrics.measures import caption_measures
 
 CHANNELS_LAST, CHANNELS_FIRST = -1, -3
 FLOAT32_BYTES = 4
@@ -100,7 +101,9 @@ def _protocol(name: str, settings: dict[str, Any]) -> ProtocolConfig:
     reading = read([f"protocol={name}"], search_folders())
     named = assemble(reading.single())
     config, checked = build({"protocol": asdict(named.config.protocol) | settings | {"brain": []}})
+    texts = ", ".join(caption_measures(config.protocol))
     problems = [*reading.problems, *named.problems, *checked.all]
+    problems += [f"measures: {texts} judge decoded captions, and these are images. Leave them out."] if texts else []
     if problems:
         raise UserError(report(problems))
     return config.protocol

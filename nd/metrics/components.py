@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from nd.config.components import Rules
+from nd.config.components import Idle, Rules, component, found
 from nd.config.rules import at_least
 from nd.errors import did_you_mean
 
 if TYPE_CHECKING:
     from nd.config.schema import Config
+
+OF_CAPTIONS = ("protocol.caption_references", "protocol.caption_clip", "protocol.sentence_model")
 
 
 def _measures(cfg: Config) -> Iterator[str]:
@@ -24,6 +27,7 @@ def _measures(cfg: Config) -> Iterator[str]:
     if len(set(protocol.measures)) < len(protocol.measures):
         yield f"protocol.measures: {protocol.measures} names a measure twice."
     yield from _selection(cfg)
+    yield from _captions(cfg)
     layers = encoded_layers(protocol)
     for name in (name for name in protocol.brain if name not in layers):
         yield (
@@ -32,6 +36,40 @@ def _measures(cfg: Config) -> Iterator[str]:
         )
     if protocol.resize_arithmetic == "bytes" and not protocol.resize_antialias:
         yield "protocol.resize_antialias: false needs resize_arithmetic=floats; Pillow (bytes) always low-passes."
+
+
+def _captions(cfg: Config) -> Iterator[str]:
+    """Measures of captions where no caption is decoded."""
+    from nd.metrics.measures import caption_measures
+
+    named = list(caption_measures(cfg.protocol))
+    if not named:
+        return
+    yield from at_least(0, data=cfg.protocol, names=("caption_references",), key="protocol")
+    if cfg.images:
+        yield f"protocol.measures: {named} judge decoded captions, and images given have none. Leave them out."
+    elif not component("generator", cfg.method.generator).captions(cfg):
+        every: dict[str, Any] = found("generator").components
+        able = [name for name, one in every.items() if one.captions(replace(cfg, method=one.settings()))]
+        yield (
+            f"protocol.measures: {named} judge decoded captions, and method {cfg.method.name} decodes none as it is"
+            f" set. Leave them out, or choose a method that does (as they come, generators {', '.join(able)})."
+        )
+
+
+def _captions_now(cfg: Config, verb: str) -> Iterator[str]:
+    """What measures of captions need and is not here, told before hours of work with what is."""
+    if verb in ("run", "evaluate") and cfg.protocol.measures:
+        from nd.metrics.captions import lacking
+
+        yield from lacking(cfg)
+
+
+def _idle(cfg: Config) -> Iterator[Idle]:
+    from nd.metrics.measures import caption_measures
+
+    if not caption_measures(cfg.protocol):
+        yield Idle(OF_CAPTIONS, f"protocol {cfg.protocol.name} names no measure of captions")
 
 
 def _selection(cfg: Config) -> Iterator[str]:
@@ -51,4 +89,4 @@ def _selection(cfg: Config) -> Iterator[str]:
         yield f"protocol.min_decoding: {what}. Choose a protocol that scores all images."
 
 
-COMPONENTS = (Rules(name="protocol", rules=_measures),)
+COMPONENTS = (Rules(name="protocol", rules=_measures, verb_rules=_captions_now, idle=_idle),)

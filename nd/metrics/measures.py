@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nd.config import ProtocolConfig
 
 CHANCE = 0.5  # of identification among two
-KINDS = ("pixels", "two_way", "distance", "cosine", "pair", "consistency", "brain")
+KINDS = ("pixels", "two_way", "distance", "cosine", "pair", "consistency", "brain", "caption")
 OF_FEATURES = ("two_way", "distance", "cosine")
 LEVELS = ("low", "mid", "high")  # of EfficientNet-Lite0
 # Layers from which voxels are predicted for brain correlation: a few thousand numbers; others would need gigabytes.
@@ -33,6 +33,7 @@ BRAIN = "brain_"  # prefix of its columns
 RETRIEVAL = "retrieval_"  # prefix of columns of what decoded targets retrieve, which is no score of an image
 DECODED = "_decoded"  # suffix of columns of a selection of images (protocol.min_decoding)
 OWN_NETWORK = "efficientnet_lite0"
+WORDNET, CLIP_TEXT, SENTENCES = "wordnet", "clip_text", "sentence_model"  # what captions are judged by
 CONSISTENCIES = ("pixcorr", "ssim", "feature")
 ROW = "_row"  # suffix of columns identified row-wise
 PER_COLUMN = "ssim_per_column"
@@ -63,11 +64,11 @@ class Measure:
         kind: one of ``KINDS``. ``pixels``: ``score`` of both images as the protocol's pixel metrics see them; ``pair``:
             ``score`` of both images under the view; of a layer's features ``two_way``: identification, ``distance``:
             1 - correlation with the own stimulus, ``cosine``: with the own stimulus; ``consistency`` of repeats;
-            ``brain`` correlation.
-        view: which network sees the images, and how.
+            ``brain`` correlation; ``caption``: of the decoded caption, by ``score`` or by the cosine of embeddings.
+        view: which network sees the images, and how; of captions what they are judged by.
         layer: whose features are read.
         score: ``module:function`` of two batches (B, 3, H, W) float32 in [0, 1], reconstructions first, that returns
-            (B,) values.
+            (B,) values; of captions, of N texts and N lists of reference texts, that returns (N,) values.
         chance: value by chance; None: there is none.
         better: ``higher`` or ``lower``.
 
@@ -108,6 +109,10 @@ def _pair(name: str, network: str, size: int, method: str = "bilinear") -> Measu
     return Measure(name, "pair", View(network, size, filter=method), score=score, better="lower")
 
 
+def _caption(name: str, judged_by: str = "", function: str = "") -> Measure:
+    return Measure(name, "caption", View(judged_by), score=f"nd.metrics.captions:{function}" if function else "")
+
+
 def _by_name(*declared: Measure) -> dict[str, Measure]:
     return {measure.name: measure for measure in declared}
 
@@ -115,6 +120,7 @@ def _by_name(*declared: Measure) -> dict[str, Measure]:
 # Source of the first six: MindEyeV2 final_evaluations.ipynb and MindEye1 src/Reconstruction_Metrics.py. EfficientNet-B1
 # there is torchvision's DEFAULT, the weights V2.
 # Source of the next six: brain-diffuser scripts/eval_extract_features.py; `weights=True` there means V1.
+# caption_*: MindEye2's scores of captions (nd.metrics.captions says from where).
 # clip_b32: MindDiffuser's CLIP similarity (4.3.2: last layer, 512 numbers); the resize is CLIP's own, presumed.
 MEASURES = _by_name(
     _mindeye("alexnet2_256", "alexnet", 256, "features.4", "two_way"),
@@ -133,6 +139,11 @@ MEASURES = _by_name(
     _mindeye("clip_l14_cosine_224", "clip_vit_l14", 224, "embedding", "cosine"),
     _pair("lpips_256", "lpips", 256),
     _pair("dreamsim_224", "dreamsim", 224, "bicubic"),
+    _caption("caption_meteor", WORDNET, "meteor"),
+    _caption("caption_rouge1", function="rouge1"),
+    _caption("caption_rougeL", function="rouge_l"),
+    _caption("caption_clip", CLIP_TEXT),
+    _caption("caption_sentence", SENTENCES),
 )
 PIXELS = _by_name(
     Measure("pixcorr", "pixels", score="nd.metrics.correlation:pixcorr"),
@@ -203,10 +214,19 @@ def _own_view(protocol: ProtocolConfig) -> View:
     return View(OWN_NETWORK, protocol.network_size, protocol.resize_filter, protocol.resize_antialias)
 
 
+def caption_measures(protocol: ProtocolConfig) -> dict[str, Measure]:
+    """Return the measures of a protocol that judge decoded captions, by name."""
+    named = {name: measures()[name] for name in protocol.measures if name in measures()}
+    return {name: measure for name, measure in named.items() if measure.kind == "caption"}
+
+
 def by_view(measures: Mapping[str, Measure]) -> dict[View, dict[str, Measure]]:
-    """Group measures by view: one pass of a network serves all of a group. Pixel metrics have none and are left out."""
+    """Group measures by view: one pass of a network serves all of a group.
+
+    Pixel metrics have none, and captions are no images: both are left out.
+    """
     groups: dict[View, dict[str, Measure]] = {}
     for name, measure in measures.items():
-        if measure.kind != "pixels":
+        if measure.kind not in ("pixels", "caption"):
             groups.setdefault(measure.view, {})[name] = measure
     return groups

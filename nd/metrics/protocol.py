@@ -43,9 +43,9 @@ PINNED = {
     ("minddiffuser", 1): "b6d438fff5ea",
     ("minddiffuser_decoded", 1): "db86e2d487d4",
 }
-# What does not decide the values: n_boot only how finely ends are known, the folder only where weights lie; brain only
-# adds columns, whose names say what they are.
-NO_SETTING = ("name", "version", "n_boot", "weights", "brain")
+# What does not decide the values: n_boot only how finely ends are known, folders only where weights lie (what was found
+# there stands with the scores); brain only adds columns, whose names say what they are.
+NO_SETTING = ("name", "version", "n_boot", "weights", "brain", "caption_clip", "sentence_model")
 
 
 def settings(protocol: ProtocolConfig) -> dict[str, Any]:

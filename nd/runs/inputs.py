@@ -20,6 +20,7 @@ from nd.files import located, sha256_file, sha256_json
 from nd.runs.identity import generator_of, mapper_of, trained_together
 
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt", ".bin", ".pt")
+CLIP_PARTS = ("image_tower", "text_encoder", "tokenizer")  # what is read of a backbone as a CLIP model
 DIFFUSION_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
 
 
@@ -27,17 +28,22 @@ def _parts(verb: str, cfg: Config) -> tuple[str, ...]:
     """Return the parts of the backbone that a verb's output depends on, as folders of its weights."""
     if verb == "train":
         return tuple(part for name in trained_together(cfg) for part in component("target", name).parts)
+    if verb == "evaluate":
+        own_clip = "caption_clip" in cfg.protocol.measures and not cfg.protocol.caption_clip
+        return CLIP_PARTS if own_clip else ()
     return generator_of(cfg).parts(cfg) if verb == "reconstruct" else ()
 
 
 def _own_weights(verb: str, cfg: Config) -> list[Path]:
-    """Return the weights that targets, or a generator, name in fields of their own (``weights=True``)."""
+    """Return the weights that targets, a generator or a protocol name in fields of their own (``weights=True``)."""
     owners: list[Any] = []
     if verb == "train":
         owners = [cfg.decoding(name).target for name in trained_together(cfg)]
     elif verb == "reconstruct":  # a generator may run networks that some of its targets are made by
         ran = [name for name in generator_of(cfg).parts(cfg) if name in cfg.method.targets]
         owners = [cfg.method, *(cfg.decoding(name).target for name in ran)]
+    elif verb == "evaluate":
+        owners = [cfg.protocol]
     given = [str(getattr(one, item.name)) for one in owners for item in fields(one) if declared(item).weights]
     return [located(text) for text in sorted(set(given)) if text]
 

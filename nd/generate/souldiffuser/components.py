@@ -147,6 +147,7 @@ COMPONENTS = (
         draws=True,
         parts=_parts,
         together=("method.omega_edge", "method.omega_colour", "method.adapter_share"),
+        captions=lambda cfg: bool(cfg.method.text != "direct"),
         note="built from README and figure; no paper or code public",
         rules=_rules,
         idle=_idle,

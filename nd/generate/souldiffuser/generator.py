@@ -10,6 +10,7 @@ B images, R repeats, C h w latent, T tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -63,19 +64,20 @@ class SoulDiffuser(GuidedDiffusion):
         self.acting = [name for name in ADAPTERS if any(name in acting_in(point) for point in sampler.points)]
 
     def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Reconstructions]:
-        """Return the images of each point.
+        """Return the images of each point, with the caption that stands for each image where there is one.
 
         Args:
             image_ids: B stimulus numbers.
             features: z (B, C, h, w), c (B, T, D) and, where an adapter acts, edge (B, 64, 64), colour (B, 8, 8, 3).
         """
         check_shape("c", features["c"], tuple(self.sampler.denoise.uncond_1TD.shape[1:]), "the UNet of this backbone")
-        if self.captions is not None:
-            c, said = self.captions(image_ids, features["c"])
-            features = {**features, "c": c}
-            if self.previews is not None:
-                write_text(self.previews.folder / "captions.csv", as_csv(image_ids, said))
-        return super().__call__(image_ids, features)
+        if self.captions is None:
+            return super().__call__(image_ids, features)
+        c, said = self.captions(image_ids, features["c"])
+        if self.previews is not None:
+            write_text(self.previews.folder / "captions.csv", as_csv(image_ids, said))
+        nearest = [one.captions[0] for one in said]  # of a mixture, what weighs most
+        return [replace(made, captions=nearest) for made in super().__call__(image_ids, {**features, "c": c})]
 
     def _sampled(self, features: Mapping[str, Tensor], noise: Tensor, preview: Preview | None) -> list[Sampled]:
         adapters = {name: self._features(name, features[name]) for name in self.acting}
