@@ -20,6 +20,7 @@ from helpers_backbone import tiny_backbone
 from helpers_captions import LENGTH, WORDS, tiny_sentence_model, tiny_wordnet
 from helpers_clip import tiny_clip
 from helpers_config import method_settings
+from helpers_files import edited, left_so
 from transformers import BertModel, CLIPModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 import nd
@@ -365,8 +366,9 @@ def test_runs_without_captions_are_refused(cfg: Config, monkeypatch: pytest.Monk
         evaluate(cfg)
     monkeypatch.setattr(Stimuli, "captions", lambda self, ids: (_ for _ in ()).throw(UserError("none there.")))
     folder = RunFolder.open(cfg, "reconstruct").path
-    with h5py.File(folder / "images.h5", "a") as file:
+    with edited(folder / "images.h5") as file:
         file.create_dataset("caption", data=["x"] * 12, dtype=h5py.string_dtype())
+    left_so(folder)
     with pytest.raises(UserError, match=r"need captions of the stimuli. none there"):
         evaluate(cfg)
 

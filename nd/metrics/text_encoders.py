@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import TypedDict
 
 from nd.backbone.clip import Clip
 from nd.backbone.reading import quiet, read_module, reading
@@ -29,6 +30,7 @@ from nd.files import read_json
 if TYPE_CHECKING:
     from nd.config import Config
 
+FETCH = "Fetch the sentence model again."
 Encode = Callable[[list[str]], Tensor]  # B texts to (B, D)
 
 AT_ONCE = 64  # texts encoded together
@@ -44,6 +46,12 @@ WANTED = (
 )
 WAY = "pooling_mode_"  # begins the names of the ways to make one vector of many, true for those used
 CLIP_FIELD = "protocol.caption_clip"
+
+
+class Part(TypedDict):
+    """One step of a sentence model, as its ``modules.json`` lists them."""
+
+    type: str
 
 
 def cosines(encode: Encode, decoded: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
@@ -154,7 +162,7 @@ class SentenceModel:
             self.model = read_module(AutoModel, "the sentence model", folder, device, add_pooling_layer=False)
         with reading("the sentence model's tokenizer", folder):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.limits = read_json(folder / LIMITS) if (folder / LIMITS).is_file() else {}
+        self.limits = read_json(folder / LIMITS, again=FETCH) if (folder / LIMITS).is_file() else {}
 
     @property
     def weights_hash(self) -> str:
@@ -180,9 +188,9 @@ class SentenceModel:
 
 def _check_plain(folder: Path) -> None:
     """Raise UserError where a model has other parts, or makes one vector of many in another way."""
-    listed: Any = read_json(folder / MODULES) if (folder / MODULES).is_file() else []
+    listed = read_json(folder / MODULES, list[Part], FETCH) if (folder / MODULES).is_file() else []
     other = [part["type"] for part in listed if part["type"].rsplit(".", 1)[-1] not in PLAIN]
-    pooling = read_json(folder / POOLING) if (folder / POOLING).is_file() else {"pooling_mode": "mean"}
+    pooling = read_json(folder / POOLING, again=FETCH) if (folder / POOLING).is_file() else {"pooling_mode": "mean"}
     ways = [name.removeprefix(WAY) for name, used in pooling.items() if name.startswith(WAY) and used]
     ways = ways or [str(pooling.get("pooling_mode"))]
     if other or ways not in (["mean_tokens"], ["mean"]):
