@@ -402,6 +402,17 @@ def test_several_machines_inside_a_sweep_are_refused() -> None:
         check("reconstruct", [*given, "seed=1,2"], multirun=True)
 
 
+def test_digits69_has_no_areas_to_decode_from() -> None:
+    given = ["experiment=digits69", "table=", "method=takagi"]
+    with pytest.raises(UserError, match=r"2 problems:\n.*method\.targets\.z40\.roi: early was asked for") as error:
+        compose(given)
+    assert "Decode from all of them: method.targets.c.roi=all." in str(error.value)
+    compose([*given, "method.targets.z40.roi=all", "method.targets.c.roi=all"])
+    compose([*given, "features=oracle"])  # which reads no voxels
+    with pytest.raises(UserError, match=r"^subject\.roi: V1 was asked for, but the file of digits69 says of no voxel"):
+        compose(["data=digits69", "method=vae", "subject.roi=V1"])
+
+
 def test_digits69_without_its_file_names_the_source(tmp_path: Path) -> None:
     given = ["experiment=digits69", "table=", f"paths.root={tmp_path}"]
     for name in ("prepare", "run"):

@@ -1,13 +1,15 @@
-"""ROI images on Scenes: areas of simulated voxels with a known preference move the image as they should.
+"""ROI images on Scenes by Brain-Diffuser: areas of simulated voxels with a known preference move the image as expected.
 
-Images, filters and scenes are those of the embedded world; the voxels of each area are all of one kind, of which it is
-known what they prefer. Each seed is another subject, with voxels and noise of its own. Areas come in pairs, whose
-contrast says by how much the first moves the image its own way and the second another.
+Images, filters, attributes, noise and networks are those of the embedded world; only which voxels an ROI holds is made
+up: all of one kind, of which it is known what drives them. Each seed is another subject with voxels, noise and a
+shuffle of his own. ROIs come in pairs, and of a pair the images' difference says which of both is which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
 
 import h5py
 import numpy as np
@@ -16,141 +18,141 @@ from numpy.typing import NDArray
 
 from nd.config import Config
 from nd.config.application import compose, derive
-from nd.data.prepared import data_folder, stimuli_path, subject_path, write_stimuli, write_subject
+from nd.data.prepared import data_folder, stimuli_path, subject_path
 from nd.extract import extract
-from nd.metrics.intervals import bootstrap_interval
 from nd.roi import roi
-from nd.scenes.brain import standardise, windows
-from nd.scenes.draw import draw_scenes
-from nd.scenes.filters import Bank, filter_bank
-from nd.scenes.scene import Scene, sample_scene
+from nd.scenes.attributes import attribute_names
+from nd.scenes.brain import Brain, standardise, windows
+from nd.scenes.cortex import Cortex
+from nd.scenes.noise_ceilings import draw_ncsnr
+from nd.scenes.world import World, write_experiment
 from nd.train import train
 
-N_TRAIN, N_VAL, N_TEST, SIDE, WORLD, N_EACH = 360, 40, 4, 32, 7, 10
-SEEDS = range(4)
-LIGHTER, REDDER, BLUER = 0, 1, 2  # of the opponent channels that see more of something
-FIELD_SIZE = 0.15  # sigma of a receptive field, image sides
-WARM = ("red", "orange", "yellow", "pink", "brown")
 Float = NDArray[np.floating]
+N_TRAIN, N_VAL, N_TEST, N_EACH, N_SEEDS = 210, 30, 2, 16, 6
+LEAST = 0.5**N_SEEDS  # chance of contrasts that all have the sign that is expected: 1 of 64
+LIGHTER, REDDER = 0, 1  # of the opponent channels, those that see more of something
+FIELD_SIZE, EXPONENT = 0.15, 0.5  # sigma of a receptive field, image sides; compression as in V1 and V2
+WARM, COLD = {"yellow", "orange", "desert"}, {"blue", "turquoise", "purple", "sea", "night"}  # as red as green
 
 
-def fields(random: np.random.Generator, low: float, high: float) -> Float:
-    """Receptive fields (V, 3) whose centres lie between two heights of the image, downwards from its middle."""
+# ---- areas of one kind each -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Areas(Cortex):
+    """A cortex of the areas below; `area` counts them."""
+
+    def rois(self) -> dict[str, NDArray[np.bool_]]:
+        """Return the mask (V,) of every area, and that of all."""
+        masks = {name: self.area == k for k, name in enumerate(AREAS)}
+        return {**masks, "nsdgeneral": np.ones(len(self.area), bool)}
+
+
+def seen(world: World, random: np.random.Generator, channel: int, low: float, high: float) -> Float:
+    """Return responses (N, V) to an opponent channel in fields between two heights, downwards from the middle."""
     places = [random.uniform(-0.4, 0.4, N_EACH), random.uniform(low, high, N_EACH), np.full(N_EACH, FIELD_SIZE)]
-    return np.stack(places, axis=1).astype(np.float32)
+    window_VP = windows(np.stack(places, axis=1).astype(np.float32))
+    found: Float = (world.drive[0].opponent[channel] @ window_VP.T) ** EXPONENT
+    return found
 
 
-def seen(bank: Bank, field_V3: Float, channel: int) -> Float:
-    """Responses (N, V) of early voxels that see one opponent channel."""
-    return np.sqrt(bank.opponent[channel] @ windows(field_V3).T)
+def warmth(world: World, group: str) -> Float:
+    """Return responses (N, V) that grow with warm things of a group and shrink with cold ones."""
+    words = [name.partition(":") for name in attribute_names()]
+    signs = [(what in WARM) - (what in COLD) if of == group else 0 for of, _, what in words]
+    return np.repeat(world.drive[1] @ np.array(signs)[:, None], N_EACH, axis=1)
 
 
-def warm_objects(scenes: list[Scene]) -> Float:
-    """(N,) how much warm rather than cold object there is near the middle."""
-
-    def near(thing: object) -> float:
-        x, y = thing.x - 0.5, thing.y - 0.5  # type: ignore[attr-defined]
-        return float(np.exp(-(x**2 + y**2) / (2 * 0.15**2)))
-
-    return np.array([sum(near(t) * (1 if t.colour in WARM else -1) for t in s.things) for s in scenes])
-
-
-def warm_layout(scenes: list[Scene]) -> Float:
-    """(N,) how warm the background is."""
-    return np.array([np.mean([1.0 if colour in WARM else -1.0 for colour in s.colours]) for s in scenes])
+AREAS: dict[str, Callable[[World, np.random.Generator], Float]] = {
+    "upper": lambda world, random: seen(world, random, LIGHTER, -0.4, -0.15),
+    "lower": lambda world, random: seen(world, random, LIGHTER, 0.15, 0.4),
+    "colour": lambda world, random: seen(world, random, REDDER, -0.4, 0.4),
+    "achromatic": lambda world, random: seen(world, random, LIGHTER, -0.4, 0.4),
+    "object": lambda world, random: warmth(world, "colour"),
+    "layout": lambda world, random: warmth(world, "background"),
+}
 
 
-def areas(random: np.random.Generator, bank: Bank, scenes: list[Scene]) -> dict[str, Float]:
-    """Noise-free responses (N, V) of each area."""
-    everywhere = fields(random, -0.4, 0.4)
-    return {
-        "upper": seen(bank, fields(random, -0.4, -0.15), LIGHTER),
-        "lower": seen(bank, fields(random, 0.15, 0.4), LIGHTER),
-        "colour": np.concatenate([seen(bank, everywhere[::2], REDDER), seen(bank, everywhere[1::2], BLUER)], axis=1),
-        "achromatic": seen(bank, everywhere, LIGHTER),
-        "object": np.repeat(warm_objects(scenes)[:, None], N_EACH, axis=1),
-        "layout": np.repeat(warm_layout(scenes)[:, None], N_EACH, axis=1),
-    }
+def brain(seed: int) -> Brain:
+    """Return one subject: as many voxels of each area, as noisy as V1's in NSD."""
+    random, owner = np.random.default_rng(seed), np.repeat(np.arange(len(AREAS)), N_EACH)
+    ijk = np.stack([owner, np.tile(np.arange(N_EACH), len(AREAS)), 0 * owner], axis=1).astype(np.int16)
+    ncsnr = draw_ncsnr(random, "subj01", np.full(len(owner), "V1"))
+    none = np.zeros((len(owner), 0), np.float32)
+    return Brain(f"subj{seed + 1:02d}", Areas(ijk, owner, none), none, none, ncsnr, seed)
 
 
-# ---- what an image (H, W, 3) of changes shows -----------------------------------------------------------------------
+# ---- what the difference of two ROIs' images (H, W, 3) shows ---------------------------------------------------------
 
 
-def upwards(change: Float) -> float:
-    """How much lighter the upper half becomes than the lower, over the size of the whole change."""
-    grey = change.mean(2)
-    return float((grey[: SIDE // 2].mean() - grey[SIDE // 2 :].mean()) / np.abs(change).mean())
+def upwards(difference: Float) -> float:
+    """By how much lighter the upper half is than the lower."""
+    grey = difference.mean(2)
+    return float(np.subtract(*(half.mean() for half in np.split(grey, 2))))
 
 
-def colourful(change: Float) -> float:
-    """Share of the change that is no change of grey."""
-    grey = change.mean(2, keepdims=True)
-    return float(np.square(change - grey).sum() / np.square(change).sum())
+def redder(difference: Float) -> float:
+    """By how much more red there is than green."""
+    return float((difference[..., 0] - difference[..., 1]).mean())
 
 
-def central(change: Float) -> float:
-    """How much more than the border the middle turns warm, over the size of the whole change."""
-    warmth, quarter = change[..., 0] - change[..., 2], SIDE // 4
-    middle = warmth[quarter:-quarter, quarter:-quarter].mean()
-    border = np.concatenate([warmth[:4].ravel(), warmth[-4:].ravel(), warmth[:, :4].ravel(), warmth[:, -4:].ravel()])
-    return float((middle - border.mean()) / np.abs(change).mean())
+def central(difference: Float) -> float:
+    """By how much warmer the middle is than what is around it."""
+    warm, quarter = difference[..., 0] - difference[..., 2], len(difference) // 4
+    inside = np.pad(np.ones((2 * quarter, 2 * quarter), bool), quarter)
+    return float(warm[inside].mean() - warm[~inside].mean())
 
 
-PAIRS: dict[tuple[str, str], Callable[[Float], float]] = {
-    ("upper", "lower"): upwards, ("colour", "achromatic"): colourful, ("object", "layout"): central,
-}  # fmt: skip
+PAIRS = {("upper", "lower"): upwards, ("colour", "achromatic"): redder, ("object", "layout"): central}
 
 
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A prepared folder with one subject for each seed."""
-    subjects = [f"subj0{seed + 1}" for seed in SEEDS]
+    """Return a prepared folder with one subject for each seed, and the targets of all images."""
+    people = [brain(seed) for seed in range(N_SEEDS)]
     cfg = compose([
-        f"paths.root={tmp_path_factory.mktemp('roi')}", "method=ridge_pixels", f"data.n_train={N_TRAIN + N_VAL}",
-        f"data.n_val={N_VAL}", f"data.n_test={N_TEST}", f"data.image_size={SIDE}", "data.n_repeats=1",
-        f"data.subjects=[{','.join(subjects)}]", "trainer.accelerator=cpu",
+        f"paths.root={tmp_path_factory.mktemp('roi')}", "method=brain_diffuser", f"data.n_train={N_TRAIN + N_VAL}",
+        f"data.n_val={N_VAL}", f"data.n_test={N_TEST}", f"data.subjects=[{','.join(one.name for one in people)}]",
+        "method.steps=4", "trainer.accelerator=cpu", "trainer.progress=false",
+        f"rois=[{','.join(AREAS)}]",
     ])  # fmt: skip
-    ids = np.arange(N_TRAIN + N_VAL + N_TEST)
-    scenes = [sample_scene(WORLD, int(i)) for i in ids]
-    images = draw_scenes(scenes, SIDE)
+    world = World(cfg.data)
     data_folder(cfg).mkdir(parents=True)
-    write_stimuli(stimuli_path(cfg), images=images, captions=[["a"]] * len(ids), image_id=ids)
-    bank = filter_bank(images)
-    for seed, subject in enumerate(subjects):
-        random = np.random.default_rng(seed)
-        clean = areas(random, bank, scenes)
-        voxels = standardise(np.concatenate(list(clean.values()), axis=1))
-        voxels = voxels + random.standard_normal(voxels.shape)  # as much noise as signal
-        owner = np.repeat(np.arange(len(clean)), N_EACH)
-        write_subject(
-            subject_path(cfg, subject), voxels=voxels.astype(np.float32), image_id=ids,
-            session=np.zeros(len(ids), np.int32), repeat=np.zeros(len(ids), np.int32), trial=ids, attributes={},
-            ijk=np.zeros((len(owner), 3), np.int16), rois={name: owner == k for k, name in enumerate(clean)},
-        )  # fmt: skip
-    extract(derive(cfg, "target=pixels"))
+    world.write_stimuli(stimuli_path(cfg))
+    for seed, one in enumerate(people):
+        random = np.random.default_rng([seed, 1])
+        clean = standardise(np.concatenate([responses(world, random) for responses in AREAS.values()], axis=1))
+        write_experiment(subject_path(cfg, one.name), one, clean, cfg.data, world.stimuli_hash, world.seen_ids)
+    extract(derive(cfg, "target=all"))
     return cfg
 
 
-def contrasts(cfg: Config, *given: str) -> NDArray[np.float64]:
-    """Contrast of each pair of areas in each subject: (subject, pair)."""
-    found = []
-    for subject in cfg.data.subjects:
-        own = derive(cfg, f"subject={subject}", *given)
-        train(own.with_target("pixels"))
-        with h5py.File(roi(own).with_suffix(".h5")) as file:
-            names, images = [name.decode() for name in file["roi"]], file["images"][:, 0].astype(float)
-        change = dict(zip(names, images - images.mean(0), strict=True))
-        found.append([measure(change[a]) - measure(change[b]) for (a, b), measure in PAIRS.items()])
-    return np.array(found)
+def contrasts(cfg: Config, seed: int, *given: str) -> list[float]:
+    """Return what each pair of ROIs differs by in one subject."""
+    name = brain(seed).name  # alone: nothing is said here of what subjects have in common
+    own = derive(cfg, f"subject.name={name}", f"data.subjects=[{name}]", f"seed={seed}", *given)
+    for target in own.method.targets:
+        train(own.with_target(target))
+    with h5py.File(roi(own).with_suffix(".h5")) as file:
+        names, images = [name.decode() for name in file["roi"]], file["images"][:].mean(1)
+    of = dict(zip(names, images, strict=True))
+    return [measure(of[a] - of[b]) for (a, b), measure in PAIRS.items()]
+
+
+def chance(values_S: Float) -> float:
+    """Return how often the mean is as large were it by lot, in each subject, which of a pair is which."""
+    signs = np.array(list(product((1, -1), repeat=len(values_S))))
+    return float(np.mean(signs @ values_S >= values_S.sum() - 1e-9))
 
 
 def test_images_of_rois_move_as_the_areas_prefer_and_those_of_a_shuffled_mapper_do_not(cfg: Config) -> None:
-    known, shuffled = contrasts(cfg), contrasts(cfg, "control=shuffled_labels")
-    print(np.round(known, 2), np.round(shuffled, 2))
+    known, shuffled = (
+        np.array([contrasts(cfg, seed, f"control={control}") for seed in range(N_SEEDS)])
+        for control in ("none", "shuffled_labels")
+    )
     for k, pair in enumerate(PAIRS):
-        own = bootstrap_interval(known[:, k], method="expanded")
-        assert own.lo > 0, pair
-        assert known[:, k].min() > 0, pair
-        other = bootstrap_interval(shuffled[:, k], method="expanded")
-        assert other.lo < 0 < other.hi, pair
-        assert abs(other.mean) < own.mean / 2, pair
+        assert chance(known[:, k]) == LEAST, (pair, known[:, k])
+        assert LEAST < chance(shuffled[:, k]) < 1, (pair, shuffled[:, k])  # neither this way nor the other in all
+        assert known[:, k].min() > shuffled[:, k].max(), (pair, known[:, k], shuffled[:, k])  # 1 of 924 by lot
+        assert abs(shuffled[:, k].mean()) < known[:, k].mean() / 2, pair

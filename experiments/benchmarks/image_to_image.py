@@ -1,96 +1,180 @@
-"""Takagi & Nishimoto and the dual-guided UNet: images per second on Scenes, and operations and memory at full size.
+"""Takagi & Nishimoto and Brain-Diffuser: images per second on Scenes, and operations and memory at full size.
 
-    python experiments/benchmarks/image_to_image.py [--images 8]
+    python experiments/benchmarks/image_to_image.py [--images 8] [--method brain_diffuser]
 
-On Scenes: ours, batched, against the released scripts' way stated plainly (one image and one sample at a time, two UNet
-passes per step), in seconds of this process's own processor time. At full size (512 px, 50 steps, strength .75, tokens
-257 + 77) the dual-guided UNet is played through on tensors without contents.
+On Scenes: ours, batched, against the released scripts' way stated plainly (one image and one sample at a time, both
+halves of classifier-free guidance in one pass of the UNet), in seconds of this process's own processor time. At full
+size (512 px, 50 steps, strength .75, tokens 257 + 77) the dual-guided UNet is played through on tensors without
+contents.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nd.backbone.loading import Backbone, load_backbone
+from nd.backbone.loading import Backbone
 from nd.backbone.versatile import dual_unet
+from nd.config import Config
 from nd.config.application import compose
-from nd.generate.memory import need_of
-from nd.generate.takagi import build
+from nd.config.components import component
+from nd.generate.brain_diffuser import DualStart
+from nd.generate.memory import Need, need_of
+from nd.generate.takagi import TwoPasses
 from nd.generate.trajectories import add_noise, build_schedule, ddim_step
 from nd.targets.vae_latent import SmallLatent
 
 CPU = torch.device("cpu")
+METHODS = ("takagi", "brain_diffuser")
+TOKENS, STEPS = 257 + 77, 37  # of image and text; int(50 * .75)
 
 
 def main() -> None:
     """Print all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=8, help="on Scenes")
-    n = parser.parse_args().images
+    parser.add_argument("--method", choices=METHODS, nargs="*", default=METHODS)
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    cfg = compose(["experiment=scenes", "method=takagi", "table="])
-    backbone = load_backbone(cfg.backbone)
-    z40 = torch.randn(n, *SmallLatent(backbone).shape)
-    c = torch.randn(n, *backbone.text_shape)
-    generator = build([cfg], CPU)
+    for method in asked.method:
+        on_scenes(method, asked.images)
+    for share, what in ((0.4, "both branches"), (0.0, "the image's alone")):
+        size = full_size(share)
+        print(f"{what}: {size.flops / 1e12:.2f} TFLOP a step, {STEPS * size.flops / 1e12:.1f} an image of {STEPS}")
+        one, more = (size.need.fixed + size.need.each) / 1e9, size.need.each / 1e9
+        print(f"  activations, float32: {one:.2f} GB for 1, {more:.2f} GB for each more")
+    print(f"weights: {size.weights / 1e6:.0f} M, {4 * size.weights / 1e9:.1f} GB in float32")
+
+
+# ---- Scenes ---------------------------------------------------------------------------------------------------------
+
+
+def on_scenes(method: str, n: int) -> None:
+    """Time a method both ways, for features that mean nothing."""
+    cfg = compose(["experiment=scenes", f"method={method}", "table="])
+    generator, plain = component("generator", method).build([cfg], CPU), PLAIN[method]
+    features = {name: torch.randn(n, *shape) for name, shape in shapes_of(cfg, generator.first).items()}
+    each = [{name: values[k : k + 1] for name, values in features.items()} for k in range(n)]
     generator.use(generator.plan_for([n]))
-    generator(list(range(n)), {"z40": z40, "c": c})  # warm
-    ours = processor_time(lambda: generator(list(range(n)), {"z40": z40, "c": c}))
-    plainly = processor_time(lambda: [plain(backbone, cfg, z40[k : k + 1], c[k : k + 1]) for k in range(n)])
-    each = cfg.method.repeats
-    print(f"Scenes, {n} images of {each}: ours {ours:.2f} s, plainly {plainly:.2f} s, {plainly / ours:.1f} x")
-    full_size()
+
+    def ours() -> None:
+        generator(list(range(n)), features)
+
+    def plainly() -> None:
+        for one in each:
+            plain(cfg, generator.first, one)
+
+    ours()  # warm
+    fast, slow = processor_time(ours), processor_time(plainly)
+    print(
+        f"Scenes, {method}, {n} images of {cfg.method.repeats}, {cfg.method.sampled_steps} steps: ours {n / fast:.2f} a"
+        f" second, plainly {n / slow:.2f}, {slow / fast:.1f} x"
+    )
 
 
-def processor_time(work: object) -> float:
+def shapes_of(cfg: Config, first: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the decoded targets."""
+    if isinstance(first, TwoPasses):
+        return {"z40": SmallLatent(first.backbone).shape, "c": first.backbone.text_shape}
+    clip, n_layers = first.backbone.conditions, cfg.decoding("vdvae").target.vdvae_layers
+    width = first.guess.model.shape.n_numbers(n_layers)
+    return {"vdvae": (width,), "clip_vision": clip.vision_shape, "clip_text": clip.text_shape}
+
+
+def processor_time(work: Callable[[], object]) -> float:
     """Return this process's processor seconds of some work."""
     begun = time.process_time()
-    work()  # type: ignore[operator]
+    work()
     return time.process_time() - begun
 
 
 @torch.no_grad()
-def plain(backbone: Backbone, cfg: object, z40: torch.Tensor, c: torch.Tensor) -> None:
-    """One image as the released script makes it: the first guess, then sample after sample."""
-    method = cfg.method  # type: ignore[attr-defined]
-    schedule = build_schedule(backbone.scheduler, method.steps, method.strength)
-    for _ in range(method.repeats):
-        z0 = backbone.encode_images(backbone.decode(z40))
-        z, empty = add_noise(z0, torch.randn_like(z0), schedule.start), backbone.encode_text([""])
-        for t, abar, after in zip(schedule.timesteps, schedule.alpha_bar, schedule.alpha_bar_next, strict=True):
-            with_it, without = (backbone.unet(z, t, encoder_hidden_states=one).sample for one in (c, empty))
-            z = ddim_step(z, without + method.cfg_scale * (with_it - without), abar, after)
-        backbone.decode(z)
+def plain_takagi(cfg: Config, first: TwoPasses, one: Mapping[str, Tensor]) -> None:
+    """One image as the released script makes it: for every sample the first guess and the empty caption once more."""
+    backbone = first.backbone
+    for _ in range(cfg.method.repeats):
+        z0, empty = backbone.encode_images(enlarged(backbone, backbone.decode(one["z40"]))), backbone.encode_text([""])
+        sampled(backbone, cfg, z0, torch.cat([empty, one["c"]]))
 
 
 @torch.no_grad()
-def full_size() -> None:
-    """Operations and memory of Versatile Diffusion's UNet at 512 px."""
+def plain_brain_diffuser(cfg: Config, first: DualStart, one: Mapping[str, Tensor]) -> None:
+    """One image as the released scripts make it: VDVAE, the VAE, and sampling under both branches."""
+    backbone, vdvae = first.backbone, first.guess.model  # type: ignore[union-attr]
+    backbone.unet.mixing.share = cfg.method.text_share
+    guess = vdvae.picture(vdvae.decode(vdvae.split(one["vdvae"])))
+    z0 = backbone.encode_images(enlarged(backbone, guess / 2 + 0.5))
+    tokens = torch.cat([one["clip_vision"], one["clip_text"]], dim=1)
+    for _ in range(cfg.method.repeats):
+        sampled(backbone, cfg, z0, torch.cat([backbone.uncond(), tokens]))
+
+
+PLAIN: dict[str, Callable[[Config, Any, Mapping[str, Tensor]], None]] = {
+    "takagi": plain_takagi, "brain_diffuser": plain_brain_diffuser,
+}  # fmt: skip
+
+
+def enlarged(backbone: Backbone, image_13HW: Tensor) -> NDArray[np.uint8]:
+    """Return an image in bytes, (1, S, S, 3), by Pillow."""
+    small = (image_13HW[0].clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+    side = backbone.config.image_size
+    return np.asarray(Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC))[None].copy()
+
+
+def sampled(backbone: Backbone, cfg: Config, z0: Tensor, conditions: Tensor) -> Tensor:
+    """Return one sample (1, 3, S, S); conditions: the empty one and the decoded one, (2, T, D)."""
+    schedule = build_schedule(backbone.scheduler, cfg.method.steps, cfg.method.strength)
+    z = add_noise(z0, torch.randn_like(z0), schedule.start)
+    for t, abar, after in zip(schedule.timesteps, schedule.alpha_bar, schedule.alpha_bar_next, strict=True):
+        without, with_it = backbone.unet(torch.cat([z, z]), t, encoder_hidden_states=conditions).sample.chunk(2)
+        z = ddim_step(z, without + cfg.method.cfg_scale * (with_it - without), abar, after)
+    return backbone.decode(z)
+
+
+# ---- full size ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one step of classifier-free guidance costs, of one image.
+
+    Attributes:
+        flops: floating-point operations, a product and its sum being two.
+        need: bytes of activations in float32.
+        weights: numbers of the UNet.
+    """
+
+    flops: int
+    need: Need
+    weights: int
+
+
+@torch.no_grad()
+def full_size(share: float) -> Size:
+    """Return the size of Versatile Diffusion's UNet at 512 px with one share of the text."""
     sizes = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
     with torch.device("meta"):
         unet = dual_unet(UNet2DConditionModel(**sizes).config).eval()
+    unet.mixing.share = share
 
     def step(n: int) -> None:
-        latents, tokens = (torch.empty(2 * n, *shape, device="meta") for shape in ((4, 64, 64), (334, 768)))
+        latents, tokens = (torch.empty(2 * n, *shape, device="meta") for shape in ((4, 64, 64), (TOKENS, 768)))
         unet(latents, 700, encoder_hidden_states=tokens)
 
-    for share, what in ((0.4, "both branches"), (0.0, "the image's alone")):
-        unet.mixing.share = share
-        with FlopCounterMode(display=False) as counted:
-            step(1)
-        need, flops = need_of(step), counted.get_total_flops()
-        print(f"{what}: {flops / 1e12:.2f} TFLOP a step, {37 * flops / 1e12:.1f} an image of 37 steps")
-        one, more = (need.fixed + need.each) / 1e9, need.each / 1e9
-        print(f"  activations, float32: {one:.2f} GB for 1, {more:.2f} GB for each more")
-    weights = sum(p.numel() for p in unet.parameters())
-    print(
-        f"weights: {weights / 1e6:.0f} M, {4 * weights / 1e9:.1f} GB in float32, {2 * weights / 1e9:.1f} GB in float16"
-    )
+    with FlopCounterMode(display=False) as counted:
+        step(1)
+    return Size(counted.get_total_flops(), need_of(step), sum(p.numel() for p in unet.parameters()))
 
 
 if __name__ == "__main__":

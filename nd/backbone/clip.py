@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nd.backbone.clip_pictures import to_pixels
 from nd.backbone.reading import freeze, quiet, read_module, reading
-from nd.backbone.tower_clip import TOKENIZER, backbone_hash, clip_of_tower, is_backbone
+from nd.backbone.tower_clip import TOKENIZER, backbone_hash, clip_of_tower, config_of_tower, is_backbone
 from nd.backbone.weights import OTHER_FILES, fetch, hash_file, shipped_folder
 from nd.errors import UserError
 from nd.files import PACKAGE, located, sha256_json
@@ -98,7 +98,7 @@ class Clip:
     @cached_property
     def config(self) -> Any:
         """A transformers CLIPConfig. UserError where the folder holds another model, or one of the halves alone."""
-        config = self._of_tower.config if is_backbone(self.folder) else self._read_config()
+        config = config_of_tower(self.folder) if is_backbone(self.folder) else self._read_config()
         # The whole model has one width; its halves, read alone, would go by their own entries, which often are default.
         config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
         return config

@@ -6,7 +6,9 @@ transformers is wanted.
 
 from __future__ import annotations
 
+import copy
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,16 @@ def clip_of_tower(folder: Path) -> Any:
         made = CLIPModel(_config(model, words))
         made.load_state_dict(_weights(model), strict=True)
     return made
+
+
+def config_of_tower(folder: Path) -> Any:
+    """Return the configuration of ``clip_of_tower``, which reads the model once for each version of its files."""
+    return copy.deepcopy(_read_config(folder, backbone_hash(folder)))
+
+
+@lru_cache(maxsize=8)
+def _read_config(folder: Path, version: str) -> Any:
+    return clip_of_tower(folder).config
 
 
 def _config(model: Any, words: dict[str, Any]) -> Any:

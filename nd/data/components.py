@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nd.config.components import Source
 from nd.config.fields import opt
-from nd.config.rules import at_least
+from nd.config.rules import ALL, at_least
 from nd.config.schema import DataConfig
 
 if TYPE_CHECKING:
@@ -138,6 +138,13 @@ def _own_pieces(cfg: Config) -> Any:
 def _digits69_rules(cfg: Config) -> Iterator[str]:
     if cfg.data.n_val > DIGITS69_IMAGES - 2:
         yield too_many_for_validation(cfg, DIGITS69_IMAGES)
+    for name, own in (cfg.decodings if cfg.features == "predicted" else {}).items():
+        if own.roi != ALL:
+            field = f"method.targets.{name}.roi" if "roi" in (cfg.method.targets.get(name) or {}) else "subject.roi"
+            yield (
+                f"{field}: {own.roi} was asked for, but the file of digits69 says of no voxel where it lies. Decode"
+                f" from all of them: {field}=all."
+            )
 
 
 def _digits69_file(cfg: Config, verb: str) -> Iterator[str]:
