@@ -36,11 +36,11 @@ ON_A_SIMULATED_TREE = [
     "data=scenes_nsd", "data.subjects=[subj01]", "subject=subj01", "data.split=nsd1000", "backbone=scenes",
     "protocol=scenes", "training.pretrain=false",
 ]  # fmt: skip
-# Tables that together have a grid, sessions, ablations and retrieval; all of them run where ND_ALL_EXPERIMENTS is set.
-COVERING = ("brain_diffuser_ablation", "consistency", "scenes_guidance", "scenes_minddiffuser_table2")
+# One of measured data, with ablations, and one of the embedded world, with a grid; all run where ND_ALL_EXPERIMENTS is set.
+COVERING = ("brain_diffuser_ablation", "scenes_guidance")
 RUN = SPECS if os.environ.get("ND_ALL_EXPERIMENTS") else COVERING
 TOWER = 128  # numbers of the embedding of Scenes' image tower
-PAGES = ("consistency", "scenes_guidance")  # of NSD and of the embedded world, the second with a grid
+PAGES = ("brain_diffuser_ablation", "scenes_guidance")  # of NSD and of the embedded world, the second with a grid
 DEBUG = "the numbers mean nothing"
 
 
