@@ -36,7 +36,7 @@ ON_A_SIMULATED_TREE = [
     "data=scenes_nsd", "data.subjects=[subj01]", "subject=subj01", "data.split=nsd1000", "backbone=scenes",
     "protocol=scenes", "training.pretrain=false",
 ]  # fmt: skip
-# One of measured data, with ablations, and one of the embedded world, with a grid; all run where ND_ALL_EXPERIMENTS is set.
+# One of NSD, with ablations, and one of the embedded world, with a grid; all of them where ND_ALL_EXPERIMENTS is set.
 COVERING = ("brain_diffuser_ablation", "scenes_guidance")
 RUN = SPECS if os.environ.get("ND_ALL_EXPERIMENTS") else COVERING
 TOWER = 128  # numbers of the embedding of Scenes' image tower
