@@ -20,7 +20,7 @@ from nd.data.splits import clusters_path, read_clusters, write_clusters
 from nd.doctor.deep import compare
 from nd.errors import UserError
 from nd.generate.parts import Parts
-from nd.mappers.training.callbacks import record_state, whole_state
+from nd.mappers.training.states import record_state, whole_state
 from nd.prepare import prepare
 from nd.terminal import exit_with, refused_by_system
 
@@ -182,10 +182,10 @@ def test_errors_of_our_own_are_not_hidden() -> None:
 
 
 def test_a_debug_preset_says_that_it_looks_elsewhere(tmp_path: Path) -> None:
-    plain = nd("prepare", "data=own", cwd=tmp_path)
+    plain = nd("prepare", "data=own", "method=ridge_pixels", cwd=tmp_path)
     assert plain.code == 2
     assert "looks" not in plain.err + plain.out
     assert "debug=" not in plain.err
-    done = nd("run", "data=own", "debug=fast", "table=", cwd=tmp_path)
+    done = nd("run", "data=own", "method=ridge_pixels", "debug=fast", "table=", cwd=tmp_path)
     assert done.code == 2
     assert "debug=fast reads and writes below debug-runs/ and sees nothing that was prepared without it" in done.err

@@ -24,6 +24,7 @@ NETWORK = {  # of columns by what they begin with, the longest that fits; "": pi
     "alexnet": "alexnet", "inception": "inception_v3", "clip_l14": "clip_vit_l14", "clip_b32": "clip_vit_b32",
     "effnet_b1v1": "efficientnet_b1_v1", "effnet_b1v2": "efficientnet_b1_v2", "swav": "swav_resnet50",
     "lpips": "lpips", "dreamsim": "dreamsim",
+    "caption_meteor": "wordnet", "caption_rouge": "", "caption_clip": "clip_text", "caption_sentence": "sentence_model",
 }  # fmt: skip
 
 

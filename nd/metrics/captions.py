@@ -18,6 +18,7 @@ N images.
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -101,7 +102,11 @@ def rouge_l(decoded: Sequence[str], references: Sequence[Sequence[str]]) -> NDAr
 
 
 def _rouge(kind: str, decoded: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    from absl import logging as of_rouge
     from rouge_score.rouge_scorer import RougeScorer
+
+    # When logging is set up anew, absl closes what stderr was as it was imported: a notebook's, or a redirected one.
+    of_rouge.get_absl_handler().python_handler.stream = sys.__stderr__
 
     scorer = RougeScorer([kind], use_stemmer=False)
     return best(lambda text, reference: float(scorer.score(reference, text)[kind].fmeasure), decoded, references)
