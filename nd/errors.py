@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
 
 UNWRITTEN = "Can't decrement id ref count"  # h5py, of a part of a file that the system refused
 # What PyTorch, its allocators and NumPy say; also where another process's traceback ends with it.
@@ -20,6 +21,10 @@ class UserError(ValueError):
 
 class LeakError(UserError):
     """Test stimuli or test targets were asked for by code that must never see them."""
+
+
+class UnwrittenError(UserError):
+    """The system refused a part of an HDF5 file. HDF5 writes it once more when Python ends, and crashes."""
 
 
 class BusyError(UserError):
@@ -58,3 +63,12 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error, perhaps another process's, is that there is no memory left."""
     return isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def is_raised_in(package: str, trace: TracebackType | None) -> bool:
+    """Say whether an error comes from inside a package."""
+    while trace is not None:
+        if package in Path(trace.tb_frame.f_code.co_filename).parts:
+            return True
+        trace = trace.tb_next
+    return False

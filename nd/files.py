@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from nd.digests import digest_bytes
-from nd.errors import UNWRITTEN, UserError
+from nd.errors import UNWRITTEN, UnwrittenError, UserError, is_raised_in
 
 ADVICE = "Free some space or choose another folder."
 PACKAGE = "package://"  # before the name of something that nd ships
@@ -91,7 +91,8 @@ def system_errors(path: Path, advice: str = ADVICE) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in OF_HDF5):
             raise
-        raise UserError(f"cannot write {path}: {_reason(error)}. {advice}") from error
+        kind = UnwrittenError if is_raised_in("h5py", error.__traceback__) else UserError
+        raise kind(f"cannot write {path}: {_reason(error)}. {advice}") from error
 
 
 def _reason(error: OSError | RuntimeError) -> str:

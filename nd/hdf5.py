@@ -11,13 +11,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
 import numpy as np
 
-from nd.errors import UserError
+from nd.errors import UserError, is_raised_in
 from nd.files import unreadable
 
 log = logging.getLogger(__name__)
@@ -49,19 +48,10 @@ def open_h5(path: Path, **options: Any) -> Iterator[h5py.File]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        if not _is_of_h5py(error.__traceback__) or _is_of_writing(error):
+        if not is_raised_in("h5py", error.__traceback__) or _is_of_writing(error):
             raise
         log.debug("h5py fails on %s", path, exc_info=error)
         raise UserError(f"{path} is damaged: {_part_of(error)} cannot be read. {WRITE_AGAIN}") from None
-
-
-def _is_of_h5py(trace: TracebackType | None) -> bool:
-    """Whether an error was raised inside h5py."""
-    while trace is not None:
-        if "h5py" in Path(trace.tb_frame.f_code.co_filename).parts:
-            return True
-        trace = trace.tb_next
-    return False
 
 
 def _is_of_writing(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nd.errors import UNWRITTEN, UserError, is_out_of_memory
+from nd.errors import UNWRITTEN, UnwrittenError, UserError, is_out_of_memory
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells report: 128 + SIGINT, 128 + SIGPIPE
 NOTE = "ND_NOTE"  # names the file in which one of a command's several processes leaves what stopped it, unsaid
@@ -87,7 +87,7 @@ def exit_with(name: str, answer: Callable[[], int]) -> NoReturn:
         code = answer()
     except UserError as error:
         print(f"nd {name}: {error}", file=sys.stderr)
-        if isinstance(error.__cause__, OSError | RuntimeError):  # HDF5 would write once more what the system refused
+        if isinstance(error, UnwrittenError):
             _leave_at_once(2)
         code = 2
     except BrokenPipeError:  # the reader of a pipe (`nd train --help | head`) has seen enough

@@ -129,8 +129,9 @@ def scores_of(words: list[str], folder: Path) -> tuple[dict[str, float], bool]:
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in SHOWN])
 def test_experiments_without_data_here_run_on_simulated_files(experiment: str, folder: Path) -> None:
-    """With the small backbone, and of one subject, so that nobody is there to pretrain on."""
-    row = [f"experiment={experiment}", f"data=scenes_{experiment}", "backbone=scenes", "training.pretrain=false"]
+    """With the small backbone and network, and of one subject, so that nobody is there to pretrain on."""
+    row = [f"experiment={experiment}", f"data=scenes_{experiment}", "backbone=scenes", "network=scenes"]
+    row.append("training.pretrain=false")
     scores, simulated = scores_of(row, folder)
     assert scores
     assert simulated
