@@ -156,10 +156,10 @@ def test_derive_adds_to_what_was_given() -> None:
 
 def test_values_are_set_as_hydra_sets_them() -> None:
     given = [
-        "experiment=scenes",
+        "experiment=digits69",
         "mapper.alphas=[1,2]",
         "paths.data='${paths.root}/x'",
-        "subject.roi='a,b'",
+        "paths.results='a,b'",
         "seed=3",
     ]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

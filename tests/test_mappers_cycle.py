@@ -219,7 +219,7 @@ def test_a_ridge_is_the_reference_that_the_networks_come_near(world: Any, whole:
 
 def test_train_and_predict_as_a_user_runs_them(tmp_path: Path) -> None:
     given = ["experiment=scenes", "debug=fast", "table=", "method=souldiffuser", "trainer.progress=false"]
-    sizes = ["data.n_train=40", "data.n_val=8", "data.subjects=[subj01]"]
+    sizes = ["data.n_train=40", "data.n_val=8", "data.subjects=[subj01]", "training.pretrain=false"]
     for verb in (["prepare"], ["extract", "target=edge"], ["train", "target=edge"]):
         done = succeed(*verb, *given, *sizes, cwd=tmp_path)
     assert "edge-cycle" in done.out
