@@ -14,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler, T2IAdapter, UNet2DConditionModel
 from helpers_backbone import tiny_backbone
 from helpers_config import mapper_settings, method_settings
+from helpers_files import edited, left_so
 from helpers_results import config as results_config
 from helpers_results import fake_scores
 from helpers_scripts import load_script
@@ -334,8 +335,10 @@ def test_captions_stand_beside_the_previews(overrides: list[str], tmp_path: Path
 @pytest.mark.parametrize("text", ["nearest", "mixture", "direct"])
 def test_the_nearest_caption_is_kept_beside_the_images(overrides: list[str], text: str) -> None:
     cfg, decoded = predicted(compose([*overrides, f"method.text={text}"])), ["fish", "ohat", "sea", "otree", "box"]
-    with h5py.File(RunFolder.open(cfg, "predict").path / "predictions.h5", "a") as file:
+    folder = RunFolder.open(cfg, "predict").path
+    with edited(folder / "predictions.h5") as file:
         file["c"][:] = load_backbone(cfg.backbone).encode_text(decoded).detach().numpy()
+    left_so(folder)
     with h5py.File(reconstruct(cfg) / "images.h5") as file:
         assert captions_of(file) == ([] if text == "direct" else decoded)
 
