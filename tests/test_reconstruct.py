@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -166,9 +167,9 @@ def test_a_run_that_finished_nothing_may_take_a_smaller_plan(cfg: Config, monkey
 def test_one_image_costs_one_image(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, conditional = list[int](), Denoiser.conditional
 
-    def counted(self: Denoiser, z: Tensor, t: int, c: Tensor) -> Tensor:
+    def counted(self: Denoiser, z: Tensor, *given: Any) -> Tensor:
         sizes.append(len(z))
-        return conditional(self, z, t, c)
+        return conditional(self, z, *given)
 
     monkeypatch.setattr(Denoiser, "conditional", counted)
     reconstruct(derive(cfg, "debug.limit_images=1", "method.repeats=1"))
