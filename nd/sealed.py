@@ -129,6 +129,9 @@ def recorded_of(path: Path) -> Recorded:
         if DIGESTS not in handle:
             return _RECORDED.put(path, Recorded(path))
         found, attributes = _recorded(path, handle), _digest_of_attributes(handle)
+        lost = [name for name in found.of if name and name not in handle]
+    if lost:
+        raise found._changed(lost[0])
     if found.of.get(ATTRIBUTES) != attributes:
         raise found._changed("")
     return _RECORDED.put(path, found)

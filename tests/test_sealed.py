@@ -66,6 +66,10 @@ def id_doubled(handle: h5py.File) -> None:
     handle["ids"][3] = 4
 
 
+def mask_removed(handle: h5py.File) -> None:
+    del handle["masks/V1"]
+
+
 def mask_flipped(handle: h5py.File) -> None:
     handle["masks/V1"][1] = True
 
@@ -99,6 +103,7 @@ def digests_garbled(handle: h5py.File) -> None:
         (both_exchanged, "its group 'digests' is damaged"),
         (id_doubled, "ids changed"),
         (mask_flipped, "masks/V1 changed"),
+        (mask_removed, "masks/V1 changed"),
         (text_changed, "texts changed"),
         (attribute_changed, "its attributes changed"),
         (attribute_added, "its attributes changed"),
