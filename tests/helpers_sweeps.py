@@ -19,7 +19,7 @@ from nd.runs.folder import RunFolder
 
 WORDS = [
     "experiment=scenes", "debug=fast", "debug.limit_images=2", "debug.limit_grid=0", "data.subjects=[subj01]",
-    "protocol.brain=[]", "protocol.network=none", "method.steps=4", "method.repeats=1", "trainer.accelerator=cpu",
+    "protocol.brain=[]", "protocol.network=none", "method.repeats=1", "trainer.accelerator=cpu",
     "trainer.progress=false",
 ]  # fmt: skip
 # Of three steps eta .1 and .2 guide none, so these 24 points are 13 runs; a mean image knows no method.steps.
@@ -51,7 +51,7 @@ class Place:
     @property
     def table(self) -> list[str]:
         """The words of a sweep over the table."""
-        return ["sweep", str(self.root / "guidance.yaml"), *WORDS, *self.paths]
+        return ["sweep", str(self.root / "guidance.yaml"), *WORDS, *self.paths, "method.steps=4"]
 
     def grid(self, *words: str) -> list[str]:
         """Return the words of a sweep without a table."""

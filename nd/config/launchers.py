@@ -126,7 +126,8 @@ def wait_for_others(error: Exception) -> None:
         error: what the launcher raised when it found that one of them had been killed.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):  # it hands its jobs to nobody
-        for job in frame.f_locals.get("jobs", ()) if frame.f_code.co_name == "launch" else ():
+        jobs = frame.f_locals.get("jobs")
+        for job in jobs if isinstance(jobs, list) and frame.f_code.co_name == "launch" else ():
             while not job.done():
                 time.sleep(LOOK_S)
 
