@@ -87,7 +87,7 @@ def test_what_is_done_is_not_done_again(undisturbed: Place, tmp_path: Path, monk
 
 def test_a_listing_says_how_far_each_run_is_and_writes_nothing(undisturbed: Place, tmp_path: Path) -> None:
     there = copied(undisturbed, tmp_path)
-    missing, failed, killed, busy = (f"kappa {k}, eta {eta}" for k, eta in ((1, 0.4), (1, 0.6), (3, 0.8), (3, 1)))
+    missing, failed, killed, busy = (f"kappa {k}, eta {eta}" for k, eta in ((1, 0.6), (1, 0.8), (3, 0.8), (3, 1)))
     trace = 'Traceback (most recent call last):\n  File "x.py", line 1\nZeroDivisionError: by zero\n'
     for label, status in ((missing, None), (failed, f"failed\n{trace}"), (killed, "running\n"), (busy, "running\n")):
         path = there.folder(label).path / "status"
@@ -103,7 +103,7 @@ def test_a_listing_says_how_far_each_run_is_and_writes_nothing(undisturbed: Plac
         line = listed[there.folder(label).run_id]
         assert f"{label} (subj01)" in line
         assert f"  {wanted.get(label, 'done')}" in line
-    assert "14 runs: 10 done, 1 being computed, 1 failed, 1 interrupted, 1 missing" in done.out
+    assert "11 runs: 7 done, 1 being computed, 1 failed, 1 interrupted, 1 missing" in done.out
     assert f"{failed} (subj01) failed: ZeroDivisionError: by zero" in done.out
 
 
@@ -303,7 +303,6 @@ def test_a_sweep_that_was_disturbed_in_every_way_is_completed_exactly(undisturbe
     assert len(ended) == N_RUNS - len(before)  # the missing ones, each once
     assert {label: when for label, when in fresh.done.items() if label in before} == before
     assert fresh.csv == undisturbed.csv
-    assert not list((fresh.own / "runs" / "multirun").glob("*/jobs/*.lock")) or True
 
 
 def working(there: Place) -> list[int]:
