@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from nd.config import Config
 from nd.config.application import read_command
-from nd.config.overrides import quoted
 from nd.config.sweeps import set_up_logging
 from nd.config.words import verb_of_command
 from nd.errors import UserError
@@ -45,7 +44,7 @@ def tune(words: list[str]) -> int:
     shared = [text for text in single if text.partition("=")[0] not in {one.key for one in space}]
 
     def composed(values: Mapping[str, str]) -> Config:
-        return command.compose([*shared, *(f"{key}={quoted(value)}" for key, value in values.items())])
+        return command.compose([*shared, *(f"{key}={value}" for key, value in values.items())])  # as typed
 
     with opened(stem.with_suffix(".db"), first.seed) as study:
         search(study, space, composed, first.tune.trials, print)
@@ -87,7 +86,7 @@ def recorded(study: Study, cfg: Config, shared: Sequence[str]) -> dict[str, Any]
     unique = {one.user_attrs[RUN]: one for one in completed(study)}
     trials = sorted(unique.values(), key=lambda one: -(one.value or 0.0))
     words = [text for text in shared if text.partition("=")[0] not in OWN]
-    words += [f"{key}={quoted(str(value))}" for key, value in trials[0].params.items()]
+    words += [f"{key}={value}" for key, value in trials[0].params.items()]
     return {
         "part": cfg.part,
         "protocol": f"{cfg.protocol.name} v{cfg.protocol.version}",

@@ -71,8 +71,7 @@ def space_of(words: Sequence[str], reading: Reading) -> list[Swept]:
     listed = {one.key: one.values for one in reading.given if len(one.values) > 1}
     parsed = (OverridesParser.create().parse_override(word) for word in words if _key(word) in listed)
     sweeps = {override.key_or_group: override.value() for override in parsed}
-    texts = {key: tuple(value.strip("'\"") for value in values) for key, values in listed.items()}
-    found = [_swept(key, sweeps.get(key), values) for key, values in texts.items()]
+    found = [_swept(key, sweeps.get(key), values) for key, values in listed.items()]
     if not found:
         raise UserError(
             "nothing to choose: give several values of a field (guidance.eta=0.1,0.2,0.4), or an interval "
