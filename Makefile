@@ -11,7 +11,7 @@ WORKERS ?= 2
 ND := $(BIN)/nd
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint type tests faults format docs doctor reproduce-table clean
+.PHONY: help install demo test test-slow lint type tests faults format docs doctor reproduce-table clean
 
 help: ## show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +41,13 @@ type: $(READY) ## static types
 	$(BIN)/mypy nd
 
 # Whole files go to whichever worker is free, in the order of tests/conftest.py; what a file's tests share is made once.
-tests: $(READY) ## the tests alone, WORKERS at a time (2)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+tests: $(READY) ## the tests alone, but for the slow ones, WORKERS at a time (2)
+	$(PYTEST) -m "not nsd and not slow"
+
+test-slow: $(READY) ## the slow tests: whole chains, several processes, every table in small
+	$(PYTEST) -m "not nsd and slow"
 
 FAULTS = PYTHONPATH=tests $(BIN)/python tests/faults
 

@@ -35,8 +35,15 @@ LONGEST = [
 ]
 
 
+# Files all of whose tests take long: `make test` leaves them to `make test-slow`.
+SLOW = [f"test_{name}.py" for name in ("cycle_training", "image_to_image_runs", "image_to_image_size", "roi_scenes")]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files are dealt out to the workers in this order: what takes longest must not begin last."""
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 

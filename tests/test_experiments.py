@@ -135,6 +135,7 @@ def given_for(name: str, networks: list[str], folder: Path) -> list[str]:
     return [*given, *(ON_A_SIMULATED_TREE if name in NSD else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_a_table_runs_in_its_smallest_size(name: str, folder: Path, networks: list[str]) -> None:
     """Its rows are composed once here; `nd run` and `nd table` are tested with the commands of the README."""

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +49,7 @@ SETUP = ("git clone", "cd ", "source ")
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 SHOWN = [name for name in EXPERIMENTS if any(line.startswith(f"nd run experiment={name}") for line in VERBS)]
 FORMS = ("nsd", "mindeye2")  # of files that Scenes can be written in
+LONG = ("method=neuraldiffuser", "method=takagi", "data=scenes_", "experiment=digits69")
 SMALL = ["debug=fast", "debug.limit_images=3", "trainer.progress=false"]
 
 
@@ -110,7 +112,12 @@ def run_small(words: list[str], folder: Path) -> str:
     return succeed(words[0], *small, *words[1:], cwd=folder).out
 
 
-@pytest.mark.parametrize("line", VERBS)
+def marked(line: str) -> Any:
+    """A line as a parameter; one that trains, or runs a table on another data set, takes long."""
+    return pytest.param(line, marks=pytest.mark.slow if any(word in line for word in LONG) else ())
+
+
+@pytest.mark.parametrize("line", [marked(line) for line in VERBS])
 def test_verbs_run_small(line: str, folder: Path, stand_ins: dict[str, list[str]]) -> None:
     words = [word for given in shlex.split(line)[1:] for word in stand_ins.get(given, [given])]
     run_small(words, folder)
@@ -127,6 +134,7 @@ def scores_of(words: list[str], folder: Path) -> tuple[dict[str, float], bool]:
     return {name: score["mean"] for name, score in summary["metrics"].items()}, summary["simulated"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in SHOWN])
 def test_experiments_without_data_here_run_on_simulated_files(experiment: str, folder: Path) -> None:
     """With the small backbone and network, and of one subject, so that nobody is there to pretrain on."""
