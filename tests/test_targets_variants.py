@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as tv
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import BackboneConfig, Config
 from nd.data.digits69 import read_digits69
-from nd.data.image_checks import SATURATED, check_images, saturated_share
+from nd.data.image_checks import SATURATED, check_images, checked, saturated_share
 from nd.errors import UserError
 from nd.scenes.world import World
 from nd.targets.base import Items
@@ -322,6 +322,20 @@ def test_saturated_pictures_are_named() -> None:
     images[1:8] = images[2]
     with pytest.raises(UserError, match=r"^7 of 9 images \(101, 102, 103, 104, 105, \.\.\.\): at least"):
         check_images(images, np.arange(100, 109))
+
+
+def test_drawings_in_black_and_white_pass_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """All channels alike, with black and white in them; the bytes of floats that were cast are 0 and 1."""
+    drawn = np.repeat(np.where(noisy(40, n=4)[..., :1] > 128, np.uint8(255), np.uint8(0)), 3, axis=3)
+    check_images(drawn, np.arange(4))
+    list(checked(enumerate(drawn), np.arange(4)))
+    assert "4 of 4 images (0, 1, 2, 3): every value is 0 or 255" in caplog.text
+    caplog.clear()
+    list(checked(enumerate(noisy(40, n=4)), np.arange(4)))
+    assert caplog.text == ""
+    rare = np.where(np.arange(40 * 40) == 7, 1, 0).astype(np.uint8).reshape(1, 40, 40, 1)
+    with pytest.raises(UserError, match=r"at least 99.9% of the image's values are exactly 0 or 255"):
+        check_images(np.repeat(rare, 3, axis=3), np.arange(1))
 
 
 def test_constant_pictures_are_named() -> None:

@@ -5,6 +5,7 @@ Shapes: B batch, H W rows and columns.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Share of an image's values that are exactly 0 or 255 from which on it counts as broken: floats in [0, 1] cast to
 # bytes, or contrast multiplied once too often, leave nothing else. White drawings on black ground have grey borders:
@@ -30,7 +33,8 @@ def check_images(images: NDArray[Any], ids: NDArray[Any]) -> None:
         ids: (B,) their image ids, for messages.
 
     Raises:
-        UserError: another type or shape; images of one single value; saturated images.
+        UserError: another type or shape; images of one single value; saturated images, but for drawings in black and
+            white.
     """
     _check_form(images)
     flat_BP = images.reshape(len(images), -1)
@@ -41,7 +45,7 @@ def check_images(images: NDArray[Any], ids: NDArray[Any]) -> None:
             "holds nothing that could be reconstructed: leave it and its trials out. Other empty images come from "
             f"files that were decoded or copied in part. {CHANGED}"
         )
-    saturated_B = saturated_share(images) >= SATURATED
+    saturated_B = (saturated_share(images) >= SATURATED) & ~black_and_white(images)
     if saturated_B.any():
         raise UserError(
             f"{named_ids(ids, saturated_B)}: at least {SATURATED:.1%} of the image's values are exactly 0 or 255, as "
@@ -52,10 +56,26 @@ def check_images(images: NDArray[Any], ids: NDArray[Any]) -> None:
 def checked(
     images: Iterable[tuple[int, NDArray[np.uint8]]], ids: NDArray[Any]
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield (position, image (H, W, 3) uint8) again, after ``check_images``; ``ids`` by position."""
+    """Yield (position, image (H, W, 3) uint8) again, after ``check_images``; ``ids`` by position.
+
+    Ends with a warning of images that hold black and white alone.
+    """
+    drawn_N = np.zeros(len(ids), bool)
     for position, image in images:
         check_images(image[None], ids[position : position + 1])
+        drawn_N[position] = black_and_white(image[None])[0]
         yield position, image
+    if drawn_N.any():
+        log.warning(
+            "%s: every value is 0 or 255. Right for drawings in black and white; photographs were scaled twice.",
+            named_ids(ids, drawn_N),
+        )
+
+
+def black_and_white(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(B,) whether an image holds 0 and 255 alone, alike in all channels. images: uint8 (B, H, W, 3)."""
+    grey_B = (images == images[..., :1]).reshape(len(images), -1).all(axis=1)
+    return grey_B & (saturated_share(images) == 1) & (images.reshape(len(images), -1).max(axis=1) == 255)
 
 
 def saturated_share(images: NDArray[np.uint8]) -> NDArray[np.float64]:
