@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import io
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,9 @@ from helpers_config import data_settings
 # Before anything loads a BLAS. Tests run side by side, so a second thread would only wait; and sums are then split
 # alike in the processes that tests compare.
 os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")})
+
+import numpy as np
+import torch
 
 from nd.config import BackboneConfig, Config
 from nd.data.prepared import data_folder
@@ -45,6 +49,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def as_if_first() -> None:
+    """What earlier tests of the same process drew or set up for log lines changes nothing: which they are is chance."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    logging.disable(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.split(".")[0] == "nd":
+            logger.setLevel(logging.NOTSET)
+            logger.disabled, logger.propagate = False, True
 
 
 def public_file(variable: str, name: str, what: str) -> Path:
