@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers_config import data_settings
@@ -19,6 +19,9 @@ os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "
 
 from nd.config import BackboneConfig, Config
 from nd.data.prepared import data_folder
+
+if TYPE_CHECKING:
+    from helpers_sweeps import Place
 
 ROOT = Path(__file__).parent.parent
 LONGEST = [
@@ -109,6 +112,14 @@ def linear_world(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.
     from helpers_training import write_world
 
     return write_world(tmp_path_factory.mktemp("linear") / "world", tiny_backbone_config)
+
+
+@pytest.fixture(scope="session")
+def decoded_scenes(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Scenes in the smallest size with all that comes before guidance; see helpers_sweeps. Read only."""
+    from helpers_sweeps import decoded_world
+
+    return decoded_world(tmp_path_factory.mktemp("decoded"))
 
 
 @pytest.fixture
