@@ -28,6 +28,7 @@ LONGEST = [
     f"test_{name}.py"
     for name in (
         "experiments",
+        "sweeps",
         "readme",
         "notebooks",
         "training_distributed",
@@ -39,7 +40,13 @@ LONGEST = [
 
 
 # Files all of whose tests take long: `make test` leaves them to `make test-slow`.
-SLOW = [f"test_{name}.py" for name in ("cycle_training", "image_to_image_runs", "image_to_image_size", "roi_scenes")]
+SLOW = [
+    f"test_{name}.py"
+    for name in (
+        "cycle_training", "image_to_image_runs", "image_to_image_size", "roi_scenes", "sweeps", "sweeps_failures",
+        "sweeps_processes", "tune",
+    )
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

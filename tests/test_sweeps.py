@@ -13,7 +13,7 @@ from statistics import median
 from types import SimpleNamespace
 
 import pytest
-from helpers_commands import environment, nd
+from helpers_commands import environment
 from helpers_sweeps import N_POINTS, N_RUNS, WORDS, Place, breaking, copied, rows_of
 
 from nd.config.application import compose
@@ -143,23 +143,6 @@ def test_a_mapper_that_nobody_needs_any_more_costs_nothing(undisturbed: Place, t
     assert there.succeed(*there.grid("guidance.kappa=5,7", "dry_run=true")).out == whole
 
 
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        (["table="], "nothing to sweep: name a table"),
-        (["demo", "scenes"], "one table was wanted, 2 were given: demo, scenes"),
-        (["table=", "guidance.kappa=interval(1,2)"], "guidance.kappa: an interval has no values"),
-        (["table=", "guidance.kapa=1,2"], "Did you mean 'guidance.kappa'"),
-        (["table=", "guidance.kappa=1,x"], "guidance.kappa"),
-    ],
-)
-def test_what_is_no_sweep_is_refused(words: list[str], wanted: str, tmp_path: Path) -> None:
-    done = nd("sweep", "experiment=scenes", *words, cwd=tmp_path)
-    assert done.code == 2
-    assert wanted in done.err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_finished_runs_of_other_inputs_are_failures(undisturbed: Place, tmp_path: Path) -> None:
     there = copied(undisturbed, tmp_path)
     (there.folder("mean image", "reconstruct").path / "images.h5").write_bytes(b"other")
@@ -218,23 +201,26 @@ def test_a_run_that_another_process_makes_is_left_to_it(
 PAUSE = time.sleep
 
 
-@pytest.mark.slow
 def test_two_sweeps_at_once_share_the_work(undisturbed: Place, fresh: Place) -> None:
     command = [sys.executable, "-m", "nd", *fresh.table]
     other = subprocess.Popen(command, cwd=fresh.own, env=environment(), stdout=subprocess.PIPE, text=True)
     try:
-        wait_for(lambda: any(is_locked(path) for path in (fresh.own / "runs" / "reconstruct").glob("*/.lock")), other)
+        wait_for(lambda: bool(working(fresh)), other)
+        other.send_signal(signal.SIGSTOP)
+        listing = fresh.succeed(*fresh.table, "dry_run=true").out
+        other.send_signal(signal.SIGCONT)
         own = fresh.succeed(*fresh.table)
         said, _ = other.communicate(timeout=120)
     finally:
         other.kill()
         other.wait()
     assert other.returncode == 0, said
-    for out in (own.out, said):
+    assert " being computed" in listing
+    for out in (listing, own.out, said):
         assert "FAILED" not in out
         assert "failed:" not in out
+    for out in (own.out, said):
         assert f"{N_RUNS} of {N_RUNS} runs done, 0 failed, 0 not begun" in out
-    assert "being computed" in own.out
     assert fresh.csv == undisturbed.csv
 
 
@@ -263,7 +249,6 @@ def processes_of(parent: int) -> list[int]:
     return found
 
 
-@pytest.mark.slow
 def test_a_sweep_that_was_disturbed_in_every_way_is_completed_exactly(undisturbed: Place, fresh: Place) -> None:
     """One job fails at run time, one process is killed, then the launcher; with joblib, on 2 workers."""
     broken = fresh.folder("kappa 1, eta 0.8")
@@ -323,7 +308,6 @@ def kill(pid: int) -> None:
         return
 
 
-@pytest.mark.slow
 def test_submitit_s_local_executor_gives_the_same_table(undisturbed: Place, fresh: Place) -> None:
     words = ["guidance.kappa=1,3", "guidance.eta=1"]
     done = fresh.succeed(*fresh.grid(*words, "hydra/launcher=submitit_local"))

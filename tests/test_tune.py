@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers_sweeps import WORDS, Place, breaking, copied, decoded
 
-from nd import tune as verb
-from nd.config import Config
 from nd.config.application import compose
-from nd.errors import UserError
 from nd.evaluation.scores import read_scores
 from nd.runs.folder import RunFolder
 from nd.sweeps.tuning import OF_PIXELS
-
-Compose = Callable[[Mapping[str, str]], Config]
 
 GRID = ["guidance.kappa=1,3", "guidance.eta=0.6,1"]
 POINTS = ["1 0.6", "1 1", "3 0.6", "3 1"]
@@ -46,23 +39,6 @@ def record(there: Place) -> dict[str, Any]:
     (path,) = (there.own / "results").glob("tune-*.json")
     found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return found
-
-
-def test_values_are_tried_as_they_were_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A number is a number, and a text that needs quotes keeps them."""
-    seen = list[tuple[float, str]]()
-
-    def search(study: Any, space: Any, composed: Compose, *_: Any) -> None:
-        for values in zip(*(one.values for one in space), strict=True):
-            cfg = composed({one.key: value for one, value in zip(space, values, strict=True)})
-            seen.append((cfg.guidance.eta, cfg.subject.roi))
-        raise UserError("enough")
-
-    monkeypatch.setattr(verb, "search", search)
-    words = ["experiment=scenes", f"paths.root={tmp_path}", "guidance.eta=0.2,1", "subject.roi=early,'early+ventral'"]
-    with pytest.raises(UserError, match="enough"):
-        verb.tune(words)
-    assert seen == [(0.2, "early"), (1.0, "early+ventral")]
 
 
 def test_the_best_of_a_grid_is_chosen_by_validation_images(fresh: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,29 +137,3 @@ def test_an_interval_is_searched_and_more_trials_go_on(fresh: Place, monkeypatch
     assert RunFolder.open(best, "evaluate").run_id == found["trials"][0]["run"]  # to the last digit of kappa
     for suffix in (".db", ".png"):
         assert len(list((fresh.own / "results").glob(f"tune-*{suffix}"))) == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        (["part=test", "seed=1,2"], "part=test: settings are chosen on validation images"),
-        (["part=val,test"], "part=val,test: settings are chosen on validation images"),
-        ([], "nothing to choose: give several values"),
-        (["guidance.kappa=interval(3,1)"], "guidance.kappa"),
-        (["guidance.kappa=tag(log,interval(0,1))"], "guidance.kappa: 0 to 1 is no interval on a logarithmic scale"),
-        (["seed=1,2", "tune.trials=0"], "tune.trials: 0 was given, wanted 1 or more"),
-    ],
-)
-def test_what_cannot_be_chosen_is_refused(words: list[str], wanted: str, decoded_scenes: Place, tmp_path: Path) -> None:
-    there = Place(decoded_scenes.root, tmp_path)
-    done = there.nd(*tune(there, *words))
-    assert done.code == 2
-    assert wanted in done.err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_optuna_the_extra_is_named(fresh: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    done = fresh.nd(*tune(fresh, *GRID))
-    assert done.code == 2
-    assert "pip install nd[tune]" in done.err

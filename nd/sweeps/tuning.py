@@ -116,8 +116,12 @@ def value_of(names: Sequence[str], scores: RunScores) -> float:
 
 
 def study_id(cfg: Config, space: Sequence[Swept]) -> str:
-    """Return what names a study: the run of the first values, the space, and the scores it goes by."""
-    return sha256_json([identity_of("evaluate", cfg), sorted(map(repr, space)), cfg.tune.scores, cfg.seed])
+    """Return what names a study: the run of the first values, the space, the scores it goes by, and what trials keep.
+
+    Studies whose trials keep other things are not gone on with. Their runs are found by identity, and cost nothing.
+    """
+    keeps = [RUN, MEANS, VALUES]
+    return sha256_json([identity_of("evaluate", cfg), sorted(map(repr, space)), cfg.tune.scores, cfg.seed, keeps])
 
 
 @contextmanager
@@ -172,7 +176,7 @@ def search(
         How many trials of this call failed.
 
     Raises:
-        UserError: the first trials of this call all failed, with the message of the last.
+        UserError: all trials failed and the study has none that did not, with the message of the last.
     """
     grid = list(product(*(one.values for one in space)))  # none where one has an interval
     known = {_point(one) for one in completed(study)}
@@ -192,8 +196,10 @@ def search(
         else:
             failures.append(outcome.message)
             say(f"{described(values)} FAILED: {outcome.message}")
-    if failures and done == n_before:
+    if failures and not done:
         raise UserError(f"{len(failures)} trials of this call failed, all. The study is kept. The last: {failures[-1]}")
+    if done == n_before and len(failures) == MOST_FAILURES:
+        say(f"stopped: the first {MOST_FAILURES} trials of this call have all failed")
     return len(failures)
 
 

@@ -7,9 +7,10 @@ nothing is lost of the others when a launcher loses one of its processes.
 from __future__ import annotations
 
 import io
+import logging
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from nd.locks import is_locked, locked
 from nd.run import ACTIONS, action_of
 from nd.runs.chain import Chain, Step, StepFailed, steps_of
 from nd.runs.folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 STOP = "stop"  # a file that keeps further jobs from beginning
 
@@ -54,11 +57,18 @@ def do(cfg: Config, chain: Chain, wait: bool = False) -> Outcome:
     except (StepFailed, UserError) as error:
         return Outcome("failed", time.monotonic() - begun, str(error))
     except Exception as error:  # outside of any step, which would have recorded it
-        folder = RunFolder.open(cfg, "evaluate")
-        folder.fail(error)
-        where = f" (traceback: {folder.path / 'status'})" if folder.failed else ""
-        return Outcome("failed", time.monotonic() - begun, f"{type(error).__name__}: {error}{where}")
+        return Outcome("failed", time.monotonic() - begun, _recorded(RunFolder.open(cfg, "evaluate"), error))
     return Outcome("done", time.monotonic() - begun)
+
+
+def _recorded(folder: RunFolder, error: Exception) -> str:
+    """Return what to say of an error; its traceback goes to the run folder, unless an earlier attempt has left one."""
+    where, new = "", folder.status == "new"
+    with suppress(UserError):  # on a full disk the first error is the one to show
+        folder.fail(error)
+        where = f" (traceback: {folder.path / 'status'})" if new and folder.failed else ""
+    log.debug("run failed", exc_info=error)
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def is_taken(steps: Sequence[Step]) -> bool:
