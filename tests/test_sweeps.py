@@ -269,8 +269,8 @@ def test_a_sweep_that_was_disturbed_in_every_way_is_completed_exactly(undisturbe
         left |= set(processes_of(sweep.pid))
         sweep.kill()
         sweep.wait()
-        assert "FAILED" in said.read_text("utf-8")
-        assert "LOST" not in said.read_text("utf-8")
+        assert "FAILED" in said.read_text(encoding="utf-8")
+        assert "LOST" not in said.read_text(encoding="utf-8")
         before = fresh.done
         assert n_before + 2 <= len(before) < N_RUNS - 1
     finally:
@@ -296,7 +296,7 @@ def working(there: Place) -> list[int]:
 
     found = []
     for path in (there.own / "runs" / "reconstruct").glob("*/.lock"):
-        if is_locked(path) and (text := path.read_text("utf-8")):
+        if is_locked(path) and (text := path.read_text(encoding="utf-8")):
             found.append(int(json.loads(text)["pid"]))
     return found
 

@@ -25,7 +25,9 @@ def test_a_failure_is_kept_at_once_and_the_others_go_on(fresh: Place, monkeypatc
 
     class Late(list[str]):
         def append(self, name: str) -> None:
-            statuses.extend(path.read_text("utf-8") for path in (fresh.own / "runs" / "evaluate").glob("*/status"))
+            statuses.extend(
+                path.read_text(encoding="utf-8") for path in (fresh.own / "runs" / "evaluate").glob("*/status")
+            )
             super().append(name)
 
     seen = Late()
@@ -106,4 +108,4 @@ def test_a_logger_shows_the_points_as_one_group(fresh: Place) -> None:
     ((names),) = (fresh.own / "runs" / "groups").glob("*.json")
     (table,) = (fresh.own / "results").glob("sweep-*.md")
     assert names.stem == table.stem
-    assert "seed=1" in names.read_text("utf-8")
+    assert "seed=1" in names.read_text(encoding="utf-8")

@@ -137,7 +137,7 @@ def test_a_launcher_that_is_not_there_is_told_with_the_extra_that_installs_it(
 def test_the_extras_install_the_launchers() -> None:
     import tomllib
 
-    declared = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))
+    declared = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
     extras = declared["project"]["optional-dependencies"]
     for package, _, extra in launching.PLUGINS.values():
         assert any(one.startswith(package) for one in extras[extra])

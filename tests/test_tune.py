@@ -37,7 +37,7 @@ def tune(there: Place, *words: str) -> list[str]:
 
 def record(there: Place) -> dict[str, Any]:
     (path,) = (there.own / "results").glob("tune-*.json")
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
