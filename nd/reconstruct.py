@@ -112,8 +112,14 @@ def sample_sweeps(cfgs: Sequence[Config]) -> None:
     """Sample every sweep over kappa and eta among some configurations; what fails is left to its own job to report."""
     for group in sweeps(cfgs):
         log.info("sampling %d points of guidance together", len(group))
+        sound = [folder for cfg in group if not (folder := RunFolder.open(cfg, "reconstruct")).failed]
         with suppress(UserError):
-            reconstruct_together(group)
+            try:
+                reconstruct_together(group)
+            except Exception:
+                for folder in sound:
+                    folder.take_back()
+                raise
 
 
 def own_inputs(inputs: dict[str, str], targets: Sequence[str]) -> dict[str, str]:

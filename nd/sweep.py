@@ -3,7 +3,7 @@
 TABLE is a spec (`experiments/<table>.yaml`) or its name; `key=1,2` adds a grid to it, or is one by itself (`table=`).
 Finished runs are skipped, interrupted ones go on, failed ones are tried again. `dry_run=true` lists the runs with their
 state and likely cost. A run that fails does not stop the others (with `fail_fast=true` it does): its traceback is in
-its run folder at once, its message on the terminal and below the table, and the exit code is 1. Runs that another
+its run folder at once and below the table, its message on the terminal, and the exit code is 1. Runs that another
 process is making are left to it, and waited for at the end.
 
 Runs are made here one after the other, with what points of guidance share sampled once; side by side on this machine
@@ -17,28 +17,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from textwrap import indent
 
-from nd.config.application import read_command
-from nd.config.overrides import quoted
-from nd.config.sweeps import set_up_logging
+from nd.config.application import Command, read_command
+from nd.config.overrides import Reading, quoted
+from nd.config.sweeps import Point, grouped, set_up_logging
 from nd.config.words import verb_of_command
 from nd.errors import UserError
-from nd.run import sum_up
+from nd.run import name_group, sum_up
 from nd.runs.catalogue import known_runs
-from nd.runs.chain import check_finished
+from nd.runs.chain import check_finished, traceback_of
 from nd.runs.folder import RunFolder
 from nd.sweeps.cost import cost_texts, costs, total_cost
 from nd.sweeps.launch import Sweep
 from nd.sweeps.listing import SweepRun, counted, listed, runs_of
+from nd.sweeps.tuning import space_of
 from nd.sweeps.work import Outcome, duration, first_line
-from nd.tables.loggers import check_logger, log_scores
+from nd.tables.loggers import announce_table, check_logger, log_scores
 from nd.tables.specs import rows_of
 
 
 def sweep(words: list[str]) -> int:
     """Do what is missing of a table or grid; returns the exit code."""
     command = read_command("sweep", named(words), rows_of)
+    refuse_intervals(words, command.reading)
     points = command.points()
     cfg, runs = points[0].cfg, runs_of(points)
     if not (cfg.table or command.reading.sweeps):
@@ -52,13 +56,38 @@ def sweep(words: list[str]) -> int:
         return 0
     check_logger(cfg)
     set_up_logging(command.reading.hydra)
-    begun, states = time.monotonic(), {run.id: run.state for run in runs}
+    return carried_out(in_a_group(command, points), command.reading.hydra)
+
+
+def in_a_group(command: Command, points: list[Point]) -> list[Point]:
+    """Return the points with the group in which a logger shows them: that of the grid, or their table."""
+    if not command.reading.sweeps:
+        announce_table(points[0].cfg, [run.entry.cfg for run in runs_of(points)])
+        return points
+    own = grouped(command.reading, command.compose, name_group)
+    return replace(command, own=own).points() if own else points
+
+
+def carried_out(points: list[Point], hydra: Sequence[str]) -> int:
+    """Do what is missing of some points and sum all of them up; returns the exit code."""
+    begun, runs = time.monotonic(), runs_of(points)
+    states = {run.id: run.state for run in runs}
     print(counted(states.values(), sum(len(run.points) for run in runs)))
     finished = {run.id: looked_at(run) for run in runs if states[run.id] == "done"}
     left = [run for run in runs if run.id not in finished]
-    outcomes = finished | Sweep(left, command.reading.hydra, cfg.fail_fast).do()
+    outcomes = finished | Sweep(left, hydra, points[0].cfg.fail_fast).do()
     sum_up(points)
     return close(runs, outcomes, time.monotonic() - begun)
+
+
+def refuse_intervals(words: Sequence[str], reading: Reading) -> None:
+    """Refuse values that are not listed: there is no end to the runs of an interval."""
+    intervals = [one.key for one in space_of(words, reading) if not one.values] if reading.sweeps else []
+    if intervals:
+        raise UserError(
+            f"{intervals[0]}: an interval has no values to run one after the other. List them"
+            f" ({intervals[0]}=1,2), or let nd tune choose within it."
+        )
 
 
 def named(words: Sequence[str]) -> list[str]:
@@ -80,11 +109,16 @@ def looked_at(run: SweepRun) -> Outcome:
 
 
 def close(runs: Sequence[SweepRun], outcomes: dict[str, Outcome], seconds: float) -> int:
-    """Print what did not go well, and how to go on; returns the exit code."""
+    """Print what did not go well with its traceback, and how to go on; returns the exit code."""
     failed = [run for run in runs if run.id in outcomes and outcomes[run.id].state != "done"]
     left = [run for run in runs if run.id not in outcomes]
+    shown = set[str]()
     for run in failed:
         print(f"{outcomes[run.id].state.upper()} {run.id} {run.label}: {first_line(outcomes[run.id].message)}")
+        trace = traceback_of(run.steps)
+        if trace and trace not in shown:  # of runs that failed alike once
+            print(indent(trace, "    "))
+        shown.add(trace)
     n_done = len(runs) - len(failed) - len(left)
     print(f"{n_done} of {len(runs)} runs done, {len(failed)} failed, {len(left)} not begun, in {duration(seconds)}")
     if failed or left:

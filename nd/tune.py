@@ -23,7 +23,7 @@ from nd.config.sweeps import set_up_logging
 from nd.config.words import verb_of_command
 from nd.errors import UserError
 from nd.files import atomic_path, write_json
-from nd.sweeps.tuning import MEANS, RUN, Swept, completed, described, opened, search, space_of, study_id
+from nd.sweeps.tuning import MEANS, RUN, VALUES, Swept, completed, described, opened, search, space_of, study_id
 from nd.tables.loggers import check_logger
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def tune(words: list[str]) -> int:
         return command.compose([*shared, *(f"{key}={value}" for key, value in values.items())])  # as typed
 
     with opened(stem.with_suffix(".db"), first.seed) as study:
-        search(study, space, composed, first.tune.trials, print)
+        n_failed = search(study, space, composed, first.tune.trials, print)
         record = recorded(study, first, shared)
         write_json(stem.with_suffix(".json"), record)
         draw(study, space, stem.with_suffix(".png"))
@@ -57,7 +57,9 @@ def tune(words: list[str]) -> int:
     print(f"use it: {record['command']}")
     for suffix in (".json", ".png", ".db"):
         print(f"wrote {stem.with_suffix(suffix)}")
-    return 0
+    if n_failed:
+        print(f"{n_failed} settings failed. The same command tries them again.")
+    return 1 if n_failed else 0
 
 
 def validation(words: Sequence[str]) -> list[str]:
@@ -86,7 +88,7 @@ def recorded(study: Study, cfg: Config, shared: Sequence[str]) -> dict[str, Any]
     unique = {one.user_attrs[RUN]: one for one in completed(study)}
     trials = sorted(unique.values(), key=lambda one: -(one.value or 0.0))
     words = [text for text in shared if text.partition("=")[0] not in OWN]
-    words += [f"{key}={value}" for key, value in trials[0].params.items()]
+    words += [f"{key}={value}" for key, value in trials[0].user_attrs[VALUES].items()]
     return {
         "part": cfg.part,
         "protocol": f"{cfg.protocol.name} v{cfg.protocol.version}",
@@ -94,7 +96,12 @@ def recorded(study: Study, cfg: Config, shared: Sequence[str]) -> dict[str, Any]
         "debug": cfg.debug.name,
         "command": shlex.join(["nd", "run", *words]),
         "trials": [
-            {"values": one.params, "value": one.value, "means": one.user_attrs[MEANS], "run": one.user_attrs[RUN]}
+            {
+                "values": one.user_attrs[VALUES],
+                "value": one.value,
+                "means": one.user_attrs[MEANS],
+                "run": one.user_attrs[RUN],
+            }
             for one in trials
         ],
     }

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers_config import data_settings
@@ -24,11 +24,15 @@ import torch
 from nd.config import BackboneConfig, Config
 from nd.data.prepared import data_folder
 
+if TYPE_CHECKING:
+    from helpers_sweeps import Place
+
 ROOT = Path(__file__).parent.parent
 LONGEST = [
     f"test_{name}.py"
     for name in (
         "experiments",
+        "sweeps",
         "readme",
         "notebooks",
         "training_distributed",
@@ -40,7 +44,13 @@ LONGEST = [
 
 
 # Files all of whose tests take long: `make test` leaves them to `make test-slow`.
-SLOW = [f"test_{name}.py" for name in ("cycle_training", "image_to_image_runs", "image_to_image_size", "roi_scenes")]
+SLOW = [
+    f"test_{name}.py"
+    for name in (
+        "cycle_training", "image_to_image_runs", "image_to_image_size", "roi_scenes", "sweeps", "sweeps_failures",
+        "sweeps_processes", "tune",
+    )
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -126,6 +136,14 @@ def linear_world(tiny_backbone_config: BackboneConfig, tmp_path_factory: pytest.
     from helpers_training import write_world
 
     return write_world(tmp_path_factory.mktemp("linear") / "world", tiny_backbone_config)
+
+
+@pytest.fixture(scope="session")
+def decoded_scenes(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Scenes in the smallest size with all that comes before guidance; see helpers_sweeps. Read only."""
+    from helpers_sweeps import decoded_world
+
+    return decoded_world(tmp_path_factory.mktemp("decoded"))
 
 
 @pytest.fixture

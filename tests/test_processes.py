@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers_commands import ROOT, environment
+from helpers_commands import environment
 from helpers_training import SMALL, curve_of
 
 from nd.config.application import compose
@@ -185,21 +185,3 @@ def children(pid: int) -> list[int]:
     ps = subprocess.check_output(["ps", "-A", "-o", "pid=,ppid="], text=True)
     pairs = [line.split() for line in ps.splitlines()]
     return sorted(int(one) for one, parent in pairs if int(parent) == pid)
-
-
-@pytest.mark.slow
-def test_jobs_of_a_sweep_start_their_own_processes_alone(linear_world: list[str], tmp_path: Path) -> None:
-    """One run folder for each job, in either strategy, and the sweep is not started again."""
-    few = ["training.pretrain=false", "training.epochs=1", "target=c", "trainer.devices=2"]
-    given = [*linear_world, *SMALL, *few, f"paths.runs={tmp_path}", "-m", "seed=1,2"]
-    for strategy, seeds in (("ddp", "seed=1,2"), ("auto", "seed=3,4")):
-        words = [*given[:-1], f"trainer.strategy={strategy}", seeds]
-        done = subprocess.run(
-            [sys.executable, "-m", "nd.train", *words], cwd=ROOT, env={**environment(), "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True, text=True, timeout=280,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("wrote 1 network at") == 2
-    statuses = [path.read_text(encoding="utf-8") for path in tmp_path.glob("train/*/status")]
-    assert statuses == ["done\n"] * 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train"]

@@ -49,7 +49,9 @@ SETUP = ("git clone", "cd ", "source ")
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 SHOWN = [name for name in EXPERIMENTS if any(line.startswith(f"nd run experiment={name}") for line in VERBS)]
 FORMS = ("nsd", "mindeye2")  # of files that Scenes can be written in
-LONG = ("method=neuraldiffuser", "method=takagi", "data=scenes_", "experiment=digits69")
+LONG = (
+    "method=neuraldiffuser", "method=takagi", "data=scenes_", "experiment=digits69", "nd sweep experiment=", "nd tune",
+)  # fmt: skip
 SMALL = ["debug=fast", "debug.limit_images=3", "trainer.progress=false"]
 
 

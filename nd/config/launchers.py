@@ -7,6 +7,9 @@ hands each to a cluster, ``submitit_local`` tries that out on this machine.
 from __future__ import annotations
 
 import importlib.util
+import os
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ PLUGINS = {  # launcher: the package that brings it, its module, our extra
     "submitit_local": ("hydra-submitit-launcher", "hydra_plugins.hydra_submitit_launcher", "slurm"),
     "submitit_slurm": ("hydra-submitit-launcher", "hydra_plugins.hydra_submitit_launcher", "slurm"),
 }
+LOOK_S = 0.5  # between looks at jobs that still run
 QUIET = "hydra.hydra_logging.root.level=WARNING"  # Hydra's own lines about jobs say nothing of them
 
 Task = Callable[[DictConfig], Any]
@@ -78,13 +82,13 @@ def _unsafe(name: str, overrides: Sequence[str], cfg: Config) -> Iterator[str]:
     devices = n_processes(cfg.trainer)  # may look for GPUs, which takes seconds
     one_after_the_other = "Leave hydra/launcher out: jobs then run one after the other"
     tasks = _last(overrides, "hydra.launcher.tasks_per_node", "1")
-    at_once = _last(overrides, "hydra.launcher.n_jobs", "-1")
+    n_jobs = _last(overrides, "hydra.launcher.n_jobs", "-1")
     if name.startswith("submitit") and tasks not in ("1", str(cfg.trainer.devices)):
         yield (
             f"hydra.launcher.tasks_per_node: {tasks} tasks of trainer.devices={cfg.trainer.devices} would each be a"
             " whole run, all of the same folder. Give as many tasks as devices, or leave tasks_per_node out."
         )
-    if name in ("joblib", "submitit_local") and at_once != "1":
+    if name in ("joblib", "submitit_local") and n_jobs != "1":
         if devices > 1:
             yield (
                 f"trainer.devices: with hydra/launcher={name} jobs run side by side, and each of them would take the"
@@ -113,6 +117,24 @@ def lost_job(error: Exception) -> UserError | None:
         " processes when memory runs out: then run fewer jobs at once. What was finished is kept; the same command"
         " again goes on from there."
     )
+
+
+def wait_for_others(error: Exception) -> None:
+    """Return once no job of a submitit launcher is waiting or at work any more.
+
+    Args:
+        error: what the launcher raised when it found that one of them had been killed.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):  # it hands its jobs to nobody
+        jobs = frame.f_locals.get("jobs")
+        for job in jobs if isinstance(jobs, list) and frame.f_code.co_name == "launch" else ():
+            while not job.done():
+                time.sleep(LOOK_S)
+
+
+def at_once(overrides: Sequence[str]) -> int:
+    """Return how many jobs a launcher may be given together, 0 for any: submitit's local one starts all it is given."""
+    return (os.cpu_count() or 1) if chosen_launcher(overrides) == "submitit_local" else 0
 
 
 def launch(task: Task, n_jobs: int, overrides: Sequence[str], folder: Path) -> None:

@@ -154,6 +154,7 @@ def _trainer(cfg: Config) -> Iterator[str]:
 
 def _logger(cfg: Config) -> Iterator[str]:
     yield from at_least(0, data=cfg.logger, names=("images",), key="logger")
+    yield from at_least(1, data=cfg.tune, names=("trials",), key="tune")
     if cfg.logger.group and not re.fullmatch(r"[\w.-]+", cfg.logger.group):  # it names a file, too
         yield f"logger.group: {cfg.logger.group!r} names a group; use letters, digits, '_', '-' and '.' alone."
 

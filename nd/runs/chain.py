@@ -136,21 +136,37 @@ def state_of(steps: Sequence[Step]) -> str:
     Args:
         steps: of the row.
     """
-    folders = [step.folder for step in steps if step.folder is not None]
-    if folders and folders[-1].done:
+    if steps[-1].folder is not None and steps[-1].folder.done:
         return "done"
-    predicted = any(folder.verb == "predict" and folder.done for folder in folders)
-    open_ = [folder for folder in folders if not folder.done and not (predicted and folder.verb == "train")]
+    open_ = [step.folder for step in open_steps(steps) if step.folder is not None]
     if any(folder.busy for folder in open_):
         return "being computed"
     statuses = {folder.status for folder in open_}
     return "failed" if "failed" in statuses else "interrupted" if "running" in statuses else "missing"
 
 
+def open_steps(steps: Sequence[Step]) -> list[Step]:
+    """Return the steps of a row whose run folders are still to be finished: of a finished prediction no mapper is.
+
+    Args:
+        steps: of the row.
+    """
+    if steps[-1].folder is not None and steps[-1].folder.done:
+        return []
+    found = [step for step in steps if step.folder is not None and not step.folder.done]
+    predicted = any(step.verb == "predict" and step.folder is not None and step.folder.done for step in steps)
+    return [step for step in found if not (predicted and step.verb == "train")]
+
+
+def traceback_of(steps: Sequence[Step]) -> str:
+    """Return the traceback of the first step of a row that failed; empty where none did."""
+    found = (step.folder.traceback for step in steps if step.folder is not None)
+    return next((text for text in found if text), "")
+
+
 def failure_of(steps: Sequence[Step]) -> str:
-    """Return the last line of the traceback of the first step of a row that failed; empty where none did."""
-    failures = (step.folder.failure for step in steps if step.folder is not None)
-    return next((failure for failure in failures if failure), "")
+    """Return the last line of that traceback."""
+    return traceback_of(steps).rpartition("\n")[2]
 
 
 class Chain:

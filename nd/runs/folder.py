@@ -115,10 +115,10 @@ class RunFolder:
         return self.path / ".lock"
 
     @property
-    def failure(self) -> str:
-        """The last line of a failed run's traceback; empty for any other."""
-        lines = (self.path / "status").read_text(encoding="utf-8").strip().splitlines() if self.failed else []
-        return lines[-1] if len(lines) > 1 else ""
+    def traceback(self) -> str:
+        """The traceback of a failed run; empty for any other."""
+        status = (self.path / "status").read_text(encoding="utf-8") if self.failed else ""
+        return status.strip().partition("\n")[2]
 
     @property
     def failed(self) -> bool:
@@ -129,6 +129,12 @@ class RunFolder:
         """Record an error that came before the run was begun; what an attempt has left is not touched."""
         if self.status == "new" and not self.busy:
             write_text(self.path / "status", _failed(error))
+
+    def take_back(self) -> None:
+        """Make an interrupted run of a failed one: what failed was no fault of its own."""
+        if self.failed:
+            with suppress(BusyError), locked(self.lock, str(self.path)):
+                write_text(self.path / "status", "running\n")
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from nd.config import Config
 from nd.config.check import build
 from nd.generate.components import sample_cost
 from nd.runs.catalogue import KnownRun
+from nd.runs.chain import open_steps
 from nd.sweeps.listing import SweepRun
 from nd.sweeps.work import duration
 
@@ -65,9 +66,7 @@ def costs(runs: Sequence[SweepRun], known: Iterable[KnownRun]) -> dict[str, floa
     """
     measured, counted, found = rates(known), set[str](), dict[str, float | None]()
     for run in runs:
-        open_ = [step for step in run.steps if step.folder is not None and not step.folder.done]
-        if run.state == "done":
-            open_ = []
+        open_ = open_steps(run.steps)
         own = [step for step in open_ if step.key not in counted]
         counted |= {step.key for step in own}
         rated = [(measured.get(kind_of(step.verb, step.cfg)), units(step.verb, step.cfg)) for step in own]

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from nd.config.launchers import LOCAL, chosen_launcher, launch, lost_job
+from nd.config.launchers import LOCAL, at_once, chosen_launcher, launch, lost_job, wait_for_others
 from nd.config.sweeps import NOTES, new_folder
 from nd.errors import UserError
 from nd.run import ACTIONS, action_of, share
@@ -20,7 +19,7 @@ from nd.runs.chain import Chain
 from nd.sweeps.listing import SweepRun
 from nd.sweeps.work import Jobs, Notes, Outcome, do, duration, first_line
 
-ATTEMPTS = 2  # of a run whose process was killed: with joblib it may have been another's
+LOST = "its process was killed. Systems end processes when memory runs out: then run fewer jobs at once"
 LOOK_S = 0.5  # between looks at what jobs have noted, and at runs of other processes
 Say = Callable[[str], None]
 
@@ -99,21 +98,31 @@ class Sweep:
             self._ended(run, do(run.entry.cfg, self.chain))
 
     def _elsewhere(self, runs: Sequence[SweepRun]) -> None:
-        """Do runs as jobs. Where a process is lost, the others of joblib are too: each is begun again, once."""
-        left, attempts = list(runs), Counter[str]()
-        while left and not self._stopped:
-            with new_folder(left[0].entry.cfg) as folder:
+        """Do runs as jobs, and those again, each alone, that were at work when a process was lost.
+
+        With joblib one process that is killed takes the others with it; which one it was shows when they run alone.
+        """
+        size = at_once(self.hydra) or len(runs)
+        batches = [list(runs[k : k + size]) for k in range(0, len(runs), size)]
+        while batches and not self._stopped:
+            batch = batches.pop(0)
+            with new_folder(batch[0].entry.cfg) as folder:
                 notes = Notes(folder / NOTES)
                 notes.folder.mkdir(parents=True)
-                lost = self._launched(left, folder, notes)
-                attempts.update(run.id for k, run in enumerate(left) if notes.begun(k))
-            if lost is not None and not any(attempts[run.id] for run in left):
+                lost = self._launched(batch, folder, notes)
+                begun = {run.id for k, run in enumerate(batch) if notes.begun(k)}
+                stopped = notes.stopped
+            left = [run for run in batch if run.id not in self.outcomes]
+            if lost is None or not left or stopped:
+                continue
+            if chosen_launcher(self.hydra) != "joblib" or len(batch) == 1:
+                for run in left:
+                    self._ended(run, Outcome("lost", message=LOST))
+            elif not begun:
                 raise lost
-            for run in left:
-                if run.id not in self.outcomes and attempts[run.id] >= ATTEMPTS:
-                    self._ended(run, Outcome("lost", message="its process was killed, more than once"))
-            again = lost is not None and chosen_launcher(self.hydra) == "joblib"
-            left = [run for run in left if again and run.id not in self.outcomes]
+            else:
+                others = [run for run in left if run.id not in begun]
+                batches = [*([run] for run in left if run.id in begun), *([others] if others else []), *batches]
 
     def _launched(self, runs: Sequence[SweepRun], folder: Path, notes: Notes) -> UserError | None:
         """Hand runs to the launcher and note how they end; returns what to say where it lost a process."""
@@ -127,7 +136,8 @@ class Sweep:
                 lost = lost_job(error)
                 if lost is None:
                     raise
-                while any(notes.alive(k) for k in range(len(runs))):  # jobs beside the lost one go on
+                wait_for_others(error)
+                while any(notes.alive(k) for k in range(len(runs))):
                     time.sleep(LOOK_S)
                 return lost
             except BaseException:

@@ -12,6 +12,7 @@ from nd.config.sweeps import Point
 from nd.run import entries_of
 from nd.runs.chain import STATES, Step, failure_of, state_of, steps_of
 from nd.runs.identity import run_id
+from nd.sweeps.work import is_taken
 from nd.tables.specs import Entry
 
 Values = dict[str, str]
@@ -41,9 +42,8 @@ class SweepRun:
 
     @property
     def taken(self) -> bool:
-        """Whether a live process is making its images or scores; steps that runs share are waited for instead."""
-        last = [step.folder for step in self.steps[-2:] if step.folder is not None]
-        return not last[-1].done and any(folder.busy for folder in last)
+        """Whether another process is making it."""
+        return is_taken(self.steps)
 
     @property
     def label(self) -> str:
@@ -84,8 +84,10 @@ def counted(states: Iterable[str], n_points: int) -> str:
     """Say how many runs are in which state.
 
     >>> counted(["done", "missing", "done"], 4)
-    '4 points, 3 runs: 2 done, 1 missing'
+    '4 points, 3 runs: 2 done, 1 missing; points that are the same run are done once'
     """
     found = Counter(states)
     parts = [f"{found[state]} {state}" for state in STATES if found[state]]
-    return f"{n_points} points, {sum(found.values())} runs: {', '.join(parts)}"
+    n_runs = sum(found.values())
+    same = "; points that are the same run are done once" if n_runs < n_points else ""
+    return f"{n_points} points, {n_runs} runs: {', '.join(parts)}{same}"

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 # Fidelity of pixels and identification at three levels count alike; a protocol without these levels chooses by pixels.
 USUAL, OF_PIXELS = ("pixcorr", "ssim", "two_way_low", "two_way_mid", "two_way_high"), ("pixcorr", "two_way_pixels")
-RUN, MEANS = "run", "means"  # what a trial remembers beside its settings
-MOST_FAILURES = 3  # in one call, before something is taken to be wrong with all
+RUN, MEANS, VALUES = "run", "means", "values"  # what a trial remembers beside its settings
+MOST_FAILURES = 3  # at the beginning of a call, before something is taken to be wrong with all
+Point = tuple[str, ...]  # a value for every key of a space, as typed
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,12 @@ def value_of(names: Sequence[str], scores: RunScores) -> float:
 
 
 def study_id(cfg: Config, space: Sequence[Swept]) -> str:
-    """Return what names a study: the run of the first values, the space, and the scores it goes by."""
-    return sha256_json([identity_of("evaluate", cfg), sorted(map(repr, space)), cfg.tune.scores, cfg.seed])
+    """Return what names a study: the run of the first values, the space, the scores it goes by, and what trials keep.
+
+    Studies whose trials keep other things are not gone on with. Their runs are found by identity, and cost nothing.
+    """
+    keeps = [RUN, MEANS, VALUES]
+    return sha256_json([identity_of("evaluate", cfg), sorted(map(repr, space)), cfg.tune.scores, cfg.seed, keeps])
 
 
 @contextmanager
@@ -157,8 +162,8 @@ def search(
     compose: Callable[[Mapping[str, str]], Config],
     n_trials: int,
     say: Callable[[str], None],
-) -> None:
-    """Try settings until the study has enough trials; of values that are all listed, every combination at most once.
+) -> int:
+    """Try settings until the study has enough; of values that are all listed, every combination at most once a call.
 
     Args:
         study: goes on from the trials that it has.
@@ -167,44 +172,102 @@ def search(
         n_trials: wanted, with those that are done.
         say: takes a line for every trial.
 
+    Returns:
+        How many trials of this call failed.
+
     Raises:
-        UserError: the first trials of this call all fail, with the message of the last.
+        UserError: all trials failed and the study has none that did not, with the message of the last.
+    """
+    grid = list(product(*(one.values for one in space)))  # none where one has an interval
+    known = {_point(one) for one in completed(study)}
+    done, n_trials = len(known if grid else completed(study)), min(n_trials, len(grid) or n_trials)
+    chain, failures, n_before = quiet_chain(), list[str](), done
+    while done < n_trials and len(failures) < (MOST_FAILURES if done == n_before else n_trials):
+        proposed = _proposed(study, space, [point for point in grid if point not in known], n_trials - done)
+        if proposed is None:  # what is left has failed
+            break
+        trial, values = proposed
+        outcome = score(values, compose, chain, trial)
+        known.add(tuple(values.values()))
+        if outcome.state == "done":
+            done += 1
+            value, best = study.trials[trial.number].value, study.best_value
+            say(f"{done} of {n_trials}: {described(values)}: {value:.4f} (best {best:.4f})")
+        else:
+            failures.append(outcome.message)
+            say(f"{described(values)} FAILED: {outcome.message}")
+    if failures and not done:
+        raise UserError(f"{len(failures)} trials of this call failed, all. The study is kept. The last: {failures[-1]}")
+    if done == n_before and len(failures) == MOST_FAILURES:
+        say(f"stopped: the first {MOST_FAILURES} trials of this call have all failed")
+    return len(failures)
+
+
+def _proposed(
+    study: Study, space: Sequence[Swept], left: Sequence[Point], n_wanted: int
+) -> tuple[Trial, dict[str, str]] | None:
+    """Return the next trial with its values as typed.
+
+    Args:
+        study: proposes.
+        space: keys to choose.
+        left: where all values are listed, the combinations to choose from.
+        n_wanted: trials still to be made; where that is all of ``left`` they come in order, what failed before last.
+
+    Returns:
+        None where all values are listed and nothing is left.
     """
     from optuna.trial import TrialState
 
-    grid = list(product(*(one.values for one in space)))  # none where one has an interval
-    if 0 < len(grid) <= n_trials:
-        n_trials = len(grid)
-        for point in grid:
-            study.enqueue_trial({one.key: value for one, value in zip(space, point, strict=True)}, skip_if_exists=True)
-    chain, failures, done = quiet_chain(), list[str](), len(completed(study))
-    while done < n_trials and len(failures) < MOST_FAILURES:
+    listed = all(one.values for one in space)
+    if listed and not left:
+        return None
+    failed = {_point(one) for one in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))}
+    left = sorted(left, key=lambda point: point in failed)
+    if listed and len(left) <= n_wanted:
+        study.enqueue_trial({one.key: value for one, value in zip(space, left[0], strict=True)})
+    while True:
         trial = study.ask()
         values = {one.key: one.suggest(trial) for one in space}
-        outcome = score(compose(values), chain, trial)
-        if isinstance(outcome, Outcome):
-            study.tell(trial, state=TrialState.FAIL)
-            failures.append(outcome.message)
-            say(f"{described(values)} FAILED: {outcome.message}")
-        else:
-            study.tell(trial, outcome)
-            done += 1
-            say(f"{done} of {n_trials}: {described(values)}: {outcome:.4f} (best {study.best_value:.4f})")
-    if len(failures) == MOST_FAILURES:
-        raise UserError(f"{MOST_FAILURES} trials of this call failed; the study is kept. The last one: {failures[-1]}")
+        if not listed or tuple(values.values()) in left:
+            trial.set_user_attr(VALUES, values)
+            return trial, values
+        study.tell(trial, state=TrialState.FAIL)  # it is known already
+        study.enqueue_trial({one.key: value for one, value in zip(space, left[0], strict=True)})
 
 
-def score(cfg: Config, chain: Chain, trial: Trial) -> float | Outcome:
-    """Return the value of one trial, or what became of its run where that has no scores."""
-    outcome = do(cfg, chain)
+def _point(trial: FrozenTrial) -> Point:
+    return tuple(trial.user_attrs.get(VALUES, {}).values())
+
+
+def score(
+    values: Mapping[str, str], compose: Callable[[Mapping[str, str]], Config], chain: Chain, trial: Trial
+) -> Outcome:
+    """Do the run of one trial, tell the study what it is worth, and return what became of it.
+
+    Args:
+        values: of the trial, as typed.
+        compose: makes the configuration of them.
+        chain: remembers steps that trials share.
+        trial: is told the run and the scores, too.
+    """
+    from optuna.trial import TrialState
+
+    try:
+        cfg = compose(values)
+        outcome = do(cfg, chain, wait=True)
+    except UserError as error:  # values that each are sound, but not together
+        outcome = Outcome("failed", message=str(error))
     if outcome.state != "done":
+        trial.study.tell(trial, state=TrialState.FAIL)
         return outcome
     folder = RunFolder.open(cfg, "evaluate")
     scores = read_scores(folder.path)
     names = chosen_scores(cfg.tune.scores, scores)
     trial.set_user_attr(RUN, folder.run_id)
     trial.set_user_attr(MEANS, {name: scores.scores[name].mean for name in names})
-    return value_of(names, scores)
+    trial.study.tell(trial, value_of(names, scores))
+    return outcome
 
 
 def completed(study: Study) -> list[FrozenTrial]:

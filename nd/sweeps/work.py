@@ -7,9 +7,10 @@ nothing is lost of the others when a launcher loses one of its processes.
 from __future__ import annotations
 
 import io
+import logging
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from nd.config import Config
-from nd.config.application import compose
+from nd.config.application import derive
 from nd.errors import UserError
 from nd.files import read_json, write_json
 from nd.locks import is_locked, locked
 from nd.run import ACTIONS, action_of
-from nd.runs.chain import Chain, StepFailed, steps_of
+from nd.runs.chain import Chain, Step, StepFailed, steps_of
+from nd.runs.folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 STOP = "stop"  # a file that keeps further jobs from beginning
 
@@ -37,22 +41,40 @@ class Outcome:
     message: str = ""
 
 
-def do(cfg: Config, chain: Chain) -> Outcome:
-    """Do what is missing of a run.
+def do(cfg: Config, chain: Chain, wait: bool = False) -> Outcome:
+    """Do what is missing of a run. Nothing that goes wrong is raised: the other runs of a sweep do not depend on it.
 
     Args:
         cfg: of the run.
         chain: remembers steps that runs share.
+        wait: for another process that is at it, instead of leaving the run to that one.
     """
     steps, begun = steps_of(cfg), time.monotonic()
-    last = [step.folder for step in steps[-2:] if step.folder is not None]
-    if not last[-1].done and any(folder.busy for folder in last):
+    if not wait and is_taken(steps):
         return Outcome("taken")
     try:
         chain.run_row(steps)
     except (StepFailed, UserError) as error:
         return Outcome("failed", time.monotonic() - begun, str(error))
+    except Exception as error:  # outside of any step, which would have recorded it
+        return Outcome("failed", time.monotonic() - begun, _recorded(RunFolder.open(cfg, "evaluate"), error))
     return Outcome("done", time.monotonic() - begun)
+
+
+def _recorded(folder: RunFolder, error: Exception) -> str:
+    """Return what to say of an error; its traceback goes to the run folder, unless an earlier attempt has left one."""
+    where, new = "", folder.status == "new"
+    with suppress(UserError):  # on a full disk the first error is the one to show
+        folder.fail(error)
+        where = f" (traceback: {folder.path / 'status'})" if new and folder.failed else ""
+    log.debug("run failed", exc_info=error)
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def is_taken(steps: Sequence[Step]) -> bool:
+    """Whether a live process is making the images or scores of a run; steps that runs share are waited for instead."""
+    last = [step.folder for step in steps[-2:] if step.folder is not None]
+    return not last[-1].done and any(folder.busy for folder in last)
 
 
 def quiet_chain() -> Chain:
@@ -83,6 +105,11 @@ class Notes:
         """Whether a job has begun."""
         return self.lock(k).is_file()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether no further job may begin."""
+        return (self.folder / STOP).exists()
+
     def stop(self) -> None:
         """Let no further job begin."""
         (self.folder / STOP).touch()
@@ -99,7 +126,7 @@ class Jobs:
     def __call__(self, _: DictConfig) -> Any:
         """Do one run, and note what became of it."""
         k = int(HydraConfig.get().job.num)
-        if (self.notes.folder / STOP).exists():
+        if self.notes.stopped:
             return
         with locked(self.notes.lock(k), f"job {k}"), redirect_stdout(io.StringIO()):
             outcome = self._outcome(k)
@@ -108,8 +135,8 @@ class Jobs:
             write_json(self.notes.folder / f"{k}.json", asdict(outcome))
 
     def _outcome(self, k: int) -> Outcome:
-        try:
-            return do(compose(self.overrides[k]), quiet_chain())
+        try:  # as rows are composed: what was given for other rows alone is passed over
+            return do(derive(Config(overrides=list(self.overrides[k]))), quiet_chain())
         except Exception as error:  # no job may take a launcher with it
             return Outcome("failed", message=f"{type(error).__name__}: {error}")
 
