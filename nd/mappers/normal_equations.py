@@ -94,9 +94,14 @@ def normal_equations(voxels_NV: Tensor, n_feat: int, penalty: float) -> Equation
     Raises:
         UserError: the penalty is so small beside the voxels' squares that float64 cannot solve them.
     """
+    x = bordered(voxels_NV)
+    return Selecting(x, n_feat, penalty) if n_feat < voxels_NV.shape[1] else Sharing(x, penalty)
+
+
+def bordered(voxels_NV: Tensor) -> Tensor:
+    """Return voxels and a column of ones, (N, V + 1) float64."""
     ones_N1 = torch.ones(len(voxels_NV), 1, dtype=torch.float64, device=voxels_NV.device)
-    bordered = torch.cat([voxels_NV.double(), ones_N1], dim=1)
-    return Selecting(bordered, n_feat, penalty) if n_feat < voxels_NV.shape[1] else Sharing(bordered, penalty)
+    return torch.cat([voxels_NV.double(), ones_N1], dim=1)
 
 
 class Selecting:
@@ -104,12 +109,17 @@ class Selecting:
 
     def __init__(self, bordered: Tensor, n_feat: int, penalty: float) -> None:
         """bordered: (N, V + 1) float64, the voxels and a column of ones; n_feat: below V."""
-        self.bordered, self.n_feat = bordered, n_feat
+        self.bordered, self.n_feat, self.penalty = bordered, n_feat, 0.0
         self.gram = gram(bordered.T)
-        self.gram.diagonal().add_(penalty)
+        self.use(n_feat, penalty)
         voxels_NV = bordered[:, :-1]
         self.mean_V, variance_V = voxels_NV.mean(0), voxels_NV.var(0, correction=0)
         self.per_spread_V = torch.where(variance_V < STILL, 0, variance_V.rsqrt())
+
+    def use(self, n_feat: int, penalty: float) -> None:
+        """Go on with another number of voxels, below V, and another penalty."""
+        self.gram.diagonal().add_(penalty - self.penalty)
+        self.n_feat, self.penalty = n_feat, penalty
 
     def solve(self, targets_NK: Tensor) -> Solution:
         """Choose the voxels of every column and solve its equations."""
