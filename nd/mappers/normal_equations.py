@@ -6,7 +6,9 @@ With X the voxels and a column of ones appended, a column y of the targets has t
 
 where S holds the `n_feat` voxels of largest absolute Pearson correlation with y, and the ones: the bias is penalised
 like any other coefficient. As in KamitaniLab/PyFastL2LiR 0.11 (fastl2lir/fastl2lir.py), with the voxels and targets as
-they are given. X'X is made once, in float64; the equations of many columns are cut from it and solved together.
+they are given. X'X is made once, in float64; the equations of many columns are cut from it and solved together. Where
+a column has more voxels than there are images, the same coefficients come of as many equations as there are images:
+w[S] = X_S' (X_S X_S' + penalty I)^-1 y.
 
 Shapes: N images, V voxels, P target columns, K columns of a block, F chosen voxels of a column, M rows of X'X.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -109,16 +112,22 @@ class Selecting:
 
     def __init__(self, bordered: Tensor, n_feat: int, penalty: float) -> None:
         """bordered: (N, V + 1) float64, the voxels and a column of ones; n_feat: below V."""
-        self.bordered, self.n_feat, self.penalty = bordered, n_feat, 0.0
-        self.gram = gram(bordered.T)
-        self.use(n_feat, penalty)
+        self.bordered, self.n_feat, self.penalty = bordered, n_feat, penalty
         voxels_NV = bordered[:, :-1]
         self.mean_V, variance_V = voxels_NV.mean(0), voxels_NV.var(0, correction=0)
         self.per_spread_V = torch.where(variance_V < STILL, 0, variance_V.rsqrt())
 
+    @cached_property
+    def gram(self) -> Tensor:
+        """The products of all voxels, (V + 1, V + 1), the penalty on the diagonal."""
+        products = gram(self.bordered.T)
+        products.diagonal().add_(self.penalty)
+        return products
+
     def use(self, n_feat: int, penalty: float) -> None:
         """Go on with another number of voxels, below V, and another penalty."""
-        self.gram.diagonal().add_(penalty - self.penalty)
+        if "gram" in vars(self):
+            self.gram.diagonal().add_(penalty - self.penalty)
         self.n_feat, self.penalty = n_feat, penalty
 
     def solve(self, targets_NK: Tensor) -> Solution:
@@ -128,7 +137,10 @@ class Selecting:
         chosen_KF = self._choose(products[:, :-1], targets_NK.sum(0))
         bias_K1 = torch.full_like(chosen_KF[:, :1], products.shape[1] - 1)
         places = torch.cat([chosen_KF, bias_K1], dim=1)
-        solved = solve_cuts(self.gram, places, products.gather(1, places))
+        if len(self.bordered) <= self.n_feat:
+            solved = solve_over_images(self.bordered, places, targets_NK, self.penalty)
+        else:
+            solved = solve_cuts(self.gram, places, products.gather(1, places))
         return Solution(chosen_KF, solved[:, :-1], solved[:, -1])
 
     def _choose(self, products_KV: Tensor, sums_K: Tensor) -> Tensor:
@@ -205,6 +217,30 @@ def solve_batches(matrix_MM: Tensor, places_KF: Tensor, right_KF: Tensor) -> Ten
         _check(bool(failed.any()))
         half = torch.linalg.solve_triangular(factors, right[:, :, None], upper=False)
         solved.append(torch.linalg.solve_triangular(factors.mT, half, upper=True)[:, :, 0])
+    return torch.cat(solved)
+
+
+def solve_over_images(bordered_NM: Tensor, places_KF: Tensor, targets_NK: Tensor, penalty: float) -> Tensor:
+    """Return the coefficients (K, F) of columns that use at least as many voxels as there are images, on any device.
+
+    Args:
+        bordered_NM: (N, M) float64, the voxels and a column of ones.
+        places_KF: (K, F) int64 of these that each of the K columns uses, N at most F.
+        targets_NK: (N, K) float64.
+        penalty: on the diagonal.
+
+    Raises:
+        UserError: as for `solve_cuts`.
+    """
+    step = max(1, TOGETHER // (len(bordered_NM) * places_KF.shape[1]))
+    solved = []
+    for places, targets_Nk in zip(places_KF.split(step), targets_NK.split(step, dim=1), strict=True):
+        voxels_kNF = bordered_NM.T[places].mT
+        products_kNN = voxels_kNF @ voxels_kNF.mT
+        products_kNN.diagonal(dim1=1, dim2=2).add_(penalty)
+        factors, failed = torch.linalg.cholesky_ex(products_kNN)
+        _check(bool(failed.any()))
+        solved.append((voxels_kNF.mT @ torch.cholesky_solve(targets_Nk.T[:, :, None], factors))[:, :, 0])
     return torch.cat(solved)
 
 
