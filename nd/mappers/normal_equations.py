@@ -32,6 +32,7 @@ from nd.mappers.ridge_solver import gram
 STILL = 1e-8  # variance below which a voxel correlates with nothing, as in fastl2lir.py
 BLOCK_NUMBERS = 1 << 23  # numbers of one block of targets, or of its products with the voxels: 64 MiB in float64
 TOGETHER = 1 << 27  # numbers of the systems of one batch: 1 GiB in float64
+CACHED = 1 << 21  # numbers of the voxels of one batch: 16 MiB, which the system need not map anew for each
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def solve_over_images(bordered_NM: Tensor, places_KF: Tensor, targets_NK: Tensor
     Raises:
         UserError: as for `solve_cuts`.
     """
-    step = max(1, TOGETHER // (len(bordered_NM) * places_KF.shape[1]))
+    step = max(1, CACHED // (len(bordered_NM) * places_KF.shape[1]))
     solved = []
     for places, targets_Nk in zip(places_KF.split(step), targets_NK.split(step, dim=1), strict=True):
         voxels_kNF = bordered_NM.T[places].mT

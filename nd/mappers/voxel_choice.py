@@ -9,7 +9,6 @@ Shapes: N training images, M validation images, V voxels, K sampled columns.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -23,8 +22,6 @@ from nd.errors import UserError
 from nd.mappers.base import Columns, FoldData
 from nd.mappers.normal_equations import Selecting, Sharing, Solution, bordered
 from nd.mappers.statistics import column_statistics, standardised
-
-log = logging.getLogger(__name__)
 
 SAMPLED = 64  # columns, evenly spaced: of every layer some
 
@@ -49,9 +46,16 @@ class Choice:
         """Return the setting that leaves least."""
         return min(self.tried, key=lambda one: one.unexplained)
 
+    @property
+    def at_end(self) -> bool:
+        """Whether the best penalty is the smallest or largest of several, so that one beyond may do better."""
+        penalties = {one.penalty for one in self.tried}
+        return len(penalties) > 1 and self.best.penalty in (min(penalties), max(penalties))
+
     def details(self) -> dict[str, object]:
         """Return everything as plain JSON values."""
-        return {"chosen": asdict(self.best), "tried": [asdict(one) for one in self.tried]}
+        tried = [asdict(one) for one in self.tried]
+        return {"chosen": asdict(self.best) | {"at_end": self.at_end}, "tried": tried}
 
 
 def choose(
@@ -87,7 +91,6 @@ def choose(
         Tried(min(n_feat, train_NV.shape[1]), penalty, unexplained(solution, val_MV, wanted_MK))
         for n_feat, penalty, solution in solutions(train_NV, known_NK, n_feats, penalties)
     )
-    _tell(Choice(tried), penalties)
     return Choice(tried)
 
 
@@ -124,13 +127,3 @@ def unexplained(solution: Solution, val_MV: Tensor, wanted_MK: Tensor) -> float:
         predicted_MK = torch.stack([val_MV[:, voxels] @ weights for voxels, weights in columns], dim=1)
     left_K = (predicted_MK + solution.bias - wanted_MK).square().sum(0)
     return float((left_K / wanted_MK.square().sum(0).clamp(min=1e-12)).mean())
-
-
-def _tell(choice: Choice, penalties: Sequence[float]) -> None:
-    best = choice.best
-    log.info(
-        "chosen on the validation images: %d voxels, penalty %g (unexplained %.3f)",
-        best.n_feat, best.penalty, best.unexplained,
-    )  # fmt: skip
-    if len(penalties) > 1 and best.penalty in (min(penalties), max(penalties)):
-        log.warning("the best of mapper.penalties lies at the end of the list; a wider list may do better")
