@@ -485,6 +485,7 @@ def test_what_has_no_effect_is_a_warning(
     assert f"nd {verb}: warning: {wanted}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_presets_alone_warn_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     for method, experiment in paired("scenes", "digits69"):
         check("predict", [f"experiment={experiment}", f"method={method}", "debug=fast"])

@@ -465,7 +465,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("limit", [9_000, 40_000, 60_000, 105_000])
+@pytest.mark.parametrize(
+    "limit", [9_000, 60_000, *(pytest.param(n, marks=pytest.mark.slow) for n in (40_000, 105_000))]
+)
 def test_disk_full_during_prepare(made: Path, tmp_path: Path, limit: int) -> None:
     """The system lets no file grow beyond a limit, as a full disk would; HDF5 fails wherever it happens to be."""
     overrides = [

@@ -173,7 +173,7 @@ def test_who_watches_sees_every_part_and_the_end(backbone: Backbone, cfg: Config
 def test_plans_change_no_picture(backbone: Backbone, cfg: Config) -> None:
     given = inputs(3)
     (whole,) = GuidedSampler(backbone, cfg).sample(*given)
-    for plan in (Plan(1, 1, 1), Plan(4, 3, 2, checkpoint=True)):
+    for plan in (Plan(1, 1, 1), Plan(4, 3, 2, checkpoint=1)):
         sampler = GuidedSampler(backbone, cfg)
         sampler.use(plan)
         (cut,) = sampler.sample(*given)
@@ -196,7 +196,7 @@ def test_need_is_what_stays_alive_for_the_backward_pass() -> None:
 def test_budget_decides_batches_and_recomputing(backbone: Backbone, cfg: Config) -> None:
     sampler = GuidedSampler(backbone, cfg)
     assert plan_for(sampler, 0) == sampler.plan  # room enough
-    needs, lean = (needs_of(empty_copy(sampler), checkpoint=again) for again in (False, True))
+    needs, lean = (needs_of(empty_copy(sampler), checkpoint=again) for again in (0, 1))
     assert lean["guided"].each < needs["guided"].each
     tight = plan_for(sampler, (1.15 * (needs["guided"].fixed + 1.2 * needs["guided"].each) + weights(backbone)) / 1e9)
     assert tight.checkpoint
@@ -306,14 +306,14 @@ def test_runs_of_a_sweep_keep_the_plans_they_began_with(folder: list[str], monke
     begun, fresh = (compose([*folder, f"guidance.kappa={kappa}"]) for kappa in (0.3, 0.6))
     parts = Parts(RunFolder.open(begun, "reconstruct").path / "parts")
     with suppress(KeyboardInterrupt), RunFolder.open(begun, "reconstruct").writing(begun):
-        parts.record(Plan(1, 2, 1, checkpoint=True))
+        parts.record(Plan(1, 2, 1, checkpoint=1))
         parts.write([8], np.zeros((1, 2, 16, 16, 3), np.uint8))
         raise KeyboardInterrupt
     verb.reconstruct_together([begun, fresh])
     assert not pictures(begun)[0].any()  # finished before
     assert all(made.any() for made in pictures(begun)[1:])
     used = [Plan(**RunFolder.open(one, "reconstruct").manifest["execution"]["plan"]) for one in (begun, fresh)]
-    assert used == [Plan(1, 2, 1, checkpoint=True), Plan(2, 2, 2)]
+    assert used == [Plan(1, 2, 1, checkpoint=1), Plan(2, 2, 2)]
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_memory_of_512_px_decides_how_many_images_move_together() -> None:
     weights = weight_bytes(sampler.sampler)
     decoder = sum(p.numel() for p in sampler.sampler.backbone.vae.parameters())
     assert weights == 4 * (859_520_964 + 267_239_360 + decoder)
-    needs = needs_of(sampler.sampler, checkpoint=False)
+    needs = needs_of(sampler.sampler)
     assert needs["decode"].each > needs["plain"].each > 2 * 4096 * 8 * 320 * 4  # the gated layer of 64 x 64
     plan = sampler.plan_for([120])  # of which 8 and 3 leave none over
     room = (8e9 - weights) / UNSEEN

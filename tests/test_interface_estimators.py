@@ -122,6 +122,7 @@ def test_one_column_is_a_vector_and_columns_do_not_mix(brain: tuple[Any, ...]) -
         (nd.Ridge(rescale="test"), "'none' or 'train'"),
         (nd.Ridge(alpha_per="voxel"), "Allowed: group, column"),
         (nd.FastL2LiR(n_feat=0), "1 or more voxels"),
+        (nd.FastL2LiR(penalty=0.0), "a positive penalty"),
         (nd.FastL2LiR(penalty="much"), "wanted a number"),
     ],
     ids=str,

@@ -287,8 +287,8 @@ def test_fewer_voxels_than_wanted_are_all_used(caplog: pytest.LogCaptureFixture)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_feat": 0}, r"mapper.n_feat=0: 1 or more voxels are needed"),
-        ({"penalty": 0.0}, r"mapper.penalty=0.0: a positive number is needed"),
+        ({"n_feat": -1}, r"mapper.n_feat=-1: voxels for each column, 1 or more, are needed; 0: chosen"),
+        ({"penalty": -1.0}, r"mapper.penalty=-1.0: a positive number is needed, or 0 \(chosen\)"),
     ],
 )
 def test_settings_that_mean_nothing(change: dict[str, Any], message: str) -> None:

@@ -162,10 +162,9 @@ def test_computing_again_changes_memory_and_not_gradients(backbone: Backbone) ->
     noise, found, bytes_of = torch.zeros_like(z), {}, {}
     for recompute in (True, False):
         engine = sampler(backbone, steps=6)
-        engine.recompute = recompute
+        engine.use(Plan(20, 40, 20, checkpoint=int(recompute)))
         found[recompute] = engine.gradient(z, c, noise, g, structure_weights(g, engine.method))
         empty = empty_copy(engine)
-        empty.recompute = recompute
         bytes_of[recompute] = need_of(empty.rehearse).each
     for again, kept in zip(found[True], found[False], strict=True):
         assert torch.allclose(again, kept, rtol=1e-5, atol=1e-7)
@@ -174,6 +173,7 @@ def test_computing_again_changes_memory_and_not_gradients(backbone: Backbone) ->
 
 def test_two_steps_rehearsed_need_what_all_steps_do(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = empty_copy(sampler(backbone, steps=6))
+    engine.use(Plan(20, 40, 20, checkpoint=1))
     short = need_of(engine.rehearse)
     assert len(engine.schedule) == 4
     monkeypatch.setattr("nd.generate.minddiffuser.sampler.REHEARSED", len(engine.schedule))
@@ -453,7 +453,7 @@ def full_size() -> ImageToImage:
 
 
 def test_memory_decides_how_many_images_move_together(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nd.generate.plan.needs_of", lambda engine, checkpoint: {"guided": Need(1e6, 1e8)})
+    monkeypatch.setattr("nd.generate.plan.needs_of", lambda engine, checkpoint=0: {"guided": Need(1e6, 1e8)})
     engine = sampler(backbone)
     budget = (1.15 * (1e6 + 3.5 * 1e8) + weight_bytes(engine)) / 1e9
     assert plan_for(engine, budget, [20]).guided == 3
@@ -461,9 +461,23 @@ def test_memory_decides_how_many_images_move_together(backbone: Backbone, monkey
         plan_for(engine, 1e-5, [20])
 
 
+def test_activations_are_kept_where_memory_allows_and_computed_again_where_not(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = {checkpoint: Need(0, each) for checkpoint, each in enumerate((1e9, 1e8, 1e7))}
+    monkeypatch.setattr("nd.generate.plan.needs_of", lambda engine, checkpoint=0: {"guided": needs[checkpoint]})
+    monkeypatch.setattr("nd.generate.plan.weight_bytes", lambda engine: 0)
+    engine, found = sampler(backbone), {}
+    for room in (2.5e9, 1.5e9, 1.5e8, 5e7):
+        engine.use(plan_for(engine, 1.15 * room / 1e9, [20]))
+        found[room] = engine.plan.guided, engine.recompute, bool(backbone.unet.mid_block.gradient_checkpointing)
+    assert found == {2.5e9: (2, False, False), 1.5e9: (10, True, False), 1.5e8: (10, True, True), 5e7: (5, True, True)}
+    engine.use(Plan.for_speed())
+
+
 def test_one_image_of_512_px_fits_40_gb() -> None:
     engine = full_size()
-    needs = needs_of(engine, checkpoint=False)
+    needs = needs_of(engine, checkpoint=1)
     held = 1.15 * (needs["guided"].fixed + needs["guided"].each) + weight_bytes(engine)
     assert 10e9 < held < 40e9  # more than the weights, so that something was counted
     assert 859e6 < sum(p.numel() for p in engine.backbone.unet.parameters()) < 860e6

@@ -55,6 +55,7 @@ def test_every_notebook_has_a_test() -> None:
         assert f'run("{path.stem}")' in text or f'"{path.stem}.ipynb"' in text, path.name
 
 
+@pytest.mark.slow
 def test_guidance_is_shown(run: Run) -> None:
     names = run("first_steps")
     assert list(names["rows"]) == ["stimulus", "kappa 0", "kappa 0.3", "kappa 1", "kappa 3", "true features"]

@@ -147,6 +147,7 @@ def test_experiments_without_data_here_run_on_simulated_files(experiment: str, f
     assert simulated
 
 
+@pytest.mark.slow
 def test_scenes_read_from_nsds_forms_gives_the_same_scores(folder: Path) -> None:
     """One subject, as it is prepared and read back from both trees: the same chain, the same scores.
 

@@ -149,6 +149,7 @@ def extract_apart(overrides: list[str], die_at: int = 0) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_killed_on_the_way_and_resumed_to_the_same_bytes(cfg: Config, overrides: list[str], tmp_path: Path) -> None:
     whole = extract_apart([*overrides, "target=all", "trainer.batch_size=5", f"paths.cache={tmp_path / 'whole'}"])
     assert whole.returncode == 0, whole.stderr

@@ -149,6 +149,7 @@ def test_a_finished_training_is_shown_afterwards_once(trained: Config) -> None:
     assert len(offline_runs(Path(trained.paths.runs))) == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_run_and_the_resumed_one_keeps_its_id(given: list[str], tmp_path: Path) -> None:
     words = [*given, f"paths.runs={tmp_path}", "logger=wandb", "training.pretrain=false"]
     command = [sys.executable, "-c", INTERRUPTED, *words]
@@ -200,6 +201,7 @@ def test_a_logger_that_cannot_be_opened_takes_no_training_down(
     assert "OSError: no room" in caplog.text
 
 
+@pytest.mark.slow
 def test_processes_that_lightning_spawns_share_the_run(given: list[str], tmp_path: Path) -> None:
     two = ["trainer.devices=2", "trainer.strategy=ddp_spawn", "training.epochs=1", "training.pretrain=false"]
     cfg = made(given, tmp_path, "logger=wandb", *two)

@@ -94,6 +94,7 @@ def test_it_learns_and_not_where_there_is_nothing_to_learn(given: list[str], mor
     assert scores["none"]["unexplained"] < 0.6 < scores["shuffled_labels"]["unexplained"]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(given: list[str], tmp_path: Path) -> None:
     """Curve and weights, of subjects with different voxels, with both mixers, dropout, contrasts and MixCo."""
     own = ["training.precision=64-true", "training.pretrain_epochs=2", "training.lr=1e-3", "network.share=all"]
@@ -137,6 +138,7 @@ def test_stopped_and_resumed_equals_undisturbed(
     assert curve_of(tmp_path / "stopped") == curve_of(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed_through_both_stages(given: list[str], tmp_path: Path) -> None:
     """Killed after the first epoch of pretraining; checkpoints are the same to the last bit."""
     own = [*given, "training.epochs=2", "training.pretrain_epochs=2", "trainer.checkpoint_minutes=0"]

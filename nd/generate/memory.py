@@ -31,6 +31,7 @@ class Sampler(Protocol):
 
     Attributes:
         lighter: a setting with which it needs less.
+        leanest: the highest ``Plan.checkpoint``.
     """
 
     backbone: Backbone
@@ -39,6 +40,7 @@ class Sampler(Protocol):
     plan: Any
     schedule: Any
     lighter: str
+    leanest: int
 
     @property
     def guides(self) -> bool:
@@ -47,6 +49,13 @@ class Sampler(Protocol):
     @property
     def networks(self) -> tuple[str, ...]:
         """The backbone's modules that it runs, by name."""
+
+    @property
+    def steps_kept(self) -> int:
+        """Steps whose activations it holds at once where nothing is computed again."""
+
+    def use(self, plan: Any) -> None:
+        """Take a plan and set the networks up for it."""
 
     def over(self: S, backbone: Backbone, cfg: Config) -> S:
         """Return the same over another backbone."""
@@ -173,14 +182,14 @@ def _emptied(network: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(network, kept | as_parameter).to("meta")
 
 
-def needs_of(sampler: Sampler, *, checkpoint: bool) -> dict[str, Need]:
+def needs_of(sampler: Sampler, checkpoint: int = 0) -> dict[str, Need]:
     """Return what each kind of work needs, by the plan's names.
 
     Args:
         sampler: of ``empty_copy``.
-        checkpoint: activations are computed again instead of kept.
+        checkpoint: how much is computed again instead of kept.
     """
-    replace(sampler.plan, checkpoint=checkpoint).apply(sampler.backbone)
+    sampler.use(replace(sampler.plan, checkpoint=checkpoint))
     t, abar, text = sampler.schedule.timesteps[0], sampler.schedule.alpha_bar[0], sampler.denoise.uncond_1TD.shape[1:]
 
     def empty(n: int, *shape: int) -> Tensor:

@@ -88,9 +88,9 @@ class Reconstruction(LightningModule):
         if recorded is not None:
             return recorded
         own = generator.plan_for(self.sizes)
-        sizes = torch.tensor([own.guided, own.plain, own.decode, not own.checkpoint], device=self.device)
+        sizes = torch.tensor([own.guided, own.plain, own.decode, -own.checkpoint], device=self.device)
         guided, plain, decode, kept = self.trainer.strategy.reduce(sizes, reduce_op="min").tolist()
-        return Plan(guided, plain, decode, checkpoint=not kept)
+        return Plan(guided, plain, decode, checkpoint=-kept)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return this process's share: every n-th whole batch, so that the cut never depends on the process count.

@@ -52,7 +52,7 @@ class PlanFacts(TypedDict):
     guided: int
     plain: int
     decode: int
-    checkpoint: bool
+    checkpoint: int | bool  # which earlier versions wrote
 
 
 class Execution(TypedDict, total=False):

@@ -38,9 +38,9 @@ GB = 1e9
 FREE_SHARE = 0.9  # of what is free, where no budget was given: other programs and the allocator want some
 # What counting does not see: workspaces of convolutions, fragments, the CUDA context; on top of what was counted.
 UNSEEN = 1.15
-# Stable Diffusion in float32 keeps 29 kB per pixel of a guided sample. Where there is room for far more, nothing is
-# counted, for counting takes seconds.
-AMPLE = 120e3
+# Stable Diffusion in float32 keeps 29 kB per pixel of a guided sample and step. Where there is room for more,
+# nothing is counted, for counting takes seconds.
+AMPLE = 40e3
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Plan:
     guided: int  # forward and backward through UNet, decoder and image tower
     plain: int  # the UNet without a graph
     decode: int  # the final images
-    checkpoint: bool = False  # compute the activations of UNet and decoder again instead of keeping them
+    checkpoint: int = 0  # how much is computed again instead of kept, up to the sampler's ``leanest``; 0: nothing
 
     @classmethod
     def for_speed(cls, batches: Sequence[int] = ()) -> Plan:
@@ -132,19 +132,22 @@ def plan_for(sampler: Sampler, memory_gb: float, batches: Sequence[int] = ()) ->
     device = sampler.backbone.device
     fastest = Plan.for_speed(batches)
     budget = memory_gb * GB if memory_gb else FREE_SHARE * free_share(device)
-    if not memory_gb and fastest.guided * sampler.backbone.config.image_size**2 * AMPLE < budget:
+    ample = AMPLE * sampler.steps_kept * sampler.backbone.config.image_size**2
+    if not memory_gb and fastest.guided * ample < budget:
         return fastest
     weights = weight_bytes(sampler)
     room = (budget - (weights if memory_gb else 0)) / UNSEEN
     empty = empty_copy(sampler)
-    needs = needs_of(empty, checkpoint=False)
+    needs = needs_of(empty)
     plan = fitted(fastest, needs, room, batches)
-    if "guided" in needs and plan.guided < min(2, fastest.guided):
+    for checkpoint in range(1, sampler.leanest + 1):
+        if "guided" not in needs or plan.guided >= min(2, fastest.guided):
+            break
         # Computing again costs a third more in the guided steps; a batch of one costs more than that.
-        again = fitted(replace(fastest, checkpoint=True), needs_of(empty, checkpoint=True), room, batches)
+        again = fitted(replace(fastest, checkpoint=checkpoint), needs_of(empty, checkpoint), room, batches)
         plan = again if again.guided > plan.guided else plan
     if min(plan.guided, plan.plain, plan.decode) < 1:
-        raise too_small(sampler, budget, weights, needs_of(empty, checkpoint=True))
+        raise too_small(sampler, budget, weights, needs_of(empty, sampler.leanest))
     log.debug("plan %s for %.1f GB", plan, budget / GB)
     return plan
 

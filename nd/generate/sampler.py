@@ -73,6 +73,8 @@ class GuidedSampler:
     """
 
     lighter = "guidance.decoder=half"
+    leanest = 1  # the blocks' activations are computed again
+    steps_kept = 1  # each guided step is a graph of its own
 
     def __init__(
         self,

@@ -175,6 +175,8 @@ class FastL2LiR(_VoxelRegressor):
         self.n_feat, self.penalty, self.device = n_feat, penalty, device
 
     def _settings(self) -> dict[str, Any]:
+        if self.n_feat == 0 or self.penalty == 0:  # the mapper would choose on validation images; a search does it here
+            raise UserError(f"n_feat={self.n_feat}, penalty={self.penalty}: 1 or more voxels, and a positive penalty.")
         return {"name": "fastl2lir", "n_feat": self.n_feat, "penalty": self.penalty}
 
 

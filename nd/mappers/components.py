@@ -67,8 +67,17 @@ class FastL2LiRSettings(LinearSettings):
     """fastl2lir: linear regression of every target column on the voxels that correlate most with it."""
 
     name: str = opt("fastl2lir", "mapper")
-    n_feat: int = opt(500, "fastl2lir: voxels chosen for each target column, those that correlate most with it")
-    penalty: float = opt(0.15, "fastl2lir: penalty of the coefficients, the bias included")
+    n_feat: int = opt(
+        500, "fastl2lir: voxels chosen for each target column, those that correlate most with it; 0: one of n_feats"
+    )
+    penalty: float = opt(0.15, "fastl2lir: penalty of the coefficients, the bias included; 0: one of penalties")
+    n_feats: list[int] = opt(
+        [150, 450, 850, 3000], "fastl2lir: with n_feat=0, numbers of voxels that are tried on the validation images"
+    )
+    penalties: list[float] = opt(
+        [0.15, 1.5, 15.0, 150.0, 1500.0, 15000.0],
+        "fastl2lir: with penalty=0, penalties that are tried on the validation images, with every number of voxels",
+    )
     seen_statistics: str = opt(
         "none",
         "fastl2lir: what is z-scored by mean and spread of training and validation images, although fewer are fitted"
@@ -121,16 +130,25 @@ def _fastl2lir_rules(cfg: Config) -> Iterator[str]:
     for _, one in decoded_by(cfg, "fastl2lir"):
         mapper = one.mapper
         assert isinstance(mapper, FastL2LiRSettings)
-        if mapper.n_feat < 1:
-            yield f"mapper.n_feat: {mapper.n_feat} was given, wanted 1 or more voxels for each column."
-        if mapper.penalty <= 0:
-            yield f"mapper.penalty: {mapper.penalty} must be positive."
+        yield from _chosen(mapper)
         if mapper.refit and mapper.seen_statistics != "none":
             yield (
                 f"mapper.seen_statistics: {mapper.seen_statistics} needs mapper.refit=false; where validation images"
                 " are fitted on too, their statistics count anyway."
             )
         yield from (*_linear(mapper), *rescaled(mapper))
+
+
+def _chosen(mapper: FastL2LiRSettings) -> Iterator[str]:
+    """What is wrong with numbers of voxels and penalties, given or to be chosen."""
+    if mapper.n_feat < 0:
+        yield f"mapper.n_feat: {mapper.n_feat} was given, wanted 1 or more voxels for each column, or 0 (chosen)."
+    if mapper.penalty < 0:
+        yield f"mapper.penalty: {mapper.penalty} must be positive, or 0 (chosen)."
+    if not mapper.n_feat and (not mapper.n_feats or min(mapper.n_feats) < 1):
+        yield f"mapper.n_feats: {mapper.n_feats} must hold one or more numbers of voxels, 1 or more each."
+    if not mapper.penalty and (not mapper.penalties or min(mapper.penalties) <= 0):
+        yield f"mapper.penalties: {mapper.penalties} must hold one or more positive numbers."
 
 
 def _untrained_idle(cfg: Config) -> Iterator[Idle]:
@@ -150,6 +168,10 @@ def _rescale_idle(cfg: Config) -> Iterator[Idle]:
 
 def _fastl2lir_idle(cfg: Config) -> Iterator[Idle]:
     yield from (*_untrained_idle(cfg), *_rescale_idle(cfg))
+    if cfg.mapper.n_feat:
+        yield Idle(("mapper.n_feats",), f"mapper.n_feat is {cfg.mapper.n_feat}; 0 chooses")
+    if cfg.mapper.penalty:
+        yield Idle(("mapper.penalties",), f"mapper.penalty is {cfg.mapper.penalty:g}; 0 chooses")
 
 
 def _ridge(settings: Any, device: Any) -> Any:

@@ -28,6 +28,7 @@ from nd.mappers.linear import Linear, spread_out
 from nd.mappers.normal_equations import Solution, columns_together, equation_bytes, normal_equations
 from nd.mappers.statistics import column_statistics, standardised
 from nd.mappers.validation import ValidationScores
+from nd.mappers.voxel_choice import choose
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +39,13 @@ class FastL2LiR(Linear):
     name = "fastl2lir"
 
     def __init__(self, config: MapperConfig, device: torch.device | None = None) -> None:
-        """As of `Linear`. `UserError`: `config.n_feat` is below 1, or `config.penalty` not positive."""
-        if config.n_feat < 1:
-            raise UserError(f"mapper.n_feat={config.n_feat}: 1 or more voxels are needed for each column.")
-        if config.penalty <= 0:
-            raise UserError(f"mapper.penalty={config.penalty}: a positive number is needed.")
+        """As of `Linear`. `UserError`: `config.n_feat` or `config.penalty` is negative."""
+        if config.n_feat < 0:
+            raise UserError(f"mapper.n_feat={config.n_feat}: voxels for each column, 1 or more, are needed; 0: chosen.")
+        if config.penalty < 0:
+            raise UserError(f"mapper.penalty={config.penalty}: a positive number is needed, or 0 (chosen).")
         super().__init__(config, device)
+        self.n_feat, self.penalty = int(config.n_feat), float(config.penalty)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what `predict` needs, and what is known of each column; float32 but for indices and the mask.
@@ -64,9 +66,11 @@ class FastL2LiR(Linear):
             UserError: the equations take more memory than there is, or cannot be solved under this penalty.
         """
         n_voxels = data.train_voxels.shape[1]
-        if n_voxels < self.config.n_feat:
-            log.warning("mapper.n_feat is %d, but there are %d voxels: all are used", self.config.n_feat, n_voxels)
+        if n_voxels < self.n_feat:
+            log.warning("mapper.n_feat is %d, but there are %d voxels: all are used", self.n_feat, n_voxels)
         data = self._narrowed(data)
+        if not (self.n_feat and self.penalty):
+            self._choose(data)
         self._solve(data, data.train_voxels, data.train_ids, scratch)
         of_columns = self._validate(data)
         if self.config.refit:
@@ -82,16 +86,27 @@ class FastL2LiR(Linear):
             predicted_NQ[:, block] = self._predicted(scaled_NV, block).cpu().numpy()
         return predicted_NQ if self._kept is None else spread_out(predicted_NQ, self._kept)
 
+    def _choose(self, data: FoldData) -> None:
+        """Settle what the settings leave to the validation images."""
+        n_feats = [self.n_feat] if self.n_feat else list(self.config.n_feats)
+        penalties = [self.penalty] if self.penalty else list(self.config.penalties)
+        n_images, n_voxels = data.train_voxels.shape
+        needed = equation_bytes(n_images, n_voxels, max(n_feats), self.device.type)
+        check_memory(needed, self.device, _advice(n_voxels))
+        choice = choose(data, n_feats, penalties, self.device)
+        self.n_feat, self.penalty = choice.best.n_feat, choice.best.penalty
+        self._details |= choice.details()
+
     # ---- fitting ---------------------------------------------------------------------------------------------------
 
     def _solve(self, data: FoldData, voxels: NDArray[np.float32], ids: NDArray[np.int32], scratch: Path | None) -> None:
         """Fill the arrays from some images."""
-        n_feat, (n_images, n_voxels), seen = self.config.n_feat, voxels.shape, self.config.seen_statistics
+        n_feat, (n_images, n_voxels), seen = self.n_feat, voxels.shape, self.config.seen_statistics
         of_voxels = np.concatenate([data.train_voxels, data.val_voxels]) if seen == "all" else voxels
         of_columns = ids if seen == "none" else np.concatenate([data.train_ids, data.val_ids])
         scaler = Scaler.fit(of_voxels)
         check_memory(equation_bytes(n_images, n_voxels, n_feat, self.device.type), self.device, _advice(n_voxels))
-        equations = normal_equations(self._tensor(scaler.transform(voxels)), n_feat, self.config.penalty)
+        equations = normal_equations(self._tensor(scaler.transform(voxels)), n_feat, self.penalty)
         self._arrays = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale}
         self._arrays |= self._room(data.targets.size, n_voxels, scratch)
         for block in blocks(0, data.targets.size, columns_together(n_images, n_voxels)):
@@ -105,7 +120,7 @@ class FastL2LiR(Linear):
 
     def _room(self, size: int, n_voxels: int, scratch: Path | None) -> dict[str, NDArray[Any]]:
         """Arrays for the statistics and coefficients of some columns, to be filled."""
-        files, n_feat = Scratch(scratch), self.config.n_feat
+        files, n_feat = Scratch(scratch), self.n_feat
         room = {name: np.empty(size, np.float32) for name in ("target_mean", "target_std", "bias")}
         if 2 * n_feat < n_voxels:  # an index and a coefficient for each chosen voxel
             return room | {"voxels": files.array((size, n_feat), np.int32), "coefficients": files.array((size, n_feat))}

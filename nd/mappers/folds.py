@@ -105,6 +105,9 @@ def fit_fold(
             save(path, mapper, cfg.mapper, origin_of(cfg, subject, split, fold, features.fingerprint), features.shape)
     details: dict[str, Any] = read_details(path)["details"]
     scores = ", ".join(f"{name} {value:.3f}" for name, value in details["scores"].items())
+    if chosen := details.get("chosen"):
+        end = ", at the end of mapper.penalties: a wider list may do better" if chosen["at_end"] else ""
+        scores += f" ({chosen['n_feat']} voxels under penalty {chosen['penalty']:g}{end})"
     log.info("target %s, fold %d of %d: %s", cfg.target.name, fold + 1, len(split.folds), scores)
     return details
 

@@ -6,7 +6,9 @@ With X the voxels and a column of ones appended, a column y of the targets has t
 
 where S holds the `n_feat` voxels of largest absolute Pearson correlation with y, and the ones: the bias is penalised
 like any other coefficient. As in KamitaniLab/PyFastL2LiR 0.11 (fastl2lir/fastl2lir.py), with the voxels and targets as
-they are given. X'X is made once, in float64; the equations of many columns are cut from it and solved together.
+they are given. X'X is made once, in float64; the equations of many columns are cut from it and solved together. Where
+a column has more voxels than there are images, the same coefficients come of as many equations as there are images:
+w[S] = X_S' (X_S X_S' + penalty I)^-1 y.
 
 Shapes: N images, V voxels, P target columns, K columns of a block, F chosen voxels of a column, M rows of X'X.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +32,7 @@ from nd.mappers.ridge_solver import gram
 STILL = 1e-8  # variance below which a voxel correlates with nothing, as in fastl2lir.py
 BLOCK_NUMBERS = 1 << 23  # numbers of one block of targets, or of its products with the voxels: 64 MiB in float64
 TOGETHER = 1 << 27  # numbers of the systems of one batch: 1 GiB in float64
+CACHED = 1 << 21  # numbers of the voxels of one batch: 16 MiB, which the system need not map anew for each
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,14 @@ def normal_equations(voxels_NV: Tensor, n_feat: int, penalty: float) -> Equation
     Raises:
         UserError: the penalty is so small beside the voxels' squares that float64 cannot solve them.
     """
+    x = bordered(voxels_NV)
+    return Selecting(x, n_feat, penalty) if n_feat < voxels_NV.shape[1] else Sharing(x, penalty)
+
+
+def bordered(voxels_NV: Tensor) -> Tensor:
+    """Return voxels and a column of ones, (N, V + 1) float64."""
     ones_N1 = torch.ones(len(voxels_NV), 1, dtype=torch.float64, device=voxels_NV.device)
-    bordered = torch.cat([voxels_NV.double(), ones_N1], dim=1)
-    return Selecting(bordered, n_feat, penalty) if n_feat < voxels_NV.shape[1] else Sharing(bordered, penalty)
+    return torch.cat([voxels_NV.double(), ones_N1], dim=1)
 
 
 class Selecting:
@@ -104,12 +113,23 @@ class Selecting:
 
     def __init__(self, bordered: Tensor, n_feat: int, penalty: float) -> None:
         """bordered: (N, V + 1) float64, the voxels and a column of ones; n_feat: below V."""
-        self.bordered, self.n_feat = bordered, n_feat
-        self.gram = gram(bordered.T)
-        self.gram.diagonal().add_(penalty)
+        self.bordered, self.n_feat, self.penalty = bordered, n_feat, penalty
         voxels_NV = bordered[:, :-1]
         self.mean_V, variance_V = voxels_NV.mean(0), voxels_NV.var(0, correction=0)
         self.per_spread_V = torch.where(variance_V < STILL, 0, variance_V.rsqrt())
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """The products of all voxels, (V + 1, V + 1), the penalty on the diagonal."""
+        products = gram(self.bordered.T)
+        products.diagonal().add_(self.penalty)
+        return products
+
+    def use(self, n_feat: int, penalty: float) -> None:
+        """Go on with another number of voxels, below V, and another penalty."""
+        if "gram" in vars(self):
+            self.gram.diagonal().add_(penalty - self.penalty)
+        self.n_feat, self.penalty = n_feat, penalty
 
     def solve(self, targets_NK: Tensor) -> Solution:
         """Choose the voxels of every column and solve its equations."""
@@ -118,7 +138,10 @@ class Selecting:
         chosen_KF = self._choose(products[:, :-1], targets_NK.sum(0))
         bias_K1 = torch.full_like(chosen_KF[:, :1], products.shape[1] - 1)
         places = torch.cat([chosen_KF, bias_K1], dim=1)
-        solved = solve_cuts(self.gram, places, products.gather(1, places))
+        if len(self.bordered) <= self.n_feat:
+            solved = solve_over_images(self.bordered, places, targets_NK, self.penalty)
+        else:
+            solved = solve_cuts(self.gram, places, products.gather(1, places))
         return Solution(chosen_KF, solved[:, :-1], solved[:, -1])
 
     def _choose(self, products_KV: Tensor, sums_K: Tensor) -> Tensor:
@@ -195,6 +218,30 @@ def solve_batches(matrix_MM: Tensor, places_KF: Tensor, right_KF: Tensor) -> Ten
         _check(bool(failed.any()))
         half = torch.linalg.solve_triangular(factors, right[:, :, None], upper=False)
         solved.append(torch.linalg.solve_triangular(factors.mT, half, upper=True)[:, :, 0])
+    return torch.cat(solved)
+
+
+def solve_over_images(bordered_NM: Tensor, places_KF: Tensor, targets_NK: Tensor, penalty: float) -> Tensor:
+    """Return the coefficients (K, F) of columns that use at least as many voxels as there are images, on any device.
+
+    Args:
+        bordered_NM: (N, M) float64, the voxels and a column of ones.
+        places_KF: (K, F) int64 of these that each of the K columns uses, N at most F.
+        targets_NK: (N, K) float64.
+        penalty: on the diagonal.
+
+    Raises:
+        UserError: as for `solve_cuts`.
+    """
+    step = max(1, CACHED // (len(bordered_NM) * places_KF.shape[1]))
+    solved = []
+    for places, targets_Nk in zip(places_KF.split(step), targets_NK.split(step, dim=1), strict=True):
+        voxels_kNF = bordered_NM.T[places].mT
+        products_kNN = voxels_kNF @ voxels_kNF.mT
+        products_kNN.diagonal(dim1=1, dim2=2).add_(penalty)
+        factors, failed = torch.linalg.cholesky_ex(products_kNN)
+        _check(bool(failed.any()))
+        solved.append((voxels_kNF.mT @ torch.cholesky_solve(targets_Nk.T[:, :, None], factors))[:, :, 0])
     return torch.cat(solved)
 
 

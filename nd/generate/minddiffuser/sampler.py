@@ -84,6 +84,7 @@ class ImageToImage:
     """DDIM from noised latents under a text condition, with classifier-free guidance; differentiable in both."""
 
     lighter = "method.optimise=none"
+    leanest = 2  # 1: the activations of a UNet call are computed again, 2: those of its blocks too
 
     def __init__(
         self, backbone: Backbone, cfg: Config, plan: Plan | None = None, uncond_1TD: Tensor | None = None
@@ -108,7 +109,6 @@ class ImageToImage:
                 uncond_1TD = backbone.encode_text([""], getattr(cfg.decoding("c").target, "tokens", 0))
         self.denoise = Denoiser(backbone, cfg, uncond_1TD)
         self.plan = plan or Plan.for_speed()
-        self.recompute = True  # activations of a UNet call again in the backward pass: kept, 35 calls' would be alive
         self.guides = bool(self.method.moved)
         if self.guides:
             self.blocks = BlockFeatures(backbone.tower, guiding_layers(cfg))
@@ -119,6 +119,16 @@ class ImageToImage:
     def networks(self) -> tuple[str, ...]:
         """The backbone's modules that it runs."""
         return ("unet", "vae", *(("clip",) if self.guides else ()))
+
+    @property
+    def steps_kept(self) -> int:
+        """All of them: nothing is given back before the image is looked at."""
+        return len(self.schedule)
+
+    @property
+    def recompute(self) -> bool:
+        """Whether the activations of each UNet call are computed again in the backward pass."""
+        return self.plan.checkpoint > 0
 
     def over(self, backbone: Backbone, cfg: Config) -> ImageToImage:
         """Return the same over another backbone."""
@@ -141,7 +151,7 @@ class ImageToImage:
     def use(self, plan: Plan) -> None:
         """Take a plan and set the networks up for it."""
         self.plan = plan
-        plan.apply(self.backbone)
+        replace(plan, checkpoint=max(plan.checkpoint - 1, 0)).apply(self.backbone)
 
     # ---- arithmetic ----------------------------------------------------------------------------------------------
 
