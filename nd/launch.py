@@ -25,6 +25,7 @@ VARIABLES = (
     "ROLE_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "STANDALONE_PORT",
 )  # fmt: skip
 INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are a shell, as Lightning takes them
+SHARED = ("train", "reconstruct", "evaluate")  # verbs that several processes may do together
 TRAINER_SETTINGS = "PL_TRAINER_"
 FAMILIES = ("TORCHELASTIC_", "SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_", "JSM_", "LSB_")
 
@@ -36,6 +37,7 @@ class Launcher:
     Attributes: ``mark`` is there in its processes alone; ``numbers`` hold natural numbers where they are there.
     """
 
+    name: str
     mark: str
     numbers: tuple[str, ...]
     n_processes: tuple[str, ...]
@@ -58,6 +60,7 @@ class Launcher:
 
 
 TORCHRUN = Launcher(
+    name="torchrun",
     mark="TORCHELASTIC_RUN_ID",
     numbers=("MASTER_PORT",),
     n_processes=("WORLD_SIZE",),
@@ -69,6 +72,7 @@ TORCHRUN = Launcher(
 )
 # SLURM_STEP_*: set by srun alone; a batch script that starts the command without srun sees the rest of them too.
 SRUN = Launcher(
+    name="srun",
     mark="SLURM_STEP_ID",
     numbers=("MASTER_PORT", "SLURM_JOB_ID"),
     n_processes=("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
@@ -105,6 +109,25 @@ def launcher_of(cfg: TrainerConfig) -> Launcher | None:
     if n_processes(cfg) == 1 or os.environ.get("SLURM_JOB_NAME") in INTERACTIVE:
         return None
     return next((one for one in (TORCHRUN, SRUN) if one.started(n_local(cfg), cfg.num_nodes)), None)
+
+
+def check_alone(verb: str, cfg: TrainerConfig) -> None:
+    """Refuse processes of a launcher for a verb that is not shared out among them: each would do all of its work.
+
+    Args:
+        verb: name of it.
+        cfg: says how many processes it consists of.
+
+    Raises:
+        UserError: torchrun or srun has started so many of a verb that is no one of ``SHARED``.
+    """
+    if verb in SHARED or (launcher := launcher_of(cfg)) is None:
+        return
+    raise UserError(
+        f"{n_processes(cfg)} processes of this command were started by {launcher.name}, but nd {verb} is not shared out"
+        f" among processes: each would do all of its work. Start it once, without {launcher.name}; it starts those that"
+        f" training and sampling take by itself. (Verbs that {launcher.name} may start: {', '.join(SHARED)}.)"
+    )
 
 
 def rank_of(cfg: TrainerConfig) -> int:

@@ -18,6 +18,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from torch.utils.data import DataLoader
 
 from nd.config import TrainerConfig
+from nd.config.application import check
 from nd.errors import UserError
 from nd.launch import away_from_launchers, environments, is_rank_zero, n_processes, process_settings, rank_of
 from nd.lightning import lightning
@@ -194,6 +195,25 @@ def test_processes_that_this_command_starts_are_told_as_those_of_torchrun(monkey
     surround(monkeypatch, {})
     with pytest.raises(UserError, match="no launcher has started 2 processes on each of 2 machines"):
         environments(TrainerConfig(accelerator="cpu", devices=2, num_nodes=2, strategy="ddp"))
+
+
+SECOND_OF_TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none", "MASTER_PORT": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+    "GROUP_WORLD_SIZE": "1", "RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", ["run", "predict", "prepare", "extract", "table"])
+def test_a_verb_that_is_not_shared_out_is_started_once(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["experiment=scenes", "trainer.accelerator=cpu", "trainer.devices=2"]
+    check(verb, given)
+    surround(monkeypatch, SECOND_OF_TORCHRUN)
+    said = rf"2 processes of this command were started by torchrun, but nd {verb} is not shared out among processes"
+    with pytest.raises(UserError, match=said):
+        check(verb, given)
+    check(verb, given[:2])  # one device: what stands in the environment is of another command
+    for shared in ("train", "reconstruct", "evaluate"):
+        check(shared, [*given, "target=z"] if shared == "train" else given)
 
 
 def test_all_devices_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from nd.config.rules import contradictions, without_effect
 from nd.config.schema import Config
 from nd.config.sweeps import NameGroup, Point, grouped, own_folder, points_of, set_up_logging
 from nd.errors import UserError
-from nd.launch import is_rank_zero
+from nd.launch import check_alone, is_rank_zero
 from nd.terminal import NOTE, exit_with
 
 # Groups on whose choice the rules between fields hang: where it was no option, only the fields are checked.
@@ -172,6 +172,7 @@ def check(name: str, overrides: Sequence[str], multirun: bool = False, rows: Row
     problems += [said for key, said in every[0].foreign.items() if all(key in one.foreign for one in every)]
     if problems:
         raise UserError(report(problems))
+    check_alone(name, every[-1].config.trainer)
     warnings = dict.fromkeys(warning for one in every for warning in one.warnings)
     if warnings and NOTE not in os.environ and is_rank_zero(every[-1].config.trainer):  # others would only repeat it
         for warning in warnings:
