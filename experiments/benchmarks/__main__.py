@@ -7,8 +7,8 @@
     make bench ARGS="--show results/bench.csv"      the table of an earlier run
 
 Writes results/bench.csv (long: one row for each thing measured, with its spread, versions and machine), what every
-benchmark printed to results/bench/<name>.log, and prints a table. With --only the rows of others stay. A benchmark that fails is named, the others go on,
-and the command ends with 1.
+benchmark printed to results/bench/<name>.log, and prints a table. With --only the rows of the others stay. A benchmark
+that fails is named, the others go on, and the command ends with 1.
 """
 
 from __future__ import annotations
