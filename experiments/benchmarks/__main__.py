@@ -5,6 +5,7 @@
     make bench ARGS=--quick                         sizes that show that each works; the figures mean nothing
     make bench ARGS=--cuda                          what is measured on a GPU, in one call
     make bench ARGS="--show results/bench.csv"      the table of an earlier run
+    make bench ARGS=--quote                         puts the last run's rows and table into the docs
 
 Writes results/bench.csv (long: one row for each thing measured, with its spread, versions and machine), what every
 benchmark printed to results/bench/<name>.log, and prints a table. With --only the rows of the others stay. A benchmark
@@ -25,24 +26,29 @@ from typing import Any
 
 from tabulate import tabulate
 
-from nd.files import read_json
+from nd.files import read_json, write_text
 
 HERE = Path(__file__).parent
+MEASURED, DOCS = HERE / "measured.csv", HERE.parents[1] / "docs" / "guide" / "benchmarks.md"
+BEGIN, END = "<!-- BENCH -->", "<!-- /BENCH -->"
 ON_CPU = (  # in this order
     "command_line", "sampler", "sweep", "ridge", "fastl2lir_solver", "extraction", "image_to_image", "minddiffuser",
-    "sampling_memory", "recurrence", "evaluation", "data_feed", "nsd_prepare", "network", "demo",
+    "sampling_memory", "recurrence", "evaluation", "data_feed", "nsd_prepare", "network", "scaling", "demo",
 )  # fmt: skip
 ON_GPU = ("sampler", "sampling_memory", "image_to_image", "minddiffuser", "extraction", "network", "fastl2lir_solver")
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+FIELDS = (
+    "benchmark", "case", "ours", "ours_min", "ours_max", "unit", "clock", "better", "turns", "peer", "theirs",
+    "theirs_min", "theirs_max", "ratio", "ratio_min", "ratio_max", "note", "size", "device", "load", "machine", "versions",
+)  # fmt: skip
 HEAD = ("benchmark", "case", "ours", "unit", "peer", "theirs", "times better")
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """Run what was asked for; returns the exit code."""
     asked = parsed(given)
-    if asked.show:
-        print(table(read(Path(asked.show))))
-        return 0
+    if asked.show or asked.quote:
+        return show(Path(asked.show)) if asked.show else quote(Path(asked.results) / "bench.csv")
     names = chosen(asked)
     folder = Path(asked.results)
     (folder / "bench").mkdir(parents=True, exist_ok=True)
@@ -63,6 +69,24 @@ def main(given: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def show(path: Path) -> int:
+    """Print the table of an earlier run; returns the exit code."""
+    print(table(read(path)))
+    return 0
+
+
+def quote(path: Path) -> int:
+    """Keep the rows of a run as those that the docs quote, and put their table into the docs; returns the exit code."""
+    rows = read(path)
+    if any(row["size"] == "quick" for row in rows):
+        raise SystemExit(f"{path} holds quick sizes, whose figures mean nothing. Run `make bench` without --quick")
+    write(MEASURED, rows)
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
+    write_text(DOCS, f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
+    print(f"wrote {MEASURED.name} and {DOCS.name}. Then: python experiments/benchmarks/scaling.py")
+    return 0
+
+
 def parsed(given: Sequence[str] | None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(
@@ -75,6 +99,7 @@ def parsed(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=int, default=3600, help="seconds that one benchmark may take")
     parser.add_argument("--results", default="results", help="the folder that is written to")
     parser.add_argument("--show", metavar="CSV", help="print the table of an earlier run, and do nothing else")
+    parser.add_argument("--quote", action="store_true", help="put the table of the last run into the docs")
     return parser.parse_args(given)
 
 
@@ -126,7 +151,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write the long CSV; nothing where there is no row."""
     if rows:
         with open(path, "w", encoding="utf-8", newline="") as handle:
-            writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
+            writer = csv.DictWriter(handle, FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows({key: short(value) for key, value in row.items()} for row in rows)
 
