@@ -39,7 +39,8 @@ ON_GPU = ("sampler", "sampling_memory", "image_to_image", "minddiffuser", "extra
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 FIELDS = (
     "benchmark", "case", "ours", "ours_min", "ours_max", "unit", "clock", "better", "turns", "peer", "theirs",
-    "theirs_min", "theirs_max", "ratio", "ratio_min", "ratio_max", "note", "size", "device", "load", "machine", "versions",
+    "theirs_min", "theirs_max", "ratio", "ratio_min", "ratio_max", "note", "size", "device", "load", "machine",
+    "versions",
 )  # fmt: skip
 HEAD = ("benchmark", "case", "ours", "unit", "peer", "theirs", "times better")
 

@@ -75,7 +75,7 @@ def measured(asked: Asked, dtype: str, side: int) -> Iterator[Row]:
         for network in (module.unet, module.vae):
             (network.enable_gradient_checkpointing if again else network.disable_gradient_checkpointing)()
         given = inputs(sampler, 1, 1)[:3]
-        rises = [rise(sampler, given, asked.device) / GB for _ in range(asked.pick(1, 3))]
+        rises = [rise(sampler, given, asked.device) / GB for _ in range(asked.pick(1, 2))]
         case = f"a guided sample at {side} px, {name}, {dtype}: measured"
         yield Row(case=case, unit="GB", ours=rises, peer="counted", theirs=[need / GB], clock="measured")
         del sampler, module, given

@@ -63,7 +63,7 @@ def sampling(asked: Asked) -> list[Row]:
     """Return how many times the base job's time every other one takes, beside the model."""
     given = ["experiment=scenes", "method.repeats=1", "guidance.eta=0.2", f"method.steps={asked.pick(8, 20)}"]
     cfg = compose(given)
-    backbone, found = load_backbone(cfg.backbone, "cpu"), list(jobs(cfg, asked.pick(1, 4)))
+    backbone, found = load_backbone(cfg.backbone, "cpu"), list(jobs(cfg, asked.pick(1, 2)))
     works = [work(backbone, job, n) for _, job, n in found]
     times = in_turns(asked.pick(1, 3), asked.seconds, *works, warm=False)
     costs = [n * job.method.n_repeats * sample_cost(job.method, job.guidance) for _, job, n in found]
@@ -180,8 +180,10 @@ def hours_of(name: str) -> float:
 
 
 def memory(rows: list[dict[str, Any]]) -> str:
-    """Return how many guided samples a card of 24 GB holds at once, by what was counted."""
+    """Return how many guided samples a card of 24 GB holds at once, by what was counted; a link where it was not."""
     sizes = {row["case"]: float(row["ours"]) for row in rows if row["benchmark"] == "sampling_memory"}
+    if not sizes:
+        return "as the table in [Sampling](sampling.md) says"
     weights, each = sizes["weights, bfloat16"], sizes["a guided sample at 512 px, kept, bfloat16"]
     n = int((24 - weights) / UNSEEN / each)
     return f"{n} guided samples at once in bfloat16 (weights {weights:.1f} GB, {each:.1f} GB each, 15 % to spare)"

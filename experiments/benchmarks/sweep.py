@@ -74,7 +74,7 @@ def measure(asked: Asked) -> list[Row]:
     backbone = load_backbone(cfg.backbone, asked.device)
     kappas, etas = (KAPPAS[:1], ETAS[:2]) if asked.quick else (KAPPAS, ETAS)
     grid = [at(cfg, kappa, eta) for kappa in kappas for eta in etas]
-    n = asked.pick(1, 2)
+    n = 1
     given = inputs(backbone, cfg, n)
 
     def together() -> None:
@@ -85,7 +85,7 @@ def measure(asked: Asked) -> list[Row]:
             GuidedSampler(backbone, one).sample(*given)
 
     mine, theirs = in_turns(asked.pick(1, 3), asked.seconds, together, one_by_one, warm=False)
-    case = f"{len(grid)} points of kappa and eta, {n} images, Scenes models"
+    case = f"{len(grid)} points of kappa and eta, {n} image, Scenes models"
     return [Row(case=case, unit="s", ours=mine, peer="one by one", theirs=theirs, clock=asked.clock)]
 
 
