@@ -11,7 +11,7 @@ WORKERS ?= 2
 ND := $(BIN)/nd
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint type tests faults format docs doctor reproduce-table clean
+.PHONY: help install demo test test-slow lint type tests faults bench wheel lock format docs doctor reproduce-table clean
 
 help: ## show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ test: lint type tests ## lint, types and tests
 lint: $(READY) ## style and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell nd conf experiments docs notebooks README.md CHANGELOG.md CONTRIBUTING.md Makefile
+	$(BIN)/codespell nd conf experiments scripts docs notebooks README.md CHANGELOG.md CONTRIBUTING.md Makefile
 
 type: $(READY) ## static types
 	$(BIN)/mypy nd
@@ -57,6 +57,17 @@ faults: $(READY) ## kill, disturb, spoil and fuzz everything; takes hours, and i
 	$(FAULTS)/disturb.py all --number 260
 	$(FAULTS)/disturb.py kill --number 200
 	ND_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest --timeout=7200 tests/test_fuzz_readers.py
+
+bench: $(READY) ## run the benchmarks: results/bench.csv (ARGS="--only ridge", ARGS=--quick, ARGS=--cuda)
+	$(BIN)/python experiments/benchmarks $(ARGS)
+
+wheel: $(READY) ## build wheel and source archive into dist/
+	$(BIN)/python -m hatchling build -d dist
+
+lock: $(READY) ## renew constraints.txt from what the bounds of pyproject.toml allow today
+	@mkdir -p build
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --disable-pip-version-check --report build/lock.json -e ".[$(EXTRAS)]"
+	$(BIN)/python scripts/lock.py build/lock.json
 
 format: $(READY) ## rewrite files in the house style
 	$(BIN)/ruff check --fix .

@@ -34,6 +34,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from rows import COUNTED, WALL_TIME, Asked, Row
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -71,6 +72,28 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     if sizes.out:
         write_json(Path(sizes.out), {"sizes": vars(sizes), "machine": platform.platform(), **figures})
     return figures
+
+
+def measure(asked: Asked) -> list[Row]:
+    """Return the rows of reading: batches against the fastest training step there is, memory against the files."""
+    small = ["--trials", "90", "--voxels", "50", "--tokens", "3", "--width", "8", "--hidden", "4", "--batch-size", "6",
+             "--batches", "15", "--steps", "1"]  # fmt: skip
+    sizes = parsed(["--no-prior", *asked.pick(small, ["--trials", "3000", "--batches", "100", "--steps", "3"])])
+    with tempfile.TemporaryDirectory(dir=sizes.folder) as folder:
+        files = write_subject_file(Path(folder), sizes), write_target_file(Path(folder), sizes)
+        n_mib = sum(path.stat().st_size for path in files) / MIB
+        turns = [feed(files, sizes) | consume(sizes) for _ in range(asked.pick(1, 3))]
+    case, steps = f"batches of {sizes.batch_size} single trials, NSD's size", "a training step, no prior"
+    used = [turn["steps_per_s"]["without prior"] for turn in turns]
+    rows = [Row(case=f"{case}, {name}", unit="batches/s", ours=[turn["batches_per_s"][name] for turn in turns],
+                peer=steps, theirs=used, more=True, clock=WALL_TIME)
+            for name in turns[0]["batches_per_s"] if name.startswith("single")]  # fmt: skip
+    return [
+        *rows,
+        Row(case="a subject opened", unit="s", ours=[turn["open_s"] for turn in turns], clock=WALL_TIME),
+        Row(case="memory that all reading adds", unit="MiB", ours=[turn["feed_mib"] for turn in turns],
+            peer="the files", theirs=[n_mib], clock=COUNTED),
+    ]  # fmt: skip
 
 
 def parsed(given: list[str] | None) -> argparse.Namespace:

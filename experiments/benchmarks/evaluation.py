@@ -17,24 +17,28 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from rows import Asked, Row, in_turns, peak_gb, peak_row
+from skimage.metrics import structural_similarity
 
 from nd.config import ProtocolConfig
 from nd.files import write_json
 from nd.metrics.features import RANDOM, features, loaded
 from nd.metrics.identification import two_way_identification
+from nd.metrics.images import to_grey
 from nd.metrics.measures import by_view, measures_of
 from nd.metrics.repeats import repeats_of
 from nd.metrics.score import by_pixels, one_measure
+from nd.metrics.ssim import ssim
 
 PROTOCOLS = Path(__file__).parents[2] / "conf" / "protocol"
 ALEXNET2 = 139_968  # numbers of AlexNet(2) at 224 px
@@ -45,7 +49,7 @@ def main() -> None:
     """Time every part and print what was found as JSON."""
     given = arguments()
     torch.set_num_threads(given.threads)
-    protocol = ProtocolConfig(**yaml.safe_load((PROTOCOLS / f"{given.protocol}.yaml").read_text(encoding="utf-8")))
+    protocol = read_protocol(given.protocol)
     draw = np.random.default_rng(0)
     true, pred = (draw.integers(0, 256, (given.images, SIDE, SIDE, 3), dtype=np.uint8) for _ in range(2))
     found: dict[str, Any] = {"protocol": given.protocol, "images": given.images, "threads": given.threads}
@@ -60,6 +64,50 @@ def main() -> None:
     print(json.dumps(found, indent=2))
     if given.out:
         write_json(Path(given.out), found)
+
+
+def measure(asked: Asked) -> list[Row]:
+    """Return the rows of SSIM against scikit-image, identification against a plain product, and of every network."""
+    rows = [ssim_row(asked), identification_row(asked)]
+    protocol = read_protocol(asked.pick("scenes", "mindeye2"))
+    n = 2
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (n, SIDE, SIDE, 3), dtype=np.uint8)
+    for view in by_view(measures_of(protocol)):
+        loaded(view.network, RANDOM)
+        (taken,) = in_turns(asked.pick(1, 3), asked.seconds, partial(features, images, view, RANDOM), warm=False)
+        case = f"features of images of {SIDE} px by {view.network}"
+        rows.append(Row(case=case, unit="images/s", ours=[n / s for s in taken], more=True, clock=asked.clock))
+        print(rows[-1], flush=True)
+    return [*rows, peak_row()]
+
+
+def ssim_row(asked: Asked) -> Row:
+    """Return the row of SSIM of many images at once against scikit-image's, image by image."""
+    n = asked.pick(2, 50)
+    x, y = torch.rand(2, n, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    grey = [to_grey(one.double()).numpy() for one in (x, y)]
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    ours, theirs = in_turns(
+        asked.pick(1, 5), asked.seconds, lambda: ssim(x, y),
+        lambda: [structural_similarity(a, b, **settings) for a, b in zip(*grey, strict=True)],
+    )  # fmt: skip
+    return Row(case=f"SSIM of {n} images of {SIDE} px", unit="s", ours=ours, peer="scikit-image", theirs=theirs)
+
+
+def identification_row(asked: Asked) -> Row:
+    """Return the row of two-way identification against the product it cannot do without."""
+    n, width = asked.pick((20, 500), (500, ALEXNET2))
+    true, pred = torch.rand(2, n, width, generator=torch.Generator().manual_seed(0))
+    ours, theirs = in_turns(
+        asked.pick(1, 5), asked.seconds, lambda: two_way_identification(pred, true), lambda: true @ pred.T
+    )
+    return Row(case=f"two-way identification, {n} x {width}", unit="s", ours=ours, peer="torch.mm alone", theirs=theirs)
+
+
+def read_protocol(name: str) -> ProtocolConfig:
+    """Return a protocol of conf/protocol."""
+    return ProtocolConfig(**yaml.safe_load((PROTOCOLS / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
 def one_network(true: Any, pred: Any, view: Any, measures: dict[str, Any], protocol: ProtocolConfig) -> dict[str, Any]:
@@ -98,12 +146,6 @@ def rate(n_images: int, work: Callable[[], Any]) -> dict[str, float]:
     """Seconds and images per second."""
     taken = seconds(work)
     return {"seconds": taken, "images_per_s": round(n_images / max(taken, 0.01), 2)}
-
-
-def peak_gb() -> float:
-    """Most memory this process has held so far."""
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
 
 
 def arguments() -> argparse.Namespace:

@@ -29,7 +29,6 @@ import resource
 import statistics
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rows import WALL_TIME, Asked, Row, peak_row, seconds_of
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -63,6 +63,7 @@ from nd.targets.registry import build_extractors
 from nd.targets.store import extraction_backbone
 
 TARGETS = ["z", "g"]
+CLOCK = {"in use": WALL_TIME}
 MATMUL_SIDE = {"cuda": 8192, "cpu": 2048}
 NSD_SIDE, SD_SIDE = 425, 512
 SD_VAE = {  # vae/config.json of CompVis/stable-diffusion-v1-4
@@ -87,7 +88,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
         write_stimuli(
             stimuli_path(cfg), images=images, captions=[["a scene"]] * len(images), image_id=np.arange(len(images))
         )
-        backbone = extraction_backbone(cfg, torch.device(asked.device))
+        backbone = extraction_backbone(cfg, asked.precision, torch.device(asked.device))
         print(f"{len(images)} images of {images.shape[1]} px, {asked.weights} models at {cfg.backbone.image_size} px")
         print(f"{asked.device}, {asked.precision}; {os.cpu_count()} cores, {torch.get_num_threads()} threads")
         figures = in_turns(backbone, cfg, images, asked)
@@ -97,6 +98,24 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     if asked.out:
         write_json(Path(asked.out), {"asked": vars(asked), "machine": platform.platform(), **figures})
     return figures
+
+
+def measure(asked: Asked) -> list[Row]:
+    """Return the rows of both ways, of the whole verb and of the share of matrix products' rate."""
+    full = asked.cuda and not asked.quick
+    CLOCK["in use"] = asked.clock
+    sizes = ["--images", str(asked.pick(12, 200)), "--turns", str(asked.pick(2, 5))]
+    batch = ["--batch-size", str(asked.pick(4, 16 if full else 40)), "--threads", "1", "--device", asked.device]
+    figures = main([*sizes, *batch, *(["--precision", "bfloat16"] if full else ["--weights", "shipped"])])
+    which = "Stable Diffusion's size, bfloat16" if full else "Scenes models"
+    rows = [
+        Row(case=f"z and g, {which}", unit="images/s", ours=figures["batched_turns"], peer="one by one, as released",
+            theirs=figures["one_by_one_turns"], more=True, clock=asked.clock),
+        Row(case=f"nd extract, from files to stores, {which}", unit="images/s", ours=[figures["verb_per_s"]], more=True,
+            clock=asked.clock),
+        Row(case=f"z and g, {which}", unit="of torch.mm's rate", ours=[figures["share"]], more=True, clock=asked.clock),
+    ]  # fmt: skip
+    return [*rows, peak_row()]
 
 
 def parsed(given: list[str] | None) -> argparse.Namespace:
@@ -133,7 +152,8 @@ def configured(asked: argparse.Namespace, folder: Path) -> Config:
     )
     cfg.paths.data, cfg.paths.cache = str(folder / "data"), str(folder / "cache")
     cfg.method.targets = {name: {} for name in TARGETS}
-    cfg.target = target_settings(name="all", precision=asked.precision)
+    cfg.target = target_settings(name=TARGETS[0], precision=asked.precision)
+    cfg.target.name = "all"
     cfg.decodings = {name: with_precision(name, asked.precision, cfg) for name in TARGETS}
     cfg.trainer.batch_size, cfg.trainer.progress = asked.batch_size, False
     cfg.trainer.accelerator = "gpu" if asked.device == "cuda" else "cpu"
@@ -212,8 +232,11 @@ def in_turns(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], asked: 
         fast_s = seconds(batched, backbone, cfg, part, asked.batch_size)
         if turn:
             rates.append((len(part) / slow_s, len(part) / fast_s))
+    turns = [list(values) for values in zip(*rates, strict=True)]
     slow, fast = (statistics.harmonic_mean(values) for values in zip(*rates, strict=True))
     return {
+        "one_by_one_turns": turns[0],
+        "batched_turns": turns[1],
         "one_by_one_per_s": slow,
         "batched_per_s": fast,
         "ratio": fast / slow,
@@ -272,12 +295,8 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def seconds(work: Callable[..., Any], *given: Any) -> float:
-    """Wall time of some work, the device's share included."""
-    begun = time.perf_counter()
-    work(*given)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    """Time of some work by the clock in use, the device's share included."""
+    return seconds_of(work, *given, clock=CLOCK["in use"])
 
 
 def show(figures: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from data_feed import watched
 from numpy.typing import NDArray
+from rows import COUNTED, Asked, Row
 from threadpoolctl import threadpool_limits
 
 from nd.files import write_json
@@ -58,6 +59,25 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     if sizes.out:
         write_json(Path(sizes.out), figures)
     return figures
+
+
+def measure(asked: Asked) -> list[Row]:
+    """Return the rows of one problem for each number of chosen voxels, and of the memory of a fit."""
+    given = ["--device", asked.device, "--threads", "1", "--runs", str(asked.pick(1, 5)), "--larger", "0"]
+    sizes = parsed([*given, "--columns", str(asked.pick(100, 1000))])
+    threadpool_limits(1, "blas")
+    problems = ((100, 200, 20, 10),) if asked.quick else ((1000, 2000, 500, 100), LARGER[0])
+    rows = []
+    for problem in problems:
+        found = timed(sizes, *problem)
+        images, voxels, columns, chosen = problem
+        case = f"{images} x {voxels} -> {columns} columns, {chosen} voxels chosen"
+        turns = found["turns"]
+        rows.append(Row(case=case, unit="s", ours=turns["ours_s"], peer="fastl2lir", theirs=turns["package_s"],
+                        clock=asked.clock, note=f"coefficients differ by {found['apart']:.0e} at most"))  # fmt: skip
+    memory = added_memory(sizes, sizes.columns)
+    case = f"a fit of {memory['columns']} columns of 1,000 x 2,000: memory added"
+    return [*rows, Row(case=case, unit="MiB", ours=[memory["added_mib"]], clock=COUNTED)]
 
 
 LARGER = ((2000, 4000, 300, 450), (2000, 4000, 60, 1500))  # images, voxels, columns, chosen voxels
@@ -99,12 +119,14 @@ def timed(sizes: argparse.Namespace, n_images: int, n_voxels: int, n_columns: in
         "products_s": lambda: finished((gram(x.T), y.double().T @ x.double())),
     }
     figures: dict[str, Any] = {"images": n_images, "voxels": n_voxels, "columns": n_columns, "n_feat": n_feat}
-    results = {}
+    results: dict[str, Any] = {}
+    turns: dict[str, list[float]] = {name: [] for name in solvers}
     for _ in range(sizes.runs):
         for name, solve in solvers.items():
-            seconds, results[name] = seconds_of(solve)
-            figures[name] = min(seconds, figures.get(name, seconds))
-    return figures | {"apart": apart(results["ours_s"], results["package_s"])}
+            seconds, results[name] = seconds_of(solve, sizes.device)
+            turns[name].append(seconds)
+    least = {name: min(times) for name, times in turns.items()}
+    return figures | least | {"turns": turns, "apart": apart(results["ours_s"], results["package_s"])}
 
 
 def package_fit(voxels: NDArray[np.float32], targets: NDArray[np.float32], n_feat: int) -> NDArray[np.float64]:
@@ -126,11 +148,12 @@ def finished(result: Any) -> Any:
     return result
 
 
-def seconds_of(solve: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time of a call, and what it returned."""
-    begun = time.perf_counter()
+def seconds_of(solve: Callable[[], Any], device: str = "cuda") -> tuple[float, Any]:
+    """Seconds of a call, and what it returned: of this process's processors, or on the clock where a GPU works."""
+    now = time.perf_counter if device == "cuda" else time.process_time
+    begun = now()
     result = solve()
-    return time.perf_counter() - begun, result
+    return now() - begun, result
 
 
 def apart(ours: Solution, package: NDArray[np.float64]) -> float:

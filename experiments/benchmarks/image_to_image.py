@@ -21,6 +21,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from PIL import Image
+from rows import COUNTED, Asked, Row, in_turns
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,6 +39,8 @@ from nd.targets.vae_latent import SmallLatent
 CPU = torch.device("cpu")
 METHODS = ("takagi", "brain_diffuser")
 TOKENS, STEPS = 257 + 77, 37  # of image and text; int(50 * .75)
+FULL = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+TINY = FULL | {"sample_size": 8, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "attention_head_dim": 2}
 
 
 def main() -> None:
@@ -57,11 +60,53 @@ def main() -> None:
     print(f"weights: {size.weights / 1e6:.0f} M, {4 * size.weights / 1e9:.1f} GB in float32")
 
 
+def measure(asked: Asked) -> list[Row]:
+    """Return the rows of both methods on Scenes and of the dual-guided UNet counted, or of that on a GPU."""
+    if asked.cuda:
+        return [dual_steps(asked, n) for n in asked.pick((1,), (1, 8))]
+    rows = [scenes_row(method, asked) for method in METHODS]
+    for share, what in ((0.4, "both branches"), (0.0, "the image's branch alone")):
+        size = full_size(share)
+        sizes = {
+            f"a step, {what}": (size.flops / 1e12, "TFLOP"),
+            f"activations of one, {what}": (size.bytes / 1e9, "GB"),
+        }
+        rows += [Row(case=f"Versatile Diffusion at 512 px: {case}", unit=unit, ours=[value], clock=COUNTED)
+                 for case, (value, unit) in sizes.items()]  # fmt: skip
+    return rows
+
+
+def scenes_row(method: str, asked: Asked) -> Row:
+    """Return what making some images takes, both ways."""
+    n = asked.pick(2, 4)
+    cfg, ours, plainly = ways(method, n)
+    mine, theirs = in_turns(asked.pick(1, 3), asked.seconds, ours, plainly, warm=not asked.quick)
+    case = f"{method}, {n} images of {cfg.method.repeats} samples, Scenes models"
+    return Row(case=case, unit="s", ours=mine, peer="one by one, as released", theirs=theirs, clock=asked.clock)
+
+
+@torch.no_grad()
+def dual_steps(asked: Asked, n: int) -> Row:
+    """Return the time of a step of the dual-guided UNet at full size, random weights, n images at once."""
+    unet = (
+        dual_unet(UNet2DConditionModel(**(TINY if asked.quick else FULL)).config)
+        .to(asked.device, torch.bfloat16)
+        .eval()
+    )
+    unet.mixing.share = 0.4
+    side = 8 if asked.quick else 64
+    latents, tokens = (torch.randn(2 * n, *shape, device=asked.device, dtype=torch.bfloat16)
+                       for shape in ((4, side, side), (TOKENS, 768)))  # fmt: skip
+    (taken,) = in_turns(asked.pick(1, 10), asked.seconds, lambda: unet(latents, 700, encoder_hidden_states=tokens))
+    case = f"Versatile Diffusion at 512 px: a step of {n} images, bfloat16"
+    return Row(case=case, unit="s", ours=taken, clock=asked.clock)
+
+
 # ---- Scenes ---------------------------------------------------------------------------------------------------------
 
 
-def on_scenes(method: str, n: int) -> None:
-    """Time a method both ways, for features that mean nothing."""
+def ways(method: str, n: int) -> tuple[Config, Callable[[], None], Callable[[], None]]:
+    """Return the configuration of a method and what makes n images, both ways, of features that mean nothing."""
     cfg = compose(["experiment=scenes", f"method={method}", "table="])
     generator, plain = component("generator", method).build([cfg], CPU), PLAIN[method]
     features = {name: torch.randn(n, *shape) for name, shape in shapes_of(cfg, generator.first).items()}
@@ -75,6 +120,12 @@ def on_scenes(method: str, n: int) -> None:
         for one in each:
             plain(cfg, generator.first, one)
 
+    return cfg, ours, plainly
+
+
+def on_scenes(method: str, n: int) -> None:
+    """Time a method both ways."""
+    cfg, ours, plainly = ways(method, n)
     ours()  # warm
     fast, slow = processor_time(ours), processor_time(plainly)
     print(
@@ -159,13 +210,17 @@ class Size:
     need: Need
     weights: int
 
+    @property
+    def bytes(self) -> float:
+        """Bytes of activations of one image."""
+        return self.need.fixed + self.need.each
+
 
 @torch.no_grad()
 def full_size(share: float) -> Size:
     """Return the size of Versatile Diffusion's UNet at 512 px with one share of the text."""
-    sizes = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
     with torch.device("meta"):
-        unet = dual_unet(UNet2DConditionModel(**sizes).config).eval()
+        unet = dual_unet(UNet2DConditionModel(**FULL).config).eval()
     unet.mixing.share = share
 
     def step(n: int) -> None:

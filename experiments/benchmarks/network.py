@@ -35,7 +35,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from data_feed import REPEATS, watched, write_store, write_subject_file
-from extraction import matmul_rate
+from extraction import CLOCK, matmul_rate
+from rows import COUNTED, WALL_TIME, Asked, Row
 from torch.utils.flop_counter import FlopCounterMode
 
 from nd.config import Config
@@ -74,6 +75,26 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     if sizes.out:
         write_json(Path(sizes.out), {"sizes": vars(sizes), **figures})
     return figures
+
+
+def measure(asked: Asked) -> list[Row]:
+    """Return the rows of training: samples a second, waiting, memory beside its estimate, rate."""
+    CLOCK["in use"] = asked.clock
+    tiny = ["network.prior=false", "network.blocks=1", "network.latent_channels=4", "network.decoder_channels=[4,4]"]
+    small = ["--parts", "c", "--hidden", "8", "--voxels", "30", "--trials", "90", "--batch-size", "4", *tiny]
+    on_cpu = ["--hidden", "256", "--parts", "c", "--steps", "2"]
+    given = small if asked.quick else [] if asked.cuda else on_cpu
+    found = main([*given, "--device", asked.device])
+    size = parsed(given)
+    case = f"training at NSD's size: parts {' '.join(size.parts)}, h {size.hidden}, {PRECISIONS[size.precision]}"
+    rate = found["flop_per_step"] / found["s_per_step"] / found["matmul_flop_per_s"]
+    return [
+        Row(case=case, unit="samples/s", ours=[found["samples_per_s"]], more=True, clock=WALL_TIME),
+        Row(case=f"{case}: waiting for data", unit="of the time", ours=[found["waiting"]], clock=WALL_TIME),
+        Row(case=f"{case}: memory", unit="MiB", ours=[found["peak_mib"]], peer="estimate",
+            theirs=[found["estimated_mib"]], clock=COUNTED),
+        Row(case=case, unit="of torch.mm's rate", ours=[rate], more=True, clock=WALL_TIME),
+    ]  # fmt: skip
 
 
 def parsed(given: Sequence[str] | None) -> argparse.Namespace:

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from rows import COUNTED, WALL_TIME, Asked, Row
 
 from nd.data.nsd.facts import PEOPLE, TRIALS_PER_SESSION
 from nd.data.prepared import Stimuli, Subject, write_stimuli, write_subject
@@ -32,7 +33,23 @@ LOAD = "import nibabel, h5py, scipy.io, tqdm, nd.prepare, nd.data.nsd.prepare, n
 
 def main() -> None:
     """Write the tree, prepare it in a process of its own, and print what that took."""
-    arguments = parsed()
+    found(parsed())
+
+
+def measure(asked: Asked) -> list[Row]:
+    """Return the rows of preparing two numbers of sessions: time grows with them, memory does not."""
+    small = ["--trials", "60", "--voxels", "200", "--grid", "20", "20", "20"] if asked.quick else []
+    rows = []
+    for sessions in ("1", "3"):
+        seconds, added_mb = found(parsed(["--sessions", sessions, *small]))
+        case = f"nd prepare data=nsd, {sessions} session{'s' * (sessions != '1')} of NSD's size"
+        rows += [Row(case=f"{case}: a session", unit="s", ours=[seconds / int(sessions)], clock=WALL_TIME),
+                 Row(case=f"{case}: memory beyond modules", unit="MB", ours=[added_mb], clock=COUNTED)]  # fmt: skip
+    return rows
+
+
+def found(arguments: argparse.Namespace) -> tuple[float, float]:
+    """Return the seconds that preparing took and the MB it added, printed."""
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         root = Path(folder)
         n_trials = write_tree(root, arguments)
@@ -47,9 +64,10 @@ def main() -> None:
     print(f"simulated tree ({arguments.form}): {n_trials} trials in {sessions} sessions, {arguments.voxels} voxels")
     print(f"prepared in {seconds:.1f} s, {each:.1f} s per session; {written / 1e6:.0f} MB written")
     print(f"peak memory {used_mb:.0f} MB, {used_mb - base_mb:.0f} MB beyond the loaded modules ({base_mb:.0f} MB)")
+    return seconds, used_mb - base_mb
 
 
-def parsed() -> argparse.Namespace:
+def parsed(given: list[str] | None = None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sessions", type=int, default=4)
@@ -58,7 +76,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--grid", type=int, nargs=3, default=PEOPLE["subj01"].grid)
     parser.add_argument("--form", choices=("nii.gz", "hdf5"), default="nii.gz")
     parser.add_argument("--folder", default=None, help="where the temporary folder is made")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def write_tree(root: Path, arguments: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import Asked, Row
 from torch import Tensor, nn
 
 from nd.mappers.volumetric.recurrence import recurrence
@@ -46,6 +47,19 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     return figures
 
 
+def measure(asked: Asked) -> list[Row]:
+    """Return the rows of the state space against the transformer by the number of tokens."""
+    sizes = parsed(["--tokens", *asked.pick(["64"], ["512", "1024", "2048"]), "--repeats", str(asked.pick(1, 5))])
+    torch.manual_seed(0)
+    steps = steps_of(sizes.width, sizes.state)
+    return [
+        Row(case=f"a step over {n} tokens, width {sizes.width}", unit="s",
+            ours=all_times(steps["selective state space"], n, sizes), peer="transformer",
+            theirs=all_times(steps["transformer"], n, sizes))
+        for n in sizes.tokens
+    ]  # fmt: skip
+
+
 def parsed(given: Sequence[str] | None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -72,13 +86,18 @@ def steps_of(width: int, state: int) -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def timed(step: Callable[[Tensor], Tensor], n_tokens: int, asked: argparse.Namespace) -> float:
-    """Processor seconds of the quickest of some steps, after one that is not counted."""
+    """Processor seconds of the quickest of some steps."""
+    return min(all_times(step, n_tokens, asked))
+
+
+def all_times(step: Callable[[Tensor], Tensor], n_tokens: int, asked: argparse.Namespace) -> list[float]:
+    """Processor seconds of some steps, after one that is not counted."""
     x, found = torch.randn(asked.batch, n_tokens, asked.width, requires_grad=True), []
     for _ in range(asked.repeats + 1):
         begun = time.process_time()
         step(x).sum().backward()
         found.append(time.process_time() - begun)
-    return min(found[1:])
+    return found[1:]
 
 
 def slope(seconds: dict[int, float]) -> float:

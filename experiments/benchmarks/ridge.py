@@ -27,7 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from himalaya.backend import set_backend
 from himalaya.kernel_ridge import KernelRidgeCV
 from himalaya.ridge import RidgeCV
 from numpy.typing import NDArray
+from rows import COUNTED, Asked, Row, in_turns
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.model_selection import GridSearchCV
 
@@ -97,6 +98,37 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     if sizes.out:
         write_json(Path(sizes.out), {"sizes": vars(sizes), "machine": platform.platform(), **figures})
     return figures
+
+
+def measure(asked: Asked) -> list[Row]:
+    """Return the rows of a fit against every other way to the same, of its predictions' rate, and of its memory."""
+    small = ["--images", "100", "--voxels", "60", "--columns", "50", "--few", "50", "--nsd", "1000", "60", "50"]
+    sizes = parsed([*(small if asked.quick else ["--columns", "5000", "--nsd", "2000", "4000", "20000"])])
+    made, turns = world(sizes), asked.pick(1, 3)
+    case = f"ridge, {sizes.images} x {sizes.voxels} -> {sizes.columns}, {len(ALPHAS)} penalties, {sizes.folds} folds"
+    ours = partial(nd_fit, made, per_column=True)
+    rows = [turned(asked, turns, case, ours, name, partial(himalaya_fit, made, kind, "numpy"))
+            for name, kind in (("himalaya KernelRidgeCV", KernelRidgeCV), ("himalaya RidgeCV", RidgeCV))]  # fmt: skip
+    theirs = partial(sklearn_fit, made, ALPHAS[len(ALPHAS) // 2 :][:1])
+    row = turned(asked, 1, f"{case}, one for all columns", partial(nd_fit, made, per_column=False), SKLEARN, theirs)
+    factor = (len(ALPHAS) * sizes.folds + 1) / (sizes.folds + 1)  # its work is the same for each penalty
+    rows.append(
+        replace(row, theirs=[factor * s for s in row.theirs], note="timed with one penalty, times their number")
+    )
+    predictions, plain = rates(made, sizes)
+    products = {"peer": "torch.mm of their sizes", "theirs": [plain.cpu]}
+    rows.append(Row(case=f"{case}: held-out predictions", unit="s", ours=[predictions.cpu], **products))
+    found = memory(sizes)
+    size = " x ".join(str(n) for n in sizes.nsd[:2]) + f" -> {sizes.nsd[2]}"
+    return [*rows, Row(case=f"ridge, {size}, targets mapped: memory", unit="MiB", ours=[found["fit"]["rss_anon_mib"]],
+                       peer="voxels and targets", theirs=[found["inputs_mib"]], clock=COUNTED)]  # fmt: skip
+
+
+def turned(asked: Asked, turns: int, case: str, ours: Callable[[], Any], peer: str, theirs: Callable[[], Any]) -> Row:
+    """Return the row of two ways that take turns."""
+    mine, others = in_turns(turns, asked.seconds, ours, theirs, warm=False)
+    print(f"{peer}: {others}, ours {mine}", flush=True)
+    return Row(case=case, unit="s", ours=mine, peer=peer, theirs=others, clock=asked.clock)
 
 
 def parsed(given: list[str] | None) -> argparse.Namespace:

@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from extraction import SD_VAE, matmul_rate, seconds
+from extraction import CLOCK, SD_VAE, matmul_rate, seconds
 from replay import Recorder, Replay
+from rows import COUNTED, WALL_TIME, Asked, Row, peak_row
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -95,6 +96,49 @@ def parsed(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="--cuda: samples at once")
     parser.add_argument("--out", default="", help="JSON file for the figures")
     return parser.parse_args(given)
+
+
+def measure(asked: Asked) -> list[Row]:
+    """Return the rows of the engine against the plain algorithm: on Scenes and counted, or at full size on a GPU."""
+    CLOCK["in use"] = asked.clock
+    torch.manual_seed(0)
+    if asked.cuda and not asked.quick:
+        return on_gpu_rows(parsed(["--cuda", "--batches", "1", "4", "8", "16"]))
+    images, plain = asked.pick((1, 1), (8, 2))
+    sizes = parsed(["--images", str(images), "--repeats", "1", "--plain-pictures", str(plain),
+                    *asked.pick(["--steps", "8", "--kappa", "1"], [])])  # fmt: skip
+    cfg, numbers = configured(sizes)
+    turns = [on_cpu(cfg, numbers, sizes) for _ in range(asked.pick(1, 3))]
+    row = Row(case=f"guided as released, {images} images, Scenes models", unit="images/s", more=True, clock=asked.clock,
+              ours=[turn["engine_per_s"] for turn in turns], peer="as released, plainly",
+              theirs=[turn["plain_per_s"] for turn in turns],
+              note=f"images differ by {max(turn['largest_difference'] for turn in turns):.1g} at most")  # fmt: skip
+    return [row, *([] if asked.quick else counted(parsed(["--flops"])))]
+
+
+def counted(sizes: argparse.Namespace) -> list[Row]:
+    """Return the rows of operations at Stable Diffusion's size: of an image both ways, and of all it consists of."""
+    found = operations(*configured(sizes), sizes)
+    case = "an image as released at 512 px: operations"
+    rows = [Row(case=case, unit="TFLOP", ours=[found["engine"]], peer="as released, plainly", theirs=[found["plain"]],
+                clock=COUNTED)]  # fmt: skip
+    for name, both in found["passes"].items():
+        rows += [Row(case=f"{name} at 512 px, {way}", unit="TFLOP", ours=[value], clock=COUNTED)
+                 for way, value in zip(("forward", "backward to its input"), both, strict=True)]  # fmt: skip
+    return rows + [Row(case=f"{name} at 512 px", unit="TFLOP", ours=[value], clock=COUNTED)
+                   for name, value in found["parts"].items() if name.startswith("engine")]  # fmt: skip
+
+
+def on_gpu_rows(sizes: argparse.Namespace) -> list[Row]:
+    """Return the rows of every batch on a GPU."""
+    found = on_gpu(*configured(sizes), sizes)
+    rows, shared = [], {"more": True, "clock": WALL_TIME}
+    for batch, figures in found["batches"].items():
+        case = f"guided as released at 512 px, {batch} at once, bfloat16"
+        rows += [Row(case=case, unit="images/s", ours=[figures["engine_per_s"]], peer="as released, plainly",
+                     theirs=[figures["plain_per_s"]], **shared),
+                 Row(case=case, unit="of torch.mm's rate", ours=[figures["share_of_matmul"]], **shared)]  # fmt: skip
+    return [*rows, peak_row("peak memory of the process, GPU left out")]
 
 
 def configured(asked: argparse.Namespace) -> tuple[Config, Numbers]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import Asked, Row, in_turns
 from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
@@ -65,6 +66,27 @@ def main() -> None:
     print(json.dumps(record, indent=2))
     if options.out:
         Path(options.out).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(asked: Asked) -> list[Row]:
+    """Return the row of the grid sampled together against one by one."""
+    cfg = compose(["experiment=scenes", "method.repeats=1", *(["method.steps=6"] if asked.quick else [])])
+    backbone = load_backbone(cfg.backbone, asked.device)
+    kappas, etas = (KAPPAS[:1], ETAS[:2]) if asked.quick else (KAPPAS, ETAS)
+    grid = [at(cfg, kappa, eta) for kappa in kappas for eta in etas]
+    n = 1
+    given = inputs(backbone, cfg, n)
+
+    def together() -> None:
+        GuidedSampler(backbone, cfg, [point_of(one) for one in grid]).sample(*given)
+
+    def one_by_one() -> None:
+        for one in grid:
+            GuidedSampler(backbone, one).sample(*given)
+
+    mine, theirs = in_turns(asked.pick(1, 3), asked.seconds, together, one_by_one, warm=False)
+    case = f"{len(grid)} points of kappa and eta, {n} image, Scenes models"
+    return [Row(case=case, unit="s", ours=mine, peer="one by one", theirs=theirs, clock=asked.clock)]
 
 
 def parsed() -> tuple[argparse.Namespace, list[str]]:

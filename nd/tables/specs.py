@@ -35,7 +35,8 @@ from nd.tables.yaml_files import build, build_all, read_yaml, refuse
 ROLES = ("method", "oracle", "control", "floor", "reference")
 DEFAULT = "default"  # the table of whatever is composed
 PACKAGE = Path(__file__).resolve().parents[1]
-FOLDERS = (PACKAGE.parent / "experiments", PACKAGE / "_experiments")  # a checkout; an installed wheel
+# In an installed wheel, in a checkout. Beside an installed wheel `experiments` would be some other package's.
+FOLDER = next(folder for folder in (PACKAGE / "_experiments", PACKAGE.parent / "experiments") if folder.is_dir())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class Entry:
 
 def available() -> list[str]:
     """Return the names of the shipped specs."""
-    return sorted({path.stem for folder in FOLDERS for path in folder.glob("*.yaml")})
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def _spec_path(name: str) -> Path:
@@ -90,9 +91,8 @@ def _spec_path(name: str) -> Path:
         if not own.is_file():
             raise UserError(f"table={name}: there is no such file. Shipped tables: {', '.join(available())}.")
         return own
-    for folder in FOLDERS:
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
+    if (FOLDER / f"{name}.yaml").is_file():
+        return FOLDER / f"{name}.yaml"
     raise unknown("table", name, available())
 
 
