@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
 import yaml
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -210,6 +211,19 @@ def _overlay(job: DictConfig, name: str, recipe: dict[str, Any], problems: list[
             job[part] = OmegaConf.merge(job[part], value)
 
 
+class ReadOnce(ConfigRepository):
+    """Reads a file of conf/ once in a process, and not anew for every row of a table."""
+
+    read: ClassVar[dict[tuple[str, ...], Any]] = {}
+
+    def load_config(self, config_path: str) -> Any:
+        """Return a copy of what a file holds; Hydra changes what it gets."""
+        key = (*(source.path for source in self.sources), config_path)
+        if key not in self.read:
+            self.read[key] = super().load_config(config_path)
+        return copy.deepcopy(self.read[key])
+
+
 @lru_cache(maxsize=256)
 def _load(
     overrides: tuple[str, ...], further: tuple[Path, ...] = ()
@@ -235,7 +249,9 @@ def _own_hydra() -> Iterator[Any]:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-            yield GlobalHydra.instance().hydra
+            own: Any = GlobalHydra.instance().hydra
+            own.config_loader.repository = ReadOnce(own.config_loader.config_search_path)
+            yield own
     finally:
         GlobalHydra.instance().hydra = outer
 

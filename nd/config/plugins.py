@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,12 @@ def external_components(group: str, broken: dict[str, str] | None = None) -> dic
 
 def conf_folders() -> Mapping[str, Path]:
     """Return the folders ``conf/`` of packages that announce one (entry point group ``nd.conf``), by name."""
+    return _conf_folders(tuple(sys.path))
+
+
+@lru_cache
+def _conf_folders(places: tuple[str, ...]) -> dict[str, Path]:
+    """As above; looked up once, for every package that is installed is asked. places: where packages are found."""
     folders: dict[str, Path] = {}
     for point in entry_points(group="nd.conf"):
         try:
