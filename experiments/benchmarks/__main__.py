@@ -36,7 +36,7 @@ ON_CPU = (  # in this order
     "sampling_memory", "recurrence", "evaluation", "data_feed", "nsd_prepare", "network", "scaling", "demo",
 )  # fmt: skip
 ON_GPU = ("sampler", "sampling_memory", "image_to_image", "minddiffuser", "extraction", "network", "fastl2lir_solver")
-ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS")]
 FIELDS = (
     "benchmark", "case", "ours", "ours_min", "ours_max", "unit", "clock", "better", "turns", "peer", "theirs",
     "theirs_min", "theirs_max", "ratio", "ratio_min", "ratio_max", "note", "size", "device", "load", "machine",
@@ -97,6 +97,7 @@ def parsed(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes; the figures mean nothing")
     parser.add_argument("--cuda", action="store_true", help="what is measured on a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="", help="--cuda --device cpu rehearses --cuda")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="time on the clock, N threads of PyTorch")
     parser.add_argument("--timeout", type=int, default=3600, help="seconds that one benchmark may take")
     parser.add_argument("--results", default="results", help="the folder that is written to")
     parser.add_argument("--show", metavar="CSV", help="print the table of an earlier run, and do nothing else")
@@ -119,8 +120,11 @@ def one(name: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     out, log = folder / f"{name}.json", folder / f"{name}.log"
     out.unlink(missing_ok=True)
     flags = ["--quick"] * asked.quick + ["--cuda"] * asked.cuda + ["--device", asked.device] * bool(asked.device)
-    command = [sys.executable, str(HERE / "rows.py"), name, *flags, "--out", str(out)]
-    environment = ONE_THREAD | os.environ | {"PYTHONPATH": with_package(os.environ.get("PYTHONPATH", ""))}
+    threads = str(asked.threads or 1)
+    command = [sys.executable, str(HERE / "rows.py"), name, *flags, "--threads", str(asked.threads), "--out", str(out)]
+    environment = (
+        dict.fromkeys(THREADS, threads) | os.environ | {"PYTHONPATH": with_package(os.environ.get("PYTHONPATH", ""))}
+    )
     with open(log, "w", encoding="utf-8") as handle:
         try:
             done = subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT, env=environment,
@@ -219,7 +223,7 @@ def where(rows: Sequence[dict[str, Any]]) -> str:
     machines = "; ".join(dict.fromkeys(row["machine"] for row in rows))
     known = "; ".join(dict.fromkeys(row["versions"] for row in rows))
     return (
-        f"{quick}Medians over the turns, [least, most]. {machines}, one thread; {min(loads):g} to {max(loads):g} "
+        f"{quick}Medians over the turns, [least, most]. {machines}; {min(loads):g} to {max(loads):g} "
         f"processes wanted a core meanwhile. {known}."
     )
 

@@ -78,7 +78,7 @@ def measure(asked: Asked) -> list[Row]:
 
 def scenes_row(method: str, asked: Asked) -> Row:
     """Return what making some images takes, both ways."""
-    n = asked.pick(2, 4)
+    n = asked.pick(2, 8)
     cfg, ours, plainly = ways(method, n)
     mine, theirs = in_turns(asked.pick(1, 3), asked.seconds, ours, plainly, warm=not asked.quick)
     case = f"{method}, {n} images of {cfg.method.repeats} samples, Scenes models"

@@ -1,12 +1,14 @@
 """What a benchmark gives: rows, each one thing measured in several turns, beside the same by others where there is one.
 
-    python experiments/benchmarks/rows.py ridge [--quick] [--cuda] [--device cpu] --out FILE.json
+    python experiments/benchmarks/rows.py ridge [--quick] [--threads 2] [--cuda] [--device cpu] --out FILE.json
 
 runs one benchmark in this process and writes its rows; `make bench` does so for each of them (see __main__.py). Every
 script here has ``measure(asked) -> list[Row]``.
 
 On a CPU time is this process's processor time, one thread, so that other work on the machine moves it little (by shared
-caches and memory, up to a third); ``clock`` says so in every row. On a GPU it is time on the clock.
+caches and memory, up to a third); ``clock`` says so in every row. On a GPU it is time on the clock. So it is with
+``--threads``, which says what a user of an idle machine waits for: batches keep several threads busy, single images
+do not.
 """
 
 from __future__ import annotations
@@ -40,11 +42,13 @@ class Asked:
         quick: at sizes that show that it works; its figures mean nothing.
         cuda: what is measured on a GPU, instead of what is measured on a CPU.
         device: of PyTorch; with ``cuda`` it is "cpu" where that is only rehearsed.
+        threads: of PyTorch, timed on the clock; 0: one, and its processor time.
     """
 
     quick: bool = False
     cuda: bool = False
     device: str = "cpu"
+    threads: int = 0
 
     def __post_init__(self) -> None:
         if self.cuda and self.device == "cuda":
@@ -60,7 +64,7 @@ class Asked:
     @property
     def clock(self) -> str:
         """Which time is measured."""
-        return WALL_TIME if self.device == "cuda" else CPU_TIME
+        return WALL_TIME if self.device == "cuda" or self.threads else CPU_TIME
 
     def seconds(self, work: Callable[..., Any], *given: Any) -> float:
         """Return the seconds of some work, by the clock that is used here."""
@@ -210,12 +214,13 @@ def run(name: str, asked: Asked) -> dict[str, Any]:
     load, begun = busy(), time.perf_counter()
     measure = importlib.import_module(name).measure
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_num_threads(asked.threads or 1)
     rows = measure(asked)
     if not rows:
         raise SystemExit(f"{name} gave no row")
     known = {"size": "quick" if asked.quick else "full", "device": asked.device, "load": max(load, busy())}
-    known |= {"machine": machine(asked.device), "versions": versions()}
+    threads = f"{asked.threads} threads" if asked.threads > 1 else "one thread"
+    known |= {"machine": f"{machine(asked.device)}, {threads}", "versions": versions()}
     seconds = round(time.perf_counter() - begun, 1)
     return {
         "asked": asdict(asked),
@@ -231,9 +236,10 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="")
+    parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", required=True)
     found = parser.parse_args(given)
-    asked = Asked(found.quick, found.cuda, found.device or ("cuda" if found.cuda else "cpu"))
+    asked = Asked(found.quick, found.cuda, found.device or ("cuda" if found.cuda else "cpu"), found.threads)
     from nd.files import write_json
 
     write_json(Path(found.out), run(found.name, asked))
