@@ -1,7 +1,6 @@
 """From what was given on the command line to a checked ``Config``, and from a function to a verb.
 
-Before Hydra runs, everything given is read and checked in one pass, and all problems are reported in one message;
-nothing is written by then.
+Before Hydra runs and anything is written, everything given is checked in one pass, and all problems are one message.
 """
 
 from __future__ import annotations
