@@ -51,11 +51,12 @@ test-slow: $(READY) ## the slow tests: whole chains, several processes, every ta
 
 FAULTS = PYTHONPATH=tests $(BIN)/python tests/faults
 
-faults: $(READY) ## kill, disturb, spoil and fuzz everything; takes hours, and is no part of test
+faults: $(READY) ## kill, disturb, spoil, mutate and fuzz everything; takes hours, and is no part of test
 	$(FAULTS)/corrupt.py readers --number 2000
 	$(FAULTS)/corrupt.py verbs --number 200
 	$(FAULTS)/disturb.py all --number 260
 	$(FAULTS)/disturb.py kill --number 200
+	$(FAULTS)/mutate.py
 	ND_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest --timeout=7200 tests/test_fuzz_readers.py
 
 bench: $(READY) ## run the benchmarks: results/bench.csv (ARGS="--only ridge", ARGS=--quick, ARGS=--cuda)

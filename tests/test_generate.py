@@ -108,10 +108,12 @@ def plain_sample(backbone: Backbone, cfg: Config, z0: Tensor, c: Tensor, g: Tens
             (gradient,) = torch.autograd.grad(loss, leaf)
         eps_uncond = backbone.unet(z, t, encoder_hidden_states=uncond).sample
         eps = eps_uncond + cfg.method.cfg_scale * (eps_cond.detach() - eps_uncond)
+        share = {"constant": 1.0, "falling": 1 - step / n, "rising": (step + 1) / n}[cfg.guidance.schedule]
+        kappa = share * cfg.guidance.kappa
         if step < n_guided and cfg.guidance.normalise:
-            eps = eps + cfg.guidance.kappa * torch.linalg.norm(eps) * gradient / torch.linalg.norm(gradient)
+            eps = eps + kappa * torch.linalg.norm(eps) * gradient / torch.linalg.norm(gradient)
         elif step < n_guided:
-            eps = eps + np.sqrt(1 - abar) * cfg.guidance.kappa * gradient
+            eps = eps + np.sqrt(1 - abar) * kappa * gradient
         z = scheduler.step(eps, t, z).prev_sample
     picture = (backbone.vae.decode(z / backbone.vae.config.scaling_factor).sample[0] + 1) / 2
     return picture.clamp(0, 1)
@@ -125,6 +127,8 @@ CASES = [
     {"normalise": False, "kappa": 3e3},
     {"cfg_scale": 1.0},
     {"kappa": 0.0},
+    {"schedule": "falling"},
+    {"schedule": "rising"},
 ]
 
 
@@ -179,6 +183,18 @@ def test_schedule_of_the_reference() -> None:
         assert schedule.alpha_bar_next[:-1] == schedule.alpha_bar[1:]
         betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
         assert schedule.alpha_bar_next[-1] == pytest.approx(1 - betas[0], abs=1e-6)  # set_alpha_to_one is off
+
+
+@pytest.mark.parametrize("to_one", [True, False])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_every_step_leads_to_the_level_of_the_next(offset: int, to_one: bool) -> None:
+    """Without an offset one step leads to timestep 0, whose level is its own and not that of clean latents."""
+    changes = {"steps_offset": offset, "set_alpha_to_one": to_one}
+    schedule = build_schedule(DDIMScheduler(**{**SD_SCHEDULE, **changes}), 50, 0.75)
+    levels = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    wanted = [levels[t] for t in range(720 + offset, -1, -20)]
+    np.testing.assert_allclose(schedule.alpha_bar, wanted, rtol=1e-4)
+    np.testing.assert_allclose(schedule.alpha_bar_next, [*wanted[1:], 1.0 if to_one else levels[0]], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

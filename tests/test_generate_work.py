@@ -25,6 +25,7 @@ from nd.config import Config, GuidanceConfig, PathsConfig, TrainerConfig
 from nd.config.components import component
 from nd.data.prepared import stimuli_path, write_stimuli
 from nd.data.splits import get_split
+from nd.digests import digest_rows
 from nd.errors import UserError
 from nd.generate import floors, guided_diffusion
 from nd.generate.base import to_uint8
@@ -32,6 +33,7 @@ from nd.generate.inputs import PredictedFeatures, TrainingImages, part_ids
 from nd.generate.module import Work, run_work
 from nd.generate.parts import Parts, captions_of, partition
 from nd.lightning import user_error_of
+from nd.sealed import recorded_of
 
 SIZE = 6
 CPU = TrainerConfig(accelerator="cpu", progress=False)
@@ -67,6 +69,8 @@ def test_parts_merge_in_canonical_order_and_are_removed(tmp_path: Path) -> None:
         assert file["image_id"][:].tolist() == [3, 5, 9, 12]
         assert file["images"][:, 1, 2, 0, 1].tolist() == [3, 5, 9, 12]
         assert (file.attrs["seed"], bool(file.attrs["oracle"])) == (4, False)
+        digests = digest_rows(file["images"][:])
+    assert recorded_of(tmp_path / "images.h5").rows["images"].tolist() == digests.tolist()
 
 
 def test_captions_follow_their_images(tmp_path: Path) -> None:

@@ -90,6 +90,17 @@ def test_paired_difference_is_narrower_than_unpaired_scores() -> None:
     assert bootstrap_interval(a).lo < bootstrap_interval(b).hi
 
 
+def test_the_paired_interval_is_the_widened_one_of_the_differences() -> None:
+    a, b = np.random.default_rng(0).exponential(size=(2, 12))
+    got = paired_difference(a, b, n_boot=2000, seed=3)
+    drawn = SimpleNamespace(bootstrap_distribution=bootstrap_means(a - b, 2000, seed=3))
+    widened = float(1 - 2 * ndtr(np.sqrt(12 / 11) * stdtrit(11, 0.025)))
+    wanted = bootstrap(
+        (a - b,), np.mean, n_resamples=0, method="BCa", confidence_level=widened, bootstrap_result=drawn
+    ).confidence_interval
+    np.testing.assert_allclose([got.lo, got.hi], wanted, rtol=1e-9)
+
+
 def test_what_cannot_be_resampled_is_refused() -> None:
     with pytest.raises(UserError, match="0 usable values of 2"):
         bootstrap_interval(np.array([np.nan, np.nan]))

@@ -295,6 +295,13 @@ def test_images_in_a_batch_are_what_each_is_alone_and_stop_by_themselves(keep: s
     assert together.losses[together.kept, torch.arange(3)].tolist() == together.losses.nan_to_num(1e9).amin(0).tolist()
 
 
+def test_an_image_stops_once_patience_many_iterations_gained_nothing() -> None:
+    level = lambda rows, z, c, noise: (torch.ones(len(rows)), z, 0 * z, 0 * c)  # noqa: E731
+    for patience in (1, 4):
+        found = bowls(level, torch.ones(2, 1, 1, 1), patience=patience)
+        assert len(found.losses) == 1 + patience, "the first, and those that gained nothing over it"
+
+
 def test_the_best_iterate_is_kept_or_the_last() -> None:
     z = torch.full((1, 1, 1, 1), 0.25)
     best, last = (bowls(bowl, z, patience=0, keep=keep, iterations=12) for keep in ("best", "last"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,17 @@ def test_trial_noise_is_shared_by_neighbours(brain: Brain) -> None:
     off = ~np.eye(len(r), dtype=bool)
     assert r[off & (distance < 2)].mean() > 0.25
     assert abs(r[distance > 0.7 * distance.max()].mean()) < 0.1
+
+
+def test_the_mean_gain_of_the_sessions_is_one(brain: Brain) -> None:
+    """Else the noise ceiling would be that of another signal-to-noise ratio than the voxels' own."""
+    quiet = replace(brain, ncsnr=np.full(brain.n_voxels, 1e6, np.float32))
+    off_and_on = np.repeat(np.array([[0], [1]], np.float32), brain.n_voxels, axis=1)
+    image, session = np.tile([0, 1], 9), np.repeat(np.arange(9), 2)
+    betas = quiet.trials(np.random.default_rng(0), off_and_on, image, session)
+    gain = (betas[1::2] - betas[::2]).mean(1)  # the offset of a session is in both
+    assert gain.mean() == pytest.approx(1, abs=1e-4)
+    assert 0.03 < gain.std() < 0.2
 
 
 def test_the_same_brain_every_time_and_another_for_another_subject_or_seed() -> None:

@@ -91,6 +91,18 @@ def shape_changed(handle: h5py.File) -> None:
     handle["ids"] = np.arange(7, dtype=np.int32)
 
 
+def shape_folded(handle: h5py.File) -> None:
+    """The same bytes."""
+    del handle["ids"]
+    handle["ids"] = np.arange(8, dtype=np.int32).reshape(2, 4)
+
+
+def sign_lost(handle: h5py.File) -> None:
+    """The same bytes."""
+    del handle["ids"]
+    handle["ids"] = np.arange(8, dtype=np.uint32)
+
+
 def digests_garbled(handle: h5py.File) -> None:
     handle[RECORDED][3:9] = 0
 
@@ -108,6 +120,8 @@ def digests_garbled(handle: h5py.File) -> None:
         (attribute_changed, "its attributes changed"),
         (attribute_added, "its attributes changed"),
         (shape_changed, "ids changed"),
+        (shape_folded, "ids changed"),
+        (sign_lost, "ids changed"),
         (digests_garbled, "its group 'digests' is damaged"),
     ],
 )
