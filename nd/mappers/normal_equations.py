@@ -233,16 +233,30 @@ def solve_over_images(bordered_NM: Tensor, places_KF: Tensor, targets_NK: Tensor
     Raises:
         UserError: as for `solve_cuts`.
     """
-    step = max(1, CACHED // (len(bordered_NM) * places_KF.shape[1]))
-    solved = []
-    for places, targets_Nk in zip(places_KF.split(step), targets_NK.split(step, dim=1), strict=True):
-        voxels_kNF = bordered_NM.T[places].mT
-        products_kNN = voxels_kNF @ voxels_kNF.mT
+    n_images, n_columns = bordered_NM.shape
+    most = 2 * places_KF.shape[1] > n_columns  # then the products of the few others are taken from those of all
+    few_Kf = left_out(places_KF, n_columns) if most else places_KF
+    all_NN = bordered_NM @ bordered_NM.T
+    step, solved = max(1, CACHED // (n_images * max(few_Kf.shape[1], n_images))), []
+    for few, targets_Nk in zip(few_Kf.split(step), targets_NK.split(step, dim=1), strict=True):
+        voxels_kNf = bordered_NM.T[few].mT
+        products_kNN = voxels_kNf @ voxels_kNf.mT
+        products_kNN = all_NN - products_kNN if most else products_kNN
         products_kNN.diagonal(dim1=1, dim2=2).add_(penalty)
         factors, failed = torch.linalg.cholesky_ex(products_kNN)
         _check(bool(failed.any()))
-        solved.append((voxels_kNF.mT @ torch.cholesky_solve(targets_Nk.T[:, :, None], factors))[:, :, 0])
-    return torch.cat(solved)
+        solved.append(torch.cholesky_solve(targets_Nk.T[:, :, None], factors)[:, :, 0])
+    return (torch.cat(solved) @ bordered_NM).gather(1, places_KF)
+
+
+def left_out(places_KF: Tensor, n: int) -> Tensor:
+    """Return the places (K, n - F) below n that are not among some, rising.
+
+    >>> left_out(torch.tensor([[0, 2], [1, 2]]), 4).tolist()
+    [[1, 3], [0, 3]]
+    """
+    others = torch.ones(len(places_KF), n, dtype=torch.bool, device=places_KF.device).scatter_(1, places_KF, False)
+    return others.nonzero()[:, 1].view(len(places_KF), -1)
 
 
 def factor(matrix_MM: Tensor) -> Tensor:
