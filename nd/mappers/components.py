@@ -168,10 +168,10 @@ def _rescale_idle(cfg: Config) -> Iterator[Idle]:
 
 def _fastl2lir_idle(cfg: Config) -> Iterator[Idle]:
     yield from (*_untrained_idle(cfg), *_rescale_idle(cfg))
-    if cfg.mapper.n_feat:
-        yield Idle(("mapper.n_feats",), f"mapper.n_feat is {cfg.mapper.n_feat}; 0 chooses")
-    if cfg.mapper.penalty:
-        yield Idle(("mapper.penalties",), f"mapper.penalty is {cfg.mapper.penalty:g}; 0 chooses")
+    for field, candidates in (("n_feat", "n_feats"), ("penalty", "penalties")):
+        given = [getattr(one.mapper, field) for _, one in decoded_by(cfg, "fastl2lir")]
+        if given and all(given):
+            yield Idle((f"mapper.{candidates}",), f"mapper.{field} is {given[0]:g}; 0 chooses")
 
 
 def _ridge(settings: Any, device: Any) -> Any:
