@@ -18,5 +18,7 @@ def load_script(path: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
+    if (folder := str((EXPERIMENTS / path).parent)) not in sys.path:
+        sys.path.append(folder)  # as where it is started: its neighbours can be imported
     spec.loader.exec_module(module)
     return module
