@@ -57,6 +57,18 @@ def test_the_mapper_is_fitted_with_what_was_chosen() -> None:
     assert "chosen" not in mappers[1].details()
 
 
+def test_a_mapper_that_is_fitted_again_chooses_again() -> None:
+    config = mapper_settings(name="fastl2lir", n_feat=0, penalty=0.0, n_feats=N_FEATS, penalties=PENALTIES)
+    noisy, clear = (one_fold(*noisy_brain(70, 40, 9, noise=noise), 50) for noise in (30.0, 0.01))
+    mapper = FastL2LiR(config)
+    chosen = []
+    for fold in (noisy, clear):
+        mapper.fit(fold)
+        chosen.append(mapper.details()["chosen"])
+    assert chosen[0]["penalty"] > chosen[1]["penalty"]
+    assert chosen[1]["unexplained"] == choose(clear, N_FEATS, PENALTIES).best.unexplained
+
+
 def test_one_of_both_can_be_given() -> None:
     voxels, targets = noisy_brain(70, 40, 9, noise=3.0)
     mapper = FastL2LiR(mapper_settings(name="fastl2lir", n_feat=7, penalty=0.0, penalties=[0.1, 0.2]))

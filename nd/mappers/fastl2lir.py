@@ -45,7 +45,6 @@ class FastL2LiR(Linear):
         if config.penalty < 0:
             raise UserError(f"mapper.penalty={config.penalty}: a positive number is needed, or 0 (chosen).")
         super().__init__(config, device)
-        self.n_feat, self.penalty = int(config.n_feat), float(config.penalty)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what `predict` needs, and what is known of each column; float32 but for indices and the mask.
@@ -66,6 +65,10 @@ class FastL2LiR(Linear):
             UserError: the equations take more memory than there is, or cannot be solved under this penalty.
         """
         n_voxels = data.train_voxels.shape[1]
+        self.n_feat, self.penalty = (
+            self.config.n_feat,
+            self.config.penalty,
+        )  # what was chosen for other data is no matter
         if n_voxels < self.n_feat:
             log.warning("mapper.n_feat is %d, but there are %d voxels: all are used", self.n_feat, n_voxels)
         data = self._narrowed(data)

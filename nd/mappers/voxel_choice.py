@@ -70,7 +70,7 @@ def choose(
         device: where the products run, by default the CPU.
 
     Raises:
-        UserError: there are no validation images, or no setting can be solved in double precision.
+        UserError: there are no validation images, or a setting cannot be solved in double precision.
     """
     if not len(data.val_ids):
         raise UserError(
