@@ -65,10 +65,8 @@ class FastL2LiR(Linear):
             UserError: the equations take more memory than there is, or cannot be solved under this penalty.
         """
         n_voxels = data.train_voxels.shape[1]
-        self.n_feat, self.penalty = (
-            self.config.n_feat,
-            self.config.penalty,
-        )  # what was chosen for other data is no matter
+        # What an earlier fit has chosen was for its data.
+        self.n_feat, self.penalty = self.config.n_feat, self.config.penalty
         if n_voxels < self.n_feat:
             log.warning("mapper.n_feat is %d, but there are %d voxels: all are used", self.n_feat, n_voxels)
         data = self._narrowed(data)
