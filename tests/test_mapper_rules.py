@@ -47,8 +47,7 @@ NETWORK = [
     *((f"network.{name}=0", f"network.{name}: 0 was given, wanted 1 or more.") for name in
       ("hidden", "prior_depth", "prior_heads", "prior_head_width", "prior_growth", "latent_channels")),
     ("network.blocks=-1", "network.blocks: -1 was given, wanted 0 or more."),
-    ("network.decoder_channels=[]", "network.decoder_channels: [] must hold one or more positive numbers."),
-    ("network.decoder_channels=[4,0]", "network.decoder_channels: [4, 0] must hold one or more positive numbers."),
+    ("network.decoder_channels=[4,0]", "network.decoder_channels: [4, 0] must hold positive numbers, or none."),
     ("network.prior_steps=1", "network.prior_steps: 1 noise levels of 100 were given, wanted 2"),
     ("network.prior_steps=101", "network.prior_steps: 101 noise levels of 100 were given, wanted 2"),
     ("network.predict=prior", "network.predict: prior needs network.prior=true and training.prior_weight above 0"),

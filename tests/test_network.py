@@ -16,7 +16,7 @@ from torch.nn import functional
 from nd.config import NetworkConfig
 from nd.errors import UserError
 from nd.mappers.network.draws import Draws, Dropout
-from nd.mappers.network.heads import HeadOutput, LatentHead, TargetSlice, TokenHead, build_head, slices_of
+from nd.mappers.network.heads import HeadOutput, LatentHead, LinearHead, TargetSlice, TokenHead, build_head, slices_of
 from nd.mappers.network.network import Network
 from nd.mappers.network.prior import DiffusionPrior
 from nd.mappers.network.trunk import Mixer, PublishedResidual, Residual, Trunk, build_trunk, key_of, name_of
@@ -317,6 +317,14 @@ def test_the_decoders_norms_have_groups_that_divide(channels: list[int], groups:
     assert isinstance(head, LatentHead)
     assert head.decoder.conv_norm_out.num_groups == groups
     assert head(torch.zeros(1, H), None).predicted.shape == (1, 4, 8, 8)
+
+
+def test_a_linear_head_is_one_layer_to_the_map() -> None:
+    head, hidden = build_head(config(decoder_channels=[]), Z[0]), torch.randn(3, H, dtype=torch.float64)
+    assert isinstance(head.double(), LinearHead)
+    output = head(hidden, None)
+    torch.testing.assert_close(output.predicted.flatten(1), hidden @ head.map.weight.T + head.map.bias)
+    assert (output.projected, head.prior) == (None, None)
 
 
 def test_a_map_may_be_oblong() -> None:

@@ -45,7 +45,10 @@ class NetworkConfig:
         choices=("mean", "ddim", "released"),
     )
     latent_channels: int = opt(64, "latent parts: channels of the map that is decoded upwards")
-    decoder_channels: list[int] = opt([64, 64], "latent parts: channels of the decoder, coarsest last; n give 2^(n-1)x")
+    decoder_channels: list[int] = opt(
+        [64, 64],
+        "latent parts: channels of the decoder, coarsest last; n give 2^(n-1)x. Empty: one linear layer, no decoder",
+    )
     predict: str = opt(
         "tokens",
         "token parts: what is predicted, the trunk's tokens or what the prior makes of them",

