@@ -720,7 +720,8 @@ def test_heads_that_nothing_trains_take_no_memory_and_processes_share_a_step() -
     )
     assert (bare.network.prior, bare.network.projector) == (False, False)
     assert whole.n_samples == 128
-    taught = compose([*given, "training.aux_target=g", "training.aux_weight=1", "method=vae"])
+    auxiliary = ["training.aux_target=g", "training.aux_weight=1", "network.decoder_channels=[8,8]"]
+    taught = compose([*given, *auxiliary, "method=vae"])
     need = next(iter(training_needs(taught, {"subj01": 100})))
     assert need.how["aux_width"] == target_shapes(taught)["g"][-1]
 

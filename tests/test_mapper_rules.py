@@ -98,6 +98,16 @@ def test_rescaling_to_the_training_images_is_not_of_every_mapper() -> None:
     assert warnings_of(*TWO_STAGE, "mapper.rescale=train") == []
 
 
+def test_a_map_without_a_decoder_has_no_auxiliary_head() -> None:
+    without = [*TWO_STAGE, "network.decoder_channels=[]"]
+    assert problems(*without, verb="run") == []
+    assert problems(*without, "training.aux_target=g", verb="run")[0].startswith(
+        "training.aux_target: the auxiliary head reads the coarse map of a decoder, and network.decoder_channels=[] has"
+    )
+    said = "network.latent_channels has no effect: network.decoder_channels is empty"
+    assert said in " ".join(warnings_of(*without, "network.latent_channels=8"))
+
+
 def test_prior_that_no_loss_trains_is_none() -> None:
     with_prior = [*TWO_STAGE, "network.prior=true"]
     assert problems(*with_prior, "network.predict=prior", "training.token_weight=0", verb="run") == []
@@ -187,7 +197,7 @@ def warnings_of(*overrides: str) -> list[str]:
         ([*TWO_STAGE, "network.projector=false", "training.mixco_share=0.1"], "training.mixco_share has no effect:"),
         ([*TWO_STAGE, "training.contrast_weight=0", "training.soft_temperatures=[1,1]"], "training.soft_temperatures"),
         ([*TWO_STAGE, "training.aux_weight=1"], "training.aux_weight has no effect: training.aux_target is empty."),
-        ([*TWO_STAGE, "training.aux_weight=1", "training.aux_target=g"], ""),
+        ([*TWO_STAGE, "training.aux_weight=1", "training.aux_target=g", "network.decoder_channels=[8]"], ""),
     ],
 )
 def test_fields_without_effect_are_named(overrides: list[str], warning: str) -> None:
