@@ -13,6 +13,7 @@ from typing import Any
 
 from nd.config import Config
 from nd.config.check import build
+from nd.config.known import FILLED_IN
 from nd.generate.components import sample_cost
 from nd.runs.catalogue import KnownRun
 from nd.runs.chain import open_steps
@@ -20,7 +21,6 @@ from nd.sweeps.listing import SweepRun
 from nd.sweeps.work import duration
 
 Kind = tuple[Any, ...]
-UNRECORDED = ("decodings", "overrides")  # parts of a recorded configuration that nobody types
 
 
 def kind_of(verb: str, cfg: Config) -> Kind:
@@ -48,7 +48,7 @@ def rates(known: Iterable[KnownRun]) -> dict[Kind, float]:
     found: dict[Kind, list[float]] = {}
     for run in known:
         if run.state == "done" and run.manifest.get("device", {}).get("host") == socket.gethostname():
-            cfg, _ = build({key: value for key, value in run.config.items() if key not in UNRECORDED})
+            cfg, _ = build({key: value for key, value in run.config.items() if key not in FILLED_IN})
             shared = run.manifest.get("execution", {}).get("together", 1)
             seconds = run.manifest["seconds"] / shared / units(run.verb, cfg)
             found.setdefault(kind_of(run.verb, cfg), []).append(seconds)
