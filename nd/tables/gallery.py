@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
 from nd.evaluation.reconstructions import read_images
+from nd.evaluation.scores import evenly_ranked
 from nd.files import atomic_path
 from nd.runs.folder import found
 from nd.tables.rows import TableRow
@@ -47,13 +48,6 @@ class Gallery:
         """Label, images as URIs, and scores of each row."""
         for label, images, scores in zip(self.labels, self.images, self.scores, strict=True):
             yield label, [data_uri(png(image), "png") for image in images], scores
-
-
-def evenly_ranked(values_N: NDArray[np.float64], n_shown: int) -> NDArray[np.intp]:
-    """Return positions of ``n_shown`` values from highest to lowest, evenly spaced in rank; ties by position."""
-    order = np.argsort(-values_N, kind="stable")
-    ranks = np.unique(np.linspace(0, len(order) - 1, min(n_shown, len(order))).round().astype(int))
-    return order[ranks]
 
 
 def ranked_row(table: Table, subject: str, among: Collection[str] = ()) -> TableRow:

@@ -13,8 +13,7 @@ is; without ``columns`` a table shows the scores that all of its rows have, and 
 subject. ``published`` names sets of ``nd.tables.published`` or rows of them, or holds rows written out; they are shown
 apart, each under its own protocol. ``averaged`` names rows that differ in their seed alone; their mean is a row of the
 block of means, where every row stands with its mean over subjects if there are several. ``extends`` names another
-table, whose fields hold where this one has none; its rows, pairs and expected scores follow this one's. A row with a
-``grid`` (``{key: [values]}``) is one row for every combination of values, called ``<label>, key=value``.
+table, whose fields hold where this one has none; its rows, pairs and expected scores follow this one's.
 """
 
 from __future__ import annotations

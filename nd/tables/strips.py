@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.data.prepared import Stimuli, stimuli_path
+from nd.evaluation.scores import evenly_ranked
 from nd.hdf5 import open_h5
 from nd.runs.folder import RunFolder
-from nd.tables.gallery import data_uri, evenly_ranked, ranked_row, ranking, scores_of
+from nd.tables.gallery import data_uri, ranked_row, ranking, scores_of
 from nd.tables.image_browser import Source
 from nd.tables.rows import TableRow
 from nd.tables.sprites import encoded, tile

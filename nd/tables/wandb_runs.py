@@ -22,7 +22,7 @@ from nd.files import read_json, write_json
 from nd.launch import is_rank_zero
 from nd.runs.folder import RunFolder
 from nd.runs.groups import group_of, name_of
-from nd.runs.identity import reads_predictions, trained_together
+from nd.runs.identity import mapper_of, reads_predictions, trained_together
 from nd.terminal import INTERRUPTED
 
 log = logging.getLogger(__name__)
@@ -116,8 +116,6 @@ def of_folder(cfg: Config, folder: RunFolder) -> Shown:
 
 
 def _in_stages(cfg: Config, verb: str) -> bool:
-    from nd.runs.identity import mapper_of
-
     return verb == "train" and mapper_of(cfg).trained
 
 
