@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nd.data.subject import Subject
     from nd.mappers.base import Mapper
     from nd.mappers.statistics import TargetStatistics
-    from nd.tables.voxel_page import VoxelUse
+    from nd.tables.roi_page import VoxelUse
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ def roi(cfg: Config) -> Path:
     """Make the images and both pages; returns the first."""
     from nd.data.prepared import split_of
     from nd.runs.folder import command_for
-    from nd.tables.roi_page import RoiImages, page_path, write_page
-    from nd.tables.voxel_page import write_voxel_page
+    from nd.tables.roi_page import RoiImages, page_path, write_page, write_voxel_page
 
     names, decoders = rois_of(cfg), decoders_of(cfg)
     lengths, features = decode(cfg, names, decoders)
@@ -138,7 +137,7 @@ def voxel_use(cfg: Config, names: Sequence[str], decoders: Mapping[str, Decoder]
     """
     from nd.mappers.voxel_maps import cosine, profile
     from nd.metrics.intervals import bootstrap_interval
-    from nd.tables.voxel_page import VoxelUse
+    from nd.tables.roi_page import VoxelUse
 
     maps, bars = dict[str, NDArray[np.float32]](), dict[str, list[Any]]()
     profiles: dict[str, dict[str, NDArray[np.float32]]] = {cfg.subject.name: {}}

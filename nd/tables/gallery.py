@@ -8,8 +8,6 @@ K images shown, L rows of images, H W image.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from nd.evaluation.reconstructions import read_images
 from nd.evaluation.scores import evenly_ranked
 from nd.files import atomic_path
 from nd.runs.folder import found
+from nd.tables.pages import data_uri, png
 from nd.tables.rows import TableRow
 from nd.tables.table import Table
 
@@ -124,18 +123,6 @@ def scores_of(row: TableRow, metric: str, ids: Sequence[int]) -> list[float | No
         return [None] * len(ids)
     by_id = dict(zip(columns["image_id"].astype(int).tolist(), columns[metric].tolist(), strict=True))
     return [None if np.isnan(by_id[image_id]) else by_id[image_id] for image_id in ids]
-
-
-def data_uri(data: bytes, kind: str) -> str:
-    """Return bytes as a URI that a page can hold in itself; ``kind`` as in ``png`` or ``svg+xml``."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def png(image_HW3: NDArray[np.uint8]) -> bytes:
-    """Return an image as PNG."""
-    out = io.BytesIO()
-    Image.fromarray(image_HW3).save(out, format="PNG", optimize=True)
-    return out.getvalue()
 
 
 def cell_side(side: int) -> int:

@@ -16,8 +16,8 @@ from pathlib import Path
 from nd.errors import UserError
 from nd.runs.folder import RunFolder
 from nd.tables.curve_charts import loss_chart
-from nd.tables.gallery import data_uri
 from nd.tables.line_chart import LineChart
+from nd.tables.pages import data_uri
 from nd.tables.rows import TableRow
 from nd.tables.table import Table
 

@@ -15,8 +15,9 @@ from nd.data.prepared import Stimuli, stimuli_path
 from nd.evaluation.scores import evenly_ranked
 from nd.hdf5 import open_h5
 from nd.runs.folder import RunFolder
-from nd.tables.gallery import data_uri, ranked_row, ranking, scores_of
+from nd.tables.gallery import ranked_row, ranking, scores_of
 from nd.tables.image_browser import Source
+from nd.tables.pages import data_uri
 from nd.tables.rows import TableRow
 from nd.tables.sprites import encoded, tile
 from nd.tables.table import Table
