@@ -269,20 +269,8 @@ def _clean_start(path: Path) -> Iterator[None]:
         raise
 
 
-def find(cfg: Config, verb: str) -> Path:
-    """Return the path of a finished run; a missing or unfinished one is a ``UserError`` with the command to run."""
-    return found(cfg, verb).path
-
-
 def found(cfg: Config, verb: str) -> RunFolder:
-    """Return the folder of a finished run.
-
-    Args:
-        cfg: of the run.
-        verb: that made it.
-
-    Returns:
-        The folder; its ``fingerprint`` is a later run's input.
+    """Return the folder of a finished run; its ``fingerprint`` is a later run's input.
 
     Raises:
         UserError: missing, unfinished or failed, with the command to run; or made from inputs that have changed.
