@@ -182,7 +182,7 @@ def flat(identity: Identity) -> Identity:
 
 
 def run_id(verb: str, cfg: Config) -> str:
-    """Return the 12 hexadecimal digits that name a run: the start of the SHA-256 of ``identity_of``. Errors as there."""
+    """Return the 12 hexadecimal digits that name a run: the start of ``identity_of``'s SHA-256. Errors as there."""
     return sha256_json(identity_of(verb, cfg))
 
 
