@@ -1,35 +1,23 @@
-"""The data of a configuration: prepared, or to be prepared from raw files that are there or are not.
-
-Of own data, whether the files that are given fit each other, as far as that is quick to tell.
-"""
+"""The data of a configuration: prepared, or to be prepared from raw files that are there or are not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nd.config import Config, DataConfig
-from nd.data.captions import files_of
+from nd.config import Config
 from nd.data.images import ImageFile
-from nd.data.own import EXAMPLE, STIMULI, TRIAL_FILES
-from nd.data.own_images import open_images
-from nd.data.own_trials import OwnTrials
 from nd.data.pieces import Piece, is_prepared
 from nd.data.prepared import Stimuli, data_folder, open_subject, split_of, stimuli_path, subject_path
 from nd.data.rows import RowFile
-from nd.data.splits import subject_split
 from nd.doctor.listing import download_text
 from nd.doctor.need import Need, byte_text, size_text
+from nd.doctor.own import own_needs
 from nd.doctor.tree import Tree, survey
 from nd.errors import UserError
 
 RELEASES = ("nsd", "mindeye2")
-WANTED = {
-    "voxels": "responses (trials, voxels), .npy",
-    "image_ids": "the image of every trial, .npy or one number a line",
-    "images": "a folder of images named by image id, or .npy",
-}
 
 
 @dataclass(frozen=True)
@@ -150,55 +138,3 @@ def _raw_need(cfg: Config, raw: Tree) -> Need:
     note = "; ".join([*([f"{said}; listed above"] if said else []), *raw.problems])
     state = "missing" if missing or not raw.root else "wrong"
     return Need("raw files", state, where, note, brief=said or "see above")
-
-
-# ---- own data
-
-
-def own_needs(cfg: Config, absent: Collection[str], stimuli: Path) -> Iterator[Need]:
-    """The files behind the prepared pieces that are ``absent``; ``stimuli`` is the prepared file.
-
-    That given paths exist has been checked with the configuration.
-    """
-    needed = {"voxels": cfg.subject.name, "image_ids": cfg.subject.name, "images": STIMULI.removesuffix(".h5")}
-    lacking = [key for key, piece in needed.items() if f"{piece}.h5" in absent and not getattr(cfg.data, key)]
-    for key in (*WANTED, "session_ids", "test_ids", "captions"):
-        given = getattr(cfg.data, key)
-        if given:
-            yield Need(f"data.{key}", "ok", given, size_text(Path(given).expanduser()))
-        elif key in lacking:
-            yield Need(f"data.{key}", "missing", "not given", WANTED[key])
-    if lacking:
-        yield Need("", "hint", EXAMPLE, "data.name=<name of your data set>, subject.name=<person>")
-        return
-    for problem in _problems(cfg.data, absent, stimuli):
-        yield Need("own data", "wrong", "of no use as they are", problem)
-
-
-def _problems(data: DataConfig, absent: Collection[str], stimuli: Path) -> Iterator[str]:
-    """What the readers say, without reading voxels or images."""
-    paths = {key: Path(given).expanduser() for key in TRIAL_FILES if (given := getattr(data, key))}
-    trials = OwnTrials(paths, data.n_test)
-
-    def check_images() -> None:
-        if STIMULI in absent:
-            images = open_images(Path(data.images).expanduser())
-            ids, where = images.ids, f"{images.source}. {images.said_of_names()}"
-        else:
-            ids, where = Stimuli(stimuli).image_id, f"{stimuli}."
-        if "image_ids" in paths:
-            trials.check_images(ids, where)
-
-    checks: list[Callable[[], object]] = [check_images]
-    if data.captions:
-        checks.append(lambda: files_of(Path(data.captions).expanduser()))
-    if "voxels" in paths and "image_ids" in paths:
-        checks = [lambda: trials.voxels, lambda: trials.image_id, lambda: trials.held_out, *checks]
-        checks.append(lambda: subject_split(data, trials.image_id, trials.held_out))
-        checks += [lambda: trials.session] if "session_ids" in paths else []
-    for check in checks:
-        try:
-            check()
-        except UserError as error:
-            yield str(error)
-            return
