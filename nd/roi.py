@@ -105,11 +105,6 @@ def decode(
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
     """Return how much each ROI changes each target (K,), and the targets (K, *shape).
 
-    Args:
-        cfg: of the method.
-        names: K ROIs.
-        decoders: by target.
-
     Raises:
         UserError: an ROI that is unknown, or of which no mapper reads a voxel.
     """
@@ -128,13 +123,7 @@ def decode(
 
 
 def voxel_use(cfg: Config, names: Sequence[str], decoders: Mapping[str, Decoder]) -> VoxelUse:
-    """Return which voxels the decoders use, and how alike that is in other subjects that the method is trained on.
-
-    Args:
-        cfg: of the method and subject.
-        names: K ROIs.
-        decoders: by target, of that subject.
-    """
+    """Return which voxels the decoders use, and how alike that is in other subjects that the method is trained on."""
     from nd.mappers.voxel_maps import cosine, profile
     from nd.metrics.intervals import bootstrap_interval
     from nd.tables.roi_page import VoxelUse

@@ -84,10 +84,6 @@ def clip_folder(cfg: Config) -> Path:
 def clip_encoder(cfg: Config, device: torch.device) -> tuple[Encode, str]:
     """Return CLIP's projected end tokens of texts, as transformers' get_text_features, and a hash of the weights.
 
-    Args:
-        cfg: its protocol.caption_clip, else its backbone.
-        device: where the model goes.
-
     Raises:
         UserError: files that are absent, damaged or of another model.
     """

@@ -40,11 +40,7 @@ def units(verb: str, cfg: Config) -> float:
 
 
 def rates(known: Iterable[KnownRun]) -> dict[Kind, float]:
-    """Return the seconds for a unit of work, by kind: the median of the finished runs of this machine.
-
-    Args:
-        known: runs of any kind and state.
-    """
+    """Return the seconds for a unit of work, by kind: the median of the finished runs of this machine among some."""
     found: dict[Kind, list[float]] = {}
     for run in known:
         if run.state == "done" and run.manifest.get("device", {}).get("host") == socket.gethostname():
@@ -59,10 +55,6 @@ def costs(runs: Sequence[SweepRun], known: Iterable[KnownRun]) -> dict[str, floa
     """Return the seconds that each run is likely to take, by its id; None where that is not known.
 
     What runs share is counted for the first of them.
-
-    Args:
-        runs: of a sweep.
-        known: what was run before.
     """
     measured, counted, found = rates(known), set[str](), dict[str, float | None]()
     for run in runs:

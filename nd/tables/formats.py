@@ -168,13 +168,6 @@ def _tex(plain: str) -> str:
 def write_table(table: Table, folder: Path) -> list[Path]:
     """Write ``<table>.md``, ``.csv``, ``.tex`` and a CSV file for each further kind of numbers; returns the paths.
 
-    Args:
-        table: of ``collect``.
-        folder: where the files go; made where it is missing.
-
-    Returns:
-        Paths of the files that were written.
-
     Raises:
         UserError: the system refuses to write.
     """

@@ -215,13 +215,7 @@ def log_training(cfg: Config, folder: RunFolder, again: bool = False) -> None:
 
 
 def log_table(cfg: Config, table: Table, files: Sequence[Path]) -> None:
-    """Show a table in W&B: its rows, and its files as an artifact.
-
-    Args:
-        cfg: as the user composed it.
-        table: of ``nd table``.
-        files: that were written of it.
-    """
+    """Show a table in W&B: its rows, and the files that were written of it as an artifact."""
     if cfg.logger.name != "wandb" or not is_on(cfg):
         return
     columns = ["row", "subject", "role", "run"]
@@ -239,13 +233,7 @@ def log_table(cfg: Config, table: Table, files: Sequence[Path]) -> None:
 
 
 def log_sweep(cfg: Config, sweep: SweepTable, files: Sequence[Path]) -> None:
-    """Show the table of a sweep in W&B with its plot, which over two keys is a heat map, and its files as an artifact.
-
-    Args:
-        cfg: of a point.
-        sweep: the table.
-        files: that were written of it.
-    """
+    """Show the table of a sweep in W&B with its plot, over two keys a heat map, and its files as an artifact."""
     if cfg.logger.name != "wandb" or not is_on(cfg):
         return
     metrics = sorted({metric for row in sweep.rows if row.run for metric in row.run.scores})

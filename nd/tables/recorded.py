@@ -72,11 +72,7 @@ def ways_of(table: Table) -> list[Way]:
 
 
 def way_in(folder: Path, label: str) -> Way:
-    """Return what a folder holds: the steps of its first image, and losses.
-
-    Args:
-        folder: ``trainer.previews`` of a run.
-        label: of the row.
+    """Return what the folder ``trainer.previews`` of a row holds: the steps of its first image, and losses.
 
     Raises:
         UserError: losses that cannot be read.

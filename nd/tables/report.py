@@ -62,16 +62,7 @@ class Extras:
 
 
 def write_report(table: Table, folder: Path, command: str, learnings: Sequence[Learning] = ()) -> list[Path]:
-    """Write ``<table>.html`` and the image grid ``<table>.png``.
-
-    Args:
-        table: what is shown.
-        folder: where the files go.
-        command: what makes them again, as the page says it.
-        learnings: learning curves of the table's trained networks.
-
-    Returns:
-        Both paths.
+    """Write ``<table>.html`` and the image grid ``<table>.png``; returns both paths. ``command`` makes them again.
 
     Raises:
         UserError: a table that shows no images, or a file that is no tuning record.
@@ -86,10 +77,6 @@ def write_report(table: Table, folder: Path, command: str, learnings: Sequence[L
 def extras_of(table: Table, learnings: Sequence[Learning] = ()) -> Extras:
     """Return everything that the runs of a table left for its page.
 
-    Args:
-        table: whose runs.
-        learnings: learning curves of its trained networks.
-
     Raises:
         UserError: a file that is not what its name says.
     """
@@ -99,13 +86,7 @@ def extras_of(table: Table, learnings: Sequence[Learning] = ()) -> Extras:
 
 
 def page(table: Table, shown: Gallery, command: str, extras: Extras | None = None) -> str:
-    """Return the whole page.
-
-    Args:
-        table: what is shown.
-        shown: the images that are chosen by rank.
-        command: what makes the page again.
-        extras: what is shown beside.
+    """Return the whole page of a table, with the images that are chosen by rank; ``command`` makes it again.
 
     Raises:
         UserError: a file that is no tuning record.

@@ -237,13 +237,7 @@ def subjects_of(spec: TableSpec, cfg: Config) -> list[str]:
 
 
 def expand(spec: TableSpec, cfg: Config, derive: Callable[..., Config]) -> list[Entry]:
-    """Return every row for every subject.
-
-    Args:
-        spec: of the table.
-        cfg: as the user composed it.
-        derive: composes it with further overrides.
-    """
+    """Return every row for every subject; ``derive`` composes the configuration with further overrides."""
     base = replace(cfg, overrides=[*spec.overrides, *cfg.overrides])  # the later of a key wins
     experiment = [f"experiment={spec.experiment}"] if spec.experiment else []
     return [

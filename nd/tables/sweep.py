@@ -156,11 +156,7 @@ class SweepTable:
 
 
 def sweep_table(entries: Sequence[tuple[dict[str, str], Entry]]) -> SweepTable:
-    """Return the table of a sweep.
-
-    Args:
-        entries: the swept keys' values of every point, with each of its rows.
-    """
+    """Return the table of a sweep, of the swept keys' values of every point with each of its rows."""
     folders = [RunFolder.open(entry.cfg, "evaluate") for _, entry in entries]
     scores = {folder.run_id: read_scores(folder.path) for folder in folders if folder.done}
     rows = []
@@ -171,12 +167,7 @@ def sweep_table(entries: Sequence[tuple[dict[str, str], Entry]]) -> SweepTable:
 
 
 def write_sweep(table: SweepTable, folder: Path) -> list[Path]:
-    """Write ``sweep-<id>.md``, ``.csv`` and, of one or two swept keys, ``.png``; returns the paths.
-
-    Args:
-        table: of a sweep.
-        folder: where the files go; made where it is missing.
-    """
+    """Write ``sweep-<id>.md``, ``.csv`` and, of one or two swept keys, ``.png`` into a folder; returns the paths."""
     from nd.tables.sweep_plots import sweep_plot
 
     stem = folder / table.name

@@ -20,9 +20,6 @@ DARK = 0.5  # share of a colour map below which text on it is white
 def sweep_plot(table: SweepTable) -> Figure | None:
     """Return a panel per score of a sweep over one or two keys; of several rows one for each, of the first score.
 
-    Args:
-        table: of a sweep.
-
     Returns:
         None where more keys are swept, nothing has scores, or scores do not compare.
     """

@@ -127,12 +127,7 @@ def kept_scores(cfg: Config, folder: RunFolder) -> dict[str, float]:
 
 
 def replay(cfg: Config, folder: RunFolder) -> None:
-    """Show a finished training: its curves, where it has any, and the scores it kept.
-
-    Args:
-        cfg: of the training.
-        folder: of the training.
-    """
+    """Show a finished training: its curves, where it has any, and the scores it kept."""
     n_folds = len(read_json(folder.path / "scores.json")["folds"])
     with training_loggers(cfg, folder, n_folds) as make:
         for fold in range(n_folds):

@@ -57,12 +57,7 @@ class TrainingCaptions:
         self.training, self.store, self.stimuli = TrainingImages(cfg), store_path(cfg, "c"), stimuli_path(cfg)
 
     def __call__(self, image_ids: Sequence[int], c_BTD: Tensor) -> tuple[Tensor, list[Said]]:
-        """Return the conditions (B, T, D) of the captions that stand for each image, and these captions.
-
-        Args:
-            image_ids: B stimulus numbers.
-            c_BTD: decoded conditions.
-        """
+        """Return the conditions (B, T, D) of the captions that stand for each image, and these captions."""
         found = [self._one(int(i), decoded) for i, decoded in zip(image_ids, c_BTD.cpu().float().numpy(), strict=True)]
         return torch.stack([condition for condition, _ in found]).to(c_BTD), [said for _, said in found]
 
