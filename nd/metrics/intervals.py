@@ -162,9 +162,7 @@ def bootstrap_interval(
     return Interval(mean, float(lo), float(hi), len(kept))
 
 
-def paired_difference(
-    a: NDArray[np.floating], b: NDArray[np.floating], n_boot: int = 2000, seed: int = 0, level: float = LEVEL
-) -> Interval:
+def paired_difference(a: NDArray[np.floating], b: NDArray[np.floating], n_boot: int = 2000, seed: int = 0) -> Interval:
     """Return the mean of a - b over the same images with its ``expanded`` interval; positive where ``a`` scores higher.
 
     Differences of two methods are often few or skewed, where ``bca`` holds the truth too rarely.
@@ -173,7 +171,6 @@ def paired_difference(
         a, b: (N,) scores of the same images in the same order; an image without one (NaN) is left out.
         n_boot: resamples.
         seed: of the resampling.
-        level: confidence, in (0, 1).
 
     Raises:
         UserError: another number of images.
@@ -181,7 +178,7 @@ def paired_difference(
     if np.shape(a) != np.shape(b):
         raise UserError(f"paired difference: {np.shape(a)} against {np.shape(b)} scores; the same images are needed.")
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return bootstrap_interval(difference, n_boot, seed, level, method="expanded")
+    return bootstrap_interval(difference, n_boot, seed, method="expanded")
 
 
 # ---- over subjects and images
@@ -203,9 +200,7 @@ def over_seeds(scores_KN: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.asarray(scores_KN, np.float64).mean(0))
 
 
-def pooled_interval(
-    scores: Sequence[NDArray[np.float64]], n_boot: int = 2000, seed: int = 0, level: float = LEVEL
-) -> Pooled:
+def pooled_interval(scores: Sequence[NDArray[np.float64]], n_boot: int = 2000, seed: int = 0) -> Pooled:
     """Mean over subjects of their mean over images, each subject counted alike, with its interval.
 
     One subject has no spread of subjects: its interval is the one over images.
@@ -215,7 +210,6 @@ def pooled_interval(
             subject has no score for (NaN) is left out for all.
         n_boot: resamples, at least 1.
         seed: of the resampling.
-        level: confidence, in (0, 1).
 
     Raises:
         UserError: no subject, no image that all have scores for, another number of images, n_boot < 1.
@@ -223,10 +217,10 @@ def pooled_interval(
     kept = _usable([np.asarray(one, np.float64) for one in scores])
     n_images = len(kept[0])
     if len(kept) == 1 or n_boot < 1:
-        single = bootstrap_interval(kept[0], n_boot, seed, level)
+        single = bootstrap_interval(kept[0], n_boot, seed)
         return Pooled(single.mean, single.lo, single.hi, 1, n_images)
     rng = np.random.default_rng(seed)
-    lo, hi = np.quantile(_crossed(np.stack(kept), n_boot, rng), [(1 - level) / 2, (1 + level) / 2])
+    lo, hi = np.quantile(_crossed(np.stack(kept), n_boot, rng), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Pooled(float(np.mean([one.mean() for one in kept])), float(lo), float(hi), len(kept), n_images)
 
 
