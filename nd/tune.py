@@ -106,7 +106,7 @@ def draw(study: Study, space: Sequence[Swept], path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from nd.tables.plots import STYLE
+    from nd.tables.sweep_plots import STYLE
 
     trials = completed(study)
     values = [trial.value or 0.0 for trial in trials]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from nd.config.plugins import external_components
 from nd.errors import UserError, did_you_mean, unknown
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"^COMPONENTS\b", re.MULTILINE)
-T = TypeVar("T", bound="Component")
 
 Rule = Callable[["Config"], Iterator[str]]
 

@@ -17,7 +17,6 @@ In a verb::
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 import shutil
@@ -40,8 +39,6 @@ from nd.runs import inputs as input_checks
 from nd.runs import manifest as manifests
 from nd.runs.identity import run_id, run_name
 from nd.runs.outputs import changed_sizes, describe_outputs, output_of, recorded_outputs
-
-log = logging.getLogger(__name__)
 
 RUN_ID = re.compile(f"[0-9a-f]{{{HASH_CHARS}}}")
 BOOKKEEPING = frozenset({"config.yaml", "overrides.txt", "manifest.json", "status", ".lock"})
