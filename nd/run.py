@@ -84,10 +84,6 @@ def share(rows: Sequence[Config], chain: Chain) -> None:
     """Do what rows that differ in guidance alone have in common: the steps up to the predictions, then the sampling.
 
     What fails is left to its own row to report.
-
-    Args:
-        rows: of any kind; the others are passed over.
-        chain: does the steps.
     """
     from nd.reconstruct import sample_sweeps, sweeps
 

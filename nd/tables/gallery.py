@@ -79,10 +79,6 @@ def ranking(table: Table, row: TableRow) -> tuple[str, str, NDArray[np.float64]]
 def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
     """Return the images of the spec's ``images`` rows for the first subject, first repeat, stimuli on top.
 
-    Args:
-        table: whose reconstruct runs are there.
-        n_shown: images shown.
-
     Raises:
         UserError: the spec names no rows.
     """

@@ -49,12 +49,7 @@ class ImageStrips:
 
 
 def image_strips(table: Table, sources: Sequence[Source]) -> list[ImageStrips]:
-    """Return strips of a few images for the first subject, evenly from the best to the worst; none without repeats.
-
-    Args:
-        table: whose spec names rows as ``images``.
-        sources: rows with the runs of their images.
-    """
+    """Return strips of a few images for the first subject, evenly from the best to the worst; none without repeats."""
     subject = table.subjects[0]
     shown = [(row, run) for row, run in sources if row.subject == subject and row.row.label in table.spec.images]
     shown = [(row, run) for row, run in shown if row.run.n_repeats > 1]

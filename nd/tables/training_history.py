@@ -51,13 +51,7 @@ class History(WandbLogger):
 
 
 def tensorboard(cfg: Config, folder: RunFolder, part: str = "") -> TensorBoardLogger:
-    """Return a TensorBoard logger that begins anew, below ``<paths.runs>/tensorboard``.
-
-    Args:
-        cfg: its paths.
-        folder: of the run.
-        part: of the run, a folder of its own.
-    """
+    """Return a TensorBoard logger of a run, or a part of it, that begins anew below ``<paths.runs>/tensorboard``."""
     place = Path(cfg.paths.runs) / "tensorboard" / folder.verb / folder.path.name / part
     for old in place.glob("events.out.tfevents.*"):
         old.unlink()

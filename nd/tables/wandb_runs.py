@@ -149,12 +149,7 @@ def plain_config(cfg: Config) -> dict[str, Any]:
 
 @contextmanager
 def opened(cfg: Config, shown: Shown) -> Iterator[Any]:
-    """Yield a W&B run; it is finished when the body ends, as failed where an exception or Ctrl-C ends it.
-
-    Args:
-        cfg: its logger and paths.
-        shown: what W&B is told of it.
-    """
+    """Yield a W&B run; it is finished when the body ends, as failed where an exception or Ctrl-C ends it."""
     wandb, place = package(), _place_of(cfg).absolute()
     place.mkdir(parents=True, exist_ok=True)
     with _files_beside(place):
