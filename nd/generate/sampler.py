@@ -1,8 +1,8 @@
 """Guided DDIM sampling of a batch of images, several noises each, at one or many points of guidance.
 
-Reference: HaoyyLi/NeuralDiffuser@9286cad:src/modules/stable_diffusion_pipe/guided_diffusion.py.
-Where arithmetic may follow it or not is in
-``nd.generate.guidance``; the order of work is ours and changes images by rounding alone (``nd.generate.plan``).
+Reference: HaoyyLi/NeuralDiffuser@9286cad:src/modules/stable_diffusion_pipe/guided_diffusion.py. Where arithmetic may
+follow it or not is in ``nd.generate.guidance``; the order of work is ours and changes images by rounding alone
+(``nd.generate.plan``).
 
 B images, R repeats, S = B * R samples, C h w latent, T tokens, D width, L layers.
 """
