@@ -15,7 +15,7 @@ from typing import Any
 
 from nd import __version__
 from nd.config.application import compose
-from nd.config.components import CHOSEN_BY, KINDS, choices_of, found
+from nd.config.components import CHOSEN_BY, KINDS, PACKAGE, choices_of, found
 from nd.config.conf_files import search_folders
 from nd.config.fields import declared
 from nd.config.known import BASES, FILLED_IN
@@ -183,8 +183,7 @@ def _composed(overrides: Sequence[str]) -> tuple[Config, str]:
 
 def _description(name: str) -> list[str]:
     """Return the paragraphs of the docstring of the verb's module, read without importing it."""
-    package = Path(__file__).parents[1]
-    file = package / "doctor" / "report.py" if name == "doctor" else package / f"{name}.py"
+    file = PACKAGE / "doctor" / "report.py" if name == "doctor" else PACKAGE / f"{name}.py"
     if not file.is_file():
         return [VERBS.get(name, "")]
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or VERBS.get(name, "")

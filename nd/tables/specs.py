@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nd.config import Config
+from nd.config.components import PACKAGE
 from nd.config.overrides import quoted
 from nd.errors import UserError, unknown
 from nd.runs.identity import reads_predictions, reads_targets
@@ -33,7 +34,6 @@ from nd.tables.yaml_files import build, build_all, read_yaml, refuse
 
 ROLES = ("method", "oracle", "control", "floor", "reference")
 DEFAULT = "default"  # the table of whatever is composed
-PACKAGE = Path(__file__).resolve().parents[1]
 # In an installed wheel, in a checkout. Beside an installed wheel `experiments` would be some other package's.
 FOLDER = next(folder for folder in (PACKAGE / "_experiments", PACKAGE.parent / "experiments") if folder.is_dir())
 
