@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
-from nd.config.components import KINDS, found
+from nd.config.components import choices_of
 from nd.config.conf_files import search_folders
 from nd.config.groups import LoggerConfig
 from nd.config.help import EVERYTHING, MATTERS, VERBS
@@ -36,15 +36,7 @@ OF_RUNS = {
     "ls": (*VERBS_WITH_FOLDERS, "state=", "scores=", "method=", "subject=", "paths.root="),
     "show": ("image=", "out=", "paths.root="),
     "clean": ("apply=true", "paths.root="),
-    "log": (
-        *LOGGED,
-        "runs=",
-        "method=",
-        "subject=",
-        "logger=",
-        *(f"logger.{one.name}=" for one in fields(LoggerConfig)[1:]),
-        "paths.root=",
-    ),
+    "log": (*LOGGED, "runs=", "method=", "subject=", "logger=", *LOGGER_KEYS, "paths.root="),
     "completion": SHELLS,
 }
 
@@ -79,9 +71,7 @@ def values() -> dict[str, list[str]]:
 def _listed(key: str, one: Known) -> list[str]:
     if one.hint is bool:
         return ["true", "false"]
-    kinds = [name for name, kind in KINDS.items() if kind.group and kind.key == key]
-    of_kind = [name for kind in kinds for name in found(kind).components]
-    return [str(choice) for choice in one.facts.choices if choice != ""] or of_kind
+    return [str(choice) for choice in one.facts.choices if choice != ""] or list(choices_of(key))
 
 
 def keys() -> dict[str, list[str]]:

@@ -114,10 +114,6 @@ def launcher_of(cfg: TrainerConfig) -> Launcher | None:
 def check_alone(verb: str, cfg: TrainerConfig) -> None:
     """Refuse processes of a launcher for a verb that is not shared out among them: each would do all of its work.
 
-    Args:
-        verb: name of it.
-        cfg: says how many processes it consists of.
-
     Raises:
         UserError: torchrun or srun has started so many of a verb that is no one of ``SHARED``.
     """

@@ -55,11 +55,7 @@ def starts_processes(cfg: TrainerConfig) -> bool:
 
 
 def run_in_processes(verb: str, cfg: Config) -> None:
-    """Run a verb once for every device; returns when all have come to their end.
-
-    Args:
-        verb: that works on several devices.
-        cfg: composed anew in every process, from its overrides.
+    """Run a verb once for every device, composed anew from its overrides; returns when all have come to their end.
 
     Raises: as ``run_processes``.
     """

@@ -148,7 +148,7 @@ def make_images(
         For each run what was wrong with images that could not be made; all others are made and kept by then.
     """
     from nd.generate.module import Work, run_work
-    from nd.generate.parts import Parts, partition, record_execution
+    from nd.generate.parts import Parts, partition, record_execution, unfinished
 
     cfg, begun = cfgs[0], time.monotonic()
     runs = [Parts(path / "parts") for path in paths]
@@ -163,8 +163,7 @@ def make_images(
     for mine in alike.values():
         for k in mine:
             record_execution(paths[k], together=len(mine))  # whose time is that of all of them
-        lacking = {i for k in mine for i in set(image_ids) - runs[k].finished()}
-        if left := [kept for batch in batches if (kept := [i for i in batch if i in lacking])]:
+        if left := unfinished(batches, set.intersection(*(runs[k].finished() for k in mine))):
             build = functools.partial(entry.build, [cfgs[k] for k in mine])
             work, sizes = Work(left, source, targets), [len(batch) for batch in batches]
             run_work(build, work, [runs[k] for k in mine], cfg.trainer, sizes)

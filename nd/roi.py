@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nd.data.subject import Subject
     from nd.mappers.base import Mapper
     from nd.mappers.statistics import TargetStatistics
-    from nd.tables.voxel_page import VoxelUse
+    from nd.tables.roi_page import VoxelUse
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ def roi(cfg: Config) -> Path:
     """Make the images and both pages; returns the first."""
     from nd.data.prepared import split_of
     from nd.runs.folder import command_for
-    from nd.tables.roi_page import RoiImages, page_path, write_page
-    from nd.tables.voxel_page import write_voxel_page
+    from nd.tables.roi_page import RoiImages, page_path, write_page, write_voxel_page
 
     names, decoders = rois_of(cfg), decoders_of(cfg)
     lengths, features = decode(cfg, names, decoders)
@@ -106,11 +105,6 @@ def decode(
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
     """Return how much each ROI changes each target (K,), and the targets (K, *shape).
 
-    Args:
-        cfg: of the method.
-        names: K ROIs.
-        decoders: by target.
-
     Raises:
         UserError: an ROI that is unknown, or of which no mapper reads a voxel.
     """
@@ -129,16 +123,10 @@ def decode(
 
 
 def voxel_use(cfg: Config, names: Sequence[str], decoders: Mapping[str, Decoder]) -> VoxelUse:
-    """Return which voxels the decoders use, and how alike that is in other subjects that the method is trained on.
-
-    Args:
-        cfg: of the method and subject.
-        names: K ROIs.
-        decoders: by target, of that subject.
-    """
+    """Return which voxels the decoders use, and how alike that is in other subjects that the method is trained on."""
     from nd.mappers.voxel_maps import cosine, profile
     from nd.metrics.intervals import bootstrap_interval
-    from nd.tables.voxel_page import VoxelUse
+    from nd.tables.roi_page import VoxelUse
 
     maps, bars = dict[str, NDArray[np.float32]](), dict[str, list[Any]]()
     profiles: dict[str, dict[str, NDArray[np.float32]]] = {cfg.subject.name: {}}

@@ -63,8 +63,7 @@ def run_rows(entries: Sequence[Entry], say: Callable[[str], None], quiet: bool) 
     Raises:
         UserError: a mistake in the only row, or in what all rows share.
     """
-    chain = Chain({name: action_of(name, quiet) for name in ACTIONS}, say)
-    failures: dict[str, str] = {}
+    chain, failures = chain_of(say, quiet), dict[str, str]()
     for entry in entries:
         say(entry.label)
         try:
@@ -78,18 +77,13 @@ def run_rows(entries: Sequence[Entry], say: Callable[[str], None], quiet: bool) 
 
 def share_jobs(cfgs: list[Config]) -> None:
     """Do what the jobs of a sweep have in common, as ``share`` does."""
-    chain = Chain({name: action_of(name, quiet=True) for name in ACTIONS})
-    share([entry.cfg for cfg in cfgs for entry in entries_of(cfg)], chain)
+    share([entry.cfg for cfg in cfgs for entry in entries_of(cfg)], chain_of())
 
 
 def share(rows: Sequence[Config], chain: Chain) -> None:
     """Do what rows that differ in guidance alone have in common: the steps up to the predictions, then the sampling.
 
     What fails is left to its own row to report.
-
-    Args:
-        rows: of any kind; the others are passed over.
-        chain: does the steps.
     """
     from nd.reconstruct import sample_sweeps, sweeps
 
@@ -107,11 +101,18 @@ def entries_of(cfg: Config) -> list[Entry]:
     return [Entry(Row(label=cfg.method.name), cfg.subject.name, cfg)]
 
 
-def action_of(name: str, quiet: bool) -> Action:
-    """Return what does a verb: its function, loaded when first needed.
+def chain_of(say: Callable[[str], None] = print, quiet: bool = True) -> Chain:
+    """Return a chain of all steps.
 
-    With ``quiet`` the verb's own closing lines are left out: of many rows, a line per step says enough.
+    Args:
+        say: takes a line for every step that has ended.
+        quiet: leave out the verbs' own closing lines: of many rows, a line per step says enough.
     """
+    return Chain({name: action_of(name, quiet) for name in ACTIONS}, say)
+
+
+def action_of(name: str, quiet: bool) -> Action:
+    """Return what does a verb: its function, loaded when first needed."""
 
     def act(cfg: Config) -> None:
         with redirect_stdout(io.StringIO()) if quiet else nullcontext():

@@ -78,13 +78,7 @@ def validation(words: Sequence[str]) -> list[str]:
 
 
 def recorded(study: Study, cfg: Config, shared: Sequence[str]) -> dict[str, Any]:
-    """Return what is written of a study: every setting once, the best first, and the command that uses it.
-
-    Args:
-        study: with at least one trial.
-        cfg: of any trial.
-        shared: overrides of all trials.
-    """
+    """Return what is written of a study of one trial or more: every setting once, the best first, and how to use it."""
     unique = {one.user_attrs[RUN]: one for one in completed(study)}
     trials = sorted(unique.values(), key=lambda one: -(one.value or 0.0))
     words = [text for text in shared if text.partition("=")[0] not in OWN]
@@ -112,7 +106,7 @@ def draw(study: Study, space: Sequence[Swept], path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from nd.tables.plots import STYLE
+    from nd.tables.sweep_plots import STYLE
 
     trials = completed(study)
     values = [trial.value or 0.0 for trial in trials]

@@ -160,7 +160,8 @@ def test_who_watches_sees_every_part_and_the_end(backbone: Backbone, cfg: Config
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(1)
     assert seen[0] < 0.1
-    single = GuidedSampler(backbone, cfg, plan=Plan(1, 2, 2))
+    single = GuidedSampler(backbone, cfg)
+    single.use(Plan(1, 2, 2))
     seen = []
     single.watch = seen.append
     single.sample(

@@ -31,7 +31,7 @@ from nd.generate import floors, guided_diffusion
 from nd.generate.base import to_uint8
 from nd.generate.inputs import PredictedFeatures, TrainingImages, part_ids
 from nd.generate.module import Work, run_work
-from nd.generate.parts import Parts, captions_of, partition
+from nd.generate.parts import Parts, captions_of, partition, unfinished
 from nd.lightning import user_error_of
 from nd.sealed import recorded_of
 
@@ -60,7 +60,7 @@ def test_parts_merge_in_canonical_order_and_are_removed(tmp_path: Path) -> None:
     for batch in ([9, 12], [3, 5]):
         parts.write(batch, pictures_of(batch))
     assert parts.finished() == {3, 5, 9, 12}
-    assert parts.unfinished([[1, 3, 5], [9], [12, 15]]) == [[1], [15]]
+    assert unfinished([[1, 3, 5], [9], [12, 15]], parts.finished()) == [[1], [15]]
     parts.merge([3, 5, 9, 12], tmp_path / "images.h5", {"seed": 4, "oracle": False})
     (tmp_path / "parts" / ".part-000003.h5.77.tmp").touch()  # of a killed process
     parts.remove()
@@ -98,7 +98,7 @@ def test_damaged_part_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptur
     path = parts.write([1, 2], pictures_of([1, 2]))
     path.write_bytes(path.read_bytes()[:300])
     with caplog.at_level(logging.WARNING):
-        assert parts.unfinished([[1, 2]]) == [[1, 2]]
+        assert parts.finished() == set()
     assert "damaged" in caplog.text
 
 
@@ -138,7 +138,7 @@ def sample_all(cfg: Config, source: PredictedFeatures, folder: Path, batch: int,
     """What the reconstruct verb does between opening and closing its run folder."""
     parts, ids = Parts(folder / "parts"), [12, 13, 14, 15, 16]
     batches = partition(ids, batch)
-    work = Work(parts.unfinished(batches), source, component("generator", "guided_diffusion").wants(cfg))
+    work = Work(unfinished(batches, parts.finished()), source, component("generator", "guided_diffusion").wants(cfg))
     build = functools.partial(component("generator", "guided_diffusion").build, [cfg])
     run_work(build, work, [parts], trainer, [len(b) for b in batches])
     parts.merge(ids, folder / "images.h5", {"seed": cfg.seed})

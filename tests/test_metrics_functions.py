@@ -16,7 +16,7 @@ from nd.metrics import identification
 from nd.metrics.correlation import feature_distance, pearson, pixcorr
 from nd.metrics.identification import correlation_matrix, equal_rows, two_way_identification
 from nd.metrics.images import check_images, is_constant, resize, to_float
-from nd.metrics.repeats import SIMILARITIES, repeat_consistency
+from nd.metrics.repeats import SIMILARITIES, consistencies
 from nd.metrics.ssim import ssim
 
 
@@ -251,21 +251,22 @@ def test_consistency_is_the_mean_over_pairs() -> None:
     repeats = torch.stack([pictures(4, seed=s) for s in range(3)], 1)
     for name, similarity in (("pixcorr", pixcorr), ("ssim", ssim)):
         pairs = [similarity(repeats[:, a], repeats[:, b]) for a, b in ((0, 1), (0, 2), (1, 2))]
-        torch.testing.assert_close(repeat_consistency(repeats, SIMILARITIES[name]), sum(pairs) / 3)
+        torch.testing.assert_close(consistencies(repeats, name)[f"consistency_{name}"], sum(pairs) / 3)
 
 
 def test_feature_consistency_equals_scipy_cosine() -> None:
     features = rows(6, 8).reshape(3, 2, 8)
     wanted = [1 - scipy_cosine(a.double(), b.double()) for a, b in features]
-    np.testing.assert_allclose(repeat_consistency(features, SIMILARITIES["feature"]), wanted, atol=1e-6)
+    np.testing.assert_allclose(consistencies(features, "feature")["consistency_feature"], wanted, atol=1e-6)
 
 
 def test_consistency_of_equal_repeats_is_one_and_needs_two() -> None:
     same = pictures(3)[:, None].expand(-1, 4, -1, -1, -1)
-    for similarity in SIMILARITIES.values():
-        torch.testing.assert_close(repeat_consistency(same, similarity), torch.ones(3, dtype=torch.float64))
+    for name in SIMILARITIES:
+        found = consistencies(same, name)[f"consistency_{name}"]
+        torch.testing.assert_close(found, torch.ones(3, dtype=torch.float64))
     with pytest.raises(UserError, match="1 repeat per image, at least 2"):
-        repeat_consistency(same[:, :1], pixcorr)
+        consistencies(same[:, :1], "pixcorr")
 
 
 # ---- images

@@ -23,7 +23,7 @@ from nd.errors import UserError
 from nd.metrics import features, network_layers
 from nd.metrics.images import resize, to_float
 from nd.metrics.measures import MEASURES, View
-from nd.metrics.network_layers import Tapped, VisionShape, clip_vit_b32
+from nd.metrics.network_layers import B32, Tapped, VisionShape, clip_image
 from nd.metrics.networks import FIELD, NETWORKS, Weights, network_named, scaled
 
 TINY = VisionShape(32, 2, 2, 112, 8, "ViT-B-32-quickgelu")
@@ -154,7 +154,7 @@ def test_clip_reads_open_clips_layout(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("open_clip.create_model", create)
     state = {f"visual.{key}": value for key, value in named.state_dict().items()}
-    clip_vit_b32(state | {"transformer.x": torch.zeros(1)})
+    clip_image(B32, state | {"transformer.x": torch.zeros(1)})
     assert asked == [(("ViT-B-32-quickgelu",), {"pretrained": None})], "OpenAI's weights want QuickGELU"
     assert torch.equal(created.visual["conv1"].weight, named["conv1"].weight)
 

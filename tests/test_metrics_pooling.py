@@ -16,7 +16,6 @@ from nd.metrics.repeats import (
     of_repeats,
     pair_similarities,
     pixel_mean,
-    repeat_consistency,
     repeats_of,
 )
 
@@ -25,7 +24,7 @@ SCORES = [RNG.normal(mean, 0.2, 50) for mean in (0.3, 0.5, 0.6, 0.45)]
 
 
 def loops(scores: list[np.ndarray], shared: bool, n_boot: int = 6000) -> np.ndarray:
-    """Both kinds of two-level resampling, one draw at a time."""
+    """Two-level resampling, one draw at a time; shared: the same images for all subjects of a resample."""
     rng, means = np.random.default_rng(9), []
     for _ in range(n_boot):
         images = rng.integers(len(scores[0]), size=len(scores[0]))
@@ -37,22 +36,21 @@ def loops(scores: list[np.ndarray], shared: bool, n_boot: int = 6000) -> np.ndar
     return np.quantile(means, [0.025, 0.975])
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_intervals_are_those_of_plain_resampling(shared: bool) -> None:
+def test_intervals_are_those_of_plain_resampling() -> None:
     hard = np.random.default_rng(1).normal(0, 0.4, 50)  # images that are hard for all
     scores = [one + hard for one in SCORES]
-    scores = scores if shared else [one[: 30 + 5 * k] for k, one in enumerate(scores)]
-    got = pooled_interval(scores, shared, n_boot=6000)
+    got = pooled_interval(scores, n_boot=6000)
     assert got.mean == pytest.approx(np.mean([one.mean() for one in scores]))
-    assert (got.lo, got.hi) == pytest.approx(loops(scores, shared), abs=0.01)
-    assert got == pooled_interval(scores, shared, n_boot=6000)
-    assert (got.n_subjects, got.n_images) == (4, 50 if shared else 30 + 35 + 40 + 45)
+    assert (got.lo, got.hi) == pytest.approx(loops(scores, True), abs=0.01)
+    assert got == pooled_interval(scores, n_boot=6000)
+    assert (got.n_subjects, got.n_images) == (4, 50)
 
 
 def test_images_that_all_share_are_drawn_once() -> None:
     hard = np.random.default_rng(1).normal(0, 0.4, 50)
-    crossed, nested = (pooled_interval([hard + 0.01 * k for k in range(4)], shared) for shared in (True, False))
-    assert crossed.hi - crossed.lo > 1.6 * (nested.hi - nested.lo)
+    scores = [hard + 0.01 * k for k in range(4)]
+    got, (lo, hi) = pooled_interval(scores), loops(scores, False)
+    assert got.hi - got.lo > 1.6 * (hi - lo)
 
 
 def test_subjects_count_as_units() -> None:
@@ -80,9 +78,7 @@ def test_an_image_that_a_subject_lacks_is_left_out_for_all() -> None:
     scores = [one.copy() for one in SCORES]
     scores[2][7] = np.nan
     assert pooled_interval(scores) == pooled_interval([np.delete(one, 7) for one in SCORES])
-    own = pooled_interval(scores, shared_images=False)
-    assert own.mean == pytest.approx(np.mean([np.nanmean(one) for one in scores]))
-    assert own.n_images == 199
+    assert pooled_interval(scores).n_images == 49
 
 
 def test_seeds_are_averaged_within_an_image() -> None:
@@ -95,7 +91,7 @@ def test_seeds_are_averaged_within_an_image() -> None:
 def test_few_subjects_are_said_to_be_the_limit() -> None:
     assert "one subject" in subjects_note(1)
     assert "4 subjects and the images, which they share, are drawn" in subjects_note(4)
-    assert "their number is the limit" in subjects_note(2, shared_images=False)
+    assert "their number is the limit" in subjects_note(2)
     assert subjects_note(FEW + 1) == ""
 
 
@@ -104,8 +100,8 @@ def test_what_cannot_be_pooled_is_refused() -> None:
         pooled_interval([])
     with pytest.raises(UserError, match=r"\[50, 9\] scores were found; as many each"):
         pooled_interval([SCORES[0], SCORES[1][:9]])
-    with pytest.raises(UserError, match=r"\[50, 0\] usable scores by subject"):
-        pooled_interval([SCORES[0], np.full(9, np.nan)], shared_images=False)
+    with pytest.raises(UserError, match=r"\[0, 0\] usable scores by subject"):
+        pooled_interval([SCORES[0], np.full(50, np.nan)])
     with pytest.raises(UserError, match="at least 1 resample"):
         pooled_interval(SCORES, n_boot=0)
 
@@ -153,7 +149,6 @@ def test_similarity_of_every_pair_its_mean_and_its_variance() -> None:
     wanted = [[1 - scipy_cosine(image[a], image[b]) for a, b in pairs] for image in features.numpy()]
     similarity = SIMILARITIES["feature"]
     np.testing.assert_allclose(pair_similarities(features, similarity), wanted, atol=1e-6)
-    np.testing.assert_allclose(repeat_consistency(features, similarity), np.mean(wanted, 1), atol=1e-6)
     columns = consistencies(features, "feature")
     np.testing.assert_allclose(columns["consistency_feature"], np.mean(wanted, 1), atol=1e-6)
     np.testing.assert_allclose(columns["consistency_feature_variance"], np.var(wanted, 1), atol=1e-6)

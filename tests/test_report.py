@@ -19,9 +19,10 @@ from PIL import Image
 
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
+from nd.evaluation.scores import evenly_ranked
 from nd.tables import report
 from nd.tables.curve_charts import tuning_charts
-from nd.tables.gallery import cell_side, evenly_ranked, gallery, grid_image
+from nd.tables.gallery import cell_side, gallery, grid_image
 from nd.tables.heat_maps import contrast, heat_map, table_maps, tuning_maps
 from nd.tables.learning_curves import Curve, Learning, Stage
 from nd.tables.line_chart import N_COLOURS, Line, LineChart

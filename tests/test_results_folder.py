@@ -17,7 +17,7 @@ from nd.errors import UserError
 from nd.files import read_json
 from nd.locks import is_locked
 from nd.runs import inputs, manifest
-from nd.runs.folder import RunFolder, command_for, find, found
+from nd.runs.folder import RunFolder, command_for, found
 
 HOLD = """
 import sys, time
@@ -99,7 +99,7 @@ def test_a_run_is_done_at_its_end_and_not_before(cfg: Config) -> None:
         assert path == folder.path
         assert folder.status == "running"
     assert folder.done
-    assert find(cfg, "train") == folder.path
+    assert found(cfg, "train").path == folder.path
 
 
 def test_the_record_is_whole(cfg: Config, data: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_failure_leaves_its_traceback_and_can_be_retried(cfg: Config) -> None:
     assert folder.status == "failed"
     assert "ZeroDivisionError: division by zero" in (folder.path / "status").read_text(encoding="utf-8")
     with pytest.raises(UserError, match=r"failed \(see .*status\)\. Run: nd train"):
-        find(cfg, "train")
+        found(cfg, "train")
     with folder.writing(cfg):
         assert (folder.path / "part-0").read_text(encoding="utf-8") == "kept"
     assert folder.done
@@ -218,7 +218,7 @@ def test_weights_are_compared_by_content(cfg: Config, tmp_path: Path) -> None:
     finish(cfg)
     weights.write_bytes(b"2")
     with pytest.raises(UserError, match=r"model\.safetensors has other contents"):
-        find(cfg, "train")
+        found(cfg, "train")
 
 
 @pytest.mark.parametrize(

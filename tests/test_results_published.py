@@ -177,7 +177,7 @@ def test_published_scores_have_blocks_of_their_own(table: Table) -> None:
     ]
     assert any(note == "quoted: quoted by others" for note in first.notes)
     assert any("inferred or unchecked: DREAM, Takagi" in note for note in first.notes)
-    assert all("published" not in cell for line in formats.score_grid(table, formats.with_interval) for cell in line)
+    assert all("published" not in cell for line in formats.score_grid(table, Column.with_interval) for cell in line)
     for shape in (formats.text, formats.markdown, formats.latex):
         made = shape(table)
         assert "Published values of another protocol (as printed, NSD 37 sessions" in made

@@ -2,17 +2,12 @@
 
 from nd.config.groups import (
     BackboneConfig,
-    DebugConfig,
     GuidanceConfig,
-    LoggerConfig,
     PathsConfig,
     ProtocolConfig,
     TrainerConfig,
-    TuneConfig,
 )
 from nd.config.schema import (
-    ALL,
-    SCHEMA_VERSION,
     Config,
     DataConfig,
     Decoding,
@@ -24,15 +19,11 @@ from nd.config.schema import (
 from nd.config.training import NetworkConfig, TrainingConfig, trained_heads
 
 __all__ = [
-    "ALL",
-    "SCHEMA_VERSION",
     "BackboneConfig",
     "Config",
     "DataConfig",
-    "DebugConfig",
     "Decoding",
     "GuidanceConfig",
-    "LoggerConfig",
     "MapperConfig",
     "MethodConfig",
     "NetworkConfig",
@@ -42,6 +33,5 @@ __all__ = [
     "TargetConfig",
     "TrainerConfig",
     "TrainingConfig",
-    "TuneConfig",
     "trained_heads",
 ]

@@ -200,11 +200,6 @@ class Command:
 def read_command(name: str, argv: Sequence[str], rows: Rows | None = None) -> Command:
     """Read and check the command line of a verb that takes several values of a field for several jobs.
 
-    Args:
-        name: of the verb.
-        argv: words behind it.
-        rows: gives the rows of a table that the verb works on.
-
     Raises:
         UserError: all problems in one message.
     """

@@ -3,7 +3,7 @@
 A component is declared once, as a ``COMPONENTS`` tuple in the module of its code. Modules of ``nd`` that hold one are
 found by that name; other packages announce theirs as entry points (group ``nd.generators``, ``nd.targets``,
 ``nd.mappers``, ``nd.data`` or ``nd.measures``), which name a component or a tuple of them. A declaration is read by
-every command, so its module imports torch and the like inside ``build`` alone.
+every command, so its module imports torch and the like inside ``build`` alone (``Later``).
 
 In ``pyproject.toml`` of a package that adds a generator, with its recipe in ``my_package/conf/method/mine.yaml``::
 
@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from nd.config.plugins import external_components
 from nd.errors import UserError, did_you_mean, unknown
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"^COMPONENTS\b", re.MULTILINE)
-T = TypeVar("T", bound="Component")
 
 Rule = Callable[["Config"], Iterator[str]]
 
@@ -44,16 +44,15 @@ class Idle:
     why: str
 
 
-def _no_problem(cfg: Config) -> Iterator[str]:
-    return iter(())
+@dataclass(frozen=True)
+class Later:
+    """A function, ``module:name``, whose module is loaded when it is called; other processes can be sent it."""
 
+    name: str
 
-def _no_problem_of_verb(cfg: Config, verb: str) -> Iterator[str]:
-    return iter(())
-
-
-def _nothing_idle(cfg: Config) -> Iterator[Idle]:
-    return iter(())
+    def __call__(self, *args: Any) -> Any:
+        """Call it."""
+        return resolve_name(self.name)(*args)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +69,9 @@ class Component:
 
     name: str
     settings: type[Any]
-    rules: Rule = _no_problem
-    verb_rules: Callable[[Config, str], Iterator[str]] = _no_problem_of_verb
-    idle: Callable[[Config], Iterator[Idle]] = _nothing_idle
+    rules: Rule = lambda cfg: iter(())
+    verb_rules: Callable[[Config, str], Iterator[str]] = lambda cfg, verb: iter(())
+    idle: Callable[[Config], Iterator[Idle]] = lambda cfg: iter(())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +129,6 @@ class Mapper(Component):
     restore: Callable[[Any, Any, Any], Any]
 
 
-def _targets_of_method(cfg: Config) -> list[str]:
-    return list(cfg.method.targets)
-
-
-def _no_parts(cfg: Config) -> tuple[str, ...]:
-    return ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Generator(Component):
     """Decoded targets to images.
@@ -159,12 +150,12 @@ class Generator(Component):
     """
 
     needs: tuple[str, ...] = ()
-    wants: Callable[[Config], list[str]] = _targets_of_method
+    wants: Callable[[Config], list[str]] = lambda cfg: list(cfg.method.targets)
     reads_targets: bool = True
     draws: bool = False
-    parts: Callable[[Config], tuple[str, ...]] = _no_parts
+    parts: Callable[[Config], tuple[str, ...]] = lambda cfg: ()
     all_config_groups: tuple[str, ...] = ()
-    config_groups: Callable[[Config], tuple[str, ...]] = _no_parts
+    config_groups: Callable[[Config], tuple[str, ...]] = lambda cfg: ()
     words: Callable[[Config], list[str]] = lambda cfg: []
     together: tuple[str, ...] = ()
     captions: Callable[[Config], bool] = lambda cfg: False
@@ -259,6 +250,11 @@ def not_a_component(kind: str, name: str) -> str:
         return f"{KINDS[kind].key}: {known.broken[name]}."
     near, listed = did_you_mean(name, known.components), ", ".join(known.components)
     return f"{KINDS[kind].key}: {name!r} is not allowed.{near} Allowed: {listed}."
+
+
+def choices_of(key: str) -> tuple[str, ...]:
+    """Return the components that a field (dotted) chooses among; none of any other field."""
+    return next((tuple(found(name).components) for name, kind in KINDS.items() if kind.group and kind.key == key), ())
 
 
 def chosen(cfg: Config) -> dict[str, Component]:

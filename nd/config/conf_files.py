@@ -9,11 +9,10 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from nd.config.components import PACKAGE
 from nd.config.known import known_field
 from nd.config.plugins import conf_folders
 from nd.errors import UserError
-
-PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def conf_dir() -> Path:

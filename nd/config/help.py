@@ -15,7 +15,7 @@ from typing import Any
 
 from nd import __version__
 from nd.config.application import compose
-from nd.config.components import CHOSEN_BY, KINDS, found
+from nd.config.components import CHOSEN_BY, KINDS, PACKAGE, choices_of, found
 from nd.config.conf_files import search_folders
 from nd.config.fields import declared
 from nd.config.known import BASES, FILLED_IN
@@ -183,8 +183,7 @@ def _composed(overrides: Sequence[str]) -> tuple[Config, str]:
 
 def _description(name: str) -> list[str]:
     """Return the paragraphs of the docstring of the verb's module, read without importing it."""
-    package = Path(__file__).parents[1]
-    file = package / "doctor" / "report.py" if name == "doctor" else package / f"{name}.py"
+    file = PACKAGE / "doctor" / "report.py" if name == "doctor" else PACKAGE / f"{name}.py"
     if not file.is_file():
         return [VERBS.get(name, "")]
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or VERBS.get(name, "")
@@ -228,7 +227,7 @@ def _fields(node: Any, names: Sequence[str] = (), prefix: str = "") -> Iterator[
             yield from _fields(value, prefix=f"{one.name}.")
             yield from _elsewhere(one.name, value)
         else:
-            comment, choices = facts.help, facts.choices or _components(f"{prefix}{one.name}")
+            comment, choices = facts.help, facts.choices or choices_of(f"{prefix}{one.name}")
             if choices:
                 comment += f" [{' | '.join(str(choice) for choice in choices)}]"
             yield from _entry(f"{prefix}{one.name}={shown(value)}", facts.identity, comment)
@@ -238,10 +237,6 @@ def _about(group: str, value: Any) -> str:
     base = (BASES.get(group, type(value)).__doc__ or "").strip()
     own = (type(value).__doc__ or "").strip()
     return base if own == base else f"{base} {own}"
-
-
-def _components(key: str) -> tuple[str, ...]:
-    return next((tuple(found(name).components) for name, kind in KINDS.items() if kind.group and kind.key == key), ())
 
 
 def _elsewhere(group: str, value: Any) -> Iterator[str]:

@@ -53,12 +53,7 @@ def _last(overrides: Sequence[str], key: str, default: str) -> str:
 
 
 def launcher_problems(overrides: Sequence[str], cfgs: Sequence[Config]) -> list[str]:
-    """Return why the chosen launcher cannot run some jobs, each with what to do instead.
-
-    Args:
-        overrides: those for Hydra.
-        cfgs: of the jobs.
-    """
+    """Return why the chosen launcher cannot run some jobs, each with what to do instead; overrides: those for Hydra."""
     name = chosen_launcher(overrides)
     if name in PLUGINS and not _there(PLUGINS[name][1]):
         package, _, extra = PLUGINS[name]

@@ -31,7 +31,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
-from nd.config.known import PARTS_OF_DECODING, Known, known_field, known_fields
+from nd.config.known import PARTS_OF_DECODING, Known, known_field, known_fields, per_target
 from nd.errors import did_you_mean
 
 MAX_COMBINATIONS = 64  # of a sweep checked as combinations; beyond it every value is checked once
@@ -215,14 +215,13 @@ def _is_list(override: Override, known: Known | None) -> bool:
 
 def _bad_target(key: str) -> str:
     """Say what is wrong with a key below ``method.targets``; empty for other keys."""
-    parts = key.split(".")
-    if parts[:2] != ["method", "targets"] or len(parts) < 4:
+    inside = per_target(key)
+    if inside is None:
         return ""
-    inner = ".".join(parts[3:])
     own = [name for name in known_fields() if name.partition(".")[0] in PARTS_OF_DECODING]
     return (
         f"{key}: unknown key: a target of a method holds roi and fields of {', '.join(PARTS_OF_DECODING)}."
-        f"{did_you_mean(inner, ['roi', *own])}"
+        f"{did_you_mean(inside[1], ['roi', *own])}"
     )
 
 

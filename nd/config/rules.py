@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nd.config.components import chosen, component
+from nd.config.known import known_fields
+from nd.config.schema import ALL, Config
 from nd.errors import did_you_mean
 
-if TYPE_CHECKING:
-    from nd.config.schema import Config
-
-ALL = "all"
 # What says how images are made, of which nothing counts where they are given.
 MAKING_GROUPS = ("method", "target", "mapper", "network", "training", "backbone", "guidance")
 MAKING_FIELDS = ("subject.roi", "seed", "features", "control", "debug.limit_images")
@@ -197,14 +195,10 @@ def _idle(cfg: Config, verb: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _of_other_targets(cfg: Config) -> tuple[str, ...]:
-    from nd.config.known import known_fields
-
     own: set[Any] = {f"target.{name}" for name in vars(cfg.target)}
     return tuple(key for key in known_fields() if key.startswith("target.") and key not in own)
 
 
 def _making() -> tuple[str, ...]:
-    from nd.config.known import known_fields
-
     groups = tuple(f"{group}." for group in MAKING_GROUPS)
     return (*MAKING_GROUPS, *MAKING_FIELDS, *(key for key in known_fields() if key.startswith(groups)))

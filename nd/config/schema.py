@@ -225,12 +225,6 @@ class Config:
     def decoding(self, name: str) -> Decoding:
         """Return how a target is decoded; one that was not composed has the groups as they are and default settings.
 
-        Args:
-            name: of the target.
-
-        Returns:
-            Its own settings, mapper, network, training and ROI.
-
         Raises:
             UserError: no such target.
         """
@@ -242,13 +236,7 @@ class Config:
         )
 
     def with_target(self, name: str) -> Config:
-        """Return the configuration of ``extract``, ``train`` and ``predict`` for one target of the method.
-
-        Args:
-            name: of the target, or ``all``.
-
-        Returns:
-            A copy; its overrides say the target too.
+        """Return the configuration of ``extract``, ``train`` and ``predict`` for one target of the method, or ``all``.
 
         Raises:
             UserError: no such target.
@@ -259,14 +247,7 @@ class Config:
         return replace(self.decoding_as(self.decoding(name)), overrides=self._overrides_for(name))
 
     def decoding_as(self, one: Decoding) -> Config:
-        """Return the configuration with the groups of one target.
-
-        Args:
-            one: of ``decoding``.
-
-        Returns:
-            A copy.
-        """
+        """Return a copy with the groups of one target, as ``decoding`` gives them."""
         return replace(
             self,
             target=one.target,

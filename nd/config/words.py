@@ -58,24 +58,26 @@ def read_words(argv: Collection[str], allowed: Collection[str] | None) -> Words:
 
 
 def verb_of_command(function: Callable[[list[str]], int]) -> Callable[[list[str] | None], NoReturn]:
-    """Make a command of a function of words that stand for many configurations; ``-m`` is understood.
+    """Make a command of a function of words that stand for many configurations, and that returns the exit code.
 
-    Args:
-        function: returns the exit code.
+    ``-m`` is understood.
     """
+    return _command(
+        function.__name__, lambda argv: function([word for word in argv if word not in ("-m", "--multirun")])
+    )
+
+
+def _command(name: str, act: Callable[[list[str]], int]) -> Callable[[list[str] | None], NoReturn]:
+    """Make a command that ends as other verbs do, and answers ``--help``."""
 
     def answer(argv: list[str]) -> int:
         if "-h" in argv or "--help" in argv:
             from nd.config.help import verb_help
 
-            print(verb_help(function.__name__, [word for word in argv if "=" in word]))
+            print(verb_help(name, [word for word in argv if "=" in word]))
             return 0
-        return function([word for word in argv if word not in ("-m", "--multirun")])
+        return act(argv)
 
-    return _ends_as_verbs_do(function.__name__, answer)
-
-
-def _ends_as_verbs_do(name: str, answer: Callable[[list[str]], int]) -> Callable[[list[str] | None], NoReturn]:
     def main(argv: list[str] | None = None) -> NoReturn:
         exit_with(name, lambda: answer(list(sys.argv[1:] if argv is None else argv)))
 
@@ -85,19 +87,10 @@ def _ends_as_verbs_do(name: str, answer: Callable[[list[str]], int]) -> Callable
 def verb_of_words(
     function: Callable[[Words], int], allowed: Collection[str] | None = ()
 ) -> Callable[[list[str] | None], NoReturn]:
-    """Make a command of a function of words; it ends as other verbs do, and answers ``--help``.
+    """Make a command of a function of words that returns the exit code.
 
     Args:
-        function: returns the exit code.
+        function: what the verb does.
         allowed: keys of its options; None: it checks them itself.
     """
-
-    def answer(argv: list[str]) -> int:
-        if "-h" in argv or "--help" in argv:
-            from nd.config.help import verb_help
-
-            print(verb_help(function.__name__))
-            return 0
-        return function(read_words(argv, allowed))
-
-    return _ends_as_verbs_do(function.__name__, answer)
+    return _command(function.__name__, lambda argv: function(read_words(argv, allowed)))

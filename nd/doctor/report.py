@@ -20,14 +20,13 @@ from nd.backbone.weights import local_folder
 from nd.config import Config
 from nd.config.application import conf_dir, verb
 from nd.config.components import component
-from nd.doctor.data import DataNeeds, data_needs
+from nd.doctor.data import DataNeeds, data_needs, unread
 from nd.doctor.deep import compare
 from nd.doctor.extent import Extent, extent
 from nd.doctor.extraction import extraction_lines
 from nd.doctor.listing import WIDTH, tree_lines
 from nd.doctor.memory import memory_estimate, store_bytes, target_numbers
 from nd.doctor.need import Need, byte_text
-from nd.doctor.prepared import unread
 from nd.doctor.terms import fetching, terms
 from nd.doctor.training import largest_training, voxel_counts
 from nd.doctor.weights import weight_needs

@@ -83,74 +83,58 @@ def _tower(cfg: Config) -> Iterator[Need]:
 def _clip(cfg: Config) -> Iterator[Need]:
     chosen = [cfg.decoding(name).target for name in cfg.method.targets]
     for given in dict.fromkeys(one.clip for one in chosen if hasattr(one, "clip")):
-        yield _one_clip(given)
-
-
-def _one_clip(given: str) -> Need:
-    folder = local_folder(given)
-    if folder is None:
-        state = "ok" if _cached(given, "model.safetensors") else "missing"
-        return Need("CLIP model", state, f"hub: {given}", CLIP_SIZE + _fetch_note(state))
-    if is_backbone(folder):
-        return Need("CLIP model", "ok", str(folder / TOWER), f"the backbone's, {size_text(folder / TOWER)}")
-    if (folder / "model.safetensors").is_file():
-        return Need("CLIP model", "ok", str(folder), size_text(folder))
-    return Need("CLIP model", "missing", str(folder), f"no model.safetensors there; {CLIP_SIZE}")
-
-
-def _vdvae(cfg: Config) -> Iterator[Need]:
-    if "vdvae" not in cfg.method.targets:
-        return
-    file = cfg.decoding("vdvae").target.vdvae
-    if file:  # that it exists has been checked with the configuration
-        yield Need("VDVAE", "ok", file, size_text(located(file)))
-    else:
-        yield Need("VDVAE", "missing", "-", f"give target.vdvae=<path to {FILE}>; {SIZE}, from {URL}")
-
-
-def _instance(cfg: Config) -> Iterator[Need]:
-    """What an instance-conditioned GAN and its features are read from."""
-    read: dict[str, tuple[str, str, str]] = {}
-    if cfg.method.generator == "ic_gan":
-        read["IC-GAN generator"] = ("method.weights", cfg.method.weights, IC_GAN)
-    if "instance" in cfg.method.targets and cfg.decoding("instance").target.network == "swav":
-        from nd.metrics.networks import SWAV
-
-        read["SwAV's ResNet-50"] = ("target.swav", cfg.decoding("instance").target.swav, SWAV.source)
-    for what, (field, file, source) in read.items():
-        if file:  # that it exists has been checked with the configuration
-            yield Need(what, "ok", file, size_text(located(file)))
+        folder = local_folder(given)
+        if folder is not None and is_backbone(folder):
+            yield Need("CLIP model", "ok", str(folder / TOWER), f"the backbone's, {size_text(folder / TOWER)}")
         else:
-            yield Need(what, "missing", "-", f"give {field}=<path>; {source}")
+            yield _in_a_folder("CLIP model", given, "model.safetensors", CLIP_SIZE, instead=f"; {CLIP_SIZE}")
 
 
 def _versatile(cfg: Config) -> Iterator[Need]:
     """Versatile Diffusion, where the method's generator runs it."""
-    given = getattr(cfg.method, "versatile", "")
-    if not given:
-        return
-    folder, name, file = local_folder(given), "Versatile Diffusion", "image_unet/config.json"
-    if folder is None:
-        state = "ok" if _cached(given, file) else "missing"
-        yield Need(name, state, f"hub: {given}", "several GB, licence MIT" + _fetch_note(state))
-    elif (folder / file).is_file():
-        yield Need(name, "ok", str(folder), size_text(folder))
-    else:
-        yield Need(name, "missing", str(folder), f"no {file} there")
+    if given := getattr(cfg.method, "versatile", ""):
+        yield _in_a_folder("Versatile Diffusion", given, "image_unet/config.json", "several GB, licence MIT")
 
 
 def _adapters(cfg: Config) -> Iterator[Need]:
     """The T2I-Adapters that act in a method's sampler."""
     for name in getattr(cfg.method, "acting", []):
-        given, what, file = getattr(cfg.method, f"{name}_adapter"), f"{name} adapter", "config.json"
-        folder = local_folder(given)
-        if folder is None:
-            state = "ok" if _cached(given, file) else "missing"
-            yield Need(what, state, f"hub: {given}", "T2I-Adapter, safetensors alone are read" + _fetch_note(state))
-        elif (folder / file).is_file():
-            yield Need(what, "ok", str(folder), f"{size_text(folder)}{_licence(given)}")
-        else:
-            yield Need(what, "missing", str(folder), f"no {file} there; experiments/scenes-adapters makes Scenes' own")
+        given, what = getattr(cfg.method, f"{name}_adapter"), "T2I-Adapter, safetensors alone are read"
+        own = "; experiments/scenes-adapters makes Scenes' own"
+        yield _in_a_folder(f"{name} adapter", given, "config.json", what, shipped=_licence(given), instead=own)
+
+
+def _in_a_folder(what: str, given: str, file: str, terms: str, *, shipped: str = "", instead: str = "") -> Need:
+    """A network that is there with one of its files, in a folder or in what a hub keeps."""
+    folder = local_folder(given)
+    if folder is None:
+        state = "ok" if _cached(given, file) else "missing"
+        return Need(what, state, f"hub: {given}", terms + _fetch_note(state))
+    if (folder / file).is_file():
+        return Need(what, "ok", str(folder), size_text(folder) + shipped)
+    return Need(what, "missing", str(folder), f"no {file} there{instead}")
+
+
+def _vdvae(cfg: Config) -> Iterator[Need]:
+    if "vdvae" in cfg.method.targets:
+        advice = f"give target.vdvae=<path to {FILE}>; {SIZE}, from {URL}"
+        yield _in_a_file("VDVAE", cfg.decoding("vdvae").target.vdvae, advice)
+
+
+def _instance(cfg: Config) -> Iterator[Need]:
+    """What an instance-conditioned GAN and its features are read from."""
+    if cfg.method.generator == "ic_gan":
+        yield _in_a_file("IC-GAN generator", cfg.method.weights, f"give method.weights=<path>; {IC_GAN}")
+    if "instance" in cfg.method.targets and cfg.decoding("instance").target.network == "swav":
+        from nd.metrics.networks import SWAV
+
+        advice = f"give target.swav=<path>; {SWAV.source}"
+        yield _in_a_file("SwAV's ResNet-50", cfg.decoding("instance").target.swav, advice)
+
+
+def _in_a_file(what: str, file: str, advice: str) -> Need:
+    """A network in a file, which is there where it is given: the check of the configuration has looked."""
+    return Need(what, "ok", file, size_text(located(file))) if file else Need(what, "missing", "-", advice)
 
 
 def _judges(cfg: Config) -> Iterator[Need]:

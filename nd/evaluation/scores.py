@@ -142,6 +142,17 @@ def read_per_image(path: Path) -> PerImage:
     return found
 
 
+def evenly_ranked(values_N: NDArray[np.float64], n_shown: int) -> NDArray[np.intp]:
+    """Return positions of ``n_shown`` values from highest to lowest, evenly spaced in rank; ties by position.
+
+    >>> evenly_ranked(np.array([0.1, 0.4, 0.3, 0.2]), 3).tolist()
+    [1, 3, 0]
+    """
+    order = np.argsort(-values_N, kind="stable")
+    ranks = np.linspace(0, len(order) - 1, min(max(0, n_shown), len(order))).round().astype(int)
+    return order[np.unique(ranks)]
+
+
 def _misfit(head: list[str], values: NDArray[np.float64], metrics: Iterable[str]) -> str:
     """Say what is wrong with the header and the rows of a table of scores; an empty string where nothing is."""
     if values.ndim != 2 or values.shape[1] != len(head) or len(set(head)) != len(head):

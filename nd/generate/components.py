@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nd.config.components import Generator, Idle
+from nd.config.components import Generator, Idle, Later
 from nd.config.fields import opt, share_of
 from nd.config.groups import GuidanceConfig
 from nd.config.rules import at_least
@@ -19,7 +19,12 @@ TIMESTEPS = 1000  # of the noise schedule that diffusion models are trained with
 # What each kind of work costs a sample, in steps without feature guidance, by the operations of Stable Diffusion v1.4
 # at 512 px. For estimates of time alone.
 COST = {"guided": 4.0, "plain": 1.0, "decode": 1.5}
-STEERING = ("eta", "layer_weights", "through_unet", "normalise", "schedule", "decoder")
+STEERING = tuple(
+    f"guidance.{name}" for name in ("eta", "layer_weights", "through_unet", "normalise", "schedule", "decoder")
+)
+GUIDANCE = ("guidance.kappa", *STEERING)
+SAMPLING = tuple(f"trainer.{name}" for name in ("memory_gb", "compile", "previews"))
+DIFFUSION = ("vae", "unet", "scheduler", "text_encoder", "tokenizer", "sampler")  # parts of the backbone that sample
 
 
 @dataclass(kw_only=True)
@@ -85,12 +90,6 @@ def plain(name: str, text: str) -> type[MethodConfig]:
     return made
 
 
-def _build_guided(cfgs: Sequence[Config], device: Any) -> Any:
-    from nd.generate.guided_diffusion import build
-
-    return build(cfgs, device)
-
-
 @dataclass(frozen=True)
 class _Floor:
     """What builds a generator of ``nd.generate.floors``, for one run; other processes can be sent it."""
@@ -109,16 +108,7 @@ def _guided_wants(cfg: Config) -> list[str]:
 
 
 def _guided_parts(cfg: Config) -> tuple[str, ...]:
-    always = ("vae", "unet", "scheduler", "text_encoder", "tokenizer", "sampler")
-    return (*always, "image_tower", "tiny_vae") if cfg.guided_steps else always
-
-
-def _guided_groups(cfg: Config) -> tuple[str, ...]:
-    return ("guidance",) if cfg.guided_steps else ()
-
-
-def _guided_words(cfg: Config) -> list[str]:
-    return ["guided" if cfg.guided_steps else "unguided"]
+    return (*DIFFUSION, "image_tower", "tiny_vae") if cfg.guided_steps else DIFFUSION
 
 
 def sampling_rules(cfg: Config) -> Iterator[str]:
@@ -188,24 +178,20 @@ def guiding_layers(cfg: Config) -> list[int]:
 
 def _guided_idle(cfg: Config) -> Iterator[Idle]:
     if cfg.guidance.kappa == 0:
-        yield Idle(tuple(f"guidance.{name}" for name in STEERING), "guidance.kappa is 0")
+        yield Idle(STEERING, "guidance.kappa is 0")
     if cfg.guidance.decoder != "tiny":
         yield Idle(("backbone.tiny_vae",), f"guidance.decoder is {cfg.guidance.decoder}")
 
 
 def not_guided(cfg: Config) -> Iterator[Idle]:
     """What has no effect with a generator that decoded features do not guide."""
-    why = f"generator {cfg.method.generator} is not guided"
-    yield Idle(tuple(f"guidance.{name}" for name in ("kappa", *STEERING)), why)
+    yield Idle(GUIDANCE, f"generator {cfg.method.generator} is not guided")
 
 
 def not_sampled(cfg: Config) -> Iterator[Idle]:
     """The same with one that does not sample either."""
     yield from not_guided(cfg)
-    yield Idle(
-        tuple(f"trainer.{name}" for name in ("memory_gb", "compile", "previews")),
-        f"generator {cfg.method.generator} does not sample",
-    )
+    yield Idle(SAMPLING, f"generator {cfg.method.generator} does not sample")
 
 
 def _blind_idle(cfg: Config) -> Iterator[Idle]:
@@ -213,21 +199,14 @@ def _blind_idle(cfg: Config) -> Iterator[Idle]:
     yield Idle(("control",), f"generator {cfg.method.generator} uses no voxels")
 
 
-def _random_rules(cfg: Config) -> Iterator[str]:
+def repeats_rule(cfg: Config) -> Iterator[str]:
+    """What is wrong with the number of images of a stimulus."""
     yield from at_least(1, data=cfg.method, names=("repeats",), key="method")
 
 
 def _nearest_rules(cfg: Config) -> Iterator[str]:
     if not cfg.method.targets:
         yield "method.targets: generator nearest_image needs at least one target to compare."
-
-
-def _vae_parts(cfg: Config) -> tuple[str, ...]:
-    return ("vae", "sampler")
-
-
-def _no_targets(cfg: Config) -> list[str]:
-    return []
 
 
 COMPONENTS = (
@@ -239,12 +218,12 @@ COMPONENTS = (
         draws=True,
         parts=_guided_parts,
         all_config_groups=("guidance",),
-        config_groups=_guided_groups,
-        words=_guided_words,
+        config_groups=lambda cfg: ("guidance",) if cfg.guided_steps else (),
+        words=lambda cfg: ["guided" if cfg.guided_steps else "unguided"],
         together=("guidance.kappa", "guidance.eta"),
         rules=_guided_rules,
         idle=_guided_idle,
-        build=_build_guided,
+        build=Later("nd.generate.guided_diffusion:build"),
     ),
     Generator(
         name="pixels",
@@ -259,14 +238,14 @@ COMPONENTS = (
         settings=plain("vae", "what the autoencoder makes of the decoded latent"),
         needs=("z",),
         wants=lambda cfg: ["z"],
-        parts=_vae_parts,
+        parts=lambda cfg: ("vae", "sampler"),
         idle=not_sampled,
         build=_Floor("build_latents"),
     ),
     Generator(
         name="mean_image",
         settings=plain("mean_image", "the mean of the training images"),
-        wants=_no_targets,
+        wants=lambda cfg: [],
         reads_targets=False,
         idle=_blind_idle,
         build=_Floor("build_mean"),
@@ -282,11 +261,11 @@ COMPONENTS = (
     Generator(
         name="random_image",
         settings=RandomImageSettings,
-        wants=_no_targets,
+        wants=lambda cfg: [],
         reads_targets=False,
         draws=True,
         captions=lambda cfg: True,
-        rules=_random_rules,
+        rules=repeats_rule,
         idle=_blind_idle,
         build=_Floor("build_random"),
     ),

@@ -131,12 +131,13 @@ def centred_correlation(decoded_BP: NDArray[np.float32], true_NP: NDArray[np.flo
     """
     true_NP = true_NP.reshape(len(true_NP), -1)
     mean_P = true_NP.mean(axis=0)
-    return _unit(decoded_BP.reshape(len(decoded_BP), -1) - mean_P) @ _unit(true_NP - mean_P).T
+    return unit(decoded_BP.reshape(len(decoded_BP), -1) - mean_P) @ unit(true_NP - mean_P).T
 
 
-def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    x = x - x.mean(axis=1, keepdims=True)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+def unit(x_NP: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return rows less their own mean, at length 1; a row that does not vary stays 0. Products are correlations."""
+    x_NP = x_NP - x_NP.mean(axis=1, keepdims=True)
+    return x_NP / np.maximum(np.linalg.norm(x_NP, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 class DecodedPixels:

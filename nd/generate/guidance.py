@@ -196,10 +196,6 @@ def image_decoder(backbone: Backbone, kind: str) -> Decoder:
     image tower sees 224 px of Stable Diffusion's 512 anyway. tiny: the small autoencoder of ``backbone.tiny_vae``,
     trained to read the same latents.
 
-    Args:
-        backbone: whose decoders.
-        kind: 'full', 'half' or 'tiny'.
-
     Raises:
         UserError: 'tiny' without weights.
     """

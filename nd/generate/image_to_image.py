@@ -93,12 +93,16 @@ def sampler_of(
         cfg: its method's steps, strength, cfg_scale, repeats and variant, and its seed.
         kind: GuidedDiffusion, or what extends it.
     """
+    sampler = GuidedSampler(backbone, unguided(cfg), [Point(0.0, 0)], arithmetic=VARIANTS[cfg.method.variant])
+    return kind(sampler, cfg.seed, cfg.method.repeats, memory_gb=cfg.trainer.memory_gb)
+
+
+def unguided(cfg: Config) -> Config:
+    """Return a configuration in which nothing is guided, with the method's own schedule and scale."""
     own = cfg.method
     strength = own.sampled_steps / own.steps  # int(steps * strength) of it is the same number
     plain = GuidedDiffusionSettings(steps=own.steps, strength=strength, cfg_scale=own.cfg_scale, repeats=own.repeats)
-    unguided = replace(cfg, method=plain, guidance=replace(cfg.guidance, kappa=0.0))
-    sampler = GuidedSampler(backbone, unguided, [Point(0.0, 0)], arithmetic=VARIANTS[own.variant])
-    return kind(sampler, cfg.seed, own.repeats, memory_gb=cfg.trainer.memory_gb)
+    return replace(cfg, method=plain, guidance=replace(cfg.guidance, kappa=0.0))
 
 
 def first_latents(backbone: Backbone, images_BHW3: NDArray[np.uint8], ids: Tensor, variant: str) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nd.config.components import Generator, Idle
+from nd.config.components import Generator, Idle, Later
 from nd.config.fields import opt, share_of
 from nd.config.schema import MethodConfig
-from nd.generate.components import not_guided, not_sampled, sampling_rules
+from nd.generate.components import DIFFUSION, not_guided, not_sampled, sampling_rules
 
 if TYPE_CHECKING:
     from nd.config.schema import Config
@@ -79,24 +79,6 @@ class BrainDiffuserSettings(ImageToImageSettings):
         return share_of(self.steps, self.strength) if "vdvae" in self.targets else self.steps
 
 
-def _takagi(cfgs: Sequence[Config], device: Any) -> Any:
-    from nd.generate.takagi import build
-
-    return build(cfgs, device)
-
-
-def _brain_diffuser(cfgs: Sequence[Config], device: Any) -> Any:
-    from nd.generate.brain_diffuser import build
-
-    return build(cfgs, device)
-
-
-def _vdvae(cfgs: Sequence[Config], device: Any) -> Any:
-    from nd.generate.brain_diffuser import build_first_stage
-
-    return build_first_stage(cfgs, device)
-
-
 def _conditions(cfg: Config) -> list[str]:
     """The conditions that have a share."""
     share = cfg.method.text_share
@@ -105,10 +87,6 @@ def _conditions(cfg: Config) -> list[str]:
 
 def _brain_diffuser_wants(cfg: Config) -> list[str]:
     return [*(["vdvae"] if "vdvae" in cfg.method.targets else []), *_conditions(cfg)]
-
-
-def _brain_diffuser_parts(cfg: Config) -> tuple[str, ...]:
-    return ("sampler", *_brain_diffuser_wants(cfg))
 
 
 def _brain_diffuser_rules(cfg: Config) -> Iterator[str]:
@@ -142,11 +120,11 @@ COMPONENTS = (
         needs=("z40", "c"),
         wants=lambda cfg: ["z40", "c"],
         draws=True,
-        parts=lambda cfg: ("vae", "unet", "scheduler", "text_encoder", "tokenizer", "sampler"),
+        parts=lambda cfg: DIFFUSION,
         together=TOGETHER,
         rules=sampling_rules,
         idle=not_guided,
-        build=_takagi,
+        build=Later("nd.generate.takagi:build"),
     ),
     Generator(
         name="vdvae",
@@ -156,17 +134,17 @@ COMPONENTS = (
         draws=True,
         parts=lambda cfg: ("sampler", "vdvae"),
         idle=not_sampled,
-        build=_vdvae,
+        build=Later("nd.generate.brain_diffuser:build_first_stage"),
     ),
     Generator(
         name="brain_diffuser",
         settings=BrainDiffuserSettings,
         wants=_brain_diffuser_wants,
         draws=True,
-        parts=_brain_diffuser_parts,
+        parts=lambda cfg: ("sampler", *_brain_diffuser_wants(cfg)),
         together=(*TOGETHER, "method.text_share"),
         rules=_brain_diffuser_rules,
         idle=_brain_diffuser_idle,
-        build=_brain_diffuser,
+        build=Later("nd.generate.brain_diffuser:build"),
     ),
 )

@@ -79,15 +79,7 @@ class FeatureSource(Protocol):
     """Rows of targets by image id. Holds paths, not open files, so that it can be sent to other processes."""
 
     def rows(self, target: str, image_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return rows of a target.
-
-        Args:
-            target: its name.
-            image_ids: B stimulus numbers.
-
-        Returns:
-            (B, *shape of the target) float32.
-        """
+        """Return rows (B, *shape of the target) float32 of a target, for B stimulus numbers."""
 
 
 class PredictedFeatures:
@@ -102,14 +94,7 @@ class PredictedFeatures:
         self._row = {int(i): len(ids) - 1 - k for k, i in enumerate(ids[::-1])}
 
     def rows(self, target: str, image_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return the predictions of some images.
-
-        Args:
-            target: name of a decoded target.
-            image_ids: (n,) of the images wanted.
-
-        Returns:
-            (n, *shape of the target) float32, in the order of ``image_ids``.
+        """Return the predictions (n, *shape of the target) float32 of n images.
 
         Raises:
             UserError: if the run lacks the target or an image, or a prediction is not finite.
@@ -151,13 +136,5 @@ class TrueFeatures:
         self.stores = stores
 
     def rows(self, target: str, image_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return the true targets of some images.
-
-        Args:
-            target: name of an extracted target.
-            image_ids: (n,) of the images wanted.
-
-        Returns:
-            (n, *shape of the target) float32, in the order of ``image_ids``.
-        """
+        """Return the true targets (n, *shape of the target) float32 of n images."""
         return TargetStore(self.stores[target]).rows(np.asarray(image_ids))

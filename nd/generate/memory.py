@@ -183,12 +183,7 @@ def _emptied(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def needs_of(sampler: Sampler, checkpoint: int = 0) -> dict[str, Need]:
-    """Return what each kind of work needs, by the plan's names.
-
-    Args:
-        sampler: of ``empty_copy``.
-        checkpoint: how much is computed again instead of kept.
-    """
+    """Return what each kind of work needs, by the plan's names, of an ``empty_copy`` under a setting of the plan."""
     sampler.use(replace(sampler.plan, checkpoint=checkpoint))
     t, abar, text = sampler.schedule.timesteps[0], sampler.schedule.alpha_bar[0], sampler.denoise.uncond_1TD.shape[1:]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,16 +34,13 @@ AGAIN = "Remove its folder and run `nd reconstruct` again."
 
 
 def partition(image_ids: Sequence[int], batch: int) -> list[list[int]]:
-    """Cut images, in the order given, into batches of ``batch`` images (the last may be smaller).
-
-    Args:
-        image_ids: in the order in which they are made.
-        batch: images of a part, at least 1.
-
-    Returns:
-        The parts, in order.
-    """
+    """Cut images, in the order given, into batches of ``batch`` images, at least 1 (the last may be smaller)."""
     return [[int(i) for i in image_ids[k : k + batch]] for k in range(0, len(image_ids), batch)]
+
+
+def unfinished(batches: Sequence[Sequence[int]], finished: Collection[int]) -> list[list[int]]:
+    """Return batches without the images that are finished; whole batches unless the batch size was changed."""
+    return [left for batch in batches if (left := [i for i in batch if i not in finished])]
 
 
 class PlanFacts(TypedDict):
@@ -94,12 +91,6 @@ class Parts:
     def finished(self) -> set[int]:
         """Return the ids of the images that have an image."""
         return {image_id for _, ids in self._scan() for image_id in ids}
-
-    def unfinished(self, batches: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return the batches without their finished images; whole batches unless the batch size was changed."""
-        done = self.finished()
-        left = ([i for i in batch if i not in done] for batch in batches)
-        return [batch for batch in left if batch]
 
     def write(self, image_ids: Sequence[int], images_BRHW3: NDArray[np.uint8], captions: Sequence[str] = ()) -> Path:
         """Write one batch, whole or not at all.

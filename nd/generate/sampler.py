@@ -1,8 +1,8 @@
 """Guided DDIM sampling of a batch of images, several noises each, at one or many points of guidance.
 
-Reference: HaoyyLi/NeuralDiffuser@9286cad:src/modules/stable_diffusion_pipe/guided_diffusion.py.
-Where arithmetic may follow it or not is in
-``nd.generate.guidance``; the order of work is ours and changes images by rounding alone (``nd.generate.plan``).
+Reference: HaoyyLi/NeuralDiffuser@9286cad:src/modules/stable_diffusion_pipe/guided_diffusion.py. Where arithmetic may
+follow it or not is in ``nd.generate.guidance``; the order of work is ours and changes images by rounding alone
+(``nd.generate.plan``).
 
 B images, R repeats, S = B * R samples, C h w latent, T tokens, D width, L layers.
 """
@@ -81,7 +81,6 @@ class GuidedSampler:
         backbone: Backbone,
         cfg: Config,
         points: Sequence[Point] = (),
-        plan: Plan | None = None,
         arithmetic: Arithmetic | None = None,
     ) -> None:
         """Prepare for a configuration: its method, guidance and target.layers.
@@ -90,7 +89,6 @@ class GuidedSampler:
             backbone: diffusion model and image tower.
             cfg: its kappa and eta are those of the one point that is sampled when no points are given.
             points: of a sweep.
-            plan: samples at once; by default whatever is fastest.
             arithmetic: whose; by default that of NeuralDiffuser in the method's variant.
 
         Raises:
@@ -109,7 +107,7 @@ class GuidedSampler:
         )
         self.points = list(points) or [point_of(cfg)]
         self.denoise = Denoiser(backbone, cfg)
-        self.plan = plan or Plan.for_speed()
+        self.plan = Plan.for_speed()  # until another is taken
         self.watch: Callable[[float], object] | None = None  # called with the share of a batch that is done
         self._done = 0.0
         self.tower: Callable[[Tensor], Sequence[Tensor]] | None = None

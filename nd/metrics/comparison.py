@@ -44,27 +44,24 @@ class Comparison:
     spread: float
 
 
-def compare_paired(
-    a: NDArray[np.floating], b: NDArray[np.floating], n_boot: int = 10_000, n_flips: int = N_FLIPS, seed: int = 0
-) -> Comparison:
+def compare_paired(a: NDArray[np.floating], b: NDArray[np.floating], n_boot: int = 10_000) -> Comparison:
     """Compare two methods by their scores of the same images; an image without a score in either is left out.
 
     Args:
         a: (N,) scores of one method.
         b: (N,) of the other, in the same order of images.
         n_boot: resamples of the interval.
-        n_flips: sign patterns drawn where there are too many to look at all.
-        seed: of both.
 
     Raises:
         UserError: another number of images, no usable image, infinite scores.
     """
-    interval = paired_difference(a, b, n_boot, seed)
+    interval = paired_difference(a, b, n_boot)
     differences_N = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     differences_N = differences_N[~np.isnan(differences_N)]
     spread = float(differences_N.std(ddof=1)) if len(differences_N) > 1 else float("nan")
-    p = sign_flip_p(differences_N, n_flips, seed)
-    return Comparison(interval, p, cohens_dz(differences_N), rank_biserial(differences_N), spread)
+    return Comparison(
+        interval, sign_flip_p(differences_N), cohens_dz(differences_N), rank_biserial(differences_N), spread
+    )
 
 
 def sign_flip_p(differences_N: NDArray[np.float64], n_flips: int = N_FLIPS, seed: int = 0) -> float:
@@ -132,16 +129,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in corrected]
 
 
-def smallest_difference(spread: float, n: int, power: float = POWER, alpha: float = ALPHA) -> float:
-    """Smallest true mean difference that a paired test finds with probability ``power`` at level ``alpha``.
+def smallest_difference(spread: float, n: int) -> float:
+    """Smallest true mean difference that a paired test finds with probability ``POWER`` at level ``ALPHA``.
 
     By the normal approximation to the mean of N differences, two-sided.
 
     Args:
         spread: standard deviation over images of the differences between two methods.
         n: images, at least 2.
-        power: in (alpha, 1).
-        alpha: in (0, 1).
 
     Raises:
         UserError: values outside these ranges.
@@ -150,8 +145,4 @@ def smallest_difference(spread: float, n: int, power: float = POWER, alpha: floa
         raise UserError(f"spread={spread}: the standard deviation of differences, 0 or more, is wanted.")
     if n < 2:
         raise UserError(f"n={n}: at least 2 images are needed.")
-    if not 0 < alpha < 1:
-        raise UserError(f"alpha={alpha}: a share between 0 and 1 is wanted (0.05 is usual).")
-    if not alpha < power < 1:
-        raise UserError(f"power={power}: a share between alpha={alpha} and 1 is wanted (0.8 is usual).")
-    return float((ndtri(1 - alpha / 2) + ndtri(power)) * spread / math.sqrt(n))
+    return float((ndtri(1 - ALPHA / 2) + ndtri(POWER)) * spread / math.sqrt(n))

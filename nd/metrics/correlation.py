@@ -29,6 +29,12 @@ def all_finite(x: Tensor, what: str) -> None:
         raise UserError(f"{what}: {int((~torch.isfinite(x)).sum())} values are NaN or infinite; none can be scored.")
 
 
+def constant_rows(rows_BD: Tensor) -> Tensor:
+    """(B,) bool: rows whose every value is the same, for which no correlation is defined."""
+    low, high = rows_BD.aminmax(dim=1)
+    return low == high
+
+
 def pearson(x_BD: Tensor, y_BD: Tensor) -> Tensor:
     """Return Pearson's correlation of matching rows.
 
@@ -49,7 +55,7 @@ def pearson(x_BD: Tensor, y_BD: Tensor) -> Tensor:
     all_finite(x_BD, "correlation")
     all_finite(y_BD, "correlation")
     x, y = x_BD.double(), y_BD.double()
-    constant = (x.amin(1) == x.amax(1)) | (y.amin(1) == y.amax(1))
+    constant = constant_rows(x) | constant_rows(y)
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     size = x.norm(dim=1) * y.norm(dim=1)
     r = (x * y).sum(1) / size.clamp_min(torch.finfo(torch.float64).tiny)

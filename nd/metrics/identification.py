@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from nd.errors import UserError, unknown
-from nd.metrics.correlation import all_finite, same_shape
+from nd.metrics.correlation import all_finite, constant_rows, same_shape
 
 CHUNK = 1 << 14  # features centred at a time: 64 MB per side for 1,000 items, instead of copies of everything
 RULES = ("column", "row")
@@ -78,12 +78,6 @@ def row_norms(rows_ND: Tensor, squares_N: Tensor) -> Tensor:
     constant = torch.zeros(len(rows_ND), dtype=torch.bool)
     constant[small] = constant_rows(rows_ND[small]) if len(small) else constant[small]
     return squares_N.sqrt().masked_fill(constant, torch.inf)
-
-
-def constant_rows(rows_ND: Tensor) -> Tensor:
-    """(N,) bool: rows whose every value is the same."""
-    low, high = rows_ND.aminmax(dim=1)
-    return low == high
 
 
 def equal_rows(rows_ND: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nd.errors import UserError, unknown
+from nd.metrics.correlation import constant_rows
 
 FILTERS = ("bilinear", "bicubic")
 RESIZES = ("floats", "bytes")
@@ -109,6 +110,5 @@ def to_grey(images_BCHW: Tensor) -> Tensor:
 
 
 def is_constant(images_BCHW: Tensor) -> Tensor:
-    """(B,) bool: images whose every value is the same, for which no correlation is defined."""
-    flat = images_BCHW.flatten(1)
-    return flat.amin(1) == flat.amax(1)
+    """(B,) bool: images whose every value is the same."""
+    return constant_rows(images_BCHW.flatten(1))

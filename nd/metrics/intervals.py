@@ -12,9 +12,9 @@ ends (tested); its jackknife forms all N means of N - 1 images, which for a mean
 
 A mean over subjects and seeds takes subjects and images as drawn, by a bootstrap of two levels; SciPy has none. A seed
 is neither: it is a repetition of the same measurement, so seeds are averaged within an image before anything is drawn.
-Subjects are drawn with replacement, and images within them. Where all subjects saw the same images, an image that is
+Subjects are drawn with replacement, and images within them. All subjects saw the same images, and an image that is
 hard is hard for all, so one draw of images serves all subjects (both factors crossed: Owen 2007, Annals of Applied
-Statistics 1:386); where each saw images of its own, each subject drawn has a draw of images of its own.
+Statistics 1:386).
 
 N images, S resamples, T sets of scores at once; over subjects: S subjects, K seeds, B resamples.
 """
@@ -162,9 +162,7 @@ def bootstrap_interval(
     return Interval(mean, float(lo), float(hi), len(kept))
 
 
-def paired_difference(
-    a: NDArray[np.floating], b: NDArray[np.floating], n_boot: int = 2000, seed: int = 0, level: float = LEVEL
-) -> Interval:
+def paired_difference(a: NDArray[np.floating], b: NDArray[np.floating], n_boot: int = 2000, seed: int = 0) -> Interval:
     """Return the mean of a - b over the same images with its ``expanded`` interval; positive where ``a`` scores higher.
 
     Differences of two methods are often few or skewed, where ``bca`` holds the truth too rarely.
@@ -173,7 +171,6 @@ def paired_difference(
         a, b: (N,) scores of the same images in the same order; an image without one (NaN) is left out.
         n_boot: resamples.
         seed: of the resampling.
-        level: confidence, in (0, 1).
 
     Raises:
         UserError: another number of images.
@@ -181,7 +178,7 @@ def paired_difference(
     if np.shape(a) != np.shape(b):
         raise UserError(f"paired difference: {np.shape(a)} against {np.shape(b)} scores; the same images are needed.")
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return bootstrap_interval(difference, n_boot, seed, level, method="expanded")
+    return bootstrap_interval(difference, n_boot, seed, method="expanded")
 
 
 # ---- over subjects and images
@@ -195,7 +192,7 @@ class Pooled:
     lo: float
     hi: float
     n_subjects: int
-    n_images: int  # of all subjects together where each has its own
+    n_images: int
 
 
 def over_seeds(scores_KN: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -203,53 +200,40 @@ def over_seeds(scores_KN: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.asarray(scores_KN, np.float64).mean(0))
 
 
-def pooled_interval(
-    scores: Sequence[NDArray[np.float64]],
-    shared_images: bool = True,
-    n_boot: int = 2000,
-    seed: int = 0,
-    level: float = LEVEL,
-) -> Pooled:
+def pooled_interval(scores: Sequence[NDArray[np.float64]], n_boot: int = 2000, seed: int = 0) -> Pooled:
     """Mean over subjects of their mean over images, each subject counted alike, with its interval.
 
     One subject has no spread of subjects: its interval is the one over images.
 
     Args:
-        scores: one (N,) array for each subject, seeds averaged. With ``shared_images`` all in the same order of images,
-            and an image that any subject has no score for (NaN) is left out for all.
-        shared_images: the subjects saw the same images.
+        scores: one (N,) array for each subject, seeds averaged, all in the same order of images. An image that any
+            subject has no score for (NaN) is left out for all.
         n_boot: resamples, at least 1.
         seed: of the resampling.
-        level: confidence, in (0, 1).
 
     Raises:
-        UserError: no subject, subjects without scores, another number of images although they are shared, n_boot < 1.
+        UserError: no subject, no image that all have scores for, another number of images, n_boot < 1.
     """
-    kept = _usable([np.asarray(one, np.float64) for one in scores], shared_images)
-    n_images = len(kept[0]) if shared_images else sum(len(one) for one in kept)
+    kept = _usable([np.asarray(one, np.float64) for one in scores])
+    n_images = len(kept[0])
     if len(kept) == 1 or n_boot < 1:
-        single = bootstrap_interval(kept[0], n_boot, seed, level)
+        single = bootstrap_interval(kept[0], n_boot, seed)
         return Pooled(single.mean, single.lo, single.hi, 1, n_images)
     rng = np.random.default_rng(seed)
-    means_B = _crossed(np.stack(kept), n_boot, rng) if shared_images else _nested(kept, n_boot, rng)
-    lo, hi = np.quantile(means_B, [(1 - level) / 2, (1 + level) / 2])
+    lo, hi = np.quantile(_crossed(np.stack(kept), n_boot, rng), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Pooled(float(np.mean([one.mean() for one in kept])), float(lo), float(hi), len(kept), n_images)
 
 
-def _usable(scores: list[NDArray[np.float64]], shared_images: bool) -> list[NDArray[np.float64]]:
+def _usable(scores: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
     sizes = [len(one) for one in scores]
     if not scores:
         raise UserError("a mean over subjects: no subject was given; at least one is needed.")
-    if shared_images and len(set(sizes)) > 1:
+    if len(set(sizes)) > 1:
         raise UserError(f"a mean over subjects of the same images: {sizes} scores were found; as many each are wanted.")
-    present = [~np.isnan(one) for one in scores]
-    if shared_images:
-        present = [np.logical_and.reduce(present)] * len(scores)
-    kept = [one[mask] for one, mask in zip(scores, present, strict=True)]
-    sizes = [len(one) for one in kept]
-    if min(sizes) == 0:
-        raise UserError(f"a mean over subjects: {sizes} usable scores by subject; each needs at least one.")
-    return kept
+    present = np.logical_and.reduce([~np.isnan(one) for one in scores])
+    if not present.any():
+        raise UserError(f"a mean over subjects: {[0] * len(scores)} usable scores by subject; each needs at least one.")
+    return [one[present] for one in scores]
 
 
 def _crossed(scores_SN: NDArray[np.float64], n_boot: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -264,25 +248,13 @@ def _crossed(scores_SN: NDArray[np.float64], n_boot: int, rng: np.random.Generat
     return np.concatenate(means)
 
 
-def _nested(scores: list[NDArray[np.float64]], n_boot: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """(B,) means over drawn subjects, each with images drawn anew: also for a subject that is drawn twice."""
-    total_B = np.zeros(n_boot)
-    for _ in scores:  # the places of a resample
-        subject_B = rng.integers(len(scores), size=n_boot)
-        for index, one in enumerate(scores):
-            at = np.flatnonzero(subject_B == index)
-            total_B[at] += resample_counts(len(one), len(at), rng) @ one / len(one)
-    return total_B / len(scores)
-
-
-def subjects_note(n_subjects: int, shared_images: bool = True) -> str:
+def subjects_note(n_subjects: int) -> str:
     """What an interval over so few subjects can say; empty where there are more than ``FEW``."""
     if n_subjects > FEW:
         return ""
-    images = "and the images, which they share," if shared_images else "and images"
     if n_subjects == 1:
         return "one subject: the interval is over images and says nothing of other subjects"
     return (
-        f"{n_subjects} subjects {images} are drawn: with so few subjects their number is the limit, whatever the "
-        "number of images, and the interval is too narrow rather than too wide"
+        f"{n_subjects} subjects and the images, which they share, are drawn: with so few subjects their number is the "
+        "limit, whatever the number of images, and the interval is too narrow rather than too wide"
     )

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 CHANCE = 0.5  # of identification among two
 KINDS = ("pixels", "two_way", "distance", "cosine", "pair", "consistency", "brain", "caption")
-OF_FEATURES = ("two_way", "distance", "cosine")
 LEVELS = ("low", "mid", "high")  # of EfficientNet-Lite0
 # Layers from which voxels are predicted for brain correlation: a few thousand numbers; others would need gigabytes.
 ENCODED_LEVELS, ENCODED_LAYERS = ("mid", "high"), ("avgpool", "embedding")

@@ -119,16 +119,6 @@ B32 = VisionShape(768, 12, 12, 32, 512, "ViT-B-32-quickgelu")
 OPEN_CLIP_KEY = "visual.conv1.weight"  # a file in open_clip's layout holds it
 
 
-def clip_vit_l14(state: State | None) -> nn.Module:
-    """ViT-L/14: 768 numbers."""
-    return clip_image(L14, state)
-
-
-def clip_vit_b32(state: State | None) -> nn.Module:
-    """ViT-B/32: 512 numbers."""
-    return clip_image(B32, state)
-
-
 def clip_image(shape: VisionShape, state: State | None) -> nn.Module:
     """A module from normalised images (B, 3, 224, 224) to {"embedding": (B, D)}; state: of the whole model or half.
 

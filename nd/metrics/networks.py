@@ -11,7 +11,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -179,11 +179,11 @@ def _torchvision(name: str, title: str, build: Callable[[State | None], nn.Modul
 
 
 def _clip(
-    name: str, title: str, build: Callable[[State | None], nn.Module], hub_id: str, file: str, size: int, known: str
+    name: str, title: str, shape: network_layers.VisionShape, hub_id: str, file: str, size: int, known: str
 ) -> Network:
     title = f"OpenAI's CLIP {title}"
     weights = Weights(name, title, file, f"{HUB}{hub_id} (licence MIT)", size, hub_id=hub_id, known=known)
-    return Network(build, scaled(CLIP_MEAN, CLIP_STD), weights)
+    return Network(partial(network_layers.clip_image, shape), scaled(CLIP_MEAN, CLIP_STD), weights)
 
 
 # Of revisions 32bd642 and a6f597a on the hub; some ten public manifests agree on each. None was found of SwAV's file.
@@ -209,11 +209,11 @@ NETWORKS = {
     ),
     "swav_resnet50": Network(network_layers.swav_resnet50, scaled(IMAGENET_MEAN, IMAGENET_STD), SWAV),
     "clip_vit_l14": _clip(
-        "clip_vit_l14", "ViT-L/14", network_layers.clip_vit_l14, "openai/clip-vit-large-patch14",
+        "clip_vit_l14", "ViT-L/14", network_layers.L14, "openai/clip-vit-large-patch14",
         "model.safetensors", 1711, CLIP_L14,
     ),
     "clip_vit_b32": _clip(
-        "clip_vit_b32", "ViT-B/32", network_layers.clip_vit_b32, "timm/vit_base_patch32_clip_224.openai",
+        "clip_vit_b32", "ViT-B/32", network_layers.B32, "timm/vit_base_patch32_clip_224.openai",
         "open_clip_model.safetensors", 605, CLIP_B32,
     ),
 }  # fmt: skip

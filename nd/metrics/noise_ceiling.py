@@ -1,15 +1,16 @@
-"""How well a voxel, or a pattern of voxels, can be predicted at all, from repeats of the same images.
+"""How well a voxel, or a pattern of voxels, can be predicted at all.
 
 Voxels: the rule of NSD (Allen et al. 2022, Nature Neuroscience 25, "noise ceiling estimation"). Noise variance is the
 variance over the repeats of an image, averaged over images; signal variance is what it leaves of the variance of all
-trials, not below 0; ncsnr is the ratio of their roots; and the share of the variance of a mean over n trials that a
-perfect model explains is ncsnr^2 / (ncsnr^2 + 1/n). NSD gives it in percent, here it is a share.
+trials, not below 0; ncsnr is the ratio of their roots, which comes with the data; and the share of the variance of a
+mean over n trials that a perfect model explains is ncsnr^2 / (ncsnr^2 + 1/n). NSD gives it in percent, here it is a
+share.
 
 Patterns: for a correlation across voxels the ceiling is that of a noise-free prediction, the root of the reliability
 of the measured pattern. It comes from the ncsnr of the voxels where these are known, which takes their noise as
 independent of each other; or from the correlations between repeats (Spearman 1910, Brown 1910), which takes nothing.
 
-T trials, V voxels, N images, R repeats.
+V voxels, N images, R repeats.
 """
 
 from __future__ import annotations
@@ -21,45 +22,7 @@ from numpy.typing import NDArray
 
 from nd.errors import UserError
 
-BLOCK = 1 << 24  # numbers sorted at a time, 128 MB as float64
-
 Float = NDArray[np.float64]
-
-
-def noise_variance(betas_TV: NDArray[Any], image_id_T: NDArray[Any]) -> Float:
-    """(V,) variance over repeats of the same image, pooled over images by their degrees of freedom.
-
-    Args:
-        betas_TV: float, single trials in any order, any number of repeats; images shown once say nothing here.
-        image_id_T: their images.
-
-    Raises:
-        UserError: other shapes, values that are not finite, no image with two trials.
-    """
-    betas, groups = _checked(betas_TV, image_id_T)
-    order = np.argsort(groups, kind="stable")
-    counts = np.bincount(groups)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    out, step = np.empty(betas.shape[1]), max(1, BLOCK // len(betas))
-    for start in range(0, betas.shape[1], step):
-        block = betas[order, start : start + step].astype(np.float64)
-        block -= np.repeat(np.add.reduceat(block, starts) / counts[:, None], counts, axis=0)
-        out[start : start + step] = (block**2).sum(0) / (len(betas) - len(counts))
-    return out
-
-
-def ncsnr(betas_TV: NDArray[Any], image_id_T: NDArray[Any]) -> Float:
-    """(V,) ratio of the standard deviations of signal and single-trial noise; 0 without signal or variance.
-
-    NSD's own are of betas z-scored within sessions, so that offsets of sessions are no noise: give them so.
-
-    Args and errors: as ``noise_variance``.
-    """
-    noise_V = noise_variance(betas_TV, image_id_T)
-    total_V = np.var(betas_TV, axis=0, dtype=np.float64)
-    signal_V = np.clip(total_V - noise_V, 0, None)
-    ratio_V = np.divide(signal_V, noise_V, out=np.full_like(signal_V, np.inf), where=noise_V > 0)
-    return np.where(signal_V > 0, np.sqrt(ratio_V), 0.0)
 
 
 def noise_ceiling(ncsnr_V: NDArray[Any], n_trials: int | NDArray[Any]) -> Float:
@@ -117,17 +80,3 @@ def repeat_ceiling(betas_NRV: NDArray[Any]) -> float:
     r_NRR = np.einsum("nrv,nsv->nrs", betas, betas)
     one = max(0.0, float(r_NRR[:, *np.triu_indices(n, 1)].mean()))  # below 0 only by chance
     return float(np.sqrt(n * one / (1 + (n - 1) * one)))
-
-
-def _checked(betas_TV: NDArray[Any], image_id_T: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """Betas, and the number of each trial's image from 0 on."""
-    betas, ids = np.asarray(betas_TV), np.asarray(image_id_T)
-    if betas.ndim != 2 or ids.shape != betas.shape[:1]:
-        raise UserError(f"noise ceiling: betas {betas.shape} for {ids.shape} image ids; (trials, voxels) are wanted.")
-    found, groups = np.unique(ids, return_inverse=True)
-    if len(found) == len(ids):
-        raise UserError(f"noise ceiling: no image has two of the {len(ids)} trials; noise shows in repeats alone.")
-    bad = int((~np.isfinite(betas)).sum())
-    if bad:
-        raise UserError(f"noise ceiling: {bad} betas are NaN or infinite. Leave those voxels out.")
-    return betas, groups

@@ -120,11 +120,6 @@ def pair_similarities(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
     return torch.stack([similarity(repeats_BR[:, a], repeats_BR[:, b]) for a, b in pairs], 1)
 
 
-def repeat_consistency(repeats_BR: Tensor, similarity: Similarity) -> Tensor:
-    """Mean similarity (B,) over all pairs of repeats; arguments and errors as ``pair_similarities``."""
-    return pair_similarities(repeats_BR, similarity).mean(1)
-
-
 def consistencies(repeats_BR: Tensor, kind: str) -> dict[str, Tensor]:
     """Return the columns of one kind of consistency: mean and, where there is more than one pair, variance over pairs.
 

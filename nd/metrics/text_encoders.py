@@ -84,10 +84,6 @@ def clip_folder(cfg: Config) -> Path:
 def clip_encoder(cfg: Config, device: torch.device) -> tuple[Encode, str]:
     """Return CLIP's projected end tokens of texts, as transformers' get_text_features, and a hash of the weights.
 
-    Args:
-        cfg: its protocol.caption_clip, else its backbone.
-        device: where the model goes.
-
     Raises:
         UserError: files that are absent, damaged or of another model.
     """
@@ -145,11 +141,7 @@ class SentenceModel:
     """A BERT-like model whose last hidden states are averaged over the tokens of a text and brought to length 1."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        """Read model and tokenizer.
-
-        Args:
-            folder: of ``sentence_folder``.
-            device: where the model goes.
+        """Read model and tokenizer of a ``sentence_folder``.
 
         Raises:
             UserError: damaged files, or a model that does more than to average tokens.

@@ -25,7 +25,7 @@ from nd.config.schema import SCHEMA_VERSION
 from nd.errors import UserError, did_you_mean
 from nd.files import HASH_CHARS, read_json
 from nd.runs.folder import RunFolder
-from nd.runs.identity import VERBS
+from nd.runs.identity import VERBS, flat
 from nd.runs.manifest import AnyManifest
 
 NAMED = re.compile(rf"(.+)-([0-9a-f]{{{HASH_CHARS}}})")  # <name>-<run_id>
@@ -113,10 +113,7 @@ class KnownRun:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decided its output and differs from the defaults, by dotted key; of a target ``<target>.<key>``."""
-        own = dict(self.manifest.get("identity", {}))
-        targets = own.pop("targets", {})
-        inner = {f"{name}.{key}": value for name, one in targets.items() for key, value in one.items()}
-        return {key: value for key, value in (own | inner).items() if key not in ("verb", "schema")}
+        return flat(self.manifest.get("identity", {}))
 
     def values(self, key: str) -> list[Any]:
         """Return what it has under a key of the configuration: a value for each target where they have their own."""
@@ -157,12 +154,7 @@ def _inside(values: Mapping[str, Any], key: str) -> Any:
 
 
 def known_runs(runs: Path, verbs: Iterable[str] = VERBS) -> list[KnownRun]:
-    """Return the runs below a folder, in the order of the chain and the newest first.
-
-    Args:
-        runs: ``paths.runs``; it need not exist.
-        verbs: whose runs.
-    """
+    """Return runs below ``paths.runs``, which need not exist, in the order of the chain and the newest first."""
     found = [run for verb in VERBS if verb in verbs for run in _of_verb(runs / verb, verb)]
     return sorted(found, key=lambda run: (VERBS.index(run.verb), -run.changed))
 

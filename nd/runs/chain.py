@@ -131,11 +131,7 @@ def check_finished(steps: Sequence[Step]) -> None:
 
 
 def state_of(steps: Sequence[Step]) -> str:
-    """Return how far a row is, by its run folders: one of ``STATES``.
-
-    Args:
-        steps: of the row.
-    """
+    """Return how far a row is, by its run folders: one of ``STATES``."""
     if steps[-1].folder is not None and steps[-1].folder.done:
         return "done"
     open_ = [step.folder for step in open_steps(steps) if step.folder is not None]
@@ -146,16 +142,16 @@ def state_of(steps: Sequence[Step]) -> str:
 
 
 def open_steps(steps: Sequence[Step]) -> list[Step]:
-    """Return the steps of a row whose run folders are still to be finished: of a finished prediction no mapper is.
-
-    Args:
-        steps: of the row.
-    """
+    """Return the steps of a row whose run folders are still to be finished: of a finished prediction no mapper is."""
     if steps[-1].folder is not None and steps[-1].folder.done:
         return []
-    found = [step for step in steps if step.folder is not None and not step.folder.done]
+    return [step for step in _wanted(steps) if step.folder is not None and not step.folder.done]
+
+
+def _wanted(steps: Sequence[Step]) -> list[Step]:
+    """Return the steps of a row without those that train: a finished prediction needs its mappers no more."""
     predicted = any(step.verb == "predict" and step.folder is not None and step.folder.done for step in steps)
-    return [step for step in found if not (predicted and step.verb == "train")]
+    return [step for step in steps if not (predicted and step.verb == "train")]
 
 
 def traceback_of(steps: Sequence[Step]) -> str:
@@ -189,10 +185,8 @@ class Chain:
         if last.folder is not None and last.folder.done:
             self._note(last, "done already")
             return
-        predicted = any(step.verb == "predict" and step.folder and step.folder.done for step in steps)
-        for step in steps:
-            if not (predicted and step.verb == "train"):  # a finished prediction needs its mappers no more
-                self._do(step, last)
+        for step in _wanted(steps):
+            self._do(step, last)
 
     def _do(self, step: Step, last: Step) -> None:
         if step.key in self.seen:

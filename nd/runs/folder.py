@@ -17,7 +17,6 @@ In a verb::
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 import shutil
@@ -41,23 +40,12 @@ from nd.runs import manifest as manifests
 from nd.runs.identity import run_id, run_name
 from nd.runs.outputs import changed_sizes, describe_outputs, output_of, recorded_outputs
 
-log = logging.getLogger(__name__)
-
 RUN_ID = re.compile(f"[0-9a-f]{{{HASH_CHARS}}}")
 BOOKKEEPING = frozenset({"config.yaml", "overrides.txt", "manifest.json", "status", ".lock"})
 
 
 def command_for(cfg: Config, verb: str, *extra: str) -> str:
-    """Return the shell command that runs a verb on a configuration with further overrides; of one key, the last.
-
-    Args:
-        cfg: its overrides are the words of the command.
-        verb: what the command does.
-        extra: further overrides, which win.
-
-    Returns:
-        One line, quoted for a shell.
-    """
+    """Return the shell command that runs a verb on a configuration with further overrides, which win; one line."""
     last = {item.split("=", 1)[0]: item for item in (*cfg.overrides, *extra)}
     return shlex.join(["nd", verb, *last.values()])
 
@@ -74,15 +62,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, cfg: Config, verb: str) -> RunFolder:
-        """Return the folder that the configuration means; nothing is written.
-
-        Args:
-            cfg: whose identity names the folder; its ``paths.runs`` says where.
-            verb: train, predict, reconstruct or evaluate.
-
-        Returns:
-            The folder, which need not exist yet.
-        """
+        """Return the folder that a verb's run of a configuration means; it need not exist, and nothing is written."""
         identity = run_id(verb, cfg)
         path = Path(cfg.paths.runs) / verb / f"{run_name(verb, cfg)}-{identity}"
         files = tuple(input_checks.input_files(verb, cfg))
@@ -157,10 +137,7 @@ class RunFolder:
         return f"Remove {self.path} and run again: {self.command or f'nd {self.verb}'}"
 
     def output(self, name: str) -> Path:
-        """Return the path of a file that the finished run has left.
-
-        Args:
-            name: its path in the folder.
+        """Return the path of a file that the finished run has left, by its path in the folder.
 
         Raises:
             UserError: it is gone, or was changed since.
@@ -269,20 +246,8 @@ def _clean_start(path: Path) -> Iterator[None]:
         raise
 
 
-def find(cfg: Config, verb: str) -> Path:
-    """Return the path of a finished run; a missing or unfinished one is a ``UserError`` with the command to run."""
-    return found(cfg, verb).path
-
-
 def found(cfg: Config, verb: str) -> RunFolder:
-    """Return the folder of a finished run.
-
-    Args:
-        cfg: of the run.
-        verb: that made it.
-
-    Returns:
-        The folder; its ``fingerprint`` is a later run's input.
+    """Return the folder of a finished run; its ``fingerprint`` is a later run's input.
 
     Raises:
         UserError: missing, unfinished or failed, with the command to run; or made from inputs that have changed.

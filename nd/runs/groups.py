@@ -20,11 +20,10 @@ from nd.config.schema import Decoding
 from nd.files import read_json, sha256_json, write_json
 from nd.locks import locked
 from nd.runs.chain import pretrain_of, steps_of
-from nd.runs.identity import identity_of, mapper_of, run_id, run_name, trained_together
+from nd.runs.identity import flat, identity_of, mapper_of, run_id, run_name, trained_together
 
 NAME_LENGTH = 120  # W&B cuts names at 128 characters
 LOGGED = ("train", "evaluate")  # verbs whose runs have anything to show
-NAMELESS = ("verb", "schema")  # of an identity, what never tells runs of one verb apart
 # Groups whose choice is a word of a name where it was typed; training reads no method, guidance or protocol.
 TRAINED_BY = ("experiment", "data", "subject", "target", "mapper", "network", "training", "backbone", "debug")
 MADE_BY = (*TRAINED_BY, "method", "guidance", "protocol")
@@ -166,20 +165,12 @@ def joined(words: Iterable[str]) -> str:
     return text.lstrip()
 
 
-def _flat_identity(verb: str, cfg: Config) -> dict[str, Any]:
-    """Return what decides a run and differs from the defaults, by dotted key; of a target ``<target>.<key>``."""
-    own = dict(identity_of(verb, cfg))
-    targets = own.pop("targets", {})
-    own |= {f"{name}.{key}": value for name, one in targets.items() for key, value in one.items()}
-    return {key: value for key, value in own.items() if key not in NAMELESS}
-
-
 def changed_keys(verb: str, cfg: Config) -> str:
     """Return the name of a run that is in no group: what was typed, as far as it decides the run.
 
     Without anything typed (from Python) it is what differs from the default run, and for that one the folder's name.
     """
-    own, default = _flat_identity(verb, cfg), _flat_identity(verb, Config())
+    own, default = flat(identity_of(verb, cfg)), flat(identity_of(verb, Config()))
     typed = dict(text.lstrip("+").partition("=")[::2] for text in cfg.overrides)
     if typed:
         chosen = TRAINED_BY if verb == "train" else MADE_BY
@@ -194,13 +185,9 @@ def changed_keys(verb: str, cfg: Config) -> str:
 
 
 def announce(runs: Path, group: str, names: Mapping[str, str], keep: bool = False) -> None:
-    """Leave the names of a group's runs where every process finds them; names of its other runs stay.
+    """Leave the names of a group's runs, by run id, where every process finds them; names of its other runs stay.
 
-    Args:
-        runs: ``paths.runs``.
-        group: its name.
-        names: by run id.
-        keep: names that are there already.
+    With ``keep`` those that are there already do too.
     """
     path = _file(runs, group)
     with locked(path.with_name(f".{path.name}.lock"), str(path), wait=True):

@@ -175,19 +175,14 @@ def identity_of(verb: str, cfg: Config) -> Identity:
     return {**PARTS[verb](cfg), "verb": verb, "schema": SCHEMA_VERSION}
 
 
+def flat(identity: Identity) -> Identity:
+    """Return an identity by dotted key, of a target ``<target>.<key>``, without what runs of one verb share."""
+    inner = {f"{name}.{key}": value for name, one in identity.get("targets", {}).items() for key, value in one.items()}
+    return {key: value for key, value in (identity | inner).items() if key not in ("targets", "verb", "schema")}
+
+
 def run_id(verb: str, cfg: Config) -> str:
-    """Return the 12 hexadecimal digits that name a run.
-
-    Args:
-        verb: train, predict, reconstruct or evaluate.
-        cfg: of the run.
-
-    Returns:
-        The start of the SHA-256 of ``identity_of``.
-
-    Raises:
-        UserError: a verb that writes no run folder.
-    """
+    """Return the 12 hexadecimal digits that name a run: the start of ``identity_of``'s SHA-256. Errors as there."""
     return sha256_json(identity_of(verb, cfg))
 
 
@@ -214,12 +209,7 @@ def _mappers(cfg: Config) -> str:
 def run_name(verb: str, cfg: Config) -> str:
     """Return a short readable name; it is a function of the identity and has only letters, digits, ``_ . -``.
 
-    Args:
-        verb: train, predict, reconstruct or evaluate.
-        cfg: of the run.
-
-    Returns:
-        Words joined by dashes: data, subject, what was trained, decoded or made, and what sets it apart.
+    Words joined by dashes: data, subject, what was trained, decoded or made, and what sets it apart.
     """
     words = [cfg.data.name, cfg.subject.name]
     if verb == "evaluate" and cfg.images_hash:

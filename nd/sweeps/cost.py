@@ -13,6 +13,7 @@ from typing import Any
 
 from nd.config import Config
 from nd.config.check import build
+from nd.config.known import FILLED_IN
 from nd.generate.components import sample_cost
 from nd.runs.catalogue import KnownRun
 from nd.runs.chain import open_steps
@@ -20,7 +21,6 @@ from nd.sweeps.listing import SweepRun
 from nd.sweeps.work import duration
 
 Kind = tuple[Any, ...]
-UNRECORDED = ("decodings", "overrides")  # parts of a recorded configuration that nobody types
 
 
 def kind_of(verb: str, cfg: Config) -> Kind:
@@ -40,15 +40,11 @@ def units(verb: str, cfg: Config) -> float:
 
 
 def rates(known: Iterable[KnownRun]) -> dict[Kind, float]:
-    """Return the seconds for a unit of work, by kind: the median of the finished runs of this machine.
-
-    Args:
-        known: runs of any kind and state.
-    """
+    """Return the seconds for a unit of work, by kind: the median of the finished runs of this machine among some."""
     found: dict[Kind, list[float]] = {}
     for run in known:
         if run.state == "done" and run.manifest.get("device", {}).get("host") == socket.gethostname():
-            cfg, _ = build({key: value for key, value in run.config.items() if key not in UNRECORDED})
+            cfg, _ = build({key: value for key, value in run.config.items() if key not in FILLED_IN})
             shared = run.manifest.get("execution", {}).get("together", 1)
             seconds = run.manifest["seconds"] / shared / units(run.verb, cfg)
             found.setdefault(kind_of(run.verb, cfg), []).append(seconds)
@@ -59,10 +55,6 @@ def costs(runs: Sequence[SweepRun], known: Iterable[KnownRun]) -> dict[str, floa
     """Return the seconds that each run is likely to take, by its id; None where that is not known.
 
     What runs share is counted for the first of them.
-
-    Args:
-        runs: of a sweep.
-        known: what was run before.
     """
     measured, counted, found = rates(known), set[str](), dict[str, float | None]()
     for run in runs:

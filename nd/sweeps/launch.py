@@ -14,8 +14,7 @@ from pathlib import Path
 from nd.config.launchers import LOCAL, at_once, chosen_launcher, launch, lost_job, wait_for_others
 from nd.config.sweeps import NOTES, new_folder
 from nd.errors import UserError
-from nd.run import ACTIONS, action_of, share
-from nd.runs.chain import Chain
+from nd.run import chain_of, share
 from nd.sweeps.listing import SweepRun
 from nd.sweeps.work import Jobs, Notes, Outcome, do, duration, first_line
 
@@ -39,7 +38,7 @@ class Sweep:
         self.runs, self.hydra, self.fail_fast, self.say = list(runs), list(hydra), fail_fast, say
         self.outcomes: dict[str, Outcome] = {}
         self.begun = time.monotonic()
-        self.chain = Chain({name: action_of(name, quiet=True) for name in ACTIONS}, say)
+        self.chain = chain_of(say)
 
     def do(self) -> dict[str, Outcome]:
         """Do all runs, waiting for those that other processes are making; returns what became of each, by its id.
@@ -130,8 +129,6 @@ class Sweep:
         with self._watching(runs, notes):
             try:
                 launch(jobs, len(runs), self.hydra, folder)
-            except UserError:
-                raise
             except Exception as error:
                 lost = lost_job(error)
                 if lost is None:

@@ -54,11 +54,7 @@ class SweepRun:
 
 
 def runs_of(points: Sequence[Point]) -> list[SweepRun]:
-    """Return the runs behind some points, in their order.
-
-    Args:
-        points: values of the swept keys with their configurations; one that names a table stands for all its rows.
-    """
+    """Return the runs behind some points, in their order; a point that names a table stands for all its rows."""
     found: dict[str, list[tuple[Values, Entry]]] = {}
     for point in points:
         for entry in entries_of(point.cfg):
@@ -67,12 +63,7 @@ def runs_of(points: Sequence[Point]) -> list[SweepRun]:
 
 
 def listed(runs: Sequence[SweepRun], costs: Mapping[str, str]) -> str:
-    """Return the runs as a table for the terminal.
-
-    Args:
-        runs: of the sweep.
-        costs: what is still to be paid for a run, in words, by its id.
-    """
+    """Return the runs as a table for the terminal, each with what is still to be paid for it, in words by its id."""
     states = {run.id: run.state for run in runs}
     lines = [[run.id, run.label, states[run.id], costs.get(run.id, "")] for run in runs]
     table = tabulate(lines, headers=["run", "point", "state", "cost"], tablefmt="simple", disable_numparse=True)

@@ -243,14 +243,7 @@ def _point(trial: FrozenTrial) -> Point:
 def score(
     values: Mapping[str, str], compose: Callable[[Mapping[str, str]], Config], chain: Chain, trial: Trial
 ) -> Outcome:
-    """Do the run of one trial, tell the study what it is worth, and return what became of it.
-
-    Args:
-        values: of the trial, as typed.
-        compose: makes the configuration of them.
-        chain: remembers steps that trials share.
-        trial: is told the run and the scores, too.
-    """
+    """Do the run of one trial, tell the study run, scores and what it is worth, and return what became of it."""
     from optuna.trial import TrialState
 
     try:

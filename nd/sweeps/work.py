@@ -23,7 +23,7 @@ from nd.config.application import derive
 from nd.errors import UserError
 from nd.files import read_json, write_json
 from nd.locks import is_locked, locked
-from nd.run import ACTIONS, action_of
+from nd.run import chain_of
 from nd.runs.chain import Chain, Step, StepFailed, steps_of
 from nd.runs.folder import RunFolder
 
@@ -79,7 +79,7 @@ def is_taken(steps: Sequence[Step]) -> bool:
 
 def quiet_chain() -> Chain:
     """Return a chain that prints nothing of its own."""
-    return Chain({name: action_of(name, quiet=True) for name in ACTIONS}, lambda line: None)
+    return chain_of(lambda line: None)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nd.metrics.intervals import Pooled
 from nd.tables.published import SEEN, Published
 from nd.tables.sanity_checks import Decoded, Finding, Standing
 from nd.tables.specs import Column
@@ -57,17 +56,11 @@ def _means(table: Table) -> Block:
         [
             row.label if row.role == "method" else f"{row.label} ({row.role})",
             str(row.n_seeds),
-            *(_pooled(row.scores.get(column.metric), column) for column in table.columns),
+            *(column.with_interval(row.scores.get(column.metric)) for column in table.columns),
         ]
         for row in table.means
     ]
     return Block(heading, [head, *lines], [table.means_note])
-
-
-def _pooled(score: Pooled | None, column: Column) -> str:
-    if score is None:
-        return "-"
-    return f"{column.shown(score.mean)} [{column.shown(score.lo)}, {column.shown(score.hi)}]"
 
 
 def _published(table: Table, rows: list[Published]) -> Block:
@@ -188,8 +181,8 @@ def _sentences(findings: Sequence[Finding], columns: Sequence[Column], several: 
 def _numbers(finding: Finding, columns: Sequence[Column]) -> list[str]:
     if finding.difference is None:
         return []
-    column, found = _column(finding.metric, columns), finding.difference
-    return [f"{column.title} {column.shown(found.mean)} [{column.shown(found.lo)}, {column.shown(found.hi)}]"]
+    column = _column(finding.metric, columns)
+    return [f"{column.title} {column.with_interval(finding.difference)}"]
 
 
 def _column(metric: str, columns: Sequence[Column]) -> Column:

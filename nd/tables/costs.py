@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nd.config import Config
 from nd.hdf5 import open_h5
-from nd.runs.chain import pretrain_of, steps_of
+from nd.runs.chain import steps_of
 from nd.runs.folder import RunFolder
+from nd.runs.groups import stages_of
 from nd.runs.identity import VERBS
-from nd.tables.learning_curves import trained_configs
 from nd.tables.rows import TableRow
 from nd.tables.table import Table
 
@@ -106,14 +105,9 @@ def _sampling(folder: RunFolder, manifest: Mapping[str, Any]) -> Iterator[tuple[
 
 def folders_of(row: TableRow) -> list[RunFolder]:
     """Return the run folders behind a row, that of pretraining too; the same training for several targets is one."""
-    cfgs = [(step.verb, step.cfg) for step in steps_of(row.entry.cfg) if step.folder is not None]
-    cfgs += [("train", pretrain_of(cfg)) for cfg in trained_configs(row.entry.cfg) if pretrains(cfg)]
-    return list({folder.run_id: folder for folder in (RunFolder.open(cfg, verb) for verb, cfg in cfgs)}.values())
-
-
-def pretrains(cfg: Config) -> bool:
-    """Whether the training of a network begins with a stage of its own, in this tree of runs."""
-    return cfg.training.pretrain and not cfg.training.pretrained
+    steps = [step for step in steps_of(row.entry.cfg) if step.folder is not None]
+    folders = (RunFolder.open(cfg, verb) for step in steps for verb, cfg in stages_of(step.verb, step.cfg))
+    return list({folder.run_id: folder for folder in folders}.values())
 
 
 def n_made(folder: RunFolder) -> int:

@@ -78,11 +78,6 @@ def _tuning_lines(points: Sequence[Mapping[str, Any]], metric: str, chosen: Mapp
 
 
 def loss_chart(title: str, losses: Losses) -> LineChart:
-    """Return the loss of an optimisation over its iterations, a line for each image and repeat.
-
-    Args:
-        title: whose.
-        losses: (iteration, loss) by image and repeat.
-    """
+    """Return the loss of an optimisation over its iterations, a line for each image and repeat."""
     lines = [Line(f"image {image_id}", points) for (image_id, _), points in losses.items()]
     return LineChart(title, "iterations", "loss", lines)

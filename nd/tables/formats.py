@@ -34,21 +34,7 @@ BEGINNING = re.compile(r"^(\d*)([>+=-]|[.)](?= |$))")
 PAIRED = (
     "Paired differences over images, with 95% bootstrap intervals, sign-flip p-values (corrected: Holm) and effects"
 )
-ShowScore = Callable[[Score | None, Column], str]
-
-
-def with_interval(score: Score | None, column: Column) -> str:
-    """Return ``mean [lo, hi]``, or a dash where there is no score."""
-    if score is None:
-        return "-"
-    return f"{column.shown(score.mean)} [{column.shown(score.lo)}, {column.shown(score.hi)}]"
-
-
-def with_half_width(score: Score | None, column: Column) -> str:
-    """Return ``mean ±half`` of the interval: narrow enough for a terminal."""
-    if score is None:
-        return "-"
-    return f"{column.shown(score.mean)} ±{column.shown((score.hi - score.lo) / 2)}"
+ShowScore = Callable[[Column, Score | None], str]
 
 
 def chance_cell(table: Table, column: Column) -> str:
@@ -60,10 +46,9 @@ def chance_cell(table: Table, column: Column) -> str:
 def difference_line(difference: Difference, table: Table) -> str:
     """Return one paired difference as a sentence, and whether its interval leaves out 0."""
     column = next(c for c in table.columns if c.metric == difference.metric)
-    values = with_interval(Score(difference.mean, difference.lo, difference.hi), column)
     clear = "" if difference.lo > 0 or difference.hi < 0 else " (interval holds 0)"
     who = f", {difference.subject}" if len(table.subjects) > 1 else ""
-    said = f"{difference.a} minus {difference.b}{who}: {column.title} {values}{clear}"
+    said = f"{difference.a} minus {difference.b}{who}: {column.title} {column.with_interval(difference)}{clear}"
     effect = "-" if math.isnan(difference.d_z) else f"{difference.d_z:.2f}"
     return (
         f"{said}; p {probability(difference.p)}, corrected {probability(difference.p_holm)}; "
@@ -84,7 +69,7 @@ def _head(table: Table) -> list[str]:
 def _cells(table: Table, row: TableRow, cell: ShowScore) -> list[str]:
     several = [row.subject] if len(table.subjects) > 1 else []
     samples = f"{row.run.n_images}x{row.run.n_repeats}"
-    return [row.label, *several, samples, *(cell(row.run.scores.get(c.metric), c) for c in table.columns)]
+    return [row.label, *several, samples, *(cell(c, row.run.scores.get(c.metric)) for c in table.columns)]
 
 
 def score_grid(table: Table, cell: ShowScore) -> list[list[str]]:
@@ -119,7 +104,7 @@ def _lines(grid: list[list[str]], shape: str) -> str:
 def text(table: Table) -> str:
     """Return the table as aligned plain text."""
     caption = table.caption.replace("95% bootstrap intervals", "± half the 95% bootstrap interval")
-    body = [table.title, caption, "", _lines(score_grid(table, with_half_width), "simple")]
+    body = [table.title, caption, "", _lines(score_grid(table, Column.with_half_width), "simple")]
     for block in blocks(table):
         body += ["", block.heading, _lines(block.grid, "simple"), *(f"  {note}" for note in block.notes)]
     for heading, items in _sections(table).items():
@@ -129,7 +114,13 @@ def text(table: Table) -> str:
 
 def markdown(table: Table) -> str:
     """Return the table as Markdown."""
-    body = [f"### {_md(table.title)}", "", _paragraph(table.caption), "", _piped(score_grid(table, with_interval))]
+    body = [
+        f"### {_md(table.title)}",
+        "",
+        _paragraph(table.caption),
+        "",
+        _piped(score_grid(table, Column.with_interval)),
+    ]
     for block in blocks(table):
         body += ["", f"{_paragraph(block.heading)}:", "", _piped(block.grid)]
         body += ["", *(f"- {_paragraph(note)}" for note in block.notes)] if block.notes else []
@@ -159,7 +150,7 @@ def _sections(table: Table) -> dict[str, list[str]]:
 def latex(table: Table) -> str:
     """Return the table as a LaTeX ``table`` for the booktabs package; every block is a ``table`` of its own."""
     notes = "; ".join([*table.notes, *(difference_line(d, table) for d in table.differences)])
-    whole = Block(f"{table.title}. {table.caption} {notes}", score_grid(table, with_interval))
+    whole = Block(f"{table.title}. {table.caption} {notes}", score_grid(table, Column.with_interval))
     return "\n".join(_latex(block) for block in (whole, *blocks(table)))
 
 
@@ -176,13 +167,6 @@ def _tex(plain: str) -> str:
 
 def write_table(table: Table, folder: Path) -> list[Path]:
     """Write ``<table>.md``, ``.csv``, ``.tex`` and a CSV file for each further kind of numbers; returns the paths.
-
-    Args:
-        table: of ``collect``.
-        folder: where the files go; made where it is missing.
-
-    Returns:
-        Paths of the files that were written.
 
     Raises:
         UserError: the system refuses to write.

@@ -8,8 +8,6 @@ K images shown, L rows of images, H W image.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
 from nd.evaluation.reconstructions import read_images
+from nd.evaluation.scores import evenly_ranked
 from nd.files import atomic_path
 from nd.runs.folder import found
+from nd.tables.pages import data_uri, png
 from nd.tables.rows import TableRow
 from nd.tables.table import Table
 
@@ -47,13 +47,6 @@ class Gallery:
         """Label, images as URIs, and scores of each row."""
         for label, images, scores in zip(self.labels, self.images, self.scores, strict=True):
             yield label, [data_uri(png(image), "png") for image in images], scores
-
-
-def evenly_ranked(values_N: NDArray[np.float64], n_shown: int) -> NDArray[np.intp]:
-    """Return positions of ``n_shown`` values from highest to lowest, evenly spaced in rank; ties by position."""
-    order = np.argsort(-values_N, kind="stable")
-    ranks = np.unique(np.linspace(0, len(order) - 1, min(n_shown, len(order))).round().astype(int))
-    return order[ranks]
 
 
 def ranked_row(table: Table, subject: str, among: Collection[str] = ()) -> TableRow:
@@ -85,10 +78,6 @@ def ranking(table: Table, row: TableRow) -> tuple[str, str, NDArray[np.float64]]
 
 def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
     """Return the images of the spec's ``images`` rows for the first subject, first repeat, stimuli on top.
-
-    Args:
-        table: whose reconstruct runs are there.
-        n_shown: images shown.
 
     Raises:
         UserError: the spec names no rows.
@@ -130,18 +119,6 @@ def scores_of(row: TableRow, metric: str, ids: Sequence[int]) -> list[float | No
         return [None] * len(ids)
     by_id = dict(zip(columns["image_id"].astype(int).tolist(), columns[metric].tolist(), strict=True))
     return [None if np.isnan(by_id[image_id]) else by_id[image_id] for image_id in ids]
-
-
-def data_uri(data: bytes, kind: str) -> str:
-    """Return bytes as a URI that a page can hold in itself; ``kind`` as in ``png`` or ``svg+xml``."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def png(image_HW3: NDArray[np.uint8]) -> bytes:
-    """Return an image as PNG."""
-    out = io.BytesIO()
-    Image.fromarray(image_HW3).save(out, format="PNG", optimize=True)
-    return out.getvalue()
 
 
 def cell_side(side: int) -> int:

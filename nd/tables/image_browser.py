@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
+from nd.evaluation.scores import evenly_ranked
 from nd.hdf5 import open_h5
 from nd.runs.folder import RunFolder, found
-from nd.tables.gallery import evenly_ranked, ranked_row, ranking
+from nd.tables.gallery import ranked_row, ranking
 from nd.tables.rows import TableRow
 from nd.tables.sprites import Sheets, Tiles, most_tiles, side_for
 from nd.tables.table import Table
@@ -66,12 +66,7 @@ def sources_of(table: Table) -> list[Source]:
 
 
 def browser(table: Table, sources: Sequence[Source]) -> Browser | None:
-    """Return the images of a table; None where there are none.
-
-    Args:
-        table: whose scores they have.
-        sources: of ``sources_of``.
-    """
+    """Return the images of a table and its ``sources_of``; None where there are none."""
     if not sources:
         return None
     ranked = ranked_row(table, table.subjects[0])
@@ -110,12 +105,7 @@ def _add(tiles: Tiles, run: RunFolder, ids: Sequence[int]) -> list[int]:
     """Add the first repeat of a run's images; returns their tiles in the order of ``ids``."""
     with open_h5(run.path / "images.h5") as handle:
         place = {int(image_id): k for k, image_id in enumerate(handle["image_id"][()])}
-        return [tiles.add(first_repeat(handle["images"], place[image_id])) for image_id in ids]
-
-
-def first_repeat(images: h5py.Dataset, row: int) -> NDArray[np.uint8]:
-    """Return the first repeat of one image of (N, R, H, W, 3), read alone."""
-    return np.asarray(images[row, 0])
+        return [tiles.add(np.asarray(handle["images"][place[image_id], 0])) for image_id in ids]
 
 
 def index_of(

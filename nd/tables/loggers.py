@@ -20,7 +20,7 @@ from nd.config import Config
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
 from nd.evaluation.reconstructions import Stored, read_images
-from nd.evaluation.scores import PerImage, read_per_image
+from nd.evaluation.scores import PerImage, evenly_ranked, read_per_image
 from nd.evaluation.summary import read_summary
 from nd.files import sha256_json, write_text
 from nd.launch import is_rank_zero
@@ -29,7 +29,7 @@ from nd.runs.folder import RunFolder, found
 from nd.runs.groups import Member, announce, group_of, members_of, name_of, names_apart, sweep_name
 from nd.tables import wandb_runs
 from nd.tables.specs import load_spec
-from nd.tables.wandb_media import Pairs, caption, files_artifact, grid, pair, per_image_table, ranked_by, spread
+from nd.tables.wandb_media import Pairs, caption, files_artifact, grid, pair, per_image_table, ranked_by
 from nd.terminal import plain_cell
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def summary_of(folder: RunFolder) -> dict[str, Any]:
 
 def pairs_of(cfg: Config, folder: RunFolder, scores: PerImage, images: Images | None) -> Pairs | None:
     """Return stimuli beside reconstructions, as many as ``logger.images`` says; None where there are none to show."""
-    chosen = spread(scores[ranked_by(scores)], cfg.logger.images)
+    chosen = evenly_ranked(scores[ranked_by(scores)], cfg.logger.images)
     if not len(chosen):
         return None
     ids = scores["image_id"][chosen].astype(np.int32)
@@ -215,13 +215,7 @@ def log_training(cfg: Config, folder: RunFolder, again: bool = False) -> None:
 
 
 def log_table(cfg: Config, table: Table, files: Sequence[Path]) -> None:
-    """Show a table in W&B: its rows, and its files as an artifact.
-
-    Args:
-        cfg: as the user composed it.
-        table: of ``nd table``.
-        files: that were written of it.
-    """
+    """Show a table in W&B: its rows, and the files that were written of it as an artifact."""
     if cfg.logger.name != "wandb" or not is_on(cfg):
         return
     columns = ["row", "subject", "role", "run"]
@@ -239,13 +233,7 @@ def log_table(cfg: Config, table: Table, files: Sequence[Path]) -> None:
 
 
 def log_sweep(cfg: Config, sweep: SweepTable, files: Sequence[Path]) -> None:
-    """Show the table of a sweep in W&B with its plot, which over two keys is a heat map, and its files as an artifact.
-
-    Args:
-        cfg: of a point.
-        sweep: the table.
-        files: that were written of it.
-    """
+    """Show the table of a sweep in W&B with its plot, over two keys a heat map, and its files as an artifact."""
     if cfg.logger.name != "wandb" or not is_on(cfg):
         return
     metrics = sorted({metric for row in sweep.rows if row.run for metric in row.run.scores})

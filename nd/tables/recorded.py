@@ -16,8 +16,8 @@ from pathlib import Path
 from nd.errors import UserError
 from nd.runs.folder import RunFolder
 from nd.tables.curve_charts import loss_chart
-from nd.tables.gallery import data_uri
 from nd.tables.line_chart import LineChart
+from nd.tables.pages import data_uri
 from nd.tables.rows import TableRow
 from nd.tables.table import Table
 
@@ -72,11 +72,7 @@ def ways_of(table: Table) -> list[Way]:
 
 
 def way_in(folder: Path, label: str) -> Way:
-    """Return what a folder holds: the steps of its first image, and losses.
-
-    Args:
-        folder: ``trainer.previews`` of a run.
-        label: of the row.
+    """Return what the folder ``trainer.previews`` of a row holds: the steps of its first image, and losses.
 
     Raises:
         UserError: losses that cannot be read.

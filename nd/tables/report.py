@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from nd.errors import UserError
 from nd.files import read_json, write_text
 from nd.runs.folder import RunFolder
@@ -28,6 +26,7 @@ from nd.tables.heat_maps import HeatMap, table_maps, tuning_maps
 from nd.tables.image_browser import Browser, browser, sources_of
 from nd.tables.learning_curves import Learning
 from nd.tables.line_chart import LineChart
+from nd.tables.pages import template
 from nd.tables.recorded import Way, ways_of
 from nd.tables.roi_page import RoiImages, roi_rows, written_for
 from nd.tables.score_chart import score_charts
@@ -35,7 +34,6 @@ from nd.tables.strips import ImageStrips, image_strips
 from nd.tables.table import DEBUG_NOTE, Table
 
 log = logging.getLogger(__name__)
-FOLDER = Path(__file__).parent
 LEARNING_NOTE = (
     "Training loss is the mean over an epoch, with its terms as they are weighted; the contrast changes its kind where "
     "voxels are no longer mixed (training.mixco_share). Scores are those of validation images, never of test images; a "
@@ -64,16 +62,7 @@ class Extras:
 
 
 def write_report(table: Table, folder: Path, command: str, learnings: Sequence[Learning] = ()) -> list[Path]:
-    """Write ``<table>.html`` and the image grid ``<table>.png``.
-
-    Args:
-        table: what is shown.
-        folder: where the files go.
-        command: what makes them again, as the page says it.
-        learnings: learning curves of the table's trained networks.
-
-    Returns:
-        Both paths.
+    """Write ``<table>.html`` and the image grid ``<table>.png``; returns both paths. ``command`` makes them again.
 
     Raises:
         UserError: a table that shows no images, or a file that is no tuning record.
@@ -88,10 +77,6 @@ def write_report(table: Table, folder: Path, command: str, learnings: Sequence[L
 def extras_of(table: Table, learnings: Sequence[Learning] = ()) -> Extras:
     """Return everything that the runs of a table left for its page.
 
-    Args:
-        table: whose runs.
-        learnings: learning curves of its trained networks.
-
     Raises:
         UserError: a file that is not what its name says.
     """
@@ -101,13 +86,7 @@ def extras_of(table: Table, learnings: Sequence[Learning] = ()) -> Extras:
 
 
 def page(table: Table, shown: Gallery, command: str, extras: Extras | None = None) -> str:
-    """Return the whole page.
-
-    Args:
-        table: what is shown.
-        shown: the images that are chosen by rank.
-        command: what makes the page again.
-        extras: what is shown beside.
+    """Return the whole page of a table, with the images that are chosen by rank; ``command`` makes it again.
 
     Raises:
         UserError: a file that is no tuning record.
@@ -144,20 +123,6 @@ def page(table: Table, shown: Gallery, command: str, extras: Extras | None = Non
         provenance=provenance(table),
         versions=versions(table),
     )
-
-
-def template(name: str) -> Any:
-    """Return a template of this folder, which escapes all that is put in and can ask for files beside it."""
-    templates = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    found = templates.get_template(name)
-    found.globals["asset"] = _asset
-    return found
-
-
-def _asset(name: str) -> str:
-    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def tuning(table: Table) -> tuple[list[LineChart], list[HeatMap]]:

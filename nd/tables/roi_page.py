@@ -1,6 +1,6 @@
-"""The page and the file of `nd roi`: images of ROIs, and how much each changes each target.
+"""The two pages of `nd roi`, each with a file of the same: images of ROIs, and which voxels targets are decoded from.
 
-K ROIs, R repeats, H W image.
+K ROIs, R repeats, H W image; M maps, V voxels, S subjects.
 """
 
 from __future__ import annotations
@@ -8,39 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from nd.config import Config
 from nd.errors import UserError
 from nd.files import atomic_path, sha256_json, write_text
 from nd.hdf5 import open_h5
+from nd.metrics.intervals import Interval
 from nd.runs.identity import generator_of, run_id, run_name
-from nd.tables.gallery import data_uri, png
+from nd.tables.pages import data_uri, png, template
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{{ style | safe }}</style></head>
-<body><main>
-<h1>{{ title }}</h1>
-<p class="soft">Each row: images of a pattern that is one in the voxels of an ROI and zero in all others, in units of a
-voxel's own spread over training images. What it adds to the prediction of no response was brought to one length for
-all ROIs, so that images show what an ROI speaks of and not how loudly; the numbers say how loudly. All start from the
-same noise, and each column from another.</p>
-<div class="scroll" tabindex="0" role="region" aria-label="images of ROIs"><table class="gallery">
-{% for name, count, images, lengths in rows %}
-<tr><th scope="row">{{ name }}<br><span class="soft">{{ count }} voxels</span></th>
-{% for image in images %}<td><img alt="{{ name }}, repeat {{ loop.index }}" src="{{ image }}"></td>{% endfor %}
-<td class="soft">{% for target, length in lengths %}{{ target }} {{ length }}<br>{% endfor %}</td></tr>
-{% endfor %}
-</table></div>
-<p class="soft">Length of the change of each target, over that of the longest one shown. Made by
-<code>{{ command }}</code></p>
-</main></body></html>
-"""
+WIDTH, HIGH, LEFT = 360, 18, 110  # of a panel's bars, of one bar, of its name, in pixels
+DIGITS = 2
 
 
 @dataclass(frozen=True)
@@ -61,28 +44,31 @@ class RoiImages:
 
 
 def write_page(shown: RoiImages, path: Path, cfg: Config, command: str) -> None:
-    """Write the page, and the same as <name>.h5 beside it.
+    """Write the page, and the same as <name>.h5 beside it; ``command`` makes them again."""
+    held: dict[str, Any] = {
+        "images": shown.images, "n_voxels": np.asarray(shown.n_voxels),
+        "roi": np.array(shown.names, dtype=h5py.string_dtype()),
+        **{f"change/{target}": lengths for target, lengths in shown.lengths.items()},
+    }  # fmt: skip
+    note = generator_of(cfg).note
+    title = f"ROIs of {_of(cfg)}" + (f" ({note})" if note else "")
+    _write(path, cfg, held, {}, "roi.html.j2", title=title, rows=roi_rows(shown), command=command)
 
-    Args:
-        shown: what was made.
-        path: of the page.
-        cfg: names method, subject and data.
-        command: what makes them again.
-    """
+
+def _of(cfg: Config) -> str:
+    measured = "simulated" if cfg.data.simulated else "measured"
+    return f"{cfg.subject.name} ({cfg.data.name}, {measured} fMRI) by {cfg.method.name}"
+
+
+def _write(path: Path, cfg: Config, held: Mapping[str, Any], facts: Mapping[str, Any], page: str, **shown: Any) -> None:
+    """Write a page by its template, and beside it what it shows: datasets and attributes of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path.with_suffix(".h5")) as temporary, h5py.File(temporary, "w") as file:
-        file["images"], file["n_voxels"] = shown.images, np.asarray(shown.n_voxels)
-        file["roi"] = np.array(shown.names, dtype=h5py.string_dtype())
-        for target, lengths in shown.lengths.items():
-            file[f"change/{target}"] = lengths
-        file.attrs.update({"method": cfg.method.name, "subject": cfg.subject.name, "simulated": cfg.data.simulated})
-    measured = "simulated" if cfg.data.simulated else "measured"
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(PAGE)
-    note = generator_of(cfg).note
-    title = f"ROIs of {cfg.subject.name} ({cfg.data.name}, {measured} fMRI) by {cfg.method.name}"
-    title += f" ({note})" if note else ""
-    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
-    write_text(path, template.render(title=title, style=style, rows=roi_rows(shown), command=command))
+        for name, values in held.items():
+            file[name] = values
+        own = {"method": cfg.method.name, "subject": cfg.subject.name, "simulated": cfg.data.simulated}
+        file.attrs.update(own | dict(facts))
+    write_text(path, template(page).render(**shown))
 
 
 def roi_rows(shown: RoiImages) -> list[tuple[str, int, list[str], list[tuple[str, str]]]]:
@@ -117,3 +103,54 @@ def read_images(path: Path) -> RoiImages:
         names = [name.decode() for name in file["roi"][()]]
         lengths = {target: values[()] for target, values in file["change"].items()}
         return RoiImages(names, file["n_voxels"][()].tolist(), file["images"][()], lengths)
+
+
+# ---- voxels
+
+
+@dataclass(frozen=True)
+class VoxelUse:
+    """Which voxels a method's decoders use.
+
+    Attributes:
+        names: K ROIs.
+        maps: by label (of a target or a layer), the share (V,) of each voxel that its mapper reads; 1 is the mean.
+        bars: by label, of each ROI its mean share over voxels and interval; None: the mapper reads none of its voxels.
+        cosines: by pair of subjects, of each label the cosine of their ROIs' means.
+    """
+
+    names: Sequence[str]
+    maps: Mapping[str, NDArray[np.float32]]
+    bars: Mapping[str, Sequence[Interval | None]]
+    cosines: Mapping[tuple[str, str], Mapping[str, float]]
+
+
+def write_voxel_page(use: VoxelUse, path: Path, cfg: Config, command: str) -> None:
+    """Write the page, and the same as <name>.h5 beside it: map/<label> (V,), bars/<label> (K, 3), roi (K,)."""
+    held: dict[str, Any] = {"roi": np.array(use.names, dtype=h5py.string_dtype())}
+    for label, bars in use.bars.items():
+        numbers = [(bar.mean, bar.lo, bar.hi) if bar else (np.nan,) * 3 for bar in bars]
+        held |= {f"map/{label}": use.maps[label], f"bars/{label}": np.asarray(numbers, np.float32)}
+    for (a, b), cosines in use.cosines.items():
+        held[f"cosine/{a}-{b}"] = np.asarray(list(cosines.values()), np.float32)  # in the order of map, as written
+    ends = {label: max((bar.hi for bar in bars if bar), default=1.0) for label, bars in use.bars.items()}
+    _write(
+        path, cfg, held, {"maps": list(use.maps)}, "voxels.html.j2",
+        title=f"Voxels used for {_of(cfg)}",
+        panels=[(label, _bars(use.names, bars, ends[label])) for label, bars in use.bars.items()],
+        one=[round(WIDTH / max(ends[label], 1.0), 1) for label in use.bars],
+        pairs=[(f"{a}, {b}", [f"{c:.{DIGITS}f}" for c in found.values()]) for (a, b), found in use.cosines.items()],
+        command=command, width=WIDTH, high=HIGH, left=LEFT,
+    )  # fmt: skip
+
+
+def _bars(names: Sequence[str], bars: Sequence[Interval | None], end: float) -> list[dict[str, str | float]]:
+    """Return lengths in pixels, and the numbers as text; no text where there is nothing to show."""
+    scale = WIDTH / max(end, 1.0)
+    drawn: list[dict[str, str | float]] = []
+    for name, bar in zip(names, bars, strict=True):
+        lengths = {"mean": bar.mean, "lo": bar.lo, "hi": bar.hi} if bar else {}
+        shown = {key: round(max(0.0, value) * scale, 1) for key, value in lengths.items()}
+        text = f"{bar.mean:.{DIGITS}f} [{bar.lo:.{DIGITS}f}, {bar.hi:.{DIGITS}f}]" if bar else ""
+        drawn.append({"name": name, "text": text, **shown})
+    return drawn

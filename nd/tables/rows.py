@@ -60,11 +60,6 @@ class TableRow:
 def refuse_incomparable(columns: Sequence[Column], table: str, rows: Sequence[TableRow]) -> None:
     """Refuse rows that may not stand in one table.
 
-    Args:
-        columns: of the table.
-        table: its name.
-        rows: all of them.
-
     Raises:
         UserError: other protocols, settings or images; a role that the run had not; measured beside simulated voxels; a
             column that no row has; one network with other weights in one column.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,14 @@ class Column:
     def shown(self, value: float) -> str:
         """Return a value as the column shows it."""
         return f"{100 * value:.{max(0, self.decimals - 2)}f}%" if self.percent else f"{value:.{self.decimals}f}"
+
+    def with_interval(self, score: Any) -> str:
+        """Return ``mean [lo, hi]`` of what has these; a dash for None."""
+        return "-" if score is None else f"{self.shown(score.mean)} [{self.shown(score.lo)}, {self.shown(score.hi)}]"
+
+    def with_half_width(self, score: Any) -> str:
+        """Return ``mean ±half`` of the interval, narrow enough for a terminal; a dash for None."""
+        return "-" if score is None else f"{self.shown(score.mean)} ±{self.shown((score.hi - score.lo) / 2)}"
 
     @property
     def title(self) -> str:

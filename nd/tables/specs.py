@@ -13,8 +13,7 @@ is; without ``columns`` a table shows the scores that all of its rows have, and 
 subject. ``published`` names sets of ``nd.tables.published`` or rows of them, or holds rows written out; they are shown
 apart, each under its own protocol. ``averaged`` names rows that differ in their seed alone; their mean is a row of the
 block of means, where every row stands with its mean over subjects if there are several. ``extends`` names another
-table, whose fields hold where this one has none; its rows, pairs and expected scores follow this one's. A row with a
-``grid`` (``{key: [values]}``) is one row for every combination of values, called ``<label>, key=value``.
+table, whose fields hold where this one has none; its rows, pairs and expected scores follow this one's.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nd.config import Config
+from nd.config.components import PACKAGE
 from nd.config.overrides import quoted
 from nd.errors import UserError, unknown
 from nd.runs.identity import reads_predictions, reads_targets
@@ -34,7 +34,6 @@ from nd.tables.yaml_files import build, build_all, read_yaml, refuse
 
 ROLES = ("method", "oracle", "control", "floor", "reference")
 DEFAULT = "default"  # the table of whatever is composed
-PACKAGE = Path(__file__).resolve().parents[1]
 # In an installed wheel, in a checkout. Beside an installed wheel `experiments` would be some other package's.
 FOLDER = next(folder for folder in (PACKAGE / "_experiments", PACKAGE.parent / "experiments") if folder.is_dir())
 
@@ -238,13 +237,7 @@ def subjects_of(spec: TableSpec, cfg: Config) -> list[str]:
 
 
 def expand(spec: TableSpec, cfg: Config, derive: Callable[..., Config]) -> list[Entry]:
-    """Return every row for every subject.
-
-    Args:
-        spec: of the table.
-        cfg: as the user composed it.
-        derive: composes it with further overrides.
-    """
+    """Return every row for every subject; ``derive`` composes the configuration with further overrides."""
     base = replace(cfg, overrides=[*spec.overrides, *cfg.overrides])  # the later of a key wins
     experiment = [f"experiment={spec.experiment}"] if spec.experiment else []
     return [

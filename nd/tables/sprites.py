@@ -66,24 +66,19 @@ def cell_of(side: int) -> int:
     return -(-side // BLOCK) * BLOCK
 
 
-def most_tiles(budget: float = BUDGET) -> int:
+def most_tiles() -> int:
     """Return how many tiles of the smallest side fit."""
-    return int(budget / (BYTES_PER_PIXEL * SIDES[-1] ** 2))
+    return int(BUDGET / (BYTES_PER_PIXEL * SIDES[-1] ** 2))
 
 
-def side_for(n_tiles: int, side: int, budget: float = BUDGET) -> int:
-    """Return the side at which so many images are kept: their own where that fits.
-
-    Args:
-        n_tiles: T.
-        side: of the images.
-        budget: bytes of all sheets.
+def side_for(n_tiles: int, side: int) -> int:
+    """Return the side at which T images of a side are kept: their own where that fits.
 
     >>> [side_for(n, 64) for n in (2000, 9000)], side_for(2000, 512), side_for(9000, 28)
     ([64, 48], 96, 28)
     """
     sides = [side, *(smaller for smaller in SIDES if smaller < side)]
-    fitting = [one for one in sides if n_tiles * one**2 * BYTES_PER_PIXEL <= budget]
+    fitting = [one for one in sides if n_tiles * one**2 * BYTES_PER_PIXEL <= BUDGET]
     return fitting[0] if fitting else sides[-1]
 
 

@@ -153,11 +153,6 @@ def _refuse(averaged: Averaged, a: Entry, b: Entry, what: str) -> None:
 def means_of(averaged: Sequence[Averaged], entries: Sequence[Entry], per_image: Scores) -> list[MeanRow]:
     """Return every row's mean over subjects, if there are several, and every mean over seeds.
 
-    Args:
-        averaged: rows that differ in their seed alone.
-        entries: all rows of the table.
-        per_image: gives a row's scores, images in the order of their ids.
-
     Raises:
         UserError: rows that may not be averaged.
     """

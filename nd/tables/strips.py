@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.data.prepared import Stimuli, stimuli_path
+from nd.evaluation.scores import evenly_ranked
 from nd.hdf5 import open_h5
 from nd.runs.folder import RunFolder
-from nd.tables.gallery import data_uri, evenly_ranked, ranked_row, ranking, scores_of
+from nd.tables.gallery import ranked_row, ranking, scores_of
 from nd.tables.image_browser import Source
+from nd.tables.pages import data_uri
 from nd.tables.rows import TableRow
 from nd.tables.sprites import encoded, tile
 from nd.tables.table import Table
@@ -47,12 +49,7 @@ class ImageStrips:
 
 
 def image_strips(table: Table, sources: Sequence[Source]) -> list[ImageStrips]:
-    """Return strips of a few images for the first subject, evenly from the best to the worst; none without repeats.
-
-    Args:
-        table: whose spec names rows as ``images``.
-        sources: rows with the runs of their images.
-    """
+    """Return strips of a few images for the first subject, evenly from the best to the worst; none without repeats."""
     subject = table.subjects[0]
     shown = [(row, run) for row, run in sources if row.subject == subject and row.row.label in table.spec.images]
     shown = [(row, run) for row, run in shown if row.run.n_repeats > 1]

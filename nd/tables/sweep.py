@@ -20,6 +20,7 @@ from nd.runs.chain import state_of, steps_of
 from nd.runs.folder import RunFolder
 from nd.runs.identity import generator_of
 from nd.tables.csv_export import as_csv
+from nd.tables.spec_rows import Column
 from nd.tables.spec_rows import Point as AtPoint
 from nd.tables.specs import Entry
 
@@ -113,7 +114,7 @@ class SweepTable:
     def _line(self, rows: Sequence[SweepRow]) -> list[str]:
         """Cells of one run; of a key in which its points differ all values."""
         values = [", ".join(dict.fromkeys(row.values.get(key, "") for row in rows)) for key in self.keys]
-        scores = [shown(rows[0].score(metric)) for metric in self.metrics]
+        scores = [Column(metric=metric).with_interval(rows[0].score(metric)) for metric in self.metrics]
         label = [", ".join(dict.fromkeys(row.label for row in rows))] if len(self.series) > 1 else []
         state = "" if rows[0].run else f" {rows[0].state.upper()}"
         run = f"{rows[0].folder.run_id}{state}"
@@ -154,21 +155,8 @@ class SweepTable:
                 yield who | where | {"metric": metric} | values | facts
 
 
-def shown(score: Score | None) -> str:
-    """Return ``mean [lo, hi]``, or a dash.
-
-    >>> shown(Score(0.5, 0.4, 0.6)), shown(None)
-    ('0.500 [0.400, 0.600]', '-')
-    """
-    return "-" if score is None else f"{score.mean:.3f} [{score.lo:.3f}, {score.hi:.3f}]"
-
-
 def sweep_table(entries: Sequence[tuple[dict[str, str], Entry]]) -> SweepTable:
-    """Return the table of a sweep.
-
-    Args:
-        entries: the swept keys' values of every point, with each of its rows.
-    """
+    """Return the table of a sweep, of the swept keys' values of every point with each of its rows."""
     folders = [RunFolder.open(entry.cfg, "evaluate") for _, entry in entries]
     scores = {folder.run_id: read_scores(folder.path) for folder in folders if folder.done}
     rows = []
@@ -179,12 +167,7 @@ def sweep_table(entries: Sequence[tuple[dict[str, str], Entry]]) -> SweepTable:
 
 
 def write_sweep(table: SweepTable, folder: Path) -> list[Path]:
-    """Write ``sweep-<id>.md``, ``.csv`` and, of one or two swept keys, ``.png``; returns the paths.
-
-    Args:
-        table: of a sweep.
-        folder: where the files go; made where it is missing.
-    """
+    """Write ``sweep-<id>.md``, ``.csv`` and, of one or two swept keys, ``.png`` into a folder; returns the paths."""
     from nd.tables.sweep_plots import sweep_plot
 
     stem = folder / table.name

@@ -9,9 +9,14 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from nd.tables.plots import FAINT, INK, STYLE
 from nd.tables.sweep import SweepRow, SweepTable, number
 
+INK, FAINT = "#2b2f36", "#c9ced6"
+STYLE: Any = {
+    "font.size": 9, "font.family": "sans-serif", "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "xtick.color": INK, "ytick.color": INK, "svg.hashsalt": "nd",
+    "text.parse_math": False,
+}  # fmt: skip
 LOG_FROM = 20.0  # largest by smallest value of a key that is drawn on a logarithmic axis
 PANELS = 12
 DARK = 0.5  # share of a colour map below which text on it is white
@@ -19,9 +24,6 @@ DARK = 0.5  # share of a colour map below which text on it is white
 
 def sweep_plot(table: SweepTable) -> Figure | None:
     """Return a panel per score of a sweep over one or two keys; of several rows one for each, of the first score.
-
-    Args:
-        table: of a sweep.
 
     Returns:
         None where more keys are swept, nothing has scores, or scores do not compare.

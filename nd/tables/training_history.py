@@ -51,13 +51,7 @@ class History(WandbLogger):
 
 
 def tensorboard(cfg: Config, folder: RunFolder, part: str = "") -> TensorBoardLogger:
-    """Return a TensorBoard logger that begins anew, below ``<paths.runs>/tensorboard``.
-
-    Args:
-        cfg: its paths.
-        folder: of the run.
-        part: of the run, a folder of its own.
-    """
+    """Return a TensorBoard logger of a run, or a part of it, that begins anew below ``<paths.runs>/tensorboard``."""
     place = Path(cfg.paths.runs) / "tensorboard" / folder.verb / folder.path.name / part
     for old in place.glob("events.out.tfevents.*"):
         old.unlink()
@@ -127,12 +121,7 @@ def kept_scores(cfg: Config, folder: RunFolder) -> dict[str, float]:
 
 
 def replay(cfg: Config, folder: RunFolder) -> None:
-    """Show a finished training: its curves, where it has any, and the scores it kept.
-
-    Args:
-        cfg: of the training.
-        folder: of the training.
-    """
+    """Show a finished training: its curves, where it has any, and the scores it kept."""
     n_folds = len(read_json(folder.path / "scores.json")["folds"])
     with training_loggers(cfg, folder, n_folds) as make:
         for fold in range(n_folds):

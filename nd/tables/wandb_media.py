@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nd.evaluation.scores import PerImage
+from nd.evaluation.scores import PerImage, evenly_ranked
 from nd.runs.catalogue import MAIN_SCORES
 
 LARGEST = 128  # pixels; larger images are shown smaller
@@ -39,7 +39,7 @@ class Pairs:
 
     def some(self, n_shown: int) -> Pairs:
         """Return fewer of them, evenly spaced."""
-        kept = spread(-np.arange(len(self.image_ids), dtype=np.float64), n_shown)
+        kept = evenly_ranked(-np.arange(len(self.image_ids), dtype=np.float64), n_shown)
         return Pairs([self.image_ids[k] for k in kept], [self.stimuli[k] for k in kept], [self.made[k] for k in kept])
 
 
@@ -74,19 +74,6 @@ def ranked_by(scores: PerImage) -> str:
     """Return the score by which images are ranked: the first main one that there is."""
     there = [name for name in scores if name != "image_id"]
     return next((name for name in MAIN_SCORES if name in there), there[0])
-
-
-def spread(values_N: NDArray[np.float64], n_shown: int) -> NDArray[np.intp]:
-    """Return the positions of ``n_shown`` values, from the largest to the smallest, evenly spaced in rank.
-
-    >>> spread(np.array([0.1, 0.4, 0.3, 0.2]), 3).tolist()
-    [1, 3, 0]
-    """
-    order = np.argsort(-values_N, kind="stable")
-    if n_shown < 1:
-        return order[:0]
-    ranks = np.unique(np.linspace(0, len(order) - 1, min(n_shown, len(order))).round().astype(int))
-    return order[ranks]
 
 
 def per_image_table(wandb: Any, scores: PerImage, pairs: Pairs | None) -> Any:

@@ -22,7 +22,7 @@ from nd.files import read_json, write_json
 from nd.launch import is_rank_zero
 from nd.runs.folder import RunFolder
 from nd.runs.groups import group_of, name_of
-from nd.runs.identity import reads_predictions, trained_together
+from nd.runs.identity import mapper_of, reads_predictions, trained_together
 from nd.terminal import INTERRUPTED
 
 log = logging.getLogger(__name__)
@@ -116,8 +116,6 @@ def of_folder(cfg: Config, folder: RunFolder) -> Shown:
 
 
 def _in_stages(cfg: Config, verb: str) -> bool:
-    from nd.runs.identity import mapper_of
-
     return verb == "train" and mapper_of(cfg).trained
 
 
@@ -151,12 +149,7 @@ def plain_config(cfg: Config) -> dict[str, Any]:
 
 @contextmanager
 def opened(cfg: Config, shown: Shown) -> Iterator[Any]:
-    """Yield a W&B run; it is finished when the body ends, as failed where an exception or Ctrl-C ends it.
-
-    Args:
-        cfg: its logger and paths.
-        shown: what W&B is told of it.
-    """
+    """Yield a W&B run; it is finished when the body ends, as failed where an exception or Ctrl-C ends it."""
     wandb, place = package(), _place_of(cfg).absolute()
     place.mkdir(parents=True, exist_ok=True)
     with _files_beside(place):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nd.config.components import Generator, Idle
+from nd.config.components import Generator, Idle, Later
 from nd.config.fields import opt
-from nd.config.rules import at_least
 from nd.config.schema import MethodConfig
-from nd.generate.components import STEERING
+from nd.generate.components import GUIDANCE, SAMPLING, repeats_rule
 
 if TYPE_CHECKING:
     from nd.config.schema import Config
@@ -34,20 +33,8 @@ class IcGanSettings(MethodConfig):
     )
 
 
-def _build(cfgs: Sequence[Config], device: Any) -> Any:
-    from nd.generate.ic_gan.generator import build
-
-    (cfg,) = cfgs
-    return build(cfg, device)
-
-
-def _rules(cfg: Config) -> Iterator[str]:
-    yield from at_least(1, data=cfg.method, names=("repeats",), key="method")
-
-
 def _idle(cfg: Config) -> Iterator[Idle]:
-    fields = (*(f"guidance.{name}" for name in ("kappa", *STEERING)), "trainer.memory_gb", "trainer.compile")
-    yield Idle((*fields, "trainer.previews"), "generator ic_gan makes an image in one pass")
+    yield Idle((*GUIDANCE, *SAMPLING), "generator ic_gan makes an image in one pass")
 
 
 COMPONENTS = (
@@ -57,8 +44,8 @@ COMPONENTS = (
         needs=("instance",),
         wants=lambda cfg: ["instance"],
         draws=True,
-        rules=_rules,
+        rules=repeats_rule,
         idle=_idle,
-        build=_build,
+        build=Later("nd.generate.ic_gan.generator:build"),
     ),
 )

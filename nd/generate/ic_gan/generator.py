@@ -111,7 +111,8 @@ class InstanceGan:
         return [Reconstructions(to_uint8((images + 1).div(2).unflatten(0, (-1, self.repeats))))]
 
 
-def build(cfg: Config, device: torch.device) -> InstanceGan:
-    """Load the generator on a device."""
+def build(cfgs: Sequence[Config], device: torch.device) -> InstanceGan:
+    """Load the generator of the one run on a device."""
+    (cfg,) = cfgs
     method = cfg.method
     return InstanceGan(load_generator(method.weights, device), cfg.seed, method.repeats, normalise=method.normalise)

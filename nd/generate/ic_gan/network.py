@@ -207,7 +207,7 @@ class Generator(nn.Module):
     """Noise and instance features to images."""
 
     def __init__(self, shape: Shape) -> None:
-        """Make a generator with random weights; ``nd.generate.ic_gan.loading`` reads trained ones."""
+        """Make a generator with random weights; ``nd.generate.ic_gan.generator`` reads trained ones."""
         super().__init__()
         self.shape = shape
         if shape.classes[0]:  # in the published weights, read by nothing

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nd.config.components import Generator, Idle
+from nd.config.components import Generator, Idle, Later
 from nd.config.fields import opt, share_of
 from nd.config.rules import at_least
 from nd.config.schema import MethodConfig
-from nd.generate.components import STEERING, guiding_layers, sampling_rules
+from nd.generate.components import DIFFUSION, GUIDANCE, guiding_layers, sampling_rules
 
 if TYPE_CHECKING:
     from nd.config.schema import Config
@@ -83,22 +83,10 @@ class MindDiffuserSettings(MethodConfig):
         return float(self.learning_rate * self.decay ** (iteration + 1))
 
 
-def _build(cfgs: Sequence[Config], device: Any) -> Any:
-    from nd.generate.minddiffuser.generator import build
-
-    (cfg,) = cfgs
-    return build(cfg, device)
-
-
 def _wants(cfg: Config) -> list[str]:
     method = cfg.method
     assert isinstance(method, MindDiffuserSettings)
     return [*(["z"] if method.start == "decoded" else []), "c", *(["g"] if method.moved else [])]
-
-
-def _parts(cfg: Config) -> tuple[str, ...]:
-    always = ("vae", "unet", "scheduler", "text_encoder", "tokenizer", "sampler")
-    return (*always, "image_tower") if cfg.method.optimise != "none" else always
 
 
 def _rules(cfg: Config) -> Iterator[str]:
@@ -136,8 +124,7 @@ def _second_stage_rules(cfg: Config, method: MindDiffuserSettings) -> Iterator[s
 
 
 def _idle(cfg: Config) -> Iterator[Idle]:
-    fields = tuple(f"guidance.{name}" for name in ("kappa", *STEERING))
-    yield Idle(fields, f"generator {cfg.method.generator} optimises the sampler's inputs, see method.*")
+    yield Idle(GUIDANCE, f"generator {cfg.method.generator} optimises the sampler's inputs, see method.*")
     yield Idle(("backbone.tiny_vae",), f"generator {cfg.method.generator} decodes with the VAE")
     if cfg.method.optimise == "none":
         yield Idle(tuple(f"method.{name}" for name in SECOND_STAGE), "method.optimise is none")
@@ -150,9 +137,9 @@ COMPONENTS = (
         needs=("z", "c", "g"),
         wants=_wants,
         draws=True,
-        parts=_parts,
+        parts=lambda cfg: (*DIFFUSION, "image_tower") if cfg.method.optimise != "none" else DIFFUSION,
         rules=_rules,
         idle=_idle,
-        build=_build,
+        build=Later("nd.generate.minddiffuser.generator:build"),
     ),
 )

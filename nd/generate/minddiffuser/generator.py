@@ -152,8 +152,9 @@ def curves(image_ids: Sequence[int], repeats: int, losses_IS: Tensor) -> str:
     return text.getvalue()
 
 
-def build(cfg: Config, device: torch.device) -> MindDiffuser:
-    """Load the backbone on a device and prepare both stages."""
+def build(cfgs: Sequence[Config], device: torch.device) -> MindDiffuser:
+    """Load the backbone on a device and prepare both stages of the one run."""
+    (cfg,) = cfgs
     backbone = load_backbone(cfg.backbone, device)
     previews = Previews(Path(cfg.trainer.previews), backbone, cfg.method.n_repeats) if cfg.trainer.previews else None
     return MindDiffuser(ImageToImage(backbone, cfg), cfg.seed, cfg.method.n_repeats, previews)

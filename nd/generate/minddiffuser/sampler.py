@@ -36,10 +36,6 @@ def schedule_of(scheduler: Any, method: MindDiffuserSettings) -> Schedule:
 
     As released, that level (step 37 of 50) is not the one at which sampling begins (step 34).
 
-    Args:
-        scheduler: diffusers scheduler of the backbone.
-        method: its steps, strength and noise_strength.
-
     Raises:
         UserError: no step is left to run.
     """

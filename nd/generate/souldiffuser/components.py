@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nd.config.components import Generator, Idle
+from nd.config.components import Generator, Idle, Later
 from nd.config.fields import opt, share_of
 from nd.config.rules import at_least
 from nd.config.schema import MethodConfig
-from nd.generate.components import not_guided, sampling_rules
+from nd.generate.components import DIFFUSION, not_guided, sampling_rules
 
 if TYPE_CHECKING:
     from nd.config.schema import Config
@@ -85,19 +85,9 @@ class SoulDiffuserSettings(MethodConfig):
         return share_of(self.sampled_steps, self.adapter_share)
 
 
-def _build(cfgs: Sequence[Config], device: Any) -> Any:
-    from nd.generate.souldiffuser.generator import build
-
-    return build(cfgs, device)
-
-
 def _wants(cfg: Config) -> list[str]:
     assert isinstance(cfg.method, SoulDiffuserSettings)
     return ["z", "c", *cfg.method.acting]
-
-
-def _parts(cfg: Config) -> tuple[str, ...]:
-    return ("vae", "unet", "scheduler", "text_encoder", "tokenizer", "sampler")
 
 
 def _rules(cfg: Config) -> Iterator[str]:
@@ -145,12 +135,12 @@ COMPONENTS = (
         needs=("z", "c"),
         wants=_wants,
         draws=True,
-        parts=_parts,
+        parts=lambda cfg: DIFFUSION,
         together=("method.omega_edge", "method.omega_colour", "method.adapter_share"),
         captions=lambda cfg: bool(cfg.method.text != "direct"),
         note="built from README and figure; no paper or code public",
         rules=_rules,
         idle=_idle,
-        build=_build,
+        build=Later("nd.generate.souldiffuser.generator:build"),
     ),
 )

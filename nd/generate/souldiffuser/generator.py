@@ -21,7 +21,7 @@ from nd.config import Config
 from nd.files import write_text
 from nd.generate.base import Reconstructions
 from nd.generate.guided_diffusion import GuidedDiffusion, Previews
-from nd.generate.image_to_image import check_shape
+from nd.generate.image_to_image import check_shape, unguided
 from nd.generate.sampler import Preview, Sampled
 from nd.generate.souldiffuser.adapters import (
     GREY,
@@ -32,7 +32,7 @@ from nd.generate.souldiffuser.adapters import (
     edge_image,
 )
 from nd.generate.souldiffuser.components import ADAPTERS, SoulDiffuserSettings
-from nd.generate.souldiffuser.sampler import AdaptedSampler, acting_in, image_features, point_of, unguided
+from nd.generate.souldiffuser.sampler import AdaptedSampler, acting_in, image_features, point_of
 from nd.generate.souldiffuser.semantics import TrainingCaptions, as_csv
 from nd.targets.colour import ColourMosaic
 from nd.targets.edge import EdgeMap

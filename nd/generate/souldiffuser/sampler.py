@@ -10,7 +10,6 @@ Shapes: B images, R repeats, S = B * R samples, C h w latent or features, T toke
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from nd.backbone.loading import Backbone
 from nd.config import Config
-from nd.generate.components import GuidedDiffusionSettings
 from nd.generate.guidance import Arithmetic
 from nd.generate.sampler import COST, GuidedSampler, Preview, Sampled, Tracks
 from nd.generate.souldiffuser.adapters import weighed
@@ -33,15 +31,6 @@ def point_of(cfg: Config) -> Point:
     method = cfg.method
     assert isinstance(method, SoulDiffuserSettings)
     return Point(method.omegas, method.adapted_steps)
-
-
-def unguided(cfg: Config) -> Config:
-    """Return a configuration in which nothing is guided, with the method's own schedule and scale."""
-    own = cfg.method
-    plain = GuidedDiffusionSettings(
-        steps=own.steps, strength=own.strength, cfg_scale=own.cfg_scale, repeats=own.repeats
-    )
-    return replace(cfg, method=plain, guidance=replace(cfg.guidance, kappa=0.0))
 
 
 class AdaptedSampler(GuidedSampler):

@@ -23,6 +23,7 @@ from torch import Tensor
 from nd.backbone.loading import Backbone
 from nd.config import Config
 from nd.data.prepared import Stimuli, stimuli_path
+from nd.generate.floors import unit
 from nd.generate.inputs import TrainingImages
 from nd.targets.store import TargetStore, store_path
 
@@ -56,12 +57,7 @@ class TrainingCaptions:
         self.training, self.store, self.stimuli = TrainingImages(cfg), store_path(cfg, "c"), stimuli_path(cfg)
 
     def __call__(self, image_ids: Sequence[int], c_BTD: Tensor) -> tuple[Tensor, list[Said]]:
-        """Return the conditions (B, T, D) of the captions that stand for each image, and these captions.
-
-        Args:
-            image_ids: B stimulus numbers.
-            c_BTD: decoded conditions.
-        """
+        """Return the conditions (B, T, D) of the captions that stand for each image, and these captions."""
         found = [self._one(int(i), decoded) for i, decoded in zip(image_ids, c_BTD.cpu().float().numpy(), strict=True)]
         return torch.stack([condition for condition, _ in found]).to(c_BTD), [said for _, said in found]
 
@@ -98,12 +94,6 @@ class TrainingCaptions:
         """Captions of some training images, each once: the first ones of each image, as many as target c is made of."""
         own = Stimuli(self.stimuli, allowed_ids=self.training.ids(fold)).captions(ids)
         return list(dict.fromkeys(caption for one in own for caption in one[: self.target.max_captions or None]))
-
-
-def unit(x_NP: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return rows less their own mean, at length 1; a row that does not vary stays 0. Products are correlations."""
-    x_NP = x_NP - x_NP.mean(axis=1, keepdims=True)
-    return x_NP / np.maximum(np.linalg.norm(x_NP, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def shares(near_K: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
