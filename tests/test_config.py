@@ -231,6 +231,10 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("method.targets=[z,q]", r"method\.targets: 'q' is not allowed"),
         ("method.targets=z", "wanted a mapping"),
         ("method.targets=[z,z]", "names a target twice"),
+        (
+            "method.targets.z.mapper=ridge",
+            r"a target's mapper is chosen by its name: method.targets.z.mapper.name=",
+        ),
         ("method.targets.z.mapper.alpha=[1]", r"a target of a method holds roi .* Did you mean 'mapper\.alphas'"),
         ("method.targets.q.roi=V1", r"method\.targets: 'q' is not allowed"),
         ("seed=1.5", "seed: 1.5 is a number, wanted a whole number"),
@@ -354,6 +358,19 @@ def test_mistakes_in_files_are_found_and_located(tmp_path: Path) -> None:
     assert "guidance.eta: 'much' is text, wanted a number" in said
     assert re.search(r"method\.stepz: unknown key in .*experiment/mine\.yaml\. Did you mean 'method\.steps'", said)
     assert "horizon: unknown key" in said
+
+
+def test_fields_of_a_target_need_a_mapping_in_the_recipe(tmp_path: Path) -> None:
+    """Shipped recipes have one; a user's list of targets says what to write."""
+    assert compose(["method=vae", "method.targets.z.roi=V1"]).decodings["z"].roi == "V1"
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "listed.yaml").write_text("generator: vae\nname: listed\ntargets: [z]\n", encoding="utf-8")
+    given = [f"hydra.searchpath=[file://{tmp_path}]", "method=listed"]
+    assert list(compose(given).decodings) == ["z"]
+    said = message(*given, "method.targets.z.roi=V1")
+    assert said == (
+        "method.targets.z.roi: the recipe lists its targets, so none has fields to set. Write 'targets: {z: {}}' in it."
+    )
 
 
 @pytest.mark.parametrize("text", ["kappa: [1\n", "defaults:\n  - override /data: scens\n", "defaults:\n  - nothing\n"])

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import hydra
 import yaml
-from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -28,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nd.config.check import Checked, build, build_group
 from nd.config.components import CHOSEN_BY, KINDS, found, not_a_component
-from nd.config.conf_files import conf_dir, keep_texts, origin_of, search_folders, search_path
+from nd.config.conf_files import ReadOnce, conf_dir, keep_texts, origin_of, search_folders, search_path
 from nd.config.known import BASES, FILLED_IN, PARTS_OF_DECODING, group_type, per_target
 from nd.config.overrides import foreign_key, group_names
 from nd.config.schema import Config, Decoding
@@ -60,6 +59,7 @@ def assemble(overrides: list[str]) -> Composed:
     if problems:
         return Composed(Config(overrides=list(overrides)), list(problems), {})
     job = copy.deepcopy(loaded)
+    listed = _inside_a_list(job, given)
     _apply(job, given)
     values, unresolved = _resolved(job)
     keep_texts(values, choices, folders)
@@ -78,7 +78,7 @@ def assemble(overrides: list[str]) -> Composed:
     config.overrides = [text for text in overrides if text not in of_hydra]
     foreign += [key for key, _ in given if not _has_a_home(key, config)]
     mine = _said(dict.fromkeys(foreign), config, [key for key, _ in given], checked.problems, choices, folders)
-    return Composed(config, [*unresolved, *checked.problems], mine)
+    return Composed(config, [*unresolved, *listed, *checked.problems], mine)
 
 
 def _field_of(text: str) -> tuple[str, Any]:
@@ -99,6 +99,19 @@ def _apply(job: DictConfig, given: Fields) -> None:
     listed = job.method.pop("_given", None) if "method" in job else None
     if listed is not None and len({str(one) for one in listed}) < len(listed):
         job.method.targets = listed  # the check says that one is named twice
+
+
+def _inside_a_list(job: DictConfig, given: Fields) -> list[str]:
+    """Say that fields of a target were given where the recipe lists its targets, which Hydra cannot set fields in."""
+    targets = OmegaConf.select(job, "method.targets")
+    if not OmegaConf.is_list(targets):
+        return []
+    wanted = "{" + ", ".join(f"{name}: {{}}" for name in targets) + "}"
+    return [
+        f"{key}: the recipe lists its targets, so none has fields to set. Write 'targets: {wanted}' in it."
+        for key, _ in given
+        if per_target(key) is not None
+    ]
 
 
 def _name_targets(job: DictConfig) -> None:
@@ -209,19 +222,6 @@ def _overlay(job: DictConfig, name: str, recipe: dict[str, Any], problems: list[
             if part == "mapper" and value.get("name", job.mapper.name) != job.mapper.name:
                 job.mapper = {}
             job[part] = OmegaConf.merge(job[part], value)
-
-
-class ReadOnce(ConfigRepository):
-    """Reads a file of conf/ once in a process, and not anew for every row of a table."""
-
-    read: ClassVar[dict[tuple[str, ...], Any]] = {}
-
-    def load_config(self, config_path: str) -> Any:
-        """Return a copy of what a file holds; Hydra changes what it gets."""
-        key = (*(source.path for source in self.sources), config_path)
-        if key not in self.read:
-            self.read[key] = super().load_config(config_path)
-        return copy.deepcopy(self.read[key])
 
 
 @lru_cache(maxsize=256)

@@ -215,9 +215,10 @@ def _is_list(override: Override, known: Known | None) -> bool:
 
 def _bad_target(key: str) -> str:
     """Say what is wrong with a key below ``method.targets``; empty for other keys."""
-    inside = per_target(key)
-    if inside is None:
+    if (inside := per_target(key)) is None:
         return ""
+    if inside[1] == "mapper":
+        return f"{key}: a target's mapper is chosen by its name: {key}.name=<name>."
     own = [name for name in known_fields() if name.partition(".")[0] in PARTS_OF_DECODING]
     return (
         f"{key}: unknown key: a target of a method holds roi and fields of {', '.join(PARTS_OF_DECODING)}."

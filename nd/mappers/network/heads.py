@@ -137,9 +137,9 @@ def projector(width: int) -> nn.Sequential:
 class LinearHead(Head):
     """One linear layer to a latent map, a fifth of the arithmetic of `LatentHead` where maps are small.
 
-    On Scenes (simulated; maps of 4 x 16 x 16, 1,200 images of one subject, 200 steps, 300 other images) its columns correlate
-    .468 with the true ones over images and explain .203 of their variance; `LatentHead` .467 and .218 (a channel to a
-    group of its norms) or .472 and .200 (four); ridge regression .450 and .206.
+    On Scenes (simulated; maps of 4 x 16 x 16, 1,200 images of one subject, 200 steps, 300 other images) its columns
+    correlate .468 with the true ones over images and explain .203 of their variance; those of `LatentHead` .467 and
+    .218 (a channel to a group of its norms) or .472 and .200 (four), those of ridge regression .450 and .206.
     """
 
     def __init__(self, config: NetworkConfig, part: TargetSlice) -> None:
