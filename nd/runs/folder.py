@@ -47,6 +47,9 @@ RUN_ID = re.compile(f"[0-9a-f]{{{HASH_CHARS}}}")
 BOOKKEEPING = frozenset({"config.yaml", "overrides.txt", "manifest.json", "status", ".lock"})
 
 
+EMPTY = "''"  # an empty text as it is read back; at the end of a word nothing means the same
+
+
 def command_for(cfg: Config, verb: str, *extra: str) -> str:
     """Return the shell command that runs a verb on a configuration with further overrides; of one key, the last.
 
@@ -58,7 +61,8 @@ def command_for(cfg: Config, verb: str, *extra: str) -> str:
     Returns:
         One line, quoted for a shell.
     """
-    last = {item.split("=", 1)[0]: item for item in (*cfg.overrides, *extra)}
+    pairs = [item.split("=", 1) for item in (*cfg.overrides, *extra)]
+    last = {key: f"{key}={'' if value == EMPTY else value}" for key, value in pairs}
     return shlex.join(["nd", verb, *last.values()])
 
 
