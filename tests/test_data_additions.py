@@ -187,6 +187,9 @@ LATER = [word for word in WORDS if word.partition("=")[0] not in ("data.voxels",
 
 def test_runs_made_before_go_on_and_new_ones_read_what_was_added(lab: Lab) -> None:
     succeed("prepare", *WORDS, cwd=lab.root)
+    refused = nd("run", *LATER, "method=vae", "subject.roi=V9", cwd=lab.root)
+    assert "unknown ROI of subj01.h5 'V9'" in refused.err
+    assert not (lab.root / "cache").exists()  # said before any feature is extracted
     succeed("run", *LATER, "method=vae", cwd=lab.root)
     refused = nd("extract", *LATER, "target=c", cwd=lab.root)
     assert refused.code == 2

@@ -142,7 +142,7 @@ def _said(
 def _decode(
     name: str, config: Config, chosen: tuple[str, ...], given: Fields, folders: Sequence[Path], checked: Checked
 ) -> Decoding | None:
-    """Compose how one target of the method is decoded; None where there is no such target."""
+    """Compose how one target of the method is decoded; None where there is no such target, or none of its options."""
     if name not in found("target").components:
         checked.problems.append(not_a_component("target", name).replace("target.name", "method.targets"))
         return None
@@ -152,10 +152,12 @@ def _decode(
         recipe = {}
     by_hand = {text.partition("=")[0] for text in chosen}
     recipe = {part: value for part, value in recipe.items() if not _overruled(part, by_hand)}
-    options = tuple(f"{part}={value}" for part, value in recipe.items() if isinstance(value, str) and part != "roi")
+    options = tuple(f"{part}={recipe[part]}" for part in PARTS_OF_DECODING if isinstance(recipe.get(part), str))
     loaded, choices, problems = _load((*chosen, *options), tuple(folders[1:]))
-    job = copy.deepcopy(loaded)
     checked.problems += [problem for problem in problems if problem not in checked.problems]
+    if problems:
+        return None
+    job = copy.deepcopy(loaded)
     _change_target(job, name, choices.get("target", ""), folders)
     _overlay(job, name, recipe, checked.problems)
     _apply(job, [(key, value) for key, value in given if key.partition(".")[0] in (*PARTS_OF_DECODING, "subject")])

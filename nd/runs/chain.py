@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nd.config.schema import ALL, Config
+from nd.data.prepared import open_subject, subject_path
 from nd.errors import BusyError, UserError
 from nd.files import sha256_json
 from nd.locks import holder, wait_until_free
@@ -130,6 +131,18 @@ def check_finished(steps: Sequence[Step]) -> None:
             ) from None
 
 
+def check_rois(steps: Sequence[Step]) -> None:
+    """Refuse ROIs that the prepared subject does not have, before features are computed that none would be decoded from."""
+    for step in steps:
+        if (
+            step.verb == "train"
+            and step.folder is not None
+            and not step.folder.done
+            and subject_path(step.cfg).is_file()
+        ):
+            open_subject(step.cfg)
+
+
 def state_of(steps: Sequence[Step]) -> str:
     """Return how far a row is, by its run folders: one of ``STATES``.
 
@@ -193,6 +206,8 @@ class Chain:
         for step in steps:
             if not (predicted and step.verb == "train"):  # a finished prediction needs its mappers no more
                 self._do(step, last)
+            if step.verb == "prepare" and not predicted:
+                check_rois(steps)
 
     def _do(self, step: Step, last: Step) -> None:
         if step.key in self.seen:
