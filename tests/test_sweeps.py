@@ -224,7 +224,7 @@ def test_two_sweeps_at_once_share_the_work(undisturbed: Place, fresh: Place) -> 
     assert fresh.csv == undisturbed.csv
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 200) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 550) -> None:
     """Wait until something is so; fail where a process ends before."""
     end = time.monotonic() + seconds
     while not condition():

@@ -30,7 +30,7 @@ from nd.config.check import Checked, build, build_group
 from nd.config.components import CHOSEN_BY, KINDS, found, not_a_component
 from nd.config.conf_files import conf_dir, keep_texts, origin_of, search_folders, search_path
 from nd.config.known import BASES, FILLED_IN, PARTS_OF_DECODING, group_type, per_target
-from nd.config.overrides import foreign_key, group_names
+from nd.config.overrides import bad_option, foreign_key, group_names
 from nd.config.schema import Config, Decoding
 
 HYDRA_VERSION_BASE = "1.3"
@@ -152,8 +152,11 @@ def _decode(
         recipe = {}
     by_hand = {text.partition("=")[0] for text in chosen}
     recipe = {part: value for part, value in recipe.items() if not _overruled(part, by_hand)}
-    options = tuple(f"{part}={recipe[part]}" for part in PARTS_OF_DECODING if isinstance(recipe.get(part), str))
-    loaded, choices, problems = _load((*chosen, *options), tuple(folders[1:]))
+    options = {part: recipe[part] for part in PARTS_OF_DECODING if isinstance(recipe.get(part), str)}
+    problems = [text for part, value in options.items() if (text := bad_option(part, value, folders))]
+    if not problems:
+        words = (*chosen, *(f"{part}={value}" for part, value in options.items()))
+        loaded, choices, problems = _load(words, tuple(folders[1:]))
     checked.problems += [problem for problem in problems if problem not in checked.problems]
     if problems:
         return None

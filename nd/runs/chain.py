@@ -132,14 +132,10 @@ def check_finished(steps: Sequence[Step]) -> None:
 
 
 def check_rois(steps: Sequence[Step]) -> None:
-    """Refuse ROIs that the prepared subject does not have, before features are computed that none would be decoded from."""
+    """Refuse ROIs that the prepared subject does not have, before features are computed to be decoded from them."""
     for step in steps:
-        if (
-            step.verb == "train"
-            and step.folder is not None
-            and not step.folder.done
-            and subject_path(step.cfg).is_file()
-        ):
+        training = step.verb == "train" and step.folder is not None and not step.folder.done
+        if training and subject_path(step.cfg).is_file():
             open_subject(step.cfg)
 
 
