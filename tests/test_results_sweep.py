@@ -199,11 +199,10 @@ def test_what_a_row_sets_itself_is_what_the_table_says(tmp_path: Path) -> None:
     done = succeed("sweep", *words, cwd=tmp_path)
     assert "keep their own value (guidance.kappa: kappa {kappa}, unguided)" in done.out
     assert "10 points, 10 runs: 10 missing" in done.out
-    command = read_command("sweep", ["table=spec.yaml", *words[1:]], specs.rows_of)
     with chdir(tmp_path):
-        found = {
-            (row.entry.label, *row.values.items()): row.entry.cfg for row in sweep_table(rows_at(command.points())).rows
-        }
+        command = read_command("sweep", ["table=spec.yaml", *words[1:]], specs.rows_of)
+        rows = sweep_table(rows_at(command.points())).rows
+    found = {(row.entry.label, *row.values.items()): row.entry.cfg for row in rows}
     assert len(found) == 10
     for (label, *values), cfg in found.items():
         assert dict(values)["method.steps"] == str(cfg.method.steps)

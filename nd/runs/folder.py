@@ -47,9 +47,6 @@ RUN_ID = re.compile(f"[0-9a-f]{{{HASH_CHARS}}}")
 BOOKKEEPING = frozenset({"config.yaml", "overrides.txt", "manifest.json", "status", ".lock"})
 
 
-EMPTY = "''"  # an empty text as it is read back; at the end of a word nothing means the same
-
-
 def command_for(cfg: Config, verb: str, *extra: str) -> str:
     """Return the shell command that runs a verb on a configuration with further overrides; of one key, the last.
 
@@ -61,8 +58,8 @@ def command_for(cfg: Config, verb: str, *extra: str) -> str:
     Returns:
         One line, quoted for a shell.
     """
-    pairs = [item.split("=", 1) for item in (*cfg.overrides, *extra)]
-    last = {key: f"{key}={'' if value == EMPTY else value}" for key, value in pairs}
+    words = (re.sub("=''$", "=", item) for item in (*cfg.overrides, *extra))  # an empty text as people type it
+    last = {item.split("=", 1)[0]: item for item in words}
     return shlex.join(["nd", verb, *last.values()])
 
 
