@@ -153,7 +153,7 @@ def _decode(
     by_hand = {text.partition("=")[0] for text in chosen}
     recipe = {part: value for part, value in recipe.items() if not _overruled(part, by_hand)}
     options = {part: recipe[part] for part in PARTS_OF_DECODING if isinstance(recipe.get(part), str)}
-    problems = [text for part, value in options.items() if (text := bad_option(part, value, folders))]
+    problems = tuple(text for part, value in options.items() if (text := bad_option(part, value, folders)))
     if not problems:
         words = (*chosen, *(f"{part}={value}" for part, value in options.items()))
         loaded, choices, problems = _load(words, tuple(folders[1:]))
