@@ -75,7 +75,7 @@ format: $(READY) ## rewrite files in the house style
 	$(BIN)/ruff format .
 
 docs: $(READY) ## build the documentation site into site/, offline and strictly
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "wrote site/index.html"
 
 doctor: $(READY) ## what is present, what is missing, how large

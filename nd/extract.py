@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def extract(cfg: Config) -> list[Path]:
     """Compute what is missing of `cfg.target.name`, or of all targets of the method; returns the stores' paths."""
-    from nd.data.pieces import check_piece
+    from nd.data.piece_records import check_piece
     from nd.data.prepared import Stimuli, stimuli_path
     from nd.machine import pick_device
     from nd.runs.chain import extracted

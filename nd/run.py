@@ -101,6 +101,20 @@ def entries_of(cfg: Config) -> list[Entry]:
     return [Entry(Row(label=cfg.method.name), cfg.subject.name, cfg)]
 
 
+def rows_at(points: Sequence[Point]) -> list[tuple[dict[str, str], Entry]]:
+    """Return every row at every point of a sweep, with the swept values that hold for it, each once.
+
+    What a row sets itself wins over what is swept: of such a key it has no value, and no second row at another one.
+    """
+    found: dict[tuple[str, ...], tuple[dict[str, str], Entry]] = {}
+    for point in points:
+        for entry in entries_of(point.cfg):
+            values = {key: value for key, value in point.values.items() if key not in entry.row.keys}
+            name = (entry.label, *(f"{key}={value}" for key, value in values.items()))
+            found.setdefault(name if entry.cfg.table else (*name, str(len(found))), (values, entry))
+    return list(found.values())
+
+
 def chain_of(say: Callable[[str], None] = print, quiet: bool = True) -> Chain:
     """Return a chain of all steps.
 
@@ -135,8 +149,7 @@ def sum_up(points: list[Point]) -> None:
     """Print the scores of a sweep that has ended as one table, and write it into paths.results."""
     from nd.tables.sweep import sweep_table, write_sweep
 
-    entries = [(point.values, entry) for point in points for entry in entries_of(point.cfg)]
-    swept = sweep_table(entries)
+    swept = sweep_table(rows_at(points))
     written = write_sweep(swept, Path(points[0].cfg.paths.results))
     print(f"\n{swept.text}")
     for rows in swept.runs.values():
@@ -151,7 +164,7 @@ def name_group(points: list[Point]) -> str:
     """Return the logger's group of a sweep, which is the name of its table; empty where nothing is logged."""
     from nd.tables.sweep import sweep_table
 
-    entries = [(point.values, entry) for point in points for entry in entries_of(point.cfg)]
+    entries = rows_at(points)
     members = members_of(entry.cfg for _, entry in entries)
     return announce_sweep(points[0].cfg, members, sweep_table(entries).name)
 

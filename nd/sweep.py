@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from textwrap import indent
 
@@ -26,7 +27,7 @@ from nd.config.overrides import Reading, quoted
 from nd.config.sweeps import Point, grouped, set_up_logging
 from nd.config.words import verb_of_command
 from nd.errors import UserError
-from nd.run import name_group, sum_up
+from nd.run import name_group, rows_at, sum_up
 from nd.runs.catalogue import known_runs
 from nd.runs.chain import check_finished, traceback_of
 from nd.runs.folder import RunFolder
@@ -38,6 +39,8 @@ from nd.sweeps.work import Outcome, duration, first_line
 from nd.tables.loggers import announce_table, check_logger, log_scores
 from nd.tables.specs import rows_of
 
+FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p")  # Hydra's, whose value follows
+
 
 def sweep(words: list[str]) -> int:
     """Do what is missing of a table or grid; returns the exit code."""
@@ -45,6 +48,8 @@ def sweep(words: list[str]) -> int:
     refuse_intervals(words, command.reading)
     points = command.points()
     cfg, runs = points[0].cfg, runs_of(points)
+    if kept := kept_by_rows(points):
+        print(kept)
     if not (cfg.table or command.reading.sweeps):
         raise UserError(
             "nothing to sweep: name a table (nd sweep experiments/<table>.yaml), or give several values of a field "
@@ -57,6 +62,14 @@ def sweep(words: list[str]) -> int:
     check_logger(cfg)
     set_up_logging(command.reading.hydra)
     return carried_out(in_a_group(command, points), command.reading.hydra)
+
+
+def kept_by_rows(points: Sequence[Point]) -> str:
+    """Say which rows set a swept key themselves; empty where none does."""
+    rows = [entry.row for _, entry in rows_at(points[:1])] if points[0].cfg.table else []
+    own = {key: [getattr(row, "of", row.label) for row in rows if key in row.keys] for key in points[0].values}
+    said = [f"{key}: {', '.join(dict.fromkeys(labels))}" for key, labels in own.items() if labels]
+    return f"rows that set a swept key themselves keep their own value ({'; '.join(said)})" if said else ""
 
 
 def in_a_group(command: Command, points: list[Point]) -> list[Point]:
@@ -92,7 +105,8 @@ def refuse_intervals(words: Sequence[str], reading: Reading) -> None:
 
 def named(words: Sequence[str]) -> list[str]:
     """Return the words of the command line, a table's name or file as ``table=``."""
-    bare = [word for word in words if "=" not in word and not word.startswith("-")]
+    of_flags = {after for flag, after in pairwise(words) if flag in FLAGS_WITH_VALUE}
+    bare = [word for word in words if "=" not in word and not word.startswith("-") and word not in of_flags]
     if len(bare) > 1:
         raise UserError(f"one table was wanted, {len(bare)} were given: {', '.join(bare)}.")
     return [f"table={quoted(word)}" if word in bare else word for word in words]

@@ -14,7 +14,7 @@ from helpers_commands import nd
 from helpers_config import data_settings
 
 from nd.config import Config, PathsConfig
-from nd.data.pieces import check_piece
+from nd.data.piece_records import check_piece
 from nd.data.prepared import Stimuli, Subject, stimuli_path, subject_path
 from nd.data.splits import clusters_path, read_clusters, write_clusters
 from nd.doctor.deep import compare

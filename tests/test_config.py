@@ -244,6 +244,11 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("guidance.layer_weights=[1,x]", r"guidance\.layer_weights\[1\]: 'x' is text, wanted a number"),
         ("guidance.kappa=nan", "wanted a finite number"),
         ("paths.results=[a]", r"\['a'\] is a list, wanted text"),
+        (
+            "guidance.kappa=[0.3,1]",
+            r"\[0.3, 1\] is a list, wanted a number. A run for each: guidance.kappa=0.3,1 with -m",
+        ),
+        ("guidance.kappa=[[1],2]", r"\[\[1\], 2\] is a list, wanted a number\.$"),
         ("data.name=???", r"data\.name: must be given"),
         ("paths.data=${nothing}/x", "nothing"),
         ("guidance.kappa=-1", "kappa: -1.0 is negative"),
@@ -329,11 +334,20 @@ def test_released_scaling_can_be_asked_for() -> None:
     [
         (["layout=nsd"], "layout has no effect: only `nd prepare` writes it"),
         (["data=nsd"], "backbone scenes was not made for data nsd"),
+        (["data=nsd", "method=vae"], "backbone scenes was not made for data nsd"),
     ],
 )
 def test_idle_data_fields_are_warned_of(overrides: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
     check("train", overrides)
     assert wanted in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("verb", "words"), [("prepare", ["data=own"]), ("run", ["data=own", "method=ridge_pixels"])])
+def test_a_backbone_that_is_not_read_is_not_warned_of(
+    verb: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(verb, words)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_missing_file_offers_its_neighbour(tmp_path: Path) -> None:

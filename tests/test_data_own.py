@@ -669,8 +669,45 @@ def test_other_volumes_are_other_data(placed: Lab) -> None:
     """What was prepared is neither overwritten nor taken for what is asked for now."""
     prepare(placed.cfg())
     put_volume(placed.root / "rois" / "V1.nii.gz", np.ones((3, 4, 2)))
-    with pytest.raises(UserError, match=r"prepared with other settings \(roi_volumes: made with \w+, asked for \w+\)"):
+    with pytest.raises(UserError, match=r"prepared with other settings \(rois/V1: made with \w+, asked for \w+\)"):
         prepare(placed.cfg())
+
+
+def put_mask(lab: Lab, name: str, values: Any) -> None:
+    (lab.root / "masks").mkdir(exist_ok=True)
+    np.save(lab.root / "masks" / f"{name}.npy", values)
+    lab.file("rois", "masks")
+
+
+def test_masks_over_the_columns_need_no_volume(lab: Lab) -> None:
+    put_mask(lab, "V1", np.arange(V) < 3)
+    put_mask(lab, "FFA", np.array([0, 0, 1, 1, 0, 0, 0.0]))
+    prepare(lab.cfg())
+    subject = Subject(lab.root / "data" / "mylab" / "subj01.h5", roi="V1+FFA")
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in subject.rois.items()} == {
+        "V1": [0, 1, 2], "FFA": [2, 3],
+    }  # fmt: skip
+    np.testing.assert_array_equal(subject.voxels(np.arange(T)), lab.voxels[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("V1", np.arange(3), r"V1.npy has shape \(3,\), but data.voxels has 7 columns.*mask\[columns\] = True"),
+        ("V1", np.ones((V, 1)), r"V1.npy has shape \(7, 1\)"),
+        ("V1", np.arange(V), r"V1.npy: a mask of an ROI"),
+        ("V1", np.full(V, "x"), r"V1.npy: a mask of an ROI is <U1 \(7,\); wanted whole numbers"),
+        ("all", np.ones(V, bool), r"an ROI cannot be named 'all'"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(lab: Lab, name: str, values: Any, message: str) -> None:
+    put_mask(lab, name, values)
+    lab.check_refused(message)
+
+
+def test_two_files_of_one_roi_are_refused(placed: Lab) -> None:
+    put_mask(placed, "V1", np.ones(V, bool))
+    placed.check_refused(r"V1.nii.gz and .*V1.npy are both named after ROI V1")
 
 
 def test_volumes_that_do_not_fit_are_refused(placed: Lab) -> None:
@@ -680,6 +717,8 @@ def test_volumes_that_do_not_fit_are_refused(placed: Lab) -> None:
     put_volume(placed.root / "mask.nii.gz", np.ones((3, 4, 2)))
     placed.check_refused(r"data.volume=.* has 24 voxels above 0 on a grid \(3, 4, 2\), but data.voxels has 7 columns")
     (placed.root / "empty").mkdir()
-    placed.check_refused(r"data.roi_volumes=.*empty holds no NIfTI volume", roi_volumes=str(placed.root / "empty"))
+    placed.check_refused(
+        r"data.roi_volumes=.*empty is no folder with a NIfTI volume", roi_volumes=str(placed.root / "empty")
+    )
     with pytest.raises(UserError, match=r"data.roi_volumes: ROIs lie on the grid of data.volume"):
         compose(["data=own", f"data.roi_volumes={placed.root / 'rois'}"])

@@ -18,7 +18,8 @@ from helpers_files import edited
 
 from nd.config import Config, PathsConfig
 from nd.data import pieces as pieces_module
-from nd.data.pieces import Piece, make_pieces, recorded_hash
+from nd.data.piece_records import recorded_hash
+from nd.data.pieces import Piece, make_pieces
 from nd.data.prepared import Subject, data_folder, stimuli_path, subject_path
 from nd.errors import UserError
 from nd.files import sha256_file
@@ -167,7 +168,8 @@ def test_a_killed_prepare_leaves_nothing_final_and_the_same_command_finishes(tmp
     code = f"""
 import os, signal
 from pathlib import Path
-from nd.data.pieces import Piece, make_pieces, recorded_hash
+from nd.data.piece_records import recorded_hash
+from nd.data.pieces import Piece, make_pieces
 def fill(path):
     path.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -91,6 +91,9 @@ def stand_ins(folder: Path) -> dict[str, list[str]]:
             pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
     np.save(folder / "voxels.npy", rng.normal(size=(120, 30)).astype(np.float32))
+    (folder / "rois").mkdir()
+    np.save(folder / "rois" / "V1.npy", np.arange(30) < 10)
+    (folder / "captions.json").write_text(json.dumps({i: ["a thing"] for i in range(60)}), encoding="utf-8")
     np.save(folder / "image_ids.npy", np.arange(120) % 60)
     tree = ["data.subjects=[subj01]", "data.simulated=true", "data.image_size=64", "protocol=scenes"]
     return {
@@ -98,6 +101,8 @@ def stand_ins(folder: Path) -> dict[str, list[str]]:
         "data.root=mindeye2": [f"data.root={folder}/data/scenes-mindeye2", *tree],
         "data.voxels=voxels.npy": [f"data.voxels={folder}/voxels.npy"],
         "data.image_ids=image_ids.npy": [f"data.image_ids={folder}/image_ids.npy"],
+        "data.captions=captions.json": [f"data.captions={folder}/captions.json"],
+        "data.rois=rois/": [f"data.rois={folder}/rois"],
         "data.images=images/": [f"data.images={folder}/own"],
         "images=images/": [f"images={folder}/made"],
         "data.file=digit69_28x28.mat": [f"data.file={noise_file(folder / 'digits.mat')}"],

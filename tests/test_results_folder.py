@@ -13,6 +13,7 @@ import yaml
 from helpers_results import config
 
 from nd.config import Config
+from nd.config.application import compose
 from nd.errors import UserError
 from nd.files import read_json
 from nd.locks import is_locked
@@ -271,6 +272,7 @@ def test_a_missing_run_says_what_to_run(cfg: Config) -> None:
     with pytest.raises(UserError, match=r"has not been run\. Run: nd predict subject=subj02 'method\.targets=\[z,c\]'"):
         found(cfg, "predict")
     assert command_for(cfg, "run", "table=") == "nd run subject=subj02 'method.targets=[z,c]' table="
+    assert command_for(compose(["table="]), "run") == "nd run table="  # as it was typed
 
 
 def test_without_a_checkout_there_is_no_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from helpers_commands import nd, succeed
 from helpers_results import N_IMAGES, config, fake_scores
 
 from nd.config import Config
+from nd.config.application import read_command
+from nd.config.sweeps import Point
 from nd.evaluation.scores import read_scores
+from nd.run import rows_at
 from nd.runs.folder import RunFolder
+from nd.tables import specs
 from nd.tables.specs import Entry, Row
 from nd.tables.sweep import ON_TEST, SweepTable, sweep_table, write_sweep
 from nd.tables.sweep_plots import sweep_plot
@@ -170,3 +175,42 @@ def test_a_sweep_of_which_a_job_fails_has_its_table_too(tmp_path: Path) -> None:
     lines = [line for line in done.out.splitlines() if line.startswith("| ")]
     assert [(line.split()[1], "MISSING" in line) for line in lines[1:]] == [("vae", True), ("mean_image", False)]
     assert not (tmp_path / "runs" / "multirun").exists()
+
+
+# ---- a grid over a table whose rows set the same key
+
+
+SPEC = """
+title: Guidance
+experiment: scenes
+subjects: [subj01]
+rows:
+  - label: kappa {kappa}
+    overrides: [method=neuraldiffuser_ridge]
+    grid: {guidance.kappa: [0.3, 1]}
+  - {label: unguided, overrides: [method=neuraldiffuser_ridge, guidance.kappa=0]}
+  - {label: as given, overrides: [method=neuraldiffuser_ridge]}
+"""
+
+
+def test_what_a_row_sets_itself_is_what_the_table_says(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(SPEC, encoding="utf-8")
+    words = ["spec.yaml", "guidance.kappa=30,100", "method.steps=20,30", "dry_run=true"]
+    done = succeed("sweep", *words, cwd=tmp_path)
+    assert "keep their own value (guidance.kappa: kappa {kappa}, unguided)" in done.out
+    assert "10 points, 10 runs: 10 missing" in done.out
+    with chdir(tmp_path):
+        command = read_command("sweep", ["table=spec.yaml", *words[1:]], specs.rows_of)
+        rows = sweep_table(rows_at(command.points())).rows
+    found = {(row.entry.label, *row.values.items()): row.entry.cfg for row in rows}
+    assert len(found) == 10
+    for (label, *values), cfg in found.items():
+        assert dict(values)["method.steps"] == str(cfg.method.steps)
+        said = dict(values).get("guidance.kappa")
+        assert float(said) == cfg.guidance.kappa if said else label.startswith("unguided")
+
+
+def test_without_a_table_every_point_stays_a_point(tmp_path: Path) -> None:
+    cfg = guided(tmp_path, "0", "0.2")
+    points = [Point({"guidance.eta": "0.2"}, cfg), Point({"guidance.eta": "0.20"}, cfg), Point({}, cfg)]
+    assert [values for values, _ in rows_at(points)] == [point.values for point in points]

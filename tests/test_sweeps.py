@@ -224,7 +224,7 @@ def test_two_sweeps_at_once_share_the_work(undisturbed: Place, fresh: Place) -> 
     assert fresh.csv == undisturbed.csv
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 200) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 550) -> None:
     """Wait until something is so; fail where a process ends before."""
     end = time.monotonic() + seconds
     while not condition():
@@ -234,6 +234,11 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | Non
 
 
 # ---- launchers
+
+LAUNCHERS = {
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra/launcher=submitit_local"],
+}
 
 
 def processes_of(parent: int) -> list[int]:
@@ -249,11 +254,14 @@ def processes_of(parent: int) -> list[int]:
     return found
 
 
-def test_a_sweep_that_was_disturbed_in_every_way_is_completed_exactly(undisturbed: Place, fresh: Place) -> None:
-    """One job fails at run time, one process is killed, then the launcher; with joblib, on 2 workers."""
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_sweep_that_was_disturbed_in_every_way_is_completed_exactly(
+    launcher: str, undisturbed: Place, fresh: Place
+) -> None:
+    """One job fails at run time, one process is killed, then the launcher."""
     broken = fresh.folder("kappa 1, eta 0.8")
     (broken.path / "per_image.csv").mkdir(parents=True)  # which then cannot be written
-    jobs = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    jobs = LAUNCHERS[launcher]
     said = fresh.own / "said.txt"
     command, left = [sys.executable, "-m", "nd", *fresh.table, *jobs], set[int]()
     with open(said, "w", encoding="utf-8") as out:
@@ -270,7 +278,7 @@ def test_a_sweep_that_was_disturbed_in_every_way_is_completed_exactly(undisturbe
         sweep.kill()
         sweep.wait()
         assert "FAILED" in said.read_text(encoding="utf-8")
-        assert "LOST" not in said.read_text(encoding="utf-8")
+        assert ("LOST" in said.read_text(encoding="utf-8")) == (launcher != "joblib")  # which begins it again at once
         before = fresh.done
         assert n_before + 2 <= len(before) < N_RUNS - 1
     finally:
@@ -281,6 +289,7 @@ def test_a_sweep_that_was_disturbed_in_every_way_is_completed_exactly(undisturbe
     listing = fresh.succeed(*fresh.table, "dry_run=true").out
     assert f"{len(before)} done" in listing
     assert "1 failed" in listing
+    assert launcher == "joblib" or "interrupted" in listing
     (broken.path / "per_image.csv").rmdir()
     done = fresh.succeed(*fresh.table, *jobs)
     assert f"{N_RUNS} of {N_RUNS} runs done, 0 failed, 0 not begun" in done.out
@@ -309,14 +318,12 @@ def kill(pid: int) -> None:
 
 
 def test_submitit_s_local_executor_gives_the_same_table(undisturbed: Place, fresh: Place) -> None:
-    words = ["guidance.kappa=1,3", "guidance.eta=1"]
-    done = fresh.succeed(*fresh.grid(*words, "hydra/launcher=submitit_local"))
-    assert "2 of 2 runs done, 0 failed" in done.out
-    scores = {
-        (line["guidance.kappa"], line["metric"]): float(line["mean"])
-        for line in rows_of(undisturbed.csv)
-        if line["guidance.eta"] == "1" and line["guidance.kappa"] in ("1", "3")
-    }
-    found = {(line["guidance.kappa"], line["metric"]): float(line["mean"]) for line in rows_of(fresh.csv)}
-    assert found == pytest.approx(scores, abs=1e-3)
-    assert f"{found['3', 'pixcorr']:.3f} [" in done.out
+    done = fresh.succeed(*fresh.table, "hydra/launcher=submitit_local")
+    assert f"{N_RUNS} of {N_RUNS} runs done, 0 failed" in done.out
+    assert fresh.csv == undisturbed.csv
+    (line,) = [
+        line
+        for line in rows_of(fresh.csv)
+        if (line["metric"], line["guidance.kappa"], line["guidance.eta"]) == ("pixcorr", "3", "1")
+    ]
+    assert f"{float(line['mean']):.3f} [" in done.out  # scores reach the terminal

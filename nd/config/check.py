@@ -168,8 +168,12 @@ def convert(value: Any, hint: Any) -> Any:
 def _check_scalar(name: str, value: Any, kind: type, one: Field[Any]) -> str | None:
     facts = declared(one)
     if not _fits(value, kind):
-        empty = " (for none write '')" if kind is str and value is None else ""
-        return f"{name}: {value!r} is {_kind(value)}, wanted {WANTED[kind]}{empty}."
+        more = " (for none write '')" if kind is str and value is None else ""
+        several = (
+            ",".join(map(str, value)) if isinstance(value, list) and all(_fits(item, kind) for item in value) else ""
+        )
+        more += f". A run for each: {name}={several} with -m" if "," in several else ""
+        return f"{name}: {value!r} is {_kind(value)}, wanted {WANTED[kind]}{more}."
     if kind is str and (problem := unstorable(value, f"{name}: the text")):
         return problem
     if kind is float and not math.isfinite(value):

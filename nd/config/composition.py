@@ -29,7 +29,7 @@ from nd.config.check import Checked, build, build_group
 from nd.config.components import CHOSEN_BY, KINDS, found, not_a_component
 from nd.config.conf_files import ReadOnce, conf_dir, keep_texts, origin_of, search_folders, search_path
 from nd.config.known import BASES, FILLED_IN, PARTS_OF_DECODING, group_type, per_target
-from nd.config.overrides import foreign_key, group_names
+from nd.config.overrides import bad_option, foreign_key, group_names
 from nd.config.schema import Config, Decoding
 
 HYDRA_VERSION_BASE = "1.3"
@@ -155,7 +155,7 @@ def _said(
 def _decode(
     name: str, config: Config, chosen: tuple[str, ...], given: Fields, folders: Sequence[Path], checked: Checked
 ) -> Decoding | None:
-    """Compose how one target of the method is decoded; None where there is no such target."""
+    """Compose how one target of the method is decoded; None where there is no such target, or none of its options."""
     if name not in found("target").components:
         checked.problems.append(not_a_component("target", name).replace("target.name", "method.targets"))
         return None
@@ -165,10 +165,15 @@ def _decode(
         recipe = {}
     by_hand = {text.partition("=")[0] for text in chosen}
     recipe = {part: value for part, value in recipe.items() if not _overruled(part, by_hand)}
-    options = tuple(f"{part}={value}" for part, value in recipe.items() if isinstance(value, str) and part != "roi")
-    loaded, choices, problems = _load((*chosen, *options), tuple(folders[1:]))
-    job = copy.deepcopy(loaded)
+    options = {part: recipe[part] for part in PARTS_OF_DECODING if isinstance(recipe.get(part), str)}
+    problems = tuple(text for part, value in options.items() if (text := bad_option(part, value, folders)))
+    if not problems:
+        words = (*chosen, *(f"{part}={value}" for part, value in options.items()))
+        loaded, choices, problems = _load(words, tuple(folders[1:]))
     checked.problems += [problem for problem in problems if problem not in checked.problems]
+    if problems:
+        return None
+    job = copy.deepcopy(loaded)
     _change_target(job, name, choices.get("target", ""), folders)
     _overlay(job, name, recipe, checked.problems)
     _apply(job, [(key, value) for key, value in given if key.partition(".")[0] in (*PARTS_OF_DECODING, "subject")])

@@ -196,7 +196,7 @@ def _read_one(
         hint = f" (a list is written {key}=[{','.join(values)}])" if key not in groups else ""
         reading.problems.append(f"{text}: several values need -m, which runs one job for each{hint}.")
         return
-    problems = [_bad_option(key, value, folders) for value in values] if key in groups else []
+    problems = [bad_option(key, value, folders) for value in values] if key in groups else []
     found = [problem for problem in problems if problem]
     reading.problems += found
     reading.lost |= {key} if found else set()
@@ -286,7 +286,7 @@ def split(raw: str) -> Iterator[str]:
         yield raw[start:].strip()
 
 
-def _bad_option(group: str, value: str, folders: Sequence[Path]) -> str:
+def bad_option(group: str, value: str, folders: Sequence[Path]) -> str:
     """Return a problem when ``value`` is not an option of ``group``, else an empty string."""
     options, name = group_options(group, folders), value.strip("'\"")
     if name in options or (group == "experiment" and name == NO_EXPERIMENT):

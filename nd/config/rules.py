@@ -172,9 +172,15 @@ def without_effect(cfg: Config, given: Sequence[str], verb: str = "") -> list[st
     if sampling and not cfg.guided_steps and any(key.startswith(("guidance", "method")) for key in given):
         found.append(f"guidance has no effect: int(steps run * eta) is 0 guided steps (eta {cfg.guidance.eta}).")
     made_for = {"scenes": cfg.data.simulated, "digits": cfg.data.source == "digits69"}
-    if not made_for.get(cfg.backbone.name, True):
+    if not made_for.get(cfg.backbone.name, True) and verb != "prepare" and _reads_backbone(cfg):
         found.append(f"backbone {cfg.backbone.name} was not made for data {cfg.data.name}.")
     return list(dict.fromkeys(found))
+
+
+def _reads_backbone(cfg: Config) -> bool:
+    """Whether anything of the method is read from the backbone."""
+    targets = (component("target", name).parts for name in cfg.method.targets)
+    return bool(component("generator", cfg.method.generator).parts(cfg)) or any(targets)
 
 
 def _idle(cfg: Config, verb: str) -> Iterator[tuple[tuple[str, ...], str]]:

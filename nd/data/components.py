@@ -104,6 +104,9 @@ class OwnData(DataConfig):
     roi_volumes: str = opt(
         "", "own: folder of NIfTI masks on the grid of data.volume, one for every ROI", identity=False, path=True
     )
+    rois: str = opt(
+        "", "own: folder of masks (voxels,), <name>.npy for every ROI, true inside it", identity=False, path=True
+    )
     orientation: str = opt(
         "stored",
         "own: images that a tag of the camera turns: take the pixels as stored, or turn them by the tag",

@@ -5,28 +5,34 @@
 - ``voxels``: .npy of numbers (trials, voxels) in any unit; kept as they are.
 - ``image_ids``: the image of every trial, from 0 on (``nd.data.whole_numbers``).
 - ``images``: ``nd.data.own_images``. All of them are prepared, so that a subject who saw others of them can join.
-- Where given, ``session_ids`` and ``test_ids`` like ``image_ids``, and ``captions`` by image id (``nd.data.captions``).
+- Where given, ``session_ids`` and ``test_ids`` like ``image_ids``, ``captions`` by image id (``nd.data.captions``), and
+  ROIs (``nd.data.own_volume``).
 
-A further subject joins the folder by the same command with its own voxels, image ids and ``subject.name``.
+A further subject joins the folder by the same command with its own voxels, image ids and ``subject.name``. Captions and
+further ROIs can be added later, by a command that gives nothing else; what was made before stays of use.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import h5py
+import numpy as np
 
 from nd.config import Config
 from nd.data.captions import captions_for, files_of
 from nd.data.own_images import RULES, OwnImages, hash_of, open_images, write_images
 from nd.data.own_trials import OwnTrials
-from nd.data.own_volume import volumes_in
+from nd.data.own_volume import NIFTI, read_places, read_roi, roi_files
 from nd.data.pieces import Piece, Settings
 from nd.data.same_images import Prints, across, check_across
 from nd.data.splits import Fold, subject_split
-from nd.data.stimuli import Stimuli
+from nd.data.stimuli import Stimuli, add_captions
+from nd.data.subject_file import check_roi
 from nd.errors import UserError
 from nd.files import sha256_json
 
@@ -34,7 +40,7 @@ LOG = logging.getLogger(__name__)
 
 EXAMPLE = "nd prepare data=own data.voxels=voxels.npy data.image_ids=image_ids.npy data.images=images/"
 TRIAL_FILES = ("voxels", "image_ids", "session_ids", "test_ids")
-PLACE_FILES = ("volume", "roi_volumes")
+PLACE_FILES = ("volume", "roi_volumes", "rois")
 STIMULI = "stimuli.h5"
 
 
@@ -45,8 +51,20 @@ def pieces_of(cfg: Config) -> list[Piece]:
     """
     own = OwnData(cfg)
     return [
-        Piece(STIMULI, own.stimuli_settings(), own.write_stimuli, n_bytes=own.stimuli_bytes()),
-        Piece(own.file_name, own.subject_settings(), own.write_subject, n_bytes=own.subject_bytes()),
+        Piece(
+            STIMULI,
+            own.stimuli_settings(),
+            own.write_stimuli,
+            n_bytes=own.stimuli_bytes(),
+            additions={"captions": own.add_captions},
+        ),
+        Piece(
+            own.file_name,
+            own.subject_settings(),
+            own.write_subject,
+            n_bytes=own.subject_bytes(),
+            additions={f"rois/{name}": partial(own.add_roi, name) for name in own.rois},
+        ),
     ]
 
 
@@ -75,13 +93,18 @@ class OwnData:
         return open_images(self.paths["images"])
 
     @cached_property
+    def rois(self) -> dict[str, Path]:
+        """The file of every ROI that is given."""
+        return roi_files(self.paths)
+
+    @cached_property
     def hashes(self) -> dict[str, str]:
         """Hash of every file; empty where it is not given."""
         hashes = {key: hash_of(self.paths[key]) if key in self.paths else "" for key in TRIAL_FILES}
-        several = {"captions": files_of, "volume": lambda path: [path], "roi_volumes": volumes_in}
-        for key, listed in several.items():
+        for key, listed in {"captions": files_of, "volume": lambda path: [path]}.items():
             files = listed(self.paths[key]) if key in self.paths else []
             hashes[key] = sha256_json([[path.name, hash_of(path)] for path in files]) if files else ""
+        hashes |= {f"rois/{name}": hash_of(path) for name, path in self.rois.items()}
         return hashes | {"images": self.images.fingerprint() if "images" in self.paths else ""}
 
     def stimuli_settings(self) -> Settings:
@@ -92,8 +115,8 @@ class OwnData:
     def subject_settings(self) -> Settings:
         """All that the subject's file depends on."""
         settings = {"name": self.data.name, "simulated": self.data.simulated, "n_test": self.data.n_test}
-        # Folders made before volumes could be given have no entry of them, as those made without have none.
-        given = [key for key in PLACE_FILES if key in self.paths]
+        # Folders made before places could be given have no entry of them, as those made without have none.
+        given = [key for key in self.hashes if key.startswith("rois/") or (key == "volume" and key in self.paths)]
         return settings | {key: self.hashes[key] for key in (*TRIAL_FILES, *given)}
 
     def stimuli_bytes(self) -> int:
@@ -144,7 +167,7 @@ class OwnData:
             return captions_for(self.paths["captions"], ids)
         LOG.warning(
             "data.captions was not given, so targets made of captions (c, clip_text) cannot be extracted. Choose a "
-            "method without them, or prepare the data with captions."
+            "method without them, or add captions at any time by this command with data.captions=<file>."
         )
         return [[] for _ in ids]
 
@@ -161,14 +184,29 @@ class OwnData:
                 self.trials.n_constant, self.trials.voxels.shape[1], self.name,
             )  # fmt: skip
 
+    def add_captions(self, handle: h5py.File) -> None:
+        """Add captions to stimuli that were prepared without. UserError where an image has none."""
+        add_captions(handle, captions_for(self.paths["captions"], handle["image_id"][()].tolist()))
+
+    def add_roi(self, name: str, handle: h5py.File) -> None:
+        """Add an ROI to a subject that was prepared without. UserError where it does not fit, or is another there."""
+        n_voxels, path = len(handle["ijk"]), self.rois[name]
+        grid = read_places(self.paths["volume"], n_voxels) if path.name.endswith(NIFTI) else None
+        mask = read_roi(path, n_voxels, grid)
+        if name not in handle["rois"]:
+            check_roi(self.file_name, name)
+            handle["rois"][name] = mask
+        elif not np.array_equal(handle["rois"][name][()], mask):
+            raise UserError(f"{path} is another ROI than the {name} that {self.file_name} holds. Name it otherwise.")
+
     def _attributes(self, stimuli_hash: str) -> dict[str, Any]:
         """What the subject's file says of itself."""
-        given = [key for key in (*TRIAL_FILES, *PLACE_FILES) if key in self.paths]
+        given = [key for key in (*TRIAL_FILES, "volume") if key in self.paths]
         named = "test_ids" in self.paths
         return {
             "source": "own",
             "simulated": self.data.simulated,
-            "mask": "as given" + ("" if "volume" in self.paths else "; voxel positions and areas are not known"),
+            "mask": "as given" + ("" if "volume" in self.paths else "; voxel positions are not known"),
             "betas": "as given",
             "scaling": "none (as given)",
             "test_images": "named in test_ids" if named else f"the first {self.data.n_test} in the order of a hash",

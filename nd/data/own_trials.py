@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.data.npy import open_npy
-from nd.data.own_volume import read_areas, read_places
+from nd.data.nsd.volumes import Mask
+from nd.data.own_volume import read_places, read_roi, roi_files
 from nd.data.rows import BLOCK_BYTES, not_finite
 from nd.data.splits import MIN_TEST, MIN_TRAIN, MIN_VAL
 from nd.data.subject_file import AGAIN, SubjectTable, check_table, lay_out, write_rows
@@ -36,7 +37,8 @@ class OwnTrials:
         """Take the files.
 
         Args:
-            paths: ``voxels``, ``image_ids``; where given ``session_ids``, ``test_ids``, ``volume``, ``roi_volumes``.
+            paths: ``voxels``, ``image_ids``; where given ``session_ids``, ``test_ids``, ``volume``, ``roi_volumes``,
+                ``rois``.
             n_test: test images, where ``test_ids`` names none: the first in the order of a hash.
         """
         self.paths, self.n_test = paths, n_test
@@ -98,13 +100,16 @@ class OwnTrials:
         return np.isin(self.image_id, test)
 
     @cached_property
+    def grid(self) -> Mask | None:
+        """The voxels that the columns are, where that is known."""
+        return read_places(self.paths["volume"], self.voxels.shape[1]) if "volume" in self.paths else None
+
+    @cached_property
     def places(self) -> tuple[NDArray[np.int16], dict[str, NDArray[np.bool_]]]:
         """(V, 3) where the voxels lie, -1 where that is not known, and their ROIs."""
         n_voxels = self.voxels.shape[1]
-        if "volume" not in self.paths:
-            return np.full((n_voxels, 3), -1, np.int16), {}
-        mask = read_places(self.paths["volume"], n_voxels)
-        return mask.ijk, read_areas(self.paths["roi_volumes"], mask) if "roi_volumes" in self.paths else {}
+        ijk = np.full((n_voxels, 3), -1, np.int16) if self.grid is None else self.grid.ijk
+        return ijk, {name: read_roi(path, n_voxels, self.grid) for name, path in roi_files(self.paths).items()}
 
     @cached_property
     def n_constant(self) -> int:

@@ -1,19 +1,25 @@
-"""Where the voxels of people's own data lie, and which ROIs they are in: NIfTI volumes on one grid.
+"""Where the voxels of people's own data lie, and which ROIs they are in.
 
-The mask's voxels above 0, in C order of the grid as ``volume[mask > 0]`` gives them, are the columns of the responses.
+A NIfTI mask's voxels above 0, in C order of the grid as ``volume[mask > 0]`` gives them, are the columns of the
+responses. ROIs are volumes on the same grid, or .npy masks over the columns, each file named after its ROI.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.data.npy import open_npy
 from nd.data.nsd.volumes import Mask, on_grid, read_volume, whole_labels
+from nd.data.whole_numbers import whole_numbers
 from nd.errors import UserError
 
-ENDINGS = (".nii", ".nii.gz")
+NIFTI = (".nii", ".nii.gz")
+ENDINGS = {"roi_volumes": NIFTI, "rois": (".npy",)}  # of the files of an ROI, by the field of data
+KINDS = {"roi_volumes": "NIfTI volume (.nii, .nii.gz)", "rois": "mask (.npy)"}
 
 
 def read_places(path: Path, n_voxels: int) -> Mask:
@@ -36,30 +42,48 @@ def read_places(path: Path, n_voxels: int) -> Mask:
     return Mask(path, volume.shape, ijk.astype(np.int16))
 
 
-def volumes_in(folder: Path) -> list[Path]:
-    """Return the NIfTI files of a folder, sorted by name.
-
-    Raises:
-        UserError: there are none.
-    """
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(ENDINGS)) if folder.is_dir() else [folder]
-    if not files or not files[0].name.endswith(ENDINGS):
-        raise UserError(f"data.roi_volumes={folder} holds no NIfTI volume (.nii, .nii.gz), one for every ROI.")
-    return files
-
-
-def read_areas(folder: Path, mask: Mask) -> dict[str, NDArray[np.bool_]]:
-    """Return masks (V,) over the voxels of `mask`, one for each NIfTI volume of a folder, by the file's name.
+def roi_files(paths: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the file of every ROI by its name.
 
     Args:
-        folder: of volumes that are above 0 inside an ROI.
-        mask: the voxels.
+        paths: where given, the folders ``roi_volumes`` and ``rois``.
 
     Raises:
-        UserError: a volume lies on another grid, is damaged or holds fractions.
+        UserError: a folder holds none, or two files are of one name.
     """
-    found = {}
-    for path in volumes_in(folder):
-        name = next(path.name.removesuffix(ending) for ending in reversed(ENDINGS) if path.name.endswith(ending))
-        found[name] = whole_labels(path, mask.take(on_grid(path, mask))) > 0
+    found: dict[str, Path] = {}
+    for field in (field for field in ENDINGS if field in paths):
+        folder, endings = paths[field], ENDINGS[field]
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        files = [path for path in files if path.name.endswith(endings) and not path.name.startswith(".")]
+        if not files:
+            raise UserError(f"data.{field}={folder} is no folder with a {KINDS[field]} for every ROI, named after it.")
+        for path in files:
+            name = next(path.name.removesuffix(end) for end in reversed(endings) if path.name.endswith(end))
+            if name in found:
+                raise UserError(f"{found[name]} and {path} are both named after ROI {name}. Keep one of them.")
+            found[name] = path
     return found
+
+
+def read_roi(path: Path, n_voxels: int, mask: Mask | None) -> NDArray[np.bool_]:
+    """Return a mask (V,) over the columns of the responses.
+
+    Args:
+        path: .npy (V,), true or above 0 inside the ROI, or a NIfTI volume that is above 0 there.
+        n_voxels: columns of the responses.
+        mask: the voxels, where ``data.volume`` says where they lie.
+
+    Raises:
+        UserError: a file of another shape or grid, one that is damaged or holds fractions.
+    """
+    if path.name.endswith(NIFTI):
+        assert mask is not None  # data.roi_volumes needs data.volume
+        return whole_labels(path, mask.take(on_grid(path, mask))) > 0
+    values = open_npy(path, "bool")
+    if values.shape != (n_voxels,):
+        raise UserError(
+            f"{path} has shape {values.shape}, but data.voxels has {n_voxels} columns. Wanted ({n_voxels},), true "
+            "inside the ROI; of a list of columns: mask = np.zeros(n, bool); mask[columns] = True."
+        )
+    return whole_numbers(values, f"{path}: a mask of an ROI", highest=1) > 0

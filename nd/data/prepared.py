@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nd.config import Config
 from nd.config.components import component
-from nd.data.pieces import recorded_hash
+from nd.data.piece_records import recorded_hash
 from nd.data.same_images import Across, Prints, across, check_across
 from nd.data.splits import (
     BY_CLUSTER,

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from nd.config import DataConfig
 from nd.config.components import component
 from nd.data import digits69
-from nd.data.pieces import check_piece
+from nd.data.piece_records import check_piece
 from nd.errors import UserError, unknown
 from nd.files import read_json, sha256_json, write_json
 

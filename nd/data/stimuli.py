@@ -106,6 +106,20 @@ def add_entries(handle: h5py.File, image_id: NDArray[Any], captions: list[list[s
     handle.create_dataset("captions", data=np.array(padded, dtype=object), dtype=h5py.string_dtype())
 
 
+def add_captions(handle: h5py.File, captions: list[list[str]]) -> None:
+    """Add captions to a file that was written without, as its attribute ``captions_hash`` then says; ``hash`` stays.
+
+    Args:
+        handle: the file, open for writing.
+        captions: one list or more of each image, in the order of the file.
+    """
+    ids = handle["image_id"][()]
+    check_entries(Path(handle.filename), len(ids), captions, ids)
+    del handle["image_id"], handle["captions"]
+    add_entries(handle, ids, captions)
+    handle.attrs["captions_hash"] = sha256_json(captions)
+
+
 def check_entries(
     path: Path,
     n_images: int,
@@ -158,6 +172,7 @@ class Stimuli:
                 )
             self.image_id = self._whole(handle, "image_id").astype(np.int32)
             self.hash = attribute(handle, "hash", str)
+            self._later = attribute(handle, "captions_hash", str, "")
             self.has_labels = "labels" in present
             check_linked(self.path, handle)
             layout = attribute(handle, "layout", str, "HWC")
@@ -166,6 +181,10 @@ class Stimuli:
         self.shape: tuple[int, ...] = self._images.shape
         self._check_rows()
         self._row = {int(i): row for row, i in enumerate(self.image_id)}
+
+    def hash_of(self, part: str) -> str:
+        """Return the hash of what "images" or "captions" depend on; captions that were added later change no image."""
+        return sha256_json([self.hash, self._later]) if part == "captions" and self._later else self.hash
 
     def _whole(self, handle: h5py.File, name: str) -> NDArray[np.int64]:
         return whole_numbers(read_whole(handle, name, shape=(None,)), f"{self.path}: {name}")
@@ -207,7 +226,7 @@ class Stimuli:
         if not all(found):
             raise UserError(
                 f"{self.path} holds no captions, of which targets c and clip_text are made. Choose a method or targets "
-                f"without them, or remove {self.path} and prepare it again with data.captions=<file>."
+                f"without them, or add captions by the command that prepared it, with data.captions=<file>."
             )
         return found
 

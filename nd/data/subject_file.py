@@ -156,8 +156,13 @@ def check_table(path: Path, table: SubjectTable, shape: tuple[int, ...]) -> None
         if values is not None and values.shape != wished:
             raise UserError(f"{path.name}: {name} has shape {values.shape}, but voxels {shape} asks for {wished}.")
     for roi in table.rois:
-        check_text(roi, f"{path.name}: the name of ROI {roi!r}")
-        if not roi.strip(".") or "/" in roi:
-            raise UserError(f"{path.name}: an ROI is named {roi!r}; wanted a name without '/' that is not only dots.")
-    if ALL_VOXELS in table.rois:
-        raise UserError(f"{path.name}: an ROI cannot be named {ALL_VOXELS!r}, which always means every voxel.")
+        check_roi(path.name, roi)
+
+
+def check_roi(file: str, roi: str) -> None:
+    """Refuse a name of an ROI that no file can have; ``file`` is its name, for messages."""
+    check_text(roi, f"{file}: the name of ROI {roi!r}")
+    if not roi.strip(".") or "/" in roi:
+        raise UserError(f"{file}: an ROI is named {roi!r}; wanted a name without '/' that is not only dots.")
+    if roi == ALL_VOXELS:
+        raise UserError(f"{file}: an ROI cannot be named {ALL_VOXELS!r}, which always means every voxel.")

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nd.config import Config
-from nd.data.pieces import MANIFEST, manifest_of
+from nd.data.piece_records import MANIFEST, manifest_of
 from nd.data.prepared import Stimuli, Subject, data_folder, stimuli_path
 from nd.doctor.need import byte_text
 from nd.errors import UserError

@@ -29,7 +29,7 @@ def own_needs(cfg: Config, absent: Collection[str], stimuli: Path) -> Iterator[N
     """
     needed = {"voxels": cfg.subject.name, "image_ids": cfg.subject.name, "images": STIMULI.removesuffix(".h5")}
     lacking = [key for key, piece in needed.items() if f"{piece}.h5" in absent and not getattr(cfg.data, key)]
-    for key in (*WANTED, "session_ids", "test_ids", "captions"):
+    for key in (*WANTED, "session_ids", "test_ids", "captions", "volume", "roi_volumes", "rois"):
         given = getattr(cfg.data, key)
         if given:
             yield Need(f"data.{key}", "ok", given, size_text(Path(given).expanduser()))

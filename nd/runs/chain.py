@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nd.config.schema import ALL, Config
+from nd.data.prepared import open_subject, subject_path
 from nd.errors import BusyError, UserError
 from nd.files import sha256_json
 from nd.locks import holder, wait_until_free
@@ -130,6 +131,14 @@ def check_finished(steps: Sequence[Step]) -> None:
             ) from None
 
 
+def check_rois(steps: Sequence[Step]) -> None:
+    """Refuse ROIs that the prepared subject does not have, before features are computed to be decoded from them."""
+    for step in steps:
+        training = step.verb == "train" and step.folder is not None and not step.folder.done
+        if training and subject_path(step.cfg).is_file():
+            open_subject(step.cfg)
+
+
 def state_of(steps: Sequence[Step]) -> str:
     """Return how far a row is, by its run folders: one of ``STATES``."""
     if steps[-1].folder is not None and steps[-1].folder.done:
@@ -185,8 +194,11 @@ class Chain:
         if last.folder is not None and last.folder.done:
             self._note(last, "done already")
             return
-        for step in _wanted(steps):
+        wanted = _wanted(steps)
+        for step in wanted:
             self._do(step, last)
+            if step.verb == "prepare":
+                check_rois(wanted)
 
     def _do(self, step: Step, last: Step) -> None:
         if step.key in self.seen:

@@ -46,7 +46,8 @@ BOOKKEEPING = frozenset({"config.yaml", "overrides.txt", "manifest.json", "statu
 
 def command_for(cfg: Config, verb: str, *extra: str) -> str:
     """Return the shell command that runs a verb on a configuration with further overrides, which win; one line."""
-    last = {item.split("=", 1)[0]: item for item in (*cfg.overrides, *extra)}
+    words = (re.sub("=''$", "=", item) for item in (*cfg.overrides, *extra))  # an empty text as people type it
+    last = {item.split("=", 1)[0]: item for item in words}
     return shlex.join(["nd", verb, *last.values()])
 
 

@@ -14,7 +14,7 @@ from nd.backbone.weights import folders_of, local_folder
 from nd.config.components import component
 from nd.config.fields import declared
 from nd.config.schema import Config
-from nd.data.pieces import check_piece, recorded_hash
+from nd.data.piece_records import added_to, check_piece, recorded_hash
 from nd.data.splits import BY_CLUSTER, CLUSTERS
 from nd.files import located, sha256_file, sha256_json
 from nd.runs.identity import generator_of, mapper_of, trained_together
@@ -88,11 +88,13 @@ def describe(paths: list[Path]) -> dict[str, dict[str, Any]]:
         content = recorded_hash(path) or sha256_file(path)
         described[str(path.resolve())] = {
             "size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": content,
-        }  # fmt: skip
+        } | ({"added": added} if (added := added_to(path)) else {})  # fmt: skip
     return described
 
 
 def _same(path: Path, recorded: dict[str, Any]) -> bool:
+    if not recorded.get("added", {}).items() <= added_to(path).items():
+        return False
     state, known = path.stat(), recorded_hash(path)  # of a file whose links were led elsewhere, that of its content
     if known is not None:
         return known == recorded["sha256"]
@@ -124,5 +126,8 @@ def changed_inputs(recorded: dict[str, str], present: dict[str, str]) -> list[st
 
 def fingerprint(manifest: dict[str, Any]) -> str:
     """Return a hash of a run's identity and of the contents of all it read: what a later run records as its input."""
-    files = sorted((Path(name).name, state["sha256"]) for name, state in manifest["files"].items())
+    files = sorted(
+        (Path(name).name, state["sha256"], *([sha256_json(state["added"])] if "added" in state else []))
+        for name, state in manifest["files"].items()
+    )
     return sha256_json({"identity": manifest["identity"], "inputs": manifest["inputs"], "files": files})

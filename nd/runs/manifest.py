@@ -27,6 +27,7 @@ class FileState(TypedDict):
     size: int
     mtime_ns: int
     sha256: str
+    added: NotRequired[dict[str, str]]
 
 
 class Manifest(TypedDict):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from nd.config.sweeps import Point
-from nd.run import entries_of
+from nd.run import rows_at
 from nd.runs.chain import STATES, Step, failure_of, state_of, steps_of
 from nd.runs.identity import run_id
 from nd.sweeps.work import is_taken
@@ -56,9 +56,8 @@ class SweepRun:
 def runs_of(points: Sequence[Point]) -> list[SweepRun]:
     """Return the runs behind some points, in their order; a point that names a table stands for all its rows."""
     found: dict[str, list[tuple[Values, Entry]]] = {}
-    for point in points:
-        for entry in entries_of(point.cfg):
-            found.setdefault(run_id("evaluate", entry.cfg), []).append((point.values, entry))
+    for values, entry in rows_at(points):
+        found.setdefault(run_id("evaluate", entry.cfg), []).append((values, entry))
     return [SweepRun(name, tuple(those)) for name, those in found.items()]
 
 

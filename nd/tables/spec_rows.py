@@ -46,6 +46,11 @@ class Row:
     grid: dict[str, list[str]] = field(default_factory=dict)  # of a row at one point: the value of each key alone
 
     @property
+    def keys(self) -> set[str]:
+        """The keys that the row sets itself, whatever the command line says."""
+        return {item.lstrip("+~").partition("=")[0] for item in self.overrides}
+
+    @property
     def point(self) -> dict[str, str]:
         """Where the row lies on its grid: values by key, as they are written in the spec."""
         return {key: values[0] for key, values in self.grid.items()}

@@ -92,6 +92,8 @@ def _spec_path(name: str) -> Path:
         return own
     if (FOLDER / f"{name}.yaml").is_file():
         return FOLDER / f"{name}.yaml"
+    if (file := Path(f"{name}.yaml")).is_file():
+        raise UserError(f"table={name}: no shipped table has that name. For the file that lies here give table={file}.")
     raise unknown("table", name, available())
 
 

@@ -52,7 +52,7 @@ def wanted_fingerprint(cfg: Config, target_name: str) -> str:
     """The fingerprint of a target under the present settings, weights and stimuli; loads no model."""
     own = cfg.decoding(target_name).target
     extractor = build_extractor(target_name, cfg, extraction_backbone(cfg, own.precision))
-    return store_fingerprint(details_of(extractor, Stimuli(stimuli_path(cfg)).hash, own.dtype, own.precision))
+    return store_fingerprint(details_of(extractor, Stimuli(stimuli_path(cfg)), own.dtype, own.precision))
 
 
 def extraction_backbone(cfg: Config, precision: str, device: Any = "cpu") -> Backbone:
@@ -60,9 +60,14 @@ def extraction_backbone(cfg: Config, precision: str, device: Any = "cpu") -> Bac
     return Backbone(cfg.backbone, device, dtype=precision)
 
 
-def details_of(extractor: Extractor, stimuli_hash: str, dtype: str, precision: str) -> dict[str, Any]:
+def details_of(extractor: Extractor, stimuli: Stimuli, dtype: str, precision: str) -> dict[str, Any]:
     """Everything the stored values depend on, by name."""
-    return {**extractor.fingerprint(), "stimuli": stimuli_hash, "dtype": dtype, "precision": precision}
+    return {
+        **extractor.fingerprint(),
+        "stimuli": stimuli.hash_of(extractor.needs),
+        "dtype": dtype,
+        "precision": precision,
+    }
 
 
 def store_fingerprint(details: dict[str, Any]) -> str:

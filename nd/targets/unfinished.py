@@ -45,7 +45,7 @@ class Job:
 
     def details(self, stimuli: Stimuli) -> dict[str, Any]:
         """Everything the stored values depend on."""
-        return details_of(self.extractor, stimuli.hash, self.dtype, self.precision)
+        return details_of(self.extractor, stimuli, self.dtype, self.precision)
 
 
 class Unfinished:

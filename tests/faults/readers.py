@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tree import Tree
 
 import nd
-from nd.data.pieces import check_piece, manifest_of, recorded_hash
+from nd.data.piece_records import check_piece, manifest_of, recorded_hash
 from nd.data.prepared import Stimuli, Subject
 from nd.digests import digest_array, digest_bytes
 from nd.errors import UserError
