@@ -75,12 +75,6 @@ def test_transform_in_place_gives_the_same_and_only_then_changes_the_rows() -> N
     np.testing.assert_array_equal(scaled, (kept - scaler.mean) / scaler.scale)
 
 
-def test_state_restores_the_scaler() -> None:
-    rows = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
-    scaler = Scaler.fit(rows)
-    np.testing.assert_array_equal(Scaler(**scaler.state()).transform(rows), scaler.transform(rows))
-
-
 def test_other_voxel_count_and_too_few_rows() -> None:
     with pytest.raises(UserError, match="rows have 3 voxels but the scaler was fitted on 4"):
         Scaler.fit(np.eye(4, dtype=np.float32)).transform(np.zeros((2, 3), np.float32))

@@ -124,7 +124,9 @@ def test_unknown_target(cfg: Config, backbone: Backbone) -> None:
 
 
 def fill_store(cfg: Config, stimuli: Stimuli, extractor: Extractor, path: Path, **options: Any) -> int:
-    return fill.extract_to_store(extractor, stimuli, path, progress=False, **{"batch_size": 3, **options})
+    job = fill.Job(extractor, path, options.pop("dtype", "float32"))
+    options = {"batch_size": 3, "progress": False, **options}
+    return fill.extract_to_stores([job], stimuli, **options)[extractor.name]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""What a training, validation or prediction step is given, and how it is read from the files.
+"""What a training or validation step is given, and how it is read from the files.
 
 Shapes: B_s samples of one subject, B of all of them, V_s voxels of that subject.
 
@@ -39,7 +39,7 @@ class SubjectBatch:
     Attributes:
         voxels: (B_s, V_s) float32, scaled.
         image_id: (B_s,) int64.
-        targets: (B_s, *shape) float32 by name of the target; empty in prediction.
+        targets: (B_s, *shape) float32 by name of the target.
         counts: the step's samples of this subject in every process, in rank order; empty where no step is shared.
     """
 

@@ -181,9 +181,9 @@ class OrderedPlan:
     So what the processes give, put together in their order, is in the order of one process.
     """
 
-    def __init__(self, samples: Samples, batch_size: int, what: str) -> None:
-        """samples: (N,) per subject, in order. ``what`` names them in messages, e.g. "validation"."""
-        self.samples, self.batch_size, self.what = dict(samples), _checked(batch_size), what
+    def __init__(self, samples: Samples, batch_size: int) -> None:
+        """samples: (N,) per subject, in order."""
+        self.samples, self.batch_size = dict(samples), _checked(batch_size)
         self._counts_S = np.array([len(values) for values in self.samples.values()])
 
     def n_steps(self, world_size: int = 1) -> int:
@@ -191,7 +191,7 @@ class OrderedPlan:
         total = int(self._counts_S.sum())
         if total < world_size:
             raise UserError(
-                f"{total} {self.what} samples cannot be shared by {world_size} processes. "
+                f"{total} validation samples cannot be shared by {world_size} processes. "
                 f"Enlarge that part, or use at most {max(1, total)} processes."
             )
         return min(-(-total // self.batch_size), total // world_size)

@@ -16,12 +16,12 @@ from nd.data.pieces import recorded_hash
 from nd.data.same_images import Across, Prints, across, check_across
 from nd.data.splits import (
     BY_CLUSTER,
+    CLUSTERS,
     MIN_TRAIN,
     MIN_VAL,
     SESSIONS_OF,
     Split,
     cluster_split,
-    clusters_path,
     get_split,
     narrowed,
     read_clusters,
@@ -39,7 +39,6 @@ __all__ = [
     "check_allowed",
     "data_folder",
     "images_without_voxels",
-    "manifest_path",
     "mean_betas",
     "open_subject",
     "single_betas",
@@ -67,11 +66,6 @@ def subject_path(cfg: Config, name: str = "") -> Path:
 def stimuli_path(cfg: Config) -> Path:
     """Prepared stimuli file of the data set."""
     return data_folder(cfg) / "stimuli.h5"
-
-
-def manifest_path(cfg: Config) -> Path:
-    """What the prepared folder was made from: settings, hashes and sizes."""
-    return data_folder(cfg) / "manifest.json"
 
 
 def open_subject(cfg: Config, name: str = "") -> Subject:
@@ -186,7 +180,7 @@ def _cut(cfg: Config, name: str) -> Split:
 def _shared_split(cfg: Config) -> Split:
     """The split of images that all subjects saw."""
     if cfg.data.split == BY_CLUSTER:
-        return cluster_split(cfg.data, read_clusters(clusters_path(data_folder(cfg))))
+        return cluster_split(cfg.data, read_clusters(data_folder(cfg) / CLUSTERS))
     return get_split(cfg.data)
 
 

@@ -153,7 +153,3 @@ class Scaler:
                 f"rows have {rows.shape[-1]} voxels but the scaler was fitted on {len(self.mean)}. "
                 "Use the same subject.roi."
             )
-
-    def state(self) -> dict[str, NDArray[np.float32]]:
-        """Arrays to store; ``Scaler(**state)`` restores it."""
-        return {"mean": self.mean, "scale": self.scale}

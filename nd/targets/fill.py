@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from nd.data.prepared import Stimuli
 from nd.errors import UserError
 from nd.files import atomic_path
 from nd.locks import locked
-from nd.targets.base import Extractor, Items
+from nd.targets.base import Items
 from nd.targets.reference import N_REFERENCE, check_drift, reference_features
 from nd.targets.store import TargetStore, differences
 from nd.targets.unfinished import Job, Unfinished
@@ -66,20 +65,6 @@ def extract_to_stores(
             stages.enter(f"{store.job.extractor.name} is checked")
             store.finish()
     return computed
-
-
-def extract_to_store(
-    extractor: Extractor,
-    stimuli: Stimuli,
-    path: Path,
-    *,
-    dtype: str = "float32",
-    batch_size: int = 64,
-    progress: bool = True,
-) -> int:
-    """Compute what is missing of one target; returns the number of images computed now."""
-    job = Job(extractor, path, dtype)
-    return extract_to_stores([job], stimuli, batch_size=batch_size, progress=progress)[extractor.name]
 
 
 def is_finished(job: Job, stimuli: Stimuli) -> bool:

@@ -118,13 +118,3 @@ class Vdvae(nn.Module):
             wanted = (len(latents[0]), *shapes[layer])
             if tuple(latent.shape) != wanted:
                 raise UserError(f"latent {layer} of the VDVAE has shape {tuple(latent.shape)}; wanted {wanted}.")
-
-
-def normal_from(generator: torch.Generator) -> Noise:
-    """Noise of a generator, drawn layer after layer."""
-    return lambda layer, shape: torch.randn(shape, generator=generator, device=generator.device)
-
-
-def uniform_from(generator: torch.Generator) -> Uniform:
-    """Uniform numbers of a generator."""
-    return lambda shape: torch.rand(shape, generator=generator, device=generator.device)
