@@ -21,7 +21,7 @@ from nd.data.prepared import Stimuli, write_stimuli
 from nd.errors import LeakError, UserError
 from nd.targets import fill
 from nd.targets.base import Extractor, Items
-from nd.targets.registry import build_extractor
+from nd.targets.components import build_extractor
 from nd.targets.store import TargetStore, details_of, store_fingerprint, store_path
 
 N_IMAGES = 10

@@ -37,7 +37,7 @@ from nd.config import BackboneConfig, Config
 from nd.errors import UserError
 from nd.targets.base import Items
 from nd.targets.clip_features import ClipImage, ClipText, ClipVision, VisionPass, clip_of, vision_pass
-from nd.targets.registry import build_extractor, build_extractors
+from nd.targets.components import build_extractor
 
 CPU = torch.device("cpu")
 CLIP_TARGETS = ["clip_vision", "clip_image", "clip_text"]
@@ -150,7 +150,7 @@ def test_shapes_and_what_each_target_is_by_transformers_own_forward(
     cfg: Config, backbone: Backbone, folder: Path
 ) -> None:
     images, captions = noise(3, 40, 40), ["a b", "xyz", "some thing"]
-    vision, image, text = build_extractors(CLIP_TARGETS, cfg, backbone)
+    vision, image, text = (build_extractor(name, cfg, backbone) for name in CLIP_TARGETS)
     whole = CLIPModel.from_pretrained(folder)
     with torch.no_grad():
         embeds = whole.get_image_features(pixel_values=to_pixels(images, 28, CPU)).pooler_output
@@ -194,7 +194,7 @@ def test_long_captions_keep_their_end_token(cfg: Config, backbone: Backbone) -> 
 
 
 def test_clip_image_and_clip_vision_share_one_pass(cfg: Config, backbone: Backbone) -> None:
-    vision, image = build_extractors(["clip_vision", "clip_image"], cfg, backbone)
+    vision, image = (build_extractor(name, cfg, backbone) for name in ("clip_vision", "clip_image"))
     assert isinstance(vision, ClipVision)
     assert isinstance(image, ClipImage)
     assert vision.forward is image.forward
@@ -484,7 +484,7 @@ def test_fingerprints_load_no_model_and_follow_every_file(cfg: Config, copied: P
     assert prints(changed) == before  # the place does not matter
     assert json.loads(json.dumps(before)) == before
     assert len({found["target"] for found in before.values()}) == 3
-    for extractor in build_extractors(CLIP_TARGETS, cfg, backbone):
+    for extractor in [build_extractor(name, cfg, backbone) for name in CLIP_TARGETS]:
         extractor.fingerprint()
     assert not {"vision", "text", "tokenizer"} & set(vars(clip_of(cfg.decoding("clip_vision").target, backbone)))
 

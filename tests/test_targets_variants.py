@@ -24,9 +24,9 @@ from nd.data.image_checks import SATURATED, check_images, checked, saturated_sha
 from nd.errors import UserError
 from nd.scenes.world import World
 from nd.targets.base import Items
-from nd.targets.guards import check_features
+from nd.targets.components import build_extractor
 from nd.targets.lanczos import lanczos
-from nd.targets.registry import build_extractor
+from nd.targets.unfinished import check_features
 from nd.targets.vae_latent import SmallLatent, VaeLatent, small_size
 
 SCALING = 0.3  # the fixture's VAE

@@ -34,7 +34,7 @@ from nd.mappers.folds import origin_of
 from nd.mappers.training.callbacks import Checkpoints
 from nd.mappers.training.fit import Files
 from nd.mappers.training.memory import training_bytes
-from nd.mappers.volumetric.mapper import Volumetric
+from nd.mappers.volumetric.encoder import Volumetric
 from nd.predict import predict
 from nd.runs.chain import extracted, pretrain_of, steps_of
 from nd.runs.folder import RunFolder

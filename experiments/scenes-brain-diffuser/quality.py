@@ -20,9 +20,8 @@ from PIL import Image
 
 from nd.backbone.clip import Clip
 from nd.backbone.loading import load_backbone
-from nd.backbone.vdvae.images import to_pixels
+from nd.backbone.vdvae.images import to_pixels, to_uint8
 from nd.backbone.vdvae.loading import load_vdvae
-from nd.backbone.vdvae.mixture import to_uint8
 from nd.config.application import compose
 from nd.files import atomic_path
 from nd.generate.brain_diffuser import build

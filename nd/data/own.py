@@ -21,8 +21,7 @@ from typing import Any
 from nd.config import Config
 from nd.data.captions import captions_for, files_of
 from nd.data.own_images import RULES, OwnImages, hash_of, open_images, write_images
-from nd.data.own_trials import OwnTrials
-from nd.data.own_volume import volumes_in
+from nd.data.own_trials import OwnTrials, volumes_in
 from nd.data.pieces import Piece, Settings
 from nd.data.same_images import Prints, across, check_across
 from nd.data.splits import Fold, subject_split

@@ -1,4 +1,4 @@
-"""What the mappers that are fitted in closed form have in common: state, scaling, and columns that are left out.
+"""What mappers that are fitted on one subject have in common, and those in closed form: columns that are left out.
 
 Shapes: N images, V voxels, P target columns, Q selected ones.
 """
@@ -13,14 +13,15 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nd.config import MapperConfig
 from nd.data.scaling import Scaler
 from nd.mappers.base import Columns, FoldData, Group
 
 
-class Linear:
-    """A mapper fitted on one subject's mean responses, by `fit`; its class says what `state` holds."""
+class Fitted:
+    """A mapper fitted on one subject's responses, by `fit`; its class says what `state` holds."""
 
     name: str
 
@@ -29,11 +30,9 @@ class Linear:
 
         Args:
             config: the mapper group.
-            device: where the matrix products run, by default the CPU.
+            device: where it is fitted, by default the CPU.
         """
-        self.config = config
-        # The equations are solved in float64, which Metal does not have.
-        self.device = device if device is not None and device.type == "cuda" else torch.device("cpu")
+        self.config, self.device = config, device or torch.device("cpu")
         self._arrays: dict[str, NDArray[Any]] = {}
         self._details: dict[str, Any] = {}
         self._kept: NDArray[np.bool_] | None = None
@@ -74,8 +73,16 @@ class Linear:
 
     @property
     def kept(self) -> NDArray[np.bool_] | None:
-        """Columns (P,) that are predicted, where `keep_columns` left some out; the others are predicted as 0."""
+        """Columns (P,) that are predicted, where some were left out, which are predicted as 0; None: all of them."""
         return self._kept
+
+
+class Linear(Fitted):
+    """A mapper fitted in closed form."""
+
+    def __init__(self, config: MapperConfig, device: torch.device | None = None) -> None:
+        """As of `Fitted`; only a GPU with float64, in which the equations are solved, takes the CPU's place."""
+        super().__init__(config, device if device is not None and device.type == "cuda" else None)
 
     def keep_columns(self, kept_P: NDArray[np.bool_]) -> None:
         """Leave all columns but those of a mask (P,) out of all that follows; to be called before `fit`."""
@@ -87,6 +94,9 @@ class Linear:
             return data
         targets, groups = SelectedColumns(data.targets, self._kept), selected_groups(data.groups, self._kept)
         return replace(data, targets=targets, groups=groups)
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device)  # maps are read only
 
     def _widened(self, of_columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Arrays (Q,) put at their places among all columns (P,), with the mask as `kept` uint8."""

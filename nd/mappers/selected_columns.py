@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 
 from nd.errors import UserError
 from nd.mappers.base import Columns, FoldData, Group, Mapper, blocks
-from nd.mappers.components import FastL2LiRSettings, LinearSettings
-from nd.mappers.registry import build_mapper
+from nd.mappers.components import FastL2LiRSettings, LinearSettings, build_mapper
 
 BLOCK_NUMBERS = 1 << 24  # numbers of one block of predictions: 64 MiB in single precision
 

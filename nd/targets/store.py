@@ -27,7 +27,7 @@ from nd.h5_values import attribute, dataset_of, read_whole
 from nd.hdf5 import open_h5
 from nd.sealed import recorded_of
 from nd.targets.base import Extractor
-from nd.targets.registry import build_extractor
+from nd.targets.components import build_extractor
 
 LAYOUT_VERSION = 2
 AGAIN = "Remove it and run `nd extract` again."

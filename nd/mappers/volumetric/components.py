@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from nd.config.components import Idle, Mapper
 from nd.config.fields import opt
@@ -116,12 +117,6 @@ def _idle(cfg: Config) -> Iterator[Idle]:
         yield Idle(("mapper.state",), f"mapper.mixer is {mapper.mixer}")
 
 
-def _volumetric() -> Any:
-    from nd.mappers.volumetric.mapper import Volumetric
-
-    return Volumetric
-
-
 COMPONENTS = (
     Mapper(
         name="volumetric",
@@ -131,7 +126,7 @@ COMPONENTS = (
         rules=_rules,
         verb_rules=partial(trained_verb_rules, mapper="volumetric"),
         idle=_idle,
-        network=_volumetric,
-        restore=lambda settings, state, details: _volumetric().restore(settings, state, details),
+        network=lambda: import_module("nd.mappers.volumetric.encoder").Volumetric,
+        restore=lambda *fitted: import_module("nd.mappers.volumetric.encoder").Volumetric.restore(*fitted),
     ),
 )
