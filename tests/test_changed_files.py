@@ -20,7 +20,7 @@ from nd.data.splits import clusters_path, read_clusters, write_clusters
 from nd.doctor.deep import compare
 from nd.errors import UserError
 from nd.generate.parts import Parts
-from nd.mappers.training.states import record_state, whole_state
+from nd.mappers.training.fit import record_state, whole_state
 from nd.prepare import prepare
 from nd.terminal import exit_with, refused_by_system
 

@@ -355,12 +355,6 @@ def test_a_resumed_run_goes_on_with_the_next_epoch(tmp_path: Path) -> None:
     assert len({json.dumps(epoch) for epoch in whole.train_steps}) == 3
 
 
-def test_overfitting_repeats_the_first_steps(tmp_path: Path) -> None:
-    model, data = Recorder(), module_of(numbered(tmp_path))
-    trainer(overfit_batches=2).fit(model, datamodule=data)
-    assert model.train_steps[0] == model.train_steps[1] == [trials_in(b) for b in list(data.train_dataloader())[:2]]
-
-
 # ---- mistakes ------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -136,10 +135,8 @@ class Steps(Dataset[Batch]):
         """Steps of an epoch of one process."""
         return self.plan.n_steps(1)
 
-    def __getitem__(self, step: Step | int) -> Batch:
-        """Read the batch of a step, or of the n-th step of the first epoch (as overfit_batches asks for)."""
-        if not isinstance(step, Step):
-            step = next(islice(self.plan.steps(0, 0, 1), step, None))
+    def __getitem__(self, step: Step) -> Batch:
+        """Read the batch of a step."""
         parts = {name: self._part(name, samples, step.counts.get(name, ())) for name, samples in step.samples.items()}
         return Batch(parts, step.share)
 

@@ -20,8 +20,8 @@ from nd.backbone.clip import Clip
 from nd.backbone.clip_pictures import MEAN, STD
 from nd.backbone.loading import DTYPES, Backbone
 from nd.targets.base import Items, Needs, library
-from nd.targets.caption_mean import caption_mean
 from nd.targets.components import ClipImageTarget, ClipTextTarget, ClipVisionTarget
+from nd.targets.text_condition import caption_mean
 
 ClipTarget = ClipVisionTarget | ClipImageTarget | ClipTextTarget
 

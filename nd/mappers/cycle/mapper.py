@@ -17,11 +17,10 @@ from tqdm import tqdm
 
 from nd.data.scaling import Scaler
 from nd.errors import UserError
-from nd.mappers.base import FoldData
+from nd.mappers.base import FoldData, Mapper
 from nd.mappers.cycle.components import CycleSettings
 from nd.mappers.cycle.networks import MapsToVoxels, VoxelsToMaps
 from nd.mappers.cycle.stages import Outcome, Pairs, cycle, decode, encode
-from nd.mappers.linear import Fitted
 from nd.mappers.network.draws import key_of
 from nd.mappers.statistics import TargetScale
 from nd.mappers.validation import target_scores
@@ -29,7 +28,7 @@ from nd.mappers.validation import target_scores
 IMAGES_AT_ONCE = 256
 
 
-class Cycle(Fitted):
+class Cycle(Mapper):
     """Voxels to maps, trained in three stages (``nd.mappers.cycle.stages``); keeps the decoder's weights."""
 
     name = "cycle"
