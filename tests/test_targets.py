@@ -226,8 +226,9 @@ def test_store_of_other_settings_is_refused(cfg: Config, stimuli: Stimuli, tmp_p
 
 
 def test_missing_and_truncated_stores(cfg: Config, stimuli: Stimuli, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Run: nd extract target=g"):
-        TargetStore(tmp_path / "scenes-g-0123456789ab.h5")
+    for data in ("scenes", "my-own-data"):
+        with pytest.raises(UserError, match="Run: nd extract target=g"):
+            TargetStore(tmp_path / f"{data}-g-0123456789ab.h5")
     path = tmp_path / "a.h5"
     fill_store(cfg, stimuli, Failing(), path)
     path.write_bytes(path.read_bytes()[:-40])

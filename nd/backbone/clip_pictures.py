@@ -1,4 +1,4 @@
-"""Pictures as CLIP's vision transformer sees them: resized, cropped and normalised as its training data were.
+"""Images as CLIP's vision transformer sees them: resized, cropped and normalised as its training data were.
 
 Shapes: B batch, 3 colours, H W rows and columns, S side of the transformer's input.
 """

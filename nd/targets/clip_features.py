@@ -27,7 +27,7 @@ ClipTarget = ClipVisionTarget | ClipImageTarget | ClipTextTarget
 
 
 class VisionPass:
-    """Pictures through the image transformer: what `Items.once` runs, once for all targets of a batch that need it."""
+    """Images through the image transformer: what `Items.once` runs, once for all targets of a batch that need it."""
 
     def __init__(self, clip: Clip) -> None:
         self.clip = clip

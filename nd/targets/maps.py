@@ -45,7 +45,7 @@ class Pixels:
         return {"target": "pixels", "rule": "uint8 / 255", "image_size": self.image_size}
 
     def __call__(self, items: Items) -> NDArray[np.float32]:
-        """Pictures (B, H, W, 3) float32 in [0, 1]."""
+        """Images (B, H, W, 3) float32 in [0, 1]."""
         batch = items.images
         if batch.shape[1:] != self.shape:
             raise UserError(

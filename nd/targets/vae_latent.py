@@ -82,7 +82,7 @@ class VaeLatent:
         return ways[self.picture]()
 
     def _halves(self, images: NDArray[np.uint8]) -> Tensor:
-        """Pictures of at most 224 px, their values rounded to half precision, in float32."""
+        """Images of at most 224 px, their values rounded to half precision, in float32."""
         return self.backbone.to_float(images, min(VIA, max(images.shape[1:3]))).half().float()
 
 

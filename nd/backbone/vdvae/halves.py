@@ -119,7 +119,7 @@ class DecoderBlock(nn.Module):
 
 
 class MixtureHead(nn.Module):
-    """Features to the numbers that describe each pixel's distribution; see `nd.backbone.vdvae.mixture`."""
+    """Features to the numbers that describe each pixel's distribution; see `nd.backbone.vdvae.images`."""
 
     def __init__(self, shape: VdvaeShape) -> None:
         super().__init__()

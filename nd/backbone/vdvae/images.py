@@ -26,7 +26,7 @@ Uniform = Callable[[tuple[int, ...]], Tensor]
 
 
 def to_pixels(images_BHW3: NDArray[np.uint8], size: int) -> Tensor:
-    """Pictures of any size as floats (B, 3, S, S) in [0, 255].
+    """Images of any size as floats (B, 3, S, S) in [0, 255].
 
     Resized as bytes by PIL's bilinear filter, which widens when it shrinks (antialiasing) and rounds: that is what
     torchvision's resize does to a PIL image, by which the released code makes its images
@@ -40,14 +40,14 @@ def to_pixels(images_BHW3: NDArray[np.uint8], size: int) -> Tensor:
 
 
 def mode(described: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1]: the mean of each pixel's weightiest component. Differentiable."""
+    """Images (B, 3, H, W) in [-1, 1]: the mean of each pixel's weightiest component. Differentiable."""
     logits_BMHW, triples = _split(described)
     means_B3HW, _, mixing_B3HW = _component(triples, logits_BMHW.argmax(dim=1))
     return _colours(means_B3HW, mixing_B3HW)
 
 
 def sample(described: Tensor, uniform: Uniform) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] drawn from the distribution.
+    """Images (B, 3, H, W) in [-1, 1] drawn from the distribution.
 
     uniform: asked twice, first for (B, M, H, W), which choose the component (by the Gumbel maximum), then for
         (B, 3, H, W), which place each colour within its own.
@@ -62,7 +62,7 @@ def sample(described: Tensor, uniform: Uniform) -> Tensor:
 
 
 def to_uint8(pictures_B3HW: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as bytes (B, H, W, 3), trunc((x + 1) * 127.5): 255 for 1 alone, as in the released code."""
+    """Images in [-1, 1] as bytes (B, H, W, 3), trunc((x + 1) * 127.5): 255 for 1 alone, as in the released code."""
     return ((pictures_B3HW + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 

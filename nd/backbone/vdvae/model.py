@@ -84,7 +84,7 @@ class Vdvae(nn.Module):
 
     @staticmethod
     def picture(described: Tensor, uniform: Uniform | None = None) -> Tensor:
-        """Pictures (B, 3, R, R) in [-1, 1]: without random numbers each pixel's mode (differentiable), else a draw."""
+        """Images (B, 3, R, R) in [-1, 1]: without random numbers each pixel's mode (differentiable), else a draw."""
         return mode(described) if uniform is None else sample(described, uniform)
 
     def split(self, features_BP: Tensor) -> list[Tensor]:

@@ -5,6 +5,7 @@ Shapes: N images, V voxels, P numbers of a flattened target, C colours, S side o
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class Cycle(Mapper):
         statistics = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale}
         self._arrays = weights | statistics | {"target_mean": scale.mean, "target_scale": scale.scale}
         self._details = {
-            "stages": {stage: outcome.as_json() for stage, outcome in outcomes.items()},
+            "stages": {stage: asdict(outcome) for stage, outcome in outcomes.items()},
             "n_images": len(data.train_ids),
             "n_unlabelled": len(others) if self.config.cycle_steps else 0,
         }

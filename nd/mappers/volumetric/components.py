@@ -68,11 +68,6 @@ class VolumetricSettings(MapperConfig):
     state: int = opt(4, "mixer=state_space: numbers of the state of each inner number")
 
     @property
-    def by_region(self) -> bool:
-        """Whether tokens are of regions."""
-        return self.tokenizer == "regions"
-
-    @property
     def n_regions(self) -> int:
         """The regions, and one of all other voxels."""
         return len(self.regions) + 1
@@ -111,7 +106,7 @@ def _idle(cfg: Config) -> Iterator[Idle]:
         return
     yield Idle(("training.align",), "mapper=volumetric has no layer of a subject that could be started by regression")
     of_regions = ("regions", "region_tokens", "voxel_numbers", "region_blocks")
-    unread = ("cubes", "cube") if mapper.by_region else of_regions
+    unread = ("cubes", "cube") if mapper.tokenizer == "regions" else of_regions
     yield Idle(tuple(f"mapper.{name}" for name in unread), f"mapper.tokenizer is {mapper.tokenizer}")
     if mapper.mixer != "state_space":
         yield Idle(("mapper.state",), f"mapper.mixer is {mapper.mixer}")
