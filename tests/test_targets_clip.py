@@ -17,7 +17,6 @@ from helpers_backbone import TEXT_LENGTH, TEXT_WIDTH
 from helpers_clip import LARGE, clip_tokenizer, randomise, tiny_clip
 from helpers_config import with_fields
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -99,23 +98,6 @@ def test_pixels_are_those_of_the_processor(size: tuple[int, int]) -> None:
     levels = np.abs(found - fast) * np.array(STD)[:, None, None] * 255
     assert levels.max() < 2.01  # torchvision's own rounding
     assert levels.mean() < 0.02
-
-
-def test_resizing_is_pillows_to_the_bit() -> None:
-    images = noise(2, 425, 425)
-    small = np.stack([np.asarray(Image.fromarray(i).resize((224, 224), Image.Resampling.BICUBIC)) for i in images])
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    bytes_found = (to_pixels(images, 224, CPU).permute(0, 2, 3, 1).numpy() * std + mean) * 255
-    np.testing.assert_allclose(bytes_found, small, atol=1e-3)
-
-
-def test_torchs_own_bicubic_filter_would_not_do() -> None:
-    """Why the filter is written out: without Pillow's clipping between rows and columns, overshoot spreads."""
-    images = noise(1, 425, 425)
-    floats = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    torchs = torch.nn.functional.interpolate(floats, (224, 224), mode="bicubic", antialias=True).clamp(0, 255).round()
-    pillows = np.asarray(Image.fromarray(images[0]).resize((224, 224), Image.Resampling.BICUBIC))
-    assert np.abs(torchs[0].permute(1, 2, 0).numpy() - pillows).max() > 3
 
 
 def test_grey_bytes_come_out_near_zero_and_grey_floats_are_refused() -> None:

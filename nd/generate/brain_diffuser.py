@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nd.backbone.clip import Clip
 from nd.backbone.loading import DTYPES, Backbone
+from nd.backbone.pillow import bicubic
 from nd.backbone.vdvae.images import to_uint8
 from nd.backbone.vdvae.loading import vdvae_of
 from nd.backbone.vdvae.model import Vdvae
@@ -37,7 +38,6 @@ from nd.generate.image_to_image import (
     sampler_of,
 )
 from nd.generate.plan import Plan, in_parts
-from nd.targets.lanczos import bicubic
 from nd.targets.noise import keyed_generator, keyed_normal
 
 # Of VDVAE's draws: the bytes "guess", beyond any seed one would think of, so that they are never the sampler's noise.

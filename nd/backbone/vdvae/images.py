@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from nd.backbone.pillow import resized
 from nd.backbone.vdvae.shape import COLOURS
 
 MIN_LOG_SCALE = -7.0  # 1/1096 of the half range: narrower than a step of 1/127.5
@@ -32,11 +33,8 @@ def to_pixels(images_BHW3: NDArray[np.uint8], size: int) -> Tensor:
     torchvision's resize does to a PIL image, by which the released code makes its images
     (ozcelikfu/brain-diffuser@31d52c0:scripts/vdvae_extract_features.py).
     """
-    wanted = (size, size)
-    if images_BHW3.shape[1:3] != wanted:
-        resized = [np.asarray(Image.fromarray(p).resize(wanted, Image.Resampling.BILINEAR)) for p in images_BHW3]
-        images_BHW3 = np.stack(resized) if resized else np.empty((0, size, size, 3), np.uint8)
-    return torch.from_numpy(np.ascontiguousarray(images_BHW3.transpose(0, 3, 1, 2))).float()
+    small = resized(images_BHW3, (size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.ascontiguousarray(small.transpose(0, 3, 1, 2))).float()
 
 
 def mode(described: Tensor) -> Tensor:
