@@ -96,15 +96,7 @@ class VolumetricTrunk(Trunk):
         self._leave_out_what_nobody_has()
 
     def forward(self, voxels: Mapping[str, Tensor], draws: Draws | None) -> Tensor:
-        """Return (B, H), subjects in the order of `voxels`; some may have no samples.
-
-        Args:
-            voxels: (B_s, V_s) float32 by subject.
-            draws: of a training step; without them nothing is dropped.
-
-        Raises:
-            UserError: a subject that it does not know, or one with another number of voxels.
-        """
+        """As of `Trunk`."""
         hidden, first = [], 0
         for name, x_BV in voxels.items():
             rows = slice(first, first + len(x_BV))
