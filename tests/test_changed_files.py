@@ -16,7 +16,7 @@ from helpers_config import data_settings
 from nd.config import Config, PathsConfig
 from nd.data.pieces import check_piece
 from nd.data.prepared import Stimuli, Subject, stimuli_path, subject_path
-from nd.data.splits import clusters_path, read_clusters, write_clusters
+from nd.data.splits import CLUSTERS, read_clusters, write_clusters
 from nd.doctor.deep import compare
 from nd.errors import UserError
 from nd.generate.parts import Parts
@@ -89,7 +89,7 @@ def test_a_whole_file_exchanged_in_prepared_data(cfg: Config) -> None:
 
 
 def test_data_of_ones_own_need_no_record(cfg: Config) -> None:
-    path = clusters_path(Path(cfg.paths.data))
+    path = Path(cfg.paths.data) / CLUSTERS
     write_clusters(path, ["sea", "town"])
     check_piece(path)
     assert read_clusters(path) == ["sea", "town"]

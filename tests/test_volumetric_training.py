@@ -31,8 +31,7 @@ from nd.doctor.training import training_needs
 from nd.errors import UserError
 from nd.mappers.checkpoint import load, read_details, saved_path
 from nd.mappers.folds import origin_of
-from nd.mappers.training.callbacks import Checkpoints
-from nd.mappers.training.fit import Files
+from nd.mappers.training.fit import Checkpoints, Files
 from nd.mappers.training.memory import training_bytes
 from nd.mappers.volumetric.encoder import Volumetric
 from nd.predict import predict
