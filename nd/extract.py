@@ -28,7 +28,7 @@ def extract(cfg: Config) -> list[Path]:
     from nd.data.prepared import Stimuli, stimuli_path
     from nd.machine import pick_device
     from nd.runs.chain import extracted
-    from nd.targets.registry import build_extractors
+    from nd.targets.components import build_extractor
     from nd.targets.store import extraction_backbone, store_path
     from nd.targets.unfinished import Job
 
@@ -40,7 +40,7 @@ def extract(cfg: Config) -> list[Path]:
         names = [name for name, one in own.items() if one.precision == precision]
         jobs = [
             Job(extractor, store_path(cfg, extractor.name), own[extractor.name].dtype, precision)
-            for extractor in build_extractors(names, cfg, backbone)
+            for extractor in (build_extractor(name, cfg, backbone) for name in names)
         ]
         paths += fill(cfg, jobs, stimuli, backbone)
     return paths

@@ -2,9 +2,9 @@
 
 Writes two HTML pages, each with a .h5 file, into paths.results. roi-*: images (K, R, H, W, 3) uint8 of patterns that
 are one in an ROI's voxels and zero elsewhere, roi (K,), and by target how much each ROI changes it. voxels-*: by target
-and layer of g how much each voxel is used (`nd.mappers.voxel_maps`), its mean over each ROI, and how alike that is in
-other subjects of data.subjects that the method is trained on. The method's mappers must be trained. All ROIs start from
-the same noise. Of a split with several folds the first one's mappers are used.
+and layer of g how much each voxel is used (`nd.mappers.voxel_patterns`), its mean over each ROI, and how alike that is
+in other subjects of data.subjects that the method is trained on. The method's mappers must be trained. All ROIs start
+from the same noise. Of a split with several folds the first one's mappers are used.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def decoders_of(cfg: Config) -> dict[str, Decoder]:
     from nd.mappers.statistics import TargetStatistics
     from nd.predict import trained
     from nd.runs.identity import generator_of
-    from nd.targets.registry import column_groups
+    from nd.targets.components import column_groups
     from nd.targets.store import TargetStore, store_path
 
     split, found = split_of(cfg), dict[str, Decoder]()
@@ -108,7 +108,7 @@ def decode(
     Raises:
         UserError: an ROI that is unknown, or of which no mapper reads a voxel.
     """
-    from nd.mappers.roi_patterns import contributions, decoded
+    from nd.mappers.voxel_patterns import contributions, decoded
 
     lengths, features = dict[str, Any](), dict[str, NDArray[np.float32]]()
     for target, one in decoders.items():
@@ -124,7 +124,7 @@ def decode(
 
 def voxel_use(cfg: Config, names: Sequence[str], decoders: Mapping[str, Decoder]) -> VoxelUse:
     """Return which voxels the decoders use, and how alike that is in other subjects that the method is trained on."""
-    from nd.mappers.voxel_maps import cosine, profile
+    from nd.mappers.voxel_patterns import cosine, profile
     from nd.metrics.intervals import bootstrap_interval
     from nd.tables.roi_page import VoxelUse
 
@@ -149,7 +149,7 @@ def maps_of(
     decoders: Mapping[str, Decoder], names: Sequence[str]
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.bool_]]]:
     """Yield label, shares (V,) and the ROIs' masks (K, V) of every target, or of each part where it has several."""
-    from nd.mappers.voxel_maps import shares, voxel_maps
+    from nd.mappers.voxel_patterns import shares, voxel_maps
 
     for target, one in decoders.items():
         masks = np.stack([one.subject.inside_if_known(name) for name in names])

@@ -115,12 +115,12 @@ def pretrained_folder(cfg: Config) -> Path | None:
 def fingerprint_of(folder: Path) -> str:
     """Hash of the pretrained networks of a run folder, which fine-tuning records as its input."""
     from nd.files import sha256_json
-    from nd.mappers.training.folds import pretrained_path
+    from nd.mappers.checkpoint import checkpoint_path
     from nd.mappers.training.pretrained import recorded_arrays
 
     paths, fold = [], 0
-    while pretrained_path(folder, fold).exists() or not fold:
-        paths.append(recorded_arrays(pretrained_path(folder, fold)))
+    while checkpoint_path(folder, fold).exists() or not fold:
+        paths.append(recorded_arrays(checkpoint_path(folder, fold)))
         fold += 1
     return sha256_json(paths)
 

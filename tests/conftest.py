@@ -120,13 +120,14 @@ def nsd_shared_ids() -> Path:
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A configuration whose Scenes folder is prepared: 2 subjects, 60 + 12 images, 2 repeats. Read only."""
-    from nd.scenes.world import write_world
+    from nd.scenes.world import pieces_of
 
     data = data_settings(subjects=["subj01", "subj02"], n_train=60, n_val=10, n_test=12, n_repeats=2, n_voxels=150)
     cfg = Config(data=data)
     cfg.paths.data = str(tmp_path_factory.mktemp("world"))
     data_folder(cfg).mkdir()
-    write_world(data, data_folder(cfg))
+    for piece in pieces_of(data):
+        piece.write(data_folder(cfg) / piece.name)
     return cfg
 
 

@@ -71,7 +71,9 @@ def numbered(folder: Path) -> list[tuple[Subject, Fold]]:
 def module_of(subjects: list[tuple[Subject, Fold]], **options: Any) -> VoxelDataModule:
     """A data module that leaves voxels as they are, so that trials can be told by their number."""
     plain = {s.name: Scaler(np.zeros(s.n_voxels, np.float32), np.ones(s.n_voxels, np.float32)) for s, _ in subjects}
-    return VoxelDataModule(subjects, {"a": Targets()}, **{"batch_size": 7, "scalers": plain, **options})
+    module = VoxelDataModule(subjects, {"a": Targets()}, **{"batch_size": 7, **options})
+    module.scalers = plain
+    return module
 
 
 def trials_in(batch: Batch) -> dict[str, list[int]]:
@@ -109,10 +111,6 @@ class Recorder(pl.LightningModule):
             self.val_ids += batch.subjects["subj01"].image_id.tolist()
         self.log("val", batch.target("a").mean(), batch_size=len(batch), sync_dist=True)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[int]]:
-        assert all(not part.targets for part in batch.subjects.values())
-        return {name: part.image_id.tolist() for name, part in batch.subjects.items()}
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
 
@@ -126,13 +124,12 @@ def trainer(**options: Any) -> pl.Trainer:
 
 
 def record(folder: Path, devices: int, num_workers: int) -> None:
-    """Train and predict; write what this process was given."""
+    """Train; write what this process was given."""
     data, model = module_of(numbered(folder), num_workers=num_workers), Recorder()
     one = trainer(devices=devices, strategy="ddp" if devices > 1 else "auto")
     one.fit(model, datamodule=data)
     seen = {"train": model.train_steps, "val": model.val_ids, "val_loss": float(one.callback_metrics["val"])}
     seen["weights"] = [p.tolist() for p in model.parameters()]
-    seen["predict"] = one.predict(model, datamodule=data)
     (folder / f"rank{one.global_rank}.json").write_text(json.dumps(seen), encoding="utf-8")
 
 

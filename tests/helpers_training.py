@@ -197,7 +197,7 @@ class Weights(Callback):
 
 def die_in(stage: str, epoch: int, when: str) -> None:
     """Have this process killed at the end of an epoch of a stage, ``before`` or ``after`` its checkpoint."""
-    from nd.mappers.training.callbacks import Checkpoints
+    from nd.mappers.training.fit import Checkpoints
 
     write = Checkpoints.on_train_epoch_end
 

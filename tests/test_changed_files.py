@@ -16,11 +16,11 @@ from helpers_config import data_settings
 from nd.config import Config, PathsConfig
 from nd.data.piece_records import check_piece
 from nd.data.prepared import Stimuli, Subject, stimuli_path, subject_path
-from nd.data.splits import clusters_path, read_clusters, write_clusters
+from nd.data.splits import CLUSTERS, read_clusters, write_clusters
 from nd.doctor.deep import compare
 from nd.errors import UserError
 from nd.generate.parts import Parts
-from nd.mappers.training.states import record_state, whole_state
+from nd.mappers.training.fit import record_state, whole_state
 from nd.prepare import prepare
 from nd.terminal import exit_with, refused_by_system
 
@@ -89,7 +89,7 @@ def test_a_whole_file_exchanged_in_prepared_data(cfg: Config) -> None:
 
 
 def test_data_of_ones_own_need_no_record(cfg: Config) -> None:
-    path = clusters_path(Path(cfg.paths.data))
+    path = Path(cfg.paths.data) / CLUSTERS
     write_clusters(path, ["sea", "town"])
     check_piece(path)
     assert read_clusters(path) == ["sea", "town"]

@@ -114,18 +114,13 @@ def test_random_trials_take_every_image_once_and_another_trial_in_another_epoch(
     assert len(set(epochs)) == 4
 
 
-@pytest.mark.parametrize("held_out_trials", ["mean", "single"])
-def test_held_out_batches_are_in_order(subject: Subject, held_out_trials: Any) -> None:
-    data = one(subject, held_out_trials=held_out_trials, batch_size=3)
-    repeats = 1 if held_out_trials == "mean" else 2
-    for loader, ids in ((data.val_dataloader(), FOLD.val), (data.predict_dataloader(), FOLD.test)):
-        batches = list(loader)
-        assert np.concatenate([b.image_id for b in batches]).tolist() == np.repeat(ids, repeats).tolist()
-        rows = [np.flatnonzero(subject.image_id == i) for i in ids]
-        voxels = mean_betas(subject, ids) if repeats == 1 else subject.voxels(np.concatenate(rows))
-        got = np.concatenate([b.subjects["s"].voxels for b in batches])
-        np.testing.assert_array_equal(got, data.scalers["s"].transform(voxels))
-    assert next(iter(data.val_dataloader())).target("a").shape == (2 if repeats == 1 else 3, 2)
+def test_validation_batches_are_in_order(subject: Subject) -> None:
+    data = one(subject, batch_size=3)
+    batches = list(data.val_dataloader())
+    assert np.concatenate([b.image_id for b in batches]).tolist() == FOLD.val.tolist()
+    got = np.concatenate([b.subjects["s"].voxels for b in batches])
+    np.testing.assert_array_equal(got, data.scalers["s"].transform(mean_betas(subject, FOLD.val)))
+    assert batches[0].target("a").shape == (2, 2)
 
 
 def test_several_targets_and_subjects_in_one_batch(tmp_path: Path) -> None:
@@ -180,18 +175,6 @@ def test_page_locked_copies_keep_everything(tmp_path: Path, monkeypatch: pytest.
     assert copied.share == batch.share
 
 
-def test_ready_scalers_are_used_and_no_voxel_is_read_for_them(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fitted = one(subject)
-    fitted.setup()
-    monkeypatch.setattr(Subject, "blocks", None)
-    ready = one(subject, scalers=fitted.scalers)
-    ready.setup()
-    monkeypatch.undo()
-    np.testing.assert_array_equal(*(arrays(list(m.predict_dataloader()))[0] for m in (fitted, ready)))
-
-
 # ---- no leak -------------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +188,8 @@ def test_changing_test_rows_changes_nothing_of_training(tmp_path: Path, case: in
     voxels = rng.normal(size=(70, 5)).astype(np.float32)
     changed = voxels.copy()
     changed[~np.isin(image_id, fold.seen)] += 1000
-    seen, predicted = [], []
+    seen = []
+    assert (changed != voxels).any()
     for k, values in enumerate((voxels, changed)):
         subject = subject_with(values, tmp_path / str(k) / "s.h5", image_id)
         data = VoxelDataModule([(subject, fold)], {"a": Targets()}, trials=trials, batch_size=4, seed=case)
@@ -214,20 +198,17 @@ def test_changing_test_rows_changes_nothing_of_training(tmp_path: Path, case: in
         for epoch in range(2):
             train.sampler.set_epoch(epoch)
             epochs += list(train)
-        seen.append(arrays([*epochs, *data.val_dataloader()]) + list(data.scalers["s"].state().values()))
-        predicted.append(arrays(list(data.predict_dataloader())))
+        seen.append([*arrays([*epochs, *data.val_dataloader()]), data.scalers["s"].mean, data.scalers["s"].scale])
     for a, b in zip(*seen, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert np.abs(predicted[0][0] - predicted[1][0]).min() > 100  # or nothing was changed
 
 
 def test_targets_of_test_images_are_never_asked_for(subject: Subject) -> None:
     targets = Targets()
     data = one(subject, targets)
-    for loader in (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()):
+    for loader in (data.train_dataloader(), data.val_dataloader()):
         list(loader)
     assert targets.asked == set(range(16))
-    assert np.concatenate([b.image_id for b in data.predict_dataloader()]).tolist() == FOLD.test.tolist()
 
 
 def test_a_test_image_of_one_subject_that_another_one_sees_is_refused(
@@ -361,15 +342,6 @@ def test_two_processes_learn_and_validate_what_one_does(alone: dict[str, Any], p
     np.testing.assert_allclose([process["val_loss"] for process in pair], alone["val_loss"], atol=1e-7)
 
 
-@pytest.mark.slow
-def test_two_processes_predict_in_the_order_of_one(alone: dict[str, Any], pair: list[dict[str, Any]]) -> None:
-    for name in WIDTHS:
-        for processes in ([alone], pair):
-            order = [i for process in processes for part in process["predict"] for i in part[name]]
-            assert order == FOLD.test.tolist()
-    assert all(process["predict"] for process in pair)
-
-
 def test_a_resumed_run_goes_on_with_the_next_epoch(tmp_path: Path) -> None:
     whole, first, second = Recorder(), Recorder(), Recorder()
     subjects = numbered(tmp_path)
@@ -383,20 +355,12 @@ def test_a_resumed_run_goes_on_with_the_next_epoch(tmp_path: Path) -> None:
     assert len({json.dumps(epoch) for epoch in whole.train_steps}) == 3
 
 
-def test_overfitting_repeats_the_first_steps(tmp_path: Path) -> None:
-    model, data = Recorder(), module_of(numbered(tmp_path))
-    trainer(overfit_batches=2).fit(model, datamodule=data)
-    assert model.train_steps[0] == model.train_steps[1] == [trials_in(b) for b in list(data.train_dataloader())[:2]]
-
-
 # ---- mistakes ------------------------------------------------------------------------------------------------------
 
 
 def test_mistakes_are_named(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"unknown trials 'singel'. Did you mean 'single'"):
         one(subject, trials="singel")
-    with pytest.raises(UserError, match=r"unknown held_out_trials 'random'. Allowed: mean, single"):
-        one(subject, held_out_trials="random")
     with pytest.raises(UserError, match=r"given the subjects \['s', 's'\]; wanted one or more, each once"):
         VoxelDataModule([(subject, FOLD), (subject, FOLD)], {})
     with pytest.raises(UserError, match=r"given the subjects \[\]"):

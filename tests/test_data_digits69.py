@@ -11,7 +11,7 @@ from helpers_digits import made_up
 from numpy.typing import NDArray
 from scipy.io import loadmat, savemat
 
-from nd.data.digits69 import KEYS, LABELS, pieces_of, read_digits69, write_digits69
+from nd.data.digits69 import KEYS, LABELS, pieces_of, read_digits69
 from nd.data.prepared import Stimuli, Subject
 from nd.errors import UserError
 
@@ -35,7 +35,8 @@ def test_voxels_keep_their_trials(made_up_file: Path) -> None:
 
 def test_prepared_files(made_up_file: Path, tmp_path: Path) -> None:
     data = data_settings(name="digits69", source="digits69", subjects=["subj01"], image_size=28, file=str(made_up_file))
-    write_digits69(data, tmp_path)
+    for piece in pieces_of(data):
+        piece.write(tmp_path / piece.name)
     subject, stimuli = Subject(tmp_path / "subj01.h5"), Stimuli(tmp_path / "stimuli.h5")
     np.testing.assert_array_equal(subject.image_id, np.arange(100))
     np.testing.assert_array_equal(stimuli.labels(stimuli.image_id), LABELS)

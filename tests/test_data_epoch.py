@@ -95,7 +95,7 @@ def test_one_random_trial_of_each_image_depends_on_seed_epoch_and_image_alone() 
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
 def test_processes_in_order_give_the_order_of_one_process(counts: list[int], batch_size: int) -> None:
     samples = {f"s{k}": np.arange(n) * 3 for k, n in enumerate(counts)}
-    plan = OrderedPlan(samples, batch_size, "test")
+    plan = OrderedPlan(samples, batch_size)
     assert plan.n_steps() == -(-sum(counts) // batch_size)
     for world in (1, 2, 3, 7):
         ranks = [list(plan.steps(0, rank, world)) for rank in range(world)]
@@ -114,13 +114,13 @@ def test_too_many_processes_and_other_mistakes_are_named() -> None:
         few.n_steps(3)
     assert TrainPlan({"a": pool(np.arange(5))}, 6, 0).n_steps(3) == 1  # as the message advised
     with pytest.raises(UserError, match="2 validation samples cannot be shared by 3 processes"):
-        OrderedPlan({"a": np.arange(2)}, 4, "validation").n_steps(3)
+        OrderedPlan({"a": np.arange(2)}, 4).n_steps(3)
     with pytest.raises(UserError, match="0 training samples"):
         PlanSampler(TrainPlan({"a": pool(np.arange(0))}, 4, 0))
     for batch_size in (0, -3):
         with pytest.raises(UserError, match=f"batch_size={batch_size}; wanted 1 or more"):
             TrainPlan({}, batch_size, 0)
         with pytest.raises(UserError, match=f"batch_size={batch_size}; wanted 1 or more"):
-            OrderedPlan({}, batch_size, "test")
+            OrderedPlan({}, batch_size)
     with pytest.raises(UserError, match="seed=-1; the order"):
         TrainPlan({}, 4, -1)

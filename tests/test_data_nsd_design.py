@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 
 from nd.data.nsd import facts
-from nd.data.nsd.design import presentation, read_coco_ids, read_trials
+from nd.data.nsd.design import read_coco_ids, read_trials
 from nd.data.nsd.facts import PEOPLE, SHARED_COCO_HASH, SHARED_HASH, check_split, number
 from nd.data.nsd.tree import DESIGN, SIMULATED_MARK, STIM_INFO
 from nd.data.splits import SESSIONS_OF, subject_split
 from nd.data.subject import Subject
-from nd.data.subject_file import write_subject
+from nd.data.subject_file import repeats_of, write_subject
 from nd.errors import UserError
 from nd.files import sha256_json
 
@@ -119,7 +119,7 @@ def test_presentations_equal_a_plain_count() -> None:
     for i in ids.tolist():
         wanted.append(seen.get(i, 0))
         seen[i] = wanted[-1] + 1
-    np.testing.assert_array_equal(presentation(ids), wanted)
+    np.testing.assert_array_equal(repeats_of(ids), wanted)
 
 
 def prepared(folder: Path, root: Path, name: str, **attributes: Any) -> Path:

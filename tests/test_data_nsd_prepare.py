@@ -33,7 +33,7 @@ from nd.data.splits import get_split
 from nd.errors import LeakError, UserError
 from nd.prepare import prepare
 from nd.runs.inputs import changed_files, describe
-from nd.scenes.as_nsd import ROI_IN_NSD, write_nsd
+from nd.scenes.as_nsd import write_nsd
 
 BETAS = "betas_fithrf_GLMdenoise_RR"
 SCENES = data_settings(subjects=["subj01"], n_train=24, n_val=5, n_test=6, n_repeats=4, n_voxels=120)
@@ -49,6 +49,22 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Config:
         patch.setattr(world, "TRIALS_PER_SESSION", 30)
         prepare(cfg)
     return cfg
+
+
+# Names under which a reader finds the areas of Scenes: labels of a volume merged (V1v + V1d) or plain, or, for floc
+# volumes, all labels of the volume together.
+ROI_IN_NSD = {
+    "V1": "V1",
+    "V2": "V2",
+    "V3": "V3",
+    "hV4": "hV4",
+    "ventral": "ventral",
+    "lateral": "lateral",
+    "parietal": "parietal",
+    "face_like": "floc-faces",
+    "place_like": "floc-places",
+    "nsdgeneral": "nsdgeneral",
+}
 
 
 def write_tree(scenes: Config, folder: Path, **options: Any) -> Path:

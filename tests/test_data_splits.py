@@ -12,7 +12,6 @@ from nd.config import DataConfig
 from nd.data.digits69 import LABELS
 from nd.data.splits import Fold, cluster_split, get_split, read_clusters, write_clusters
 from nd.errors import UserError
-from nd.scenes.clusters import clusters_of
 from nd.scenes.scene import sample_scene
 
 SCENES = data_settings()
@@ -95,7 +94,7 @@ def test_split_of_another_data_set() -> None:
 
 
 def clusters(data: DataConfig) -> list[str]:
-    return clusters_of([sample_scene(data.world_seed, i) for i in range(data.n_train + data.n_test)])
+    return [sample_scene(data.world_seed, i).background for i in range(data.n_train + data.n_test)]
 
 
 def test_whole_clusters_are_held_out() -> None:

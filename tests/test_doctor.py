@@ -38,11 +38,11 @@ from nd.doctor.training import largest_training, stages, training_needs
 from nd.doctor.whole import fault
 from nd.mappers.arrays import LARGE_BYTES
 from nd.mappers.base import FoldData, Group
-from nd.mappers.registry import build_mapper
+from nd.mappers.components import build_mapper
 from nd.prepare import prepare
 from nd.scenes.as_mindeye2 import write_mindeye2
 from nd.scenes.as_nsd import write_nsd
-from nd.targets.registry import build_extractor
+from nd.targets.components import build_extractor
 
 VERSION = "betas_fithrf_GLMdenoise_RR"
 BETAS = f"nsddata_betas/ppdata/subj01/func1pt8mm/{VERSION}"

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 import nd
-from nd.mappers.registry import build_mapper
+from nd.mappers.components import build_mapper
 
 ALPHAS = [1.0, 30.0, 300.0, 3e3]
 SINGLE = dict.fromkeys(  # asked for to 1e-7 whatever the type

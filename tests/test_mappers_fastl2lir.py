@@ -16,9 +16,9 @@ from nd.errors import UserError
 from nd.mappers import arrays, normal_equations
 from nd.mappers.base import Group
 from nd.mappers.checkpoint import Origin, checkpoint_path, load, save
+from nd.mappers.components import build_mapper
 from nd.mappers.fastl2lir import FastL2LiR
 from nd.mappers.normal_equations import Solution, select_and_solve
-from nd.mappers.registry import build_mapper
 
 PENALTY = 0.15
 

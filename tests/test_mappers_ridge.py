@@ -284,11 +284,7 @@ def test_retrieval_equals_loops(monkeypatch: pytest.MonkeyPatch) -> None:
         r = np.corrcoef(predicted[a], true)[:13, 13:]
         forward, backward = (r.argmax(1) == np.arange(13)).mean(), (r.argmax(0) == np.arange(13)).mean()
         assert 0 < forward < 1
-        found = scores.at(a).summary()
-        assert found["retrieval"] == pytest.approx(forward, abs=1e-6)
-        assert found["brain_retrieval"] == pytest.approx(backward, abs=1e-6)
-        assert float(scores.retrieval()[a]) == pytest.approx(forward)
-        assert float(scores.brain_retrieval()[a]) == pytest.approx(backward)
+        assert scores.ranked()[1:, a].tolist() == pytest.approx([forward, backward])
         np.testing.assert_allclose(scores.column_correlation()[a], correlations(predicted[a], true), atol=1e-5)
 
 
@@ -304,10 +300,8 @@ def test_images_are_identified_among_those_held_out_together() -> None:
         r = np.corrcoef(predicted[part], true[part])[:n, n:]
         wins += list((r < r.diagonal()[:, None])[~np.eye(n, dtype=bool)])
         hits += list(r.argmax(1) == np.arange(n))
-    assert float(scores.identification()[0]) == pytest.approx(np.mean(wins))
-    assert float(scores.retrieval()[0]) == pytest.approx(np.mean(hits))
-    doubled = scores.merge(scores)
-    assert float(doubled.retrieval()[0]) == pytest.approx(np.mean(hits))
+    assert scores.ranked()[:2, 0].tolist() == pytest.approx([np.mean(wins), np.mean(hits)])
+    assert float(scores.merge(scores).ranked()[1, 0]) == pytest.approx(np.mean(hits))
 
 
 def test_retrieval_of_equal_predictions_fails() -> None:

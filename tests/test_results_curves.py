@@ -17,7 +17,6 @@ from nd.config.application import compose
 from nd.errors import UserError
 from nd.mappers.checkpoint import target_path
 from nd.mappers.training.fit import Files
-from nd.mappers.training.folds import pretrained_path
 from nd.runs.chain import pretrain_of
 from nd.runs.folder import RunFolder
 from nd.tables.curve_charts import learning_charts
@@ -44,7 +43,6 @@ def write_curve(folder: Path, fold: int = 0, n_epochs: int = 4, kept: int = 1, n
         for epoch in range(n_epochs)
     ]  # fmt: skip
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert pretrained_path(folder, fold) == target_path(folder, fold, "any", 1)
     for place in [target_path(folder, fold, name, 1 + len(names)) for name in names or ("z",)]:
         place.parent.mkdir(exist_ok=True)
         place.with_suffix(".json").write_text(json.dumps({"details": {"epoch": kept}}), encoding="utf-8")

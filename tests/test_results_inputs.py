@@ -10,7 +10,7 @@ from helpers_results import config
 
 from nd.config import Config
 from nd.data.prepared import data_folder
-from nd.data.splits import clusters_path, write_clusters
+from nd.data.splits import CLUSTERS, write_clusters
 from nd.errors import UserError
 from nd.runs.folder import RunFolder
 from nd.runs.inputs import input_files
@@ -24,7 +24,7 @@ def clustered(tmp_path: Path) -> Config:
     cfg = config(tmp_path)
     cfg.data.split = "scenes-clusters"
     data_folder(cfg).mkdir(parents=True)
-    write_clusters(clusters_path(data_folder(cfg)), ["sky", "sea", "sky"])
+    write_clusters(data_folder(cfg) / CLUSTERS, ["sky", "sea", "sky"])
     return cfg
 
 
@@ -35,7 +35,7 @@ def finish(cfg: Config, verb: str) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_run_is_refused_when_the_clusters_have_changed(verb: str, clustered: Config) -> None:
-    path = clusters_path(data_folder(clustered))
+    path = data_folder(clustered) / CLUSTERS
     finish(clustered, verb)
     os.utime(path, ns=(1, 1))  # the same content of another time
     assert RunFolder.open(clustered, verb).is_done()
@@ -50,7 +50,7 @@ def test_a_run_is_refused_when_the_clusters_have_changed(verb: str, clustered: C
 def test_the_run_that_reads_it_records_other_inputs(clustered: Config) -> None:
     finish(clustered, "train")
     first = RunFolder.open(clustered, "train").fingerprint
-    write_clusters(clusters_path(data_folder(clustered)), ["sky", "sky", "sea"])
+    write_clusters(data_folder(clustered) / CLUSTERS, ["sky", "sky", "sea"])
     (RunFolder.open(clustered, "train").path / "status").unlink()  # as if it had never been run
     finish(clustered, "train")
     assert RunFolder.open(clustered, "train").fingerprint != first
@@ -60,7 +60,7 @@ def test_the_run_that_reads_it_records_other_inputs(clustered: Config) -> None:
 def test_clusters_that_the_split_does_not_need_are_no_input(verb: str, clustered: Config) -> None:
     needed = input_files(verb, clustered)
     clustered.data.split = "scenes"
-    assert {*needed} - {*input_files(verb, clustered)} == {clusters_path(data_folder(clustered))}
+    assert {*needed} - {*input_files(verb, clustered)} == {data_folder(clustered) / CLUSTERS}
 
 
 def test_voxels_are_an_input_of_scores_that_read_them(tmp_path: Path) -> None:

@@ -14,9 +14,17 @@ from nd.config.application import compose, derive
 from nd.data.prepared import data_folder, open_subject, stimuli_path, subject_path, write_stimuli, write_subject
 from nd.errors import UserError
 from nd.extract import extract
-from nd.mappers.roi_patterns import PUBLISHED, Contributions, contributions, decoded
 from nd.mappers.statistics import TargetStatistics
-from nd.mappers.voxel_maps import cosine, profile, shares, voxel_maps
+from nd.mappers.voxel_patterns import (
+    PUBLISHED,
+    Contributions,
+    contributions,
+    cosine,
+    decoded,
+    profile,
+    shares,
+    voxel_maps,
+)
 from nd.roi import roi
 from nd.train import train
 

@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import tarfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from nd.errors import UserError
 from nd.prepare import prepare
 from nd.scenes import as_release
 from nd.scenes.as_mindeye2 import write_mindeye2
-from nd.scenes.as_nsd import ROI_IN_NSD, write_nsd
+from nd.scenes.as_nsd import write_nsd
 from nd.scenes.as_release import write_release
 from nd.scenes.world import pieces_of
 
@@ -227,7 +226,6 @@ def test_other_labels(made: Made) -> None:
     fifths = [mine["ijk"][mine["roi V1"] & (depth == k), 1] for k in range(1, 6)]
     assert all(near.max() <= far.min() for near, far in itertools.pairwise(fifths))
     assert list(labels(made, "prf-eccrois")) == ["Unknown", "ecc0pt5", "ecc1", "ecc2", "ecc4", "ecc4+"]
-    assert {f"roi {name}" for name in ROI_IN_NSD} == {name for name in mine if name.startswith("roi ")}
 
 
 def test_noise_ceilings(made: Made) -> None:
@@ -307,41 +305,6 @@ def test_a_larger_grid_and_one_too_small(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"outside grid \(5, 5, 5\)"):
         nsd_of(made, tmp_path / "small", grid=(5, 5, 5))
     assert not (tmp_path / "small").exists()
-
-
-def given_ids(path: Path) -> Path:
-    ids = 500_000 + np.arange(100)
-    with zipfile.ZipFile(path, "w") as archive:
-        for person, values in ((1, ids), (2, ids[::-1])):
-            data = io.BytesIO()
-            np.save(data, values)
-            archive.writestr(f"cocoID/cocoId_correct_sub{person}.npy", data.getvalue())
-    return path
-
-
-def coco_of_list(folder: Path, person: int) -> list[int]:
-    """COCO ids in the order of a subject's image list."""
-    with open(folder / "nsddata/experiments/nsd/nsd_stim_info_merged.csv", encoding="utf-8", newline="") as handle:
-        coco = [int(row["cocoId"]) for row in csv.DictReader(handle)]
-    assert len(set(coco)) == 73000
-    images = loadmat(folder / "nsddata/experiments/nsd/nsd_expdesign.mat")["subjectim"][person - 1] - 1
-    return [coco[i] for i in images]
-
-
-def test_given_coco_ids_follow_the_image_list(made: Made, tmp_path: Path) -> None:
-    nsd_of(made, tmp_path / "nsd", coco_ids=given_ids(tmp_path / "ids.zip"))
-    assert coco_of_list(tmp_path / "nsd", 2)[:100] == list(range(500_099, 499_999, -1))
-    with pytest.raises(UserError, match=r"coco_ids=.*none.zip is not a zip with .npy lists"):
-        nsd_of(made, tmp_path / "other", coco_ids=tmp_path / "none.zip")
-    assert not (tmp_path / "other").exists()
-
-
-@pytest.mark.nsd
-def test_real_coco_ids(made: Made, coco_ids_file: Path, tmp_path: Path) -> None:
-    nsd_of(made, tmp_path / "nsd", coco_ids=coco_ids_file)
-    with zipfile.ZipFile(coco_ids_file) as archive:
-        real = np.load(io.BytesIO(archive.read("cocoID/cocoId_correct_sub2.npy")))
-    assert coco_of_list(tmp_path / "nsd", 2) == real[:160].tolist()
 
 
 # ---- MindEye2

@@ -18,8 +18,8 @@ from nd.backbone.clip import Clip
 from nd.backbone.clip_pictures import MEAN, STD
 from nd.backbone.image_tower import load_clip
 from nd.backbone.loading import Backbone
+from nd.backbone.vdvae.images import mode
 from nd.backbone.vdvae.loading import load_vdvae
-from nd.backbone.vdvae.mixture import mode
 from nd.backbone.versatile import FILES, VersatileBackbone
 from nd.backbone.weights import folders_of
 from nd.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 from nd.config import Config
 from nd.config.application import check, compose
 from nd.data.prepared import Subject, data_folder, open_subject, split_of, subject_path
-from nd.data.splits import clusters_path, read_clusters
+from nd.data.splits import CLUSTERS, read_clusters
 from nd.errors import UserError
 from nd.prepare import prepare
 
@@ -25,7 +25,7 @@ def test_it_is_prepared_with_its_clusters(tmp_path: Path, capsys: pytest.Capture
     cfg = small(tmp_path)
     prepare(cfg)
     assert "wrote scenes_clusters: 4 subjects and the stimuli, " in capsys.readouterr().out
-    names = np.array(read_clusters(clusters_path(data_folder(cfg))))
+    names = np.array(read_clusters(data_folder(cfg) / CLUSTERS))
     (fold,) = split_of(cfg).folds
     assert len(names) == 68
     assert len(fold.test) == 8

@@ -21,7 +21,7 @@ from nd.data.prepared import Stimuli, write_stimuli
 from nd.errors import LeakError, UserError
 from nd.targets import fill
 from nd.targets.base import Extractor, Items
-from nd.targets.registry import build_extractor
+from nd.targets.components import build_extractor
 from nd.targets.store import TargetStore, details_of, store_fingerprint, store_path
 
 N_IMAGES = 10
@@ -124,7 +124,9 @@ def test_unknown_target(cfg: Config, backbone: Backbone) -> None:
 
 
 def fill_store(cfg: Config, stimuli: Stimuli, extractor: Extractor, path: Path, **options: Any) -> int:
-    return fill.extract_to_store(extractor, stimuli, path, progress=False, **{"batch_size": 3, **options})
+    job = fill.Job(extractor, path, options.pop("dtype", "float32"))
+    options = {"batch_size": 3, "progress": False, **options}
+    return fill.extract_to_stores([job], stimuli, **options)[extractor.name]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -224,8 +226,9 @@ def test_store_of_other_settings_is_refused(cfg: Config, stimuli: Stimuli, tmp_p
 
 
 def test_missing_and_truncated_stores(cfg: Config, stimuli: Stimuli, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Run: nd extract target=g"):
-        TargetStore(tmp_path / "scenes-g-0123456789ab.h5")
+    for data in ("scenes", "my-own-data"):
+        with pytest.raises(UserError, match="Run: nd extract target=g"):
+            TargetStore(tmp_path / f"{data}-g-0123456789ab.h5")
     path = tmp_path / "a.h5"
     fill_store(cfg, stimuli, Failing(), path)
     path.write_bytes(path.read_bytes()[:-40])

@@ -17,7 +17,6 @@ from helpers_backbone import TEXT_LENGTH, TEXT_WIDTH
 from helpers_clip import LARGE, clip_tokenizer, randomise, tiny_clip
 from helpers_config import with_fields
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -37,7 +36,7 @@ from nd.config import BackboneConfig, Config
 from nd.errors import UserError
 from nd.targets.base import Items
 from nd.targets.clip_features import ClipImage, ClipText, ClipVision, VisionPass, clip_of, vision_pass
-from nd.targets.registry import build_extractor, build_extractors
+from nd.targets.components import build_extractor
 
 CPU = torch.device("cpu")
 CLIP_TARGETS = ["clip_vision", "clip_image", "clip_text"]
@@ -101,23 +100,6 @@ def test_pixels_are_those_of_the_processor(size: tuple[int, int]) -> None:
     assert levels.mean() < 0.02
 
 
-def test_resizing_is_pillows_to_the_bit() -> None:
-    images = noise(2, 425, 425)
-    small = np.stack([np.asarray(Image.fromarray(i).resize((224, 224), Image.Resampling.BICUBIC)) for i in images])
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    bytes_found = (to_pixels(images, 224, CPU).permute(0, 2, 3, 1).numpy() * std + mean) * 255
-    np.testing.assert_allclose(bytes_found, small, atol=1e-3)
-
-
-def test_torchs_own_bicubic_filter_would_not_do() -> None:
-    """Why the filter is written out: without Pillow's clipping between rows and columns, overshoot spreads."""
-    images = noise(1, 425, 425)
-    floats = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    torchs = torch.nn.functional.interpolate(floats, (224, 224), mode="bicubic", antialias=True).clamp(0, 255).round()
-    pillows = np.asarray(Image.fromarray(images[0]).resize((224, 224), Image.Resampling.BICUBIC))
-    assert np.abs(torchs[0].permute(1, 2, 0).numpy() - pillows).max() > 3
-
-
 def test_grey_bytes_come_out_near_zero_and_grey_floats_are_refused() -> None:
     grey = np.full((1, 300, 300, 3), 127, np.uint8)
     found = to_pixels(grey, 224, CPU)
@@ -150,7 +132,7 @@ def test_shapes_and_what_each_target_is_by_transformers_own_forward(
     cfg: Config, backbone: Backbone, folder: Path
 ) -> None:
     images, captions = noise(3, 40, 40), ["a b", "xyz", "some thing"]
-    vision, image, text = build_extractors(CLIP_TARGETS, cfg, backbone)
+    vision, image, text = (build_extractor(name, cfg, backbone) for name in CLIP_TARGETS)
     whole = CLIPModel.from_pretrained(folder)
     with torch.no_grad():
         embeds = whole.get_image_features(pixel_values=to_pixels(images, 28, CPU)).pooler_output
@@ -194,7 +176,7 @@ def test_long_captions_keep_their_end_token(cfg: Config, backbone: Backbone) -> 
 
 
 def test_clip_image_and_clip_vision_share_one_pass(cfg: Config, backbone: Backbone) -> None:
-    vision, image = build_extractors(["clip_vision", "clip_image"], cfg, backbone)
+    vision, image = (build_extractor(name, cfg, backbone) for name in ("clip_vision", "clip_image"))
     assert isinstance(vision, ClipVision)
     assert isinstance(image, ClipImage)
     assert vision.forward is image.forward
@@ -484,7 +466,7 @@ def test_fingerprints_load_no_model_and_follow_every_file(cfg: Config, copied: P
     assert prints(changed) == before  # the place does not matter
     assert json.loads(json.dumps(before)) == before
     assert len({found["target"] for found in before.values()}) == 3
-    for extractor in build_extractors(CLIP_TARGETS, cfg, backbone):
+    for extractor in [build_extractor(name, cfg, backbone) for name in CLIP_TARGETS]:
         extractor.fingerprint()
     assert not {"vision", "text", "tokenizer"} & set(vars(clip_of(cfg.decoding("clip_vision").target, backbone)))
 

@@ -22,7 +22,7 @@ from nd.backbone.tower import BlockFeatures, preprocess
 from nd.config import BackboneConfig, Config
 from nd.errors import UserError
 from nd.targets.base import Items
-from nd.targets.registry import build_extractor
+from nd.targets.components import build_extractor
 from nd.targets.tower_features import TowerFeatures, tower_pass
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -28,9 +28,9 @@ from nd.hdf5 import allocate
 from nd.prepare import prepare
 from nd.targets import reference
 from nd.targets.base import Items
+from nd.targets.components import build_extractor
 from nd.targets.fill import check_store, extract_to_stores, is_finished
 from nd.targets.reference import check_drift, drift, reference_features, reference_items
-from nd.targets.registry import build_extractors
 from nd.targets.store import TargetStore
 from nd.targets.unfinished import Job
 
@@ -181,8 +181,7 @@ def test_extract_all_says_what_it_wrote_and_then_does_nothing(cfg: Config, capsy
 
 
 def job_of(cfg: Config, name: str, path: Path, backbone: Backbone | None = None) -> Job:
-    (extractor,) = build_extractors([name], cfg, backbone or Backbone(cfg.backbone))
-    return Job(extractor, path)
+    return Job(build_extractor(name, cfg, backbone or Backbone(cfg.backbone)), path)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +280,8 @@ def test_reference_pictures_are_fixed_and_varied() -> None:
 
 
 def test_reference_features_of_all_targets_are_finite(cfg: Config) -> None:
-    for extractor in build_extractors(["z", "c", "g"], cfg, Backbone(cfg.backbone)):
+    backbone = Backbone(cfg.backbone)
+    for extractor in [build_extractor(name, cfg, backbone) for name in ("z", "c", "g")]:
         features = reference_features(extractor, 32)
         assert np.isfinite(features).all()
         assert features.shape == (4, int(np.prod(extractor.shape)))

@@ -18,15 +18,15 @@ from scipy import ndimage
 from torchvision.transforms.v2 import functional as tv
 
 from nd.backbone.loading import Backbone, load_backbone
+from nd.backbone.pillow import lanczos
 from nd.config import BackboneConfig, Config
 from nd.data.digits69 import read_digits69
 from nd.data.image_checks import SATURATED, check_images, checked, saturated_share
 from nd.errors import UserError
 from nd.scenes.world import World
 from nd.targets.base import Items
-from nd.targets.guards import check_features
-from nd.targets.lanczos import lanczos
-from nd.targets.registry import build_extractor
+from nd.targets.components import build_extractor
+from nd.targets.unfinished import check_features
 from nd.targets.vae_latent import SmallLatent, VaeLatent, small_size
 
 SCALING = 0.3  # the fixture's VAE

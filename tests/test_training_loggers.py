@@ -17,7 +17,8 @@ from helpers_wandb import Logged, offline_runs
 
 from nd.config import Config
 from nd.config.application import compose
-from nd.mappers.training.callbacks import Checkpoints, values_of
+from nd.mappers.training.callbacks import values_of
+from nd.mappers.training.fit import Checkpoints
 from nd.runs.chain import pretrain_of
 from nd.runs.folder import RunFolder
 from nd.tables.loggers import log_training
@@ -28,7 +29,7 @@ HERE = Path(__file__).parent
 # Runs `nd train` and, at the end of an epoch of fine-tuning, does what Ctrl-C in a terminal does: all processes get it.
 INTERRUPTED = """
 import os, signal, sys
-from nd.mappers.training.callbacks import Checkpoints
+from nd.mappers.training.fit import Checkpoints
 from nd.train import main
 write = Checkpoints.on_train_epoch_end
 def interrupt(self, trainer, module):

@@ -17,8 +17,8 @@ from helpers_training import EVERYTHING, SMALL, curve_of, finetuned, identical
 import nd.mappers.training.callbacks as callbacks
 import nd.mappers.training.fit as fit
 from nd.config.application import compose
-from nd.mappers.training.callbacks import Checkpoints, Kept
-from nd.mappers.training.fit import Files, read_result
+from nd.mappers.training.callbacks import Kept
+from nd.mappers.training.fit import Checkpoints, Files, read_result
 from nd.runs.chain import pretrain_of
 from nd.runs.folder import RunFolder
 from nd.train import train

@@ -27,8 +27,7 @@ from nd.data.splits import Fold, Split
 from nd.data.subject import mean_betas
 from nd.errors import LeakError, UserError
 from nd.files import read_json, write_json
-from nd.mappers.checkpoint import Origin, load, read_details, saved_path
-from nd.mappers.training.folds import pretrained_path
+from nd.mappers.checkpoint import Origin, checkpoint_path, load, read_details, saved_path
 from nd.mappers.training.pretrained import load_pretrained, others_of, save_pretrained
 from nd.mappers.training.stage import Stage
 from nd.mappers.two_stage import TwoStage
@@ -253,15 +252,15 @@ def test_network_that_saw_the_subject_is_refused(given: list[str], stage1: Path)
 
 def test_network_that_saw_test_images_is_refused(given: list[str], stage1: Path) -> None:
     cut = [f"data.n_train={N_TRAIN - 3}", f"data.n_test={N_TEST + 3}"]
-    seen = np.isin(load_pretrained(pretrained_path(stage1, 0)).seen, np.arange(N_TRAIN - 3, N_TRAIN)).sum()
+    seen = np.isin(load_pretrained(checkpoint_path(stage1, 0)).seen, np.arange(N_TRAIN - 3, N_TRAIN)).sum()
     assert seen == 3
     wanted = rf"pretrained on 3 test image\(s\) of subj01 \(first: image {N_TRAIN - 3}\).*same split"
     refused(given, stage1, LeakError, wanted, *cut)
 
 
 def test_network_of_other_features_is_refused(given: list[str], stage1: Path, tmp_path: Path) -> None:
-    found = load_pretrained(pretrained_path(stage1, 0))
-    save_pretrained(pretrained_path(tmp_path, 0), replace(found, fingerprints={"c": "0123"}))
+    found = load_pretrained(checkpoint_path(stage1, 0))
+    save_pretrained(checkpoint_path(tmp_path, 0), replace(found, fingerprints={"c": "0123"}))
     refused(given, tmp_path, UserError, r"other features of c \(0123\), but c \(\w+\) is wanted. Use the same backbone")
     refused(given, stage1, UserError, r"was pretrained on targets c, but z \(\w+\) is wanted", "target=z")
 
@@ -292,10 +291,10 @@ def test_network_with_another_auxiliary_head_is_refused(given: list[str]) -> Non
     cfg = compose([*given, "target=z", "training.aux_target=c", f"training.pretrained={taught}"])
     with pytest.raises(UserError, match=r"training.aux_target has features of shape \(3, 4\)"):
         train(cfg)
-    found = load_pretrained(pretrained_path(taught, 0))
+    found = load_pretrained(checkpoint_path(taught, 0))
     first = next(name for name in found.weights if "maps_projector" in name)
     found.weights[first] = found.weights[first][:1]
-    save_pretrained(pretrained_path(Path(cfg.paths.runs) / "cut", 0), found)
+    save_pretrained(checkpoint_path(Path(cfg.paths.runs) / "cut", 0), found)
     refused(
         given, Path(cfg.paths.runs) / "cut", UserError, wanted.replace("4, 8", "1, 8"), "target=z",
         "training.aux_target=g",
@@ -311,11 +310,11 @@ def test_folder_without_a_pretrained_network_is_refused(given: list[str], traine
 
 def test_damaged_pretrained_network_is_refused(given: list[str], stage1: Path, tmp_path: Path) -> None:
     shutil.copytree(stage1 / "checkpoint", tmp_path / "checkpoint")
-    path = pretrained_path(tmp_path, 0)
+    path = checkpoint_path(tmp_path, 0)
     path.write_bytes(path.read_bytes()[:200])
     refused(given, tmp_path, UserError, "fold-00.safetensors is damaged")
     shutil.copytree(stage1 / "checkpoint", tmp_path / "old" / "checkpoint")
-    description = pretrained_path(tmp_path / "old", 0).with_suffix(".json")
+    description = checkpoint_path(tmp_path / "old", 0).with_suffix(".json")
     write_json(description, {**read_json(description), "format": 0})
     refused(given, tmp_path / "old", UserError, "is no pretrained network of format 1")
 
@@ -340,9 +339,9 @@ def test_network_pretrained_on_more_targets_serves_some_of_them(given: list[str]
 def test_finished_run_of_another_pretrained_network_is_refused(given: list[str], stage1: Path, tmp_path: Path) -> None:
     runs = f"paths.runs={tmp_path / 'runs'}"
     train(compose([*given, runs, f"training.pretrained={stage1}"]))
-    found = load_pretrained(pretrained_path(stage1, 0))
+    found = load_pretrained(checkpoint_path(stage1, 0))
     found.weights["heads.c.tokens.bias"] += 1
-    save_pretrained(pretrained_path(tmp_path / "changed", 0), found)
+    save_pretrained(checkpoint_path(tmp_path / "changed", 0), found)
     with pytest.raises(UserError, match=r"made from other inputs.*\n.*pretrained was \w+, is \w+"):
         train(compose([*given, runs, f"training.pretrained={tmp_path / 'changed'}"]))
 

@@ -20,8 +20,7 @@ from nd.errors import UserError
 from nd.mappers.network.draws import Draws
 from nd.mappers.network.trunk import key_of
 from nd.mappers.volumetric.components import VolumetricSettings
-from nd.mappers.volumetric.encoder import Volume, VolumetricTrunk
-from nd.mappers.volumetric.mapper import Volumetric
+from nd.mappers.volumetric.encoder import Volume, Volumetric, VolumetricTrunk
 from nd.mappers.volumetric.recurrence import recurrence
 from nd.mappers.volumetric.sequence_mixers import AttentionBlock, Mixer, SelectiveStateSpace
 from nd.mappers.volumetric.tokenizers import CubeTokenizer, RegionTokenizer, SubjectVoxels, cells_of

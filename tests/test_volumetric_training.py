@@ -31,10 +31,9 @@ from nd.doctor.training import training_needs
 from nd.errors import UserError
 from nd.mappers.checkpoint import load, read_details, saved_path
 from nd.mappers.folds import origin_of
-from nd.mappers.training.callbacks import Checkpoints
-from nd.mappers.training.fit import Files
+from nd.mappers.training.fit import Checkpoints, Files
 from nd.mappers.training.memory import training_bytes
-from nd.mappers.volumetric.mapper import Volumetric
+from nd.mappers.volumetric.encoder import Volumetric
 from nd.predict import predict
 from nd.runs.chain import extracted, pretrain_of, steps_of
 from nd.runs.folder import RunFolder

@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from backbone_training.loop import Draw, Optimisation, fit
-from nd.backbone.vdvae.decoder import Prior
-from nd.backbone.vdvae.images import to_pixels
-from nd.backbone.vdvae.mixture import MIN_LOG_SCALE
+from nd.backbone.vdvae.halves import Prior
+from nd.backbone.vdvae.images import MIN_LOG_SCALE, to_pixels
 from nd.backbone.vdvae.model import Vdvae
 from nd.backbone.vdvae.shape import COLOURS, VdvaeShape
 

@@ -59,7 +59,7 @@ from nd.files import write_json
 from nd.scenes.components import ScenesData
 from nd.scenes.world import World
 from nd.targets.base import Items
-from nd.targets.registry import build_extractors
+from nd.targets.components import build_extractor
 from nd.targets.store import extraction_backbone
 
 TARGETS = ["z", "g"]
@@ -215,7 +215,7 @@ def hooked(tower: nn.Module, inputs: Tensor) -> list[NDArray[np.float32]]:
 
 def batched(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], batch_size: int) -> list[Any]:
     """z and g of all images by this package's extractors."""
-    extractors, found = build_extractors(TARGETS, cfg, backbone), []
+    extractors, found = [build_extractor(name, cfg, backbone) for name in TARGETS], []
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
         items = Items(np.arange(start, start + len(part), dtype=np.int32), part)
@@ -263,7 +263,7 @@ def whole_verb(cfg: Config, n_images: int) -> dict[str, float]:
 def parts(backbone: Backbone, cfg: Config, images: NDArray[np.uint8], batch_size: int) -> dict[str, Any]:
     """Milliseconds an image that each step of extraction takes, the median over the batches."""
     stimuli, found = Stimuli(stimuli_path(cfg)), defaultdict(list)
-    extractors = build_extractors(TARGETS, cfg, backbone)
+    extractors = [build_extractor(name, cfg, backbone) for name in TARGETS]
     for start in range(0, len(images), batch_size):
         ids = np.arange(start, min(start + batch_size, len(images)))
         items = Items(ids.astype(np.int32), images[ids])

@@ -36,8 +36,7 @@ from nd.scenes.captions import captions
 from nd.scenes.draw import draw_many
 from nd.scenes.scene import sample_scene
 from nd.targets.base import Items
-from nd.targets.colour import ColourMosaic
-from nd.targets.edge import EdgeMap
+from nd.targets.maps import ColourMosaic, EdgeMap
 
 log = logging.getLogger("scenes-adapters")
 

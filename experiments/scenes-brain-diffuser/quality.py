@@ -20,9 +20,9 @@ from PIL import Image
 
 from nd.backbone.clip import Clip
 from nd.backbone.loading import load_backbone
-from nd.backbone.vdvae.images import to_pixels
+from nd.backbone.pillow import bicubic
+from nd.backbone.vdvae.images import to_pixels, to_uint8
 from nd.backbone.vdvae.loading import load_vdvae
-from nd.backbone.vdvae.mixture import to_uint8
 from nd.config.application import compose
 from nd.files import atomic_path
 from nd.generate.brain_diffuser import build
@@ -31,7 +31,6 @@ from nd.scenes.draw import draw_many
 from nd.scenes.scene import sample_scene
 from nd.targets.base import Items
 from nd.targets.clip_features import ClipText, ClipVision, VisionPass
-from nd.targets.lanczos import bicubic
 from nd.targets.vdvae import VdvaeLatents
 
 WORLD_SEED, FIRST = 1, 50_000  # of the images; the first 20,000 were trained on

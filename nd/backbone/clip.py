@@ -165,7 +165,7 @@ class Clip:
 
     @property
     def vision_shape(self) -> tuple[int, int]:
-        """(T, D) of the projected tokens of a picture: the class token, then the patches row-major."""
+        """(T, D) of the projected tokens of an image: the class token, then the patches row-major."""
         patches = self.image_size // int(self.config.vision_config.patch_size)
         return patches**2 + 1, int(self.config.projection_dim)
 

@@ -161,7 +161,7 @@ class Backbone:
         return float(self.vae.config["scaling_factor"])
 
     def to_float(self, images: NDArray[np.uint8] | Tensor, size: int = 0) -> Tensor:
-        """Pictures as (B, 3, S, S) float32 in [0, 1] on the backbone's device, resized with a bilinear low-pass.
+        """Images as (B, 3, S, S) float32 in [0, 1] on the backbone's device, resized with a bilinear low-pass.
 
         images: uint8 (B, H, W, 3), or float (B, 3, H, W) in [0, 1]; size: S, by default the backbone's image size.
         """
@@ -237,7 +237,7 @@ class Backbone:
             return self.encode_text([""])
 
     def tower_input(self, images_B3HW: Tensor) -> Tensor:
-        """Pictures in [0, 1] resized and normalised for the image tower, in the backbone's dtype. Differentiable."""
+        """Images in [0, 1] resized and normalised for the image tower, in the backbone's dtype. Differentiable."""
         config = self.config
         mean, std, method = config.tower_mean, config.tower_std, config.tower_filter
         inputs = preprocess(images_B3HW, config.tower_size, mean, std, method, antialias=config.tower_antialias)

@@ -1,4 +1,4 @@
-"""What a training, validation or prediction step is given, and how it is read from the files.
+"""What a training or validation step is given, and how it is read from the files.
 
 Shapes: B_s samples of one subject, B of all of them, V_s voxels of that subject.
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,7 +38,7 @@ class SubjectBatch:
     Attributes:
         voxels: (B_s, V_s) float32, scaled.
         image_id: (B_s,) int64.
-        targets: (B_s, *shape) float32 by name of the target; empty in prediction.
+        targets: (B_s, *shape) float32 by name of the target.
         counts: the step's samples of this subject in every process, in rank order; empty where no step is shared.
     """
 
@@ -136,10 +135,8 @@ class Steps(Dataset[Batch]):
         """Steps of an epoch of one process."""
         return self.plan.n_steps(1)
 
-    def __getitem__(self, step: Step | int) -> Batch:
-        """Read the batch of a step, or of the n-th step of the first epoch (as overfit_batches asks for)."""
-        if not isinstance(step, Step):
-            step = next(islice(self.plan.steps(0, 0, 1), step, None))
+    def __getitem__(self, step: Step) -> Batch:
+        """Read the batch of a step."""
         parts = {name: self._part(name, samples, step.counts.get(name, ())) for name, samples in step.samples.items()}
         return Batch(parts, step.share)
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nd.config.components import Source
 from nd.config.fields import opt
@@ -114,30 +115,6 @@ class OwnData(DataConfig):
     )
 
 
-def _digits69_pieces(cfg: Config) -> Any:
-    from nd.data.digits69 import pieces_of
-
-    return pieces_of(cfg.data)
-
-
-def _nsd_pieces(cfg: Config) -> Any:
-    from nd.data.nsd.prepare import pieces_of
-
-    return pieces_of(cfg)
-
-
-def _mindeye2_pieces(cfg: Config) -> Any:
-    from nd.data.mindeye2.prepare import pieces_of
-
-    return pieces_of(cfg)
-
-
-def _own_pieces(cfg: Config) -> Any:
-    from nd.data.own import pieces_of
-
-    return pieces_of(cfg)
-
-
 def _digits69_rules(cfg: Config) -> Iterator[str]:
     if cfg.data.n_val > DIGITS69_IMAGES - 2:
         yield too_many_for_validation(cfg, DIGITS69_IMAGES)
@@ -192,7 +169,7 @@ COMPONENTS = (
         settings=Digits69Data,
         splits=("digits69-cv10", "digits69-given"),
         protocols=("digits69",),
-        pieces=_digits69_pieces,
+        pieces=lambda cfg: import_module("nd.data.digits69").pieces_of(cfg.data),
         rules=_digits69_rules,
         verb_rules=_digits69_file,
     ),
@@ -202,7 +179,7 @@ COMPONENTS = (
         splits=NSD_SPLITS,
         protocols=("nd", *PUBLISHED),
         by_subject=True,
-        pieces=_nsd_pieces,
+        pieces=lambda cfg: import_module("nd.data.nsd.prepare").pieces_of(cfg),
         rules=_nsd_rules,
     ),
     Source(
@@ -211,7 +188,7 @@ COMPONENTS = (
         splits=NSD_SPLITS,
         protocols=("nd", *PUBLISHED),
         by_subject=True,
-        pieces=_mindeye2_pieces,
+        pieces=lambda cfg: import_module("nd.data.mindeye2.prepare").pieces_of(cfg),
     ),
     Source(
         name="own",
@@ -219,7 +196,7 @@ COMPONENTS = (
         splits=("own",),
         protocols=("nd",),
         by_subject=True,
-        pieces=_own_pieces,
+        pieces=lambda cfg: import_module("nd.data.own").pieces_of(cfg),
         rules=_own_rules,
     ),
 )

@@ -1,7 +1,7 @@
 """Voxels and targets as batches for mappers that are trained by Lightning, of one subject or several at once.
 
 Nothing is held in memory but the batch: voxels and targets are read by rows, and voxel statistics are gathered over
-blocks. Test images appear only in ``predict_dataloader``, and there without a target.
+blocks. Test images are never read.
 """
 
 from __future__ import annotations
@@ -40,12 +40,10 @@ class VoxelDataModule(pl.LightningDataModule):
         targets: Mapping[str, TargetRows],
         *,
         trials: Trials = "single",
-        held_out_trials: Literal["single", "mean"] = "mean",
         batch_size: int = 42,
         epoch_steps: int = 0,
         seed: int = 0,
         num_workers: int = 0,
-        scalers: Mapping[str, Scaler] | None = None,
     ) -> None:
         """Look at no voxel yet.
 
@@ -54,14 +52,12 @@ class VoxelDataModule(pl.LightningDataModule):
             targets: readers by name of the target; asked for training and validation images alone.
             trials: of training: ``single`` (every trial is a sample), ``mean`` (over an image's repeats) or ``random``
                 (every image once in an epoch, by one repeat that (seed, epoch, image id) choose).
-            held_out_trials: of validation and prediction: ``mean``, or ``single`` for every trial by itself.
             batch_size: samples of a training step over all subjects and processes. Steps have near-equal numbers of
-                each subject's samples. Validation and prediction have about as many.
+                each subject's samples. Validation has about as many.
             epoch_steps: steps of a training epoch, whose samples are then drawn with replacement; 0: all samples once.
             seed: of the order; an epoch is a function of it and the epoch's number.
             num_workers: processes that read ahead; handing a batch over takes longer than reading it from files that
                 the system has in memory, so 0 is best there.
-            scalers: ready ones, as a trained mapper stores; by default they are fitted on what is trained on.
 
         Raises:
             UserError: unknown trials, a subject twice, or images that a subject was not shown.
@@ -70,19 +66,17 @@ class VoxelDataModule(pl.LightningDataModule):
         super().__init__()
         if trials not in TRIALS:
             raise unknown("trials", trials, TRIALS)
-        if held_out_trials not in ("single", "mean"):
-            raise unknown("held_out_trials", held_out_trials, ("single", "mean"))
-        self.trials, self.held_out_trials = trials, held_out_trials
-        self.batch_size, self.epoch_steps, self.seed, self.num_workers = batch_size, epoch_steps, seed, num_workers
+        self.trials, self.batch_size, self.epoch_steps = trials, batch_size, epoch_steps
+        self.seed, self.num_workers = seed, num_workers
         self.targets = dict(targets)
         self.subjects = {subject.name: subject for subject, _ in subjects}
         self.folds = {subject.name: fold for subject, fold in subjects}
-        self.scalers: dict[str, Scaler] = dict(scalers or {})
+        self.scalers: dict[str, Scaler] = {}
         _check_subjects(subjects)
         _check_apart(self.folds)
 
     def setup(self, stage: str | None = None) -> None:
-        """Fit the scalers that are not given on the training rows, block by block; called by Lightning."""
+        """Fit the scalers on the training rows, block by block, unless that is done; called by Lightning."""
         for name, subject in self.subjects.items():
             if name not in self.scalers:
                 self.scalers[name] = self._fitted(subject, self.folds[name])
@@ -105,7 +99,7 @@ class VoxelDataModule(pl.LightningDataModule):
             plan: Plan = DrawnPlan(pools, self.batch_size, self.seed, self.epoch_steps)
         else:
             plan = TrainPlan(pools, self.batch_size, self.seed)
-        return self._loader(plan, self.targets, of_images=self.trials == "mean")
+        return self._loader(plan, of_images=self.trials == "mean")
 
     def _pool(self, subject: Subject, fold: Fold) -> Pool:
         if self.trials == "mean":
@@ -114,32 +108,17 @@ class VoxelDataModule(pl.LightningDataModule):
         return Pool(rows, subject.image_id[rows], one_per_image=self.trials == "random")
 
     def val_dataloader(self) -> StepLoader:
-        """Validation images, in the order of ``fold.val``; each in one process alone."""
-        ids = {name: fold.val for name, fold in self.folds.items()}
-        return self._held_out(ids, self.targets, "validation")
-
-    def predict_dataloader(self) -> StepLoader:
-        """Voxels of the test images without targets, in the order of ``fold.test``.
+        """Validation images, the mean of each one's trials, in the order of ``fold.val``.
 
         Process r of several has the r-th contiguous part: put together in order, they are as of one process.
         """
-        ids = {name: fold.test for name, fold in self.folds.items()}
-        return self._held_out(ids, {}, "test")
+        samples: Samples = {name: fold.val.astype(np.int64) for name, fold in self.folds.items()}
+        return self._loader(OrderedPlan(samples, self.batch_size), of_images=True)
 
-    def _held_out(
-        self, ids: Mapping[str, NDArray[np.int32]], targets: Mapping[str, TargetRows], what: str
-    ) -> StepLoader:
-        of_images = self.held_out_trials == "mean"
-        samples: Samples = {
-            name: ids[name].astype(np.int64) if of_images else trials_of(subject, ids[name])
-            for name, subject in self.subjects.items()
-        }
-        return self._loader(OrderedPlan(samples, self.batch_size, what), targets, of_images=of_images)
-
-    def _loader(self, plan: Plan, targets: Mapping[str, TargetRows], *, of_images: bool) -> StepLoader:
+    def _loader(self, plan: Plan, *, of_images: bool) -> StepLoader:
         self.setup()
         return StepLoader(
-            Steps(plan, self.subjects, self.scalers, targets, of_images=of_images),
+            Steps(plan, self.subjects, self.scalers, self.targets, of_images=of_images),
             batch_size=None,
             sampler=PlanSampler(plan),
             num_workers=self.num_workers,

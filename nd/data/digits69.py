@@ -92,12 +92,6 @@ def pieces_of(data: DataConfig) -> list[Piece]:
     ]
 
 
-def write_digits69(data: DataConfig, folder: Path) -> None:
-    """Write the prepared files into ``folder``. Raises UserError where ``data.file`` cannot be read."""
-    for piece in pieces_of(data):
-        piece.write(folder / piece.name)
-
-
 def _write_stimuli(content: Digits69, path: Path) -> None:
     ids = np.arange(N_IMAGES, dtype=np.int32)
     write_stimuli(path, images=content.images, captions=content.captions, image_id=ids, labels=content.labels)

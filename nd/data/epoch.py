@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -38,16 +38,6 @@ class Step:
     samples: Samples
     share: float = 1.0
     counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-class Plan(Protocol):
-    """The steps of an epoch, for any number of processes."""
-
-    def n_steps(self, world_size: int) -> int:
-        """K, the same for every process. Raises UserError where a process would get nothing in some step."""
-
-    def steps(self, epoch: int, rank: int, world_size: int) -> Iterator[Step]:
-        """The K steps of process ``rank`` of ``world_size``."""
 
 
 def generator(seed: int, epoch: int, name: str) -> np.random.Generator:
@@ -181,9 +171,9 @@ class OrderedPlan:
     So what the processes give, put together in their order, is in the order of one process.
     """
 
-    def __init__(self, samples: Samples, batch_size: int, what: str) -> None:
-        """samples: (N,) per subject, in order. ``what`` names them in messages, e.g. "validation"."""
-        self.samples, self.batch_size, self.what = dict(samples), _checked(batch_size), what
+    def __init__(self, samples: Samples, batch_size: int) -> None:
+        """samples: (N,) per subject, in order."""
+        self.samples, self.batch_size = dict(samples), _checked(batch_size)
         self._counts_S = np.array([len(values) for values in self.samples.values()])
 
     def n_steps(self, world_size: int = 1) -> int:
@@ -191,7 +181,7 @@ class OrderedPlan:
         total = int(self._counts_S.sum())
         if total < world_size:
             raise UserError(
-                f"{total} {self.what} samples cannot be shared by {world_size} processes. "
+                f"{total} validation samples cannot be shared by {world_size} processes. "
                 f"Enlarge that part, or use at most {max(1, total)} processes."
             )
         return min(-(-total // self.batch_size), total // world_size)
@@ -204,6 +194,9 @@ class OrderedPlan:
         for sizes_S, starts_S in zip(sizes_SK.T, starts_SK.T, strict=True):
             mine = zip(self.samples.items(), _parts(starts_S, sizes_S), strict=True)
             yield Step({name: values[part] for (name, values), part in mine})
+
+
+Plan = TrainPlan | OrderedPlan  # the steps of an epoch, for any number of processes
 
 
 class PlanSampler(DistributedSampler[Step]):

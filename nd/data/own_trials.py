@@ -21,7 +21,7 @@ from nd.data.nsd.volumes import Mask
 from nd.data.own_volume import read_places, read_roi, roi_files
 from nd.data.rows import BLOCK_BYTES, not_finite
 from nd.data.splits import MIN_TEST, MIN_TRAIN, MIN_VAL
-from nd.data.subject_file import AGAIN, SubjectTable, check_table, lay_out, write_rows
+from nd.data.subject_file import AGAIN, SubjectTable, check_table, lay_out, repeats_of, write_rows
 from nd.data.whole_numbers import read_numbers
 from nd.errors import UserError
 from nd.files import atomic_path
@@ -167,7 +167,7 @@ class OwnTrials:
         table = SubjectTable(
             image_id=self.image_id,
             session=self.session,
-            repeat=repeats(self.image_id),
+            repeat=repeats_of(self.image_id),
             trial=np.arange(len(self.image_id)),
             held_out=self.held_out,
             ijk=ijk,
@@ -202,12 +202,3 @@ def hash_order(image_ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """The ids in an order that no library version changes, and that depends on nothing but the ids."""
     ids = (int(i) for i in image_ids)
     return np.array(sorted(ids, key=lambda i: hashlib.sha256(f"own-test:{i}".encode()).digest()), np.int64)
-
-
-def repeats(image_id: NDArray[np.integer]) -> NDArray[np.int32]:
-    """(T,) how often the image of each trial was shown before."""
-    by_image = np.argsort(image_id, kind="stable")
-    ordered = image_id[by_image]
-    out = np.empty(len(image_id), np.int32)
-    out[by_image] = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
-    return out

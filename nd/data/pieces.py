@@ -73,11 +73,6 @@ def make_pieces(folder: Path, pieces: Sequence[Piece], record: dict[str, Any]) -
         return [piece.name for piece in pieces if _make(folder, piece, record)]
 
 
-def missing_pieces(folder: Path, pieces: Sequence[Piece]) -> list[str]:
-    """Names of the pieces that are not there yet; the same errors as ``make_pieces``, but nothing is written."""
-    return [piece.name for piece in pieces if not is_prepared(folder, piece)]
-
-
 def _make(folder: Path, piece: Piece, record: dict[str, Any]) -> bool:
     if is_prepared(folder, piece):  # before locking, so that a read-only folder of a colleague can be used
         return _added(folder, piece) or _relinked(folder, piece)

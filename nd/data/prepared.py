@@ -16,12 +16,12 @@ from nd.data.piece_records import recorded_hash
 from nd.data.same_images import Across, Prints, across, check_across
 from nd.data.splits import (
     BY_CLUSTER,
+    CLUSTERS,
     MIN_TRAIN,
     MIN_VAL,
     SESSIONS_OF,
     Split,
     cluster_split,
-    clusters_path,
     get_split,
     narrowed,
     read_clusters,
@@ -39,7 +39,6 @@ __all__ = [
     "check_allowed",
     "data_folder",
     "images_without_voxels",
-    "manifest_path",
     "mean_betas",
     "open_subject",
     "single_betas",
@@ -69,26 +68,20 @@ def stimuli_path(cfg: Config) -> Path:
     return data_folder(cfg) / "stimuli.h5"
 
 
-def manifest_path(cfg: Config) -> Path:
-    """What the prepared folder was made from: settings, hashes and sizes."""
-    return data_folder(cfg) / "manifest.json"
+def open_subject(cfg: Config) -> Subject:
+    """Return ``subject.name`` through ``subject.roi`` and in the sessions that the split uses.
 
-
-def open_subject(cfg: Config, name: str = "") -> Subject:
-    """Return one subject through ``subject.roi`` and in the sessions that the split uses.
-
-    Where ``subject.sessions`` is given, training and validation images of ``subject.name`` are seen in its first
-    sessions alone, and test images in all their trials; other subjects are seen whole.
+    Where ``subject.sessions`` is given, training and validation images are seen in the first sessions alone, and test
+    images in all their trials.
 
     Args:
         cfg: the configuration, whose data are prepared.
-        name: of the subject, by default ``subject.name``.
 
     Raises:
         UserError: files that are missing or of no use, and as ``split_of``.
     """
-    subject = _whole_subject(cfg, name, cfg.subject.roi)
-    if not _is_limited(cfg, name):
+    subject = _whole_subject(cfg, "", cfg.subject.roi)
+    if not cfg.subject.sessions:
         return subject
     test_ids = _early_split(cfg, subject).test_ids
     return subject.only(subject.early(cfg.subject.sessions) | np.isin(subject.image_id, test_ids))
@@ -115,12 +108,11 @@ def split_of(cfg: Config, name: str = "") -> Split:
     return split
 
 
-def same_across(cfg: Config, name: str = "") -> Across:
+def same_across(cfg: Config) -> Across:
     """Return which images are trained on and tested under two ids, and which nearly so.
 
     Args:
         cfg: the configuration, whose data are prepared.
-        name: the subject whose split it is, by default ``subject.name``.
 
     Returns:
         Pairs (training or validation image, test image), from the prints of the stimuli file: no image is read.
@@ -128,13 +120,12 @@ def same_across(cfg: Config, name: str = "") -> Across:
     Raises:
         UserError: data that are not prepared, or as ``split_of`` says.
     """
-    return _across(cfg, _cut(cfg, name), near=True)
+    return _across(cfg, _cut(cfg, ""), near=True)
 
 
 def with_doubles(cfg: Config, image_ids: NDArray[Any]) -> NDArray[np.int32]:
     """Return image ids together with every other id under which the data set holds an equal image, sorted."""
-    path = stimuli_path(cfg)
-    prints = _prints(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    prints = _prints_of(cfg)
     return np.union1d(image_ids, prints.image_id[np.isin(prints.pixels, prints.pixels[prints.rows(image_ids)])])
 
 
@@ -162,11 +153,15 @@ def images_without_voxels(cfg: Config, fold: int = 0) -> NDArray[np.int32]:
 
 
 def _across(cfg: Config, split: Split, near: bool) -> Across:
-    path = stimuli_path(cfg)
-    prints = _prints(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    prints = _prints_of(cfg)
     found = [across(prints, fold.seen, fold.test, near=near) for fold in split.folds]
     equal, close = ([pair for one in found for pair in getattr(one, kind)] for kind in ("equal", "near"))
     return Across(sorted(set(equal)), sorted(set(close)))
+
+
+def _prints_of(cfg: Config) -> Prints:
+    path = stimuli_path(cfg)
+    return _prints(path, path.stat().st_mtime_ns if path.is_file() else 0)
 
 
 @lru_cache(maxsize=4)
@@ -186,7 +181,7 @@ def _cut(cfg: Config, name: str) -> Split:
 def _shared_split(cfg: Config) -> Split:
     """The split of images that all subjects saw."""
     if cfg.data.split == BY_CLUSTER:
-        return cluster_split(cfg.data, read_clusters(clusters_path(data_folder(cfg))))
+        return cluster_split(cfg.data, read_clusters(data_folder(cfg) / CLUSTERS))
     return get_split(cfg.data)
 
 

@@ -54,20 +54,10 @@ class Scaler:
     scale: NDArray[np.float32]
 
     @classmethod
-    def fit(
-        cls,
-        train_rows: NDArray[np.float32],
-        *,
-        image_ids: NDArray[Any] | None = None,
-        allowed: NDArray[Any] | None = None,
-    ) -> Scaler:
-        """Fit on (n, V) training rows. A voxel that never varies gets scale 1, so it becomes 0 and not NaN.
-
-        Args and errors: as for ``fit_blocks``.
-        """
+    def fit(cls, train_rows: NDArray[np.float32]) -> Scaler:
+        """Fit on (n, V) training rows; errors as for ``fit_blocks``."""
         step = max(1, BLOCK_NUMBERS // max(1, train_rows.shape[1]))
-        blocks = (train_rows[start : start + step] for start in range(0, len(train_rows), step))
-        return cls.fit_blocks(blocks, image_ids=image_ids, allowed=allowed)
+        return cls.fit_blocks(train_rows[start : start + step] for start in range(0, len(train_rows), step))
 
     @classmethod
     def fit_blocks(
@@ -77,7 +67,9 @@ class Scaler:
         image_ids: NDArray[Any] | None = None,
         allowed: NDArray[Any] | None = None,
     ) -> Scaler:
-        """``fit`` on rows that arrive in blocks (n_k, V), each looked at once.
+        """Fit on training rows that arrive in blocks (n_k, V), each looked at once.
+
+        A voxel that never varies gets scale 1, so it becomes 0 and not NaN.
 
         Args:
             image_ids: (n,) image of every row, in the order of the rows, with ``allowed``.
@@ -153,7 +145,3 @@ class Scaler:
                 f"rows have {rows.shape[-1]} voxels but the scaler was fitted on {len(self.mean)}. "
                 "Use the same subject.roi."
             )
-
-    def state(self) -> dict[str, NDArray[np.float32]]:
-        """Arrays to store; ``Scaler(**state)`` restores it."""
-        return {"mean": self.mean, "scale": self.scale}

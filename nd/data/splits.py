@@ -105,11 +105,6 @@ def cluster_split(data: DataConfig, clusters: Sequence[str]) -> Split:
     return _named(data.split, [Fold(_sorted(order[data.n_val :]), _sorted(order[: data.n_val]), _sorted(test))])
 
 
-def clusters_path(folder: Path) -> Path:
-    """Where a prepared folder holds the clusters of its images."""
-    return folder / CLUSTERS
-
-
 def write_clusters(path: Path, clusters: Sequence[str]) -> None:
     """Write the cluster of every image 0 .. N-1."""
     write_json(path, list(clusters))

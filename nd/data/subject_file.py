@@ -38,6 +38,19 @@ ALL_VOXELS = "all"
 AGAIN = "Remove it and write it again, by `nd prepare` or as it was made."
 
 
+def repeats_of(image_id: NDArray[np.integer]) -> NDArray[np.int32]:
+    """Return (T,) how often the image of each trial was shown before.
+
+    >>> repeats_of(np.array([7, 2, 7, 7]))
+    array([0, 0, 1, 2], dtype=int32)
+    """
+    by_image = np.argsort(image_id, kind="stable")
+    ordered = image_id[by_image]
+    out = np.empty(len(image_id), np.int32)
+    out[by_image] = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    return out
+
+
 @dataclass(frozen=True, kw_only=True)
 class SubjectTable:
     """Everything of a subject's file but the voxels: as in the layout at the top of this module.

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from nd.backbone.clip import Clip
 from nd.backbone.loading import DTYPES, Backbone
-from nd.backbone.vdvae import mixture
+from nd.backbone.pillow import bicubic
+from nd.backbone.vdvae.images import to_uint8
 from nd.backbone.vdvae.loading import vdvae_of
 from nd.backbone.vdvae.model import Vdvae
 from nd.backbone.versatile import VersatileBackbone
@@ -37,7 +38,6 @@ from nd.generate.image_to_image import (
     sampler_of,
 )
 from nd.generate.plan import Plan, in_parts
-from nd.targets.lanczos import bicubic
 from nd.targets.noise import keyed_generator, keyed_normal
 
 # Of VDVAE's draws: the bytes "guess", beyond any seed one would think of, so that they are never the sampler's noise.
@@ -66,12 +66,10 @@ class FirstGuess:
     def _images(self, latents_BP: Tensor, ids_B: Tensor) -> Tensor:
         ids, latents = ids_B.tolist(), self.model.split(latents_BP)
         if not self.sample:
-            return mixture.to_uint8(self.model.picture(self.model.decode(latents))).cpu()
+            return to_uint8(self.model.picture(self.model.decode(latents))).cpu()
         described = self.model.decode(latents, lambda layer, shape: self._normal(ids, layer, shape))
         uses = iter(range(len(self.model.shape.decoder_blocks), 1 << 31))  # beyond the layers, each once
-        return mixture.to_uint8(
-            self.model.picture(described, lambda shape: self._uniform(ids, next(uses), shape))
-        ).cpu()
+        return to_uint8(self.model.picture(described, lambda shape: self._uniform(ids, next(uses), shape))).cpu()
 
     def _normal(self, ids: Sequence[int], layer: int, shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(keyed_normal(self.seed, ids, layer, shape[1:]))

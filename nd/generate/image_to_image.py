@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nd.backbone.loading import Backbone
+from nd.backbone.pillow import bicubic
 from nd.config import Config
 from nd.errors import UserError
 from nd.generate.base import Reconstructions
@@ -26,7 +27,6 @@ from nd.generate.guided_diffusion import GuidedDiffusion
 from nd.generate.plan import Plan
 from nd.generate.sampler import GuidedSampler
 from nd.generate.trajectories import Point
-from nd.targets.lanczos import bicubic
 from nd.targets.vae_latent import latents
 
 # Images of the first stage at once: every call of one size, whatever the batch (nd.generate.plan).

@@ -19,7 +19,7 @@ from nd.config.application import report
 from nd.config.check import build
 from nd.errors import UserError
 from nd.mappers.base import FoldData, Group
-from nd.mappers.registry import build_mapper
+from nd.mappers.components import build_mapper
 
 try:
     from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin

@@ -5,13 +5,16 @@ Shapes: N images, V voxels, P numbers of a flattened target.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from nd.config import MapperConfig
 from nd.data.scaling import Scaler
 
 BLOCK_NUMBERS = 1 << 24  # numbers of one block: 64 MiB in float32
@@ -26,16 +29,7 @@ class Columns(Protocol):
         """P, numbers of the flattened target."""
 
     def columns(self, ids: NDArray[Any], start: int, stop: int) -> NDArray[np.float32]:
-        """Return columns `start` to `stop` of images, (n, stop - start) float32, rows in the order of `ids` (n,).
-
-        Args:
-            ids: (n,) image ids, any of those that the features are of.
-            start: first column of the flattened target.
-            stop: end of the columns.
-
-        Returns:
-            (n, stop - start) float32.
-        """
+        """Return columns `start` to `stop` of images, (n, stop - start) float32, rows in the order of `ids` (n,)."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +66,39 @@ class FoldData:
     unlabelled_ids: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
 
-class Mapper(Protocol):
+class Mapper:
     """Voxels to one target. Fitted by `fit`, or restored by its class from `state` and `details`."""
 
     name: str
 
-    @property
-    def scaler(self) -> Scaler:
-        """How `predict` scales voxels, by statistics of the images fitted on."""
+    def __init__(self, config: MapperConfig, device: torch.device | None = None) -> None:
+        """Make an unfitted mapper.
 
-    @property
-    def kept(self) -> NDArray[np.bool_] | None:
-        """Columns (P,) that are predicted, where `keep` left some out; None: all of them."""
+        Args:
+            config: the mapper group.
+            device: where it is fitted, by default the CPU.
+        """
+        self.config, self.device = config, device or torch.device("cpu")
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._details: dict[str, Any] = {}
+        self._kept: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def restore(cls, config: MapperConfig, state: Mapping[str, NDArray[Any]], details: dict[str, Any]) -> Self:
+        """Return a fitted mapper from what `state` and `details` gave."""
+        mapper = cls(config)
+        mapper._arrays, mapper._details = dict(state), details
+        mapper._kept = np.asarray(state["kept"]).astype(bool) if "kept" in state else None
+        return mapper
+
+    def fit(self, data: FoldData, scratch: Path | None = None) -> None:
+        """Learn from one fold.
+
+        Args:
+            data: training and validation images with their targets.
+            scratch: folder for arrays too large for memory, kept until they are saved; by default all stays in memory.
+        """
+        raise NotImplementedError
 
     def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
         """Return predicted targets (N, P) float32.
@@ -92,17 +107,30 @@ class Mapper(Protocol):
             voxels_NV: (N, V) float32 responses as measured, not scaled.
             image_ids: (N,) of the images, for mappers that draw random numbers; they are a function of the image.
         """
+        raise NotImplementedError
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that `predict` needs; they may be memory maps."""
+        """Return what `predict` needs, and what is known of each column; arrays may be memory maps."""
+        return self._arrays
 
     def details(self) -> dict[str, Any]:
-        """Return what was chosen and how well the validation images were predicted, as plain JSON values.
+        """Return what was chosen and how well validation images are predicted, as plain JSON values.
 
         `scores` holds the mean correlation over target dimensions, two-way identification of the validation images
         among their predictions, top-1 retrieval among them in both directions, and the unexplained share of the
         variance.
         """
+        return self._details
+
+    @property
+    def scaler(self) -> Scaler:
+        """How `predict` scales voxels, by statistics of the images fitted on."""
+        return Scaler(mean=np.asarray(self._arrays["voxel_mean"]), scale=np.asarray(self._arrays["voxel_scale"]))
+
+    @property
+    def kept(self) -> NDArray[np.bool_] | None:
+        """Columns (P,) that are predicted, where `keep` left some out, which are predicted as 0; None: all of them."""
+        return self._kept
 
 
 def blocks(start: int, stop: int, step: int) -> Iterator[slice]:

@@ -20,7 +20,7 @@ from nd.errors import UserError
 from nd.files import atomic_path, misfit, read_json, unreadable, write_json
 from nd.mappers.arrays import read_arrays, write_arrays
 from nd.mappers.base import Mapper
-from nd.mappers.registry import restore_mapper
+from nd.mappers.components import restore_mapper
 
 FORMAT = 1
 AGAIN = "Remove its run folder and run `nd train` again."

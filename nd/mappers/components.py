@@ -1,17 +1,24 @@
-"""Mappers that are fitted in closed form: their fields, rules, and which fields have no effect."""
+"""Mappers that are fitted in closed form: their fields and rules, and fields without effect; and mappers by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nd.config.components import Idle, Mapper, component
 from nd.config.fields import opt
 from nd.config.schema import ALL, MapperConfig
+from nd.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
     from nd.config.schema import Config, Decoding
+    from nd.mappers.base import Mapper as FittedMapper
+    from nd.mappers.linear import Linear
 
 
 @dataclass(kw_only=True)
@@ -174,45 +181,40 @@ def _fastl2lir_idle(cfg: Config) -> Iterator[Idle]:
             yield Idle((f"mapper.{candidates}",), f"mapper.{field} is {given[0]:g}; 0 chooses")
 
 
-def _ridge(settings: Any, device: Any) -> Any:
-    from nd.mappers.ridge import Ridge
-
-    return Ridge(settings, device)
-
-
-def _restored_ridge(settings: Any, state: Any, details: Any) -> Any:
-    from nd.mappers.ridge import Ridge
-
-    return Ridge.restore(settings, state, details)
-
-
-def _fastl2lir(settings: Any, device: Any) -> Any:
-    from nd.mappers.fastl2lir import FastL2LiR
-
-    return FastL2LiR(settings, device)
-
-
-def _restored_fastl2lir(settings: Any, state: Any, details: Any) -> Any:
-    from nd.mappers.fastl2lir import FastL2LiR
-
-    return FastL2LiR.restore(settings, state, details)
-
-
 COMPONENTS = (
     Mapper(
         name="ridge",
         settings=RidgeSettings,
         rules=_ridge_rules,
         idle=_untrained_idle,
-        build=_ridge,
-        restore=_restored_ridge,
+        build=lambda own, device: import_module("nd.mappers.ridge").Ridge(own, device),
+        restore=lambda *fitted: import_module("nd.mappers.ridge").Ridge.restore(*fitted),
     ),
     Mapper(
         name="fastl2lir",
         settings=FastL2LiRSettings,
         rules=_fastl2lir_rules,
         idle=_fastl2lir_idle,
-        build=_fastl2lir,
-        restore=_restored_fastl2lir,
+        build=lambda own, device: import_module("nd.mappers.fastl2lir").FastL2LiR(own, device),
+        restore=lambda *fitted: import_module("nd.mappers.fastl2lir").FastL2LiR.restore(*fitted),
     ),
 )
+
+
+def build_mapper(config: MapperConfig, device: torch.device | None = None) -> Linear:
+    """Return an unfitted mapper.
+
+    Raises:
+        UserError: there is none of that name, or it is trained step by step.
+    """
+    build = component("mapper", config.name).build
+    if build is None:
+        raise UserError(f"mapper {config.name!r} is trained step by step (`nd train`), not fitted in closed form.")
+    mapper: Linear = build(config, device)
+    return mapper
+
+
+def restore_mapper(config: MapperConfig, state: dict[str, NDArray[Any]], details: dict[str, Any]) -> FittedMapper:
+    """Return a fitted mapper from a checkpoint's arrays and details."""
+    mapper: FittedMapper = component("mapper", config.name).restore(config, state, details)
+    return mapper

@@ -168,9 +168,6 @@ class FastL2LiR(Linear):
         bias_K, std_K, mean_K = (self._tensor(self._arrays[n][block]) for n in ("bias", "target_std", "target_mean"))
         return (scaled_NV @ weights_KV.T + bias_K) * std_K + mean_K
 
-    def _tensor(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device)  # maps are read only
-
 
 def spread_over_voxels(chosen_KF: Tensor, coefficients_KF: Tensor, n_voxels: int) -> Tensor:
     """Return coefficients of all voxels (K, V), 0 for those that a column does not use.

@@ -24,11 +24,10 @@ from nd.errors import UserError
 from nd.mappers.arrays import scratch_folder
 from nd.mappers.base import FoldData, Group
 from nd.mappers.checkpoint import Origin, check_origin, checkpoint_path, is_saved, load, read_details, save, saved_path
-from nd.mappers.components import LinearSettings
-from nd.mappers.registry import build_mapper
+from nd.mappers.components import LinearSettings, build_mapper
 from nd.mappers.selected_columns import select_columns
 from nd.mappers.statistics import TargetStatistics, held_out_path, statistics_path
-from nd.targets.registry import column_groups
+from nd.targets.components import column_groups
 from nd.targets.store import TargetStore
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What the mappers that are fitted in closed form have in common: state, scaling, and columns that are left out.
+"""What the mappers that are fitted in closed form have in common: where they work, and columns that are left out.
 
 Shapes: N images, V voxels, P target columns, Q selected ones.
 """
@@ -7,75 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nd.config import MapperConfig
-from nd.data.scaling import Scaler
-from nd.mappers.base import Columns, FoldData, Group
+from nd.mappers.base import Columns, FoldData, Group, Mapper
 
 
-class Linear:
-    """A mapper fitted on one subject's mean responses, by `fit`; its class says what `state` holds."""
-
-    name: str
+class Linear(Mapper):
+    """A mapper fitted in closed form."""
 
     def __init__(self, config: MapperConfig, device: torch.device | None = None) -> None:
-        """Make an unfitted mapper.
-
-        Args:
-            config: the mapper group.
-            device: where the matrix products run, by default the CPU.
-        """
-        self.config = config
-        # The equations are solved in float64, which Metal does not have.
-        self.device = device if device is not None and device.type == "cuda" else torch.device("cpu")
-        self._arrays: dict[str, NDArray[Any]] = {}
-        self._details: dict[str, Any] = {}
-        self._kept: NDArray[np.bool_] | None = None
-
-    @classmethod
-    def restore(cls, config: MapperConfig, state: dict[str, NDArray[Any]], details: dict[str, Any]) -> Self:
-        """Return a fitted mapper from what `state` and `details` gave."""
-        mapper = cls(config)
-        mapper._arrays, mapper._details = state, details
-        mapper._kept = np.asarray(state["kept"]).astype(bool) if "kept" in state else None
-        return mapper
-
-    def fit(self, data: FoldData, scratch: Path | None = None) -> None:
-        """Learn from one fold.
-
-        Args:
-            data: training and validation images with their targets.
-            scratch: folder for arrays too large for memory, kept until they are saved; by default all stays in memory.
-        """
-        raise NotImplementedError
-
-    def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
-        """Return predicted targets (N, P) float32 of responses (N, V) as measured; `image_ids` make no difference."""
-        raise NotImplementedError
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Return what `predict` needs, and what is known of each column; arrays may be memory maps."""
-        return self._arrays
-
-    def details(self) -> dict[str, Any]:
-        """Return what was chosen and how well held-out images were predicted, as plain JSON values."""
-        return self._details
-
-    @property
-    def scaler(self) -> Scaler:
-        """How `predict` scales voxels."""
-        return Scaler(mean=self._arrays["voxel_mean"], scale=self._arrays["voxel_scale"])
-
-    @property
-    def kept(self) -> NDArray[np.bool_] | None:
-        """Columns (P,) that are predicted, where `keep_columns` left some out; the others are predicted as 0."""
-        return self._kept
+        """As of `Mapper`; only a GPU with float64, in which the equations are solved, takes the CPU's place."""
+        super().__init__(config, device if device is not None and device.type == "cuda" else None)
 
     def keep_columns(self, kept_P: NDArray[np.bool_]) -> None:
         """Leave all columns but those of a mask (P,) out of all that follows; to be called before `fit`."""
@@ -87,6 +35,9 @@ class Linear:
             return data
         targets, groups = SelectedColumns(data.targets, self._kept), selected_groups(data.groups, self._kept)
         return replace(data, targets=targets, groups=groups)
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device)  # maps are read only
 
     def _widened(self, of_columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Arrays (Q,) put at their places among all columns (P,), with the mask as `kept` uint8."""

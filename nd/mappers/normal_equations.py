@@ -18,7 +18,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -48,13 +47,6 @@ class Solution:
     voxels: Tensor | None
     weights: Tensor
     bias: Tensor
-
-
-class Equations(Protocol):
-    """What can be solved for block after block of targets."""
-
-    def solve(self, targets_NK: Tensor) -> Solution:
-        """Return the coefficients of target columns (N, K)."""
 
 
 def select_and_solve(voxels_NV: Tensor, targets_NP: Tensor, n_feat: int, penalty: float) -> Solution:
@@ -92,7 +84,7 @@ def equation_bytes(n_images: int, n_voxels: int, n_feat: int, device: str) -> fl
     return 8.0 * (voxels + products + 4 * BLOCK_NUMBERS) + (bytes_beside(n_feat + 1, device) if few else 0)
 
 
-def normal_equations(voxels_NV: Tensor, n_feat: int, penalty: float) -> Equations:
+def normal_equations(voxels_NV: Tensor, n_feat: int, penalty: float) -> Selecting | Sharing:
     """Return the equations of voxels (N, V), prepared in float64; as of `select_and_solve`.
 
     Raises:

@@ -114,9 +114,6 @@ class Ridge(Linear):
             return {"weights": solved}, {"target_mean": means}
         return {"directions": svd.right.cpu().numpy(), "coefficients": solved}, {"target_mean": means}
 
-    def _tensor(self, values: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
-
 
 class Solver:
     """Coefficients of the components, of targets whose columns have each their penalty."""

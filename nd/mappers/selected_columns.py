@@ -1,15 +1,15 @@
-"""Selection of the target columns that a mapper predicts well enough, judged on its training images alone.
+"""Selection of the target columns that a mapper predicts well enough, judged on images left out of its fits.
 
 The training images (with `keep_on=seen` the validation images too) are cut into `keep_folds` stretches, in the order of
-their rows. The mapper is fitted on all but one
-of them and predicts that one, in turn; each column's Pearson correlation over the images left out is averaged over the
-folds, and within each group the columns at or above the (1 - keep) quantile are kept. MindDiffuser keeps the best
-quarter of each layer so (ReedOnePeck/MindDiffuser@c9773ac:Feature extractor/Structural_feature_selection.py).
+their rows. The mapper is fitted on all but one of them and predicts that one, in turn; each column's Pearson
+correlation over the images left out is averaged over the folds, and within each group the columns at or above the
+(1 - keep) quantile are kept. MindDiffuser keeps the best quarter of each layer so
+(ReedOnePeck/MindDiffuser@c9773ac:Feature extractor/Structural_feature_selection.py).
 
 Penalties are chosen within each fit as the mapper always chooses them: over folds of the images it is fitted on
-(`mapper.folds`), or on the validation images, none of which is ever left out and judged on. The validation images stay
-outside even where the mapper is refitted on them afterwards (`mapper.refit`); its scores on them would else be those of
-columns picked for scoring well on them.
+(`mapper.folds`), or on the validation images. With `keep_on=train` columns are never judged on these, even where the
+mapper is refitted on them afterwards (`mapper.refit`); its scores on them would else be those of columns picked for
+scoring well on them.
 
 Shapes: N images, V voxels, P target columns, K columns of a block.
 """
@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 
 from nd.errors import UserError
 from nd.mappers.base import Columns, FoldData, Group, Mapper, blocks
-from nd.mappers.components import FastL2LiRSettings, LinearSettings
-from nd.mappers.registry import build_mapper
+from nd.mappers.components import FastL2LiRSettings, LinearSettings, build_mapper
 
 BLOCK_NUMBERS = 1 << 24  # numbers of one block of predictions: 64 MiB in single precision
 

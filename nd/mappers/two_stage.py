@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nd.config import MapperConfig, NetworkConfig
 from nd.data.scaling import Scaler
+from nd.mappers.base import Mapper
 from nd.mappers.network.heads import TargetSlice
 from nd.mappers.network.network import Network, predict_slices
 from nd.mappers.network.trunk import Front, SubjectLayers
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 IMAGES_AT_ONCE = 64
 
 
-class TwoStage:
+class TwoStage(Mapper):
     """One subject's voxels to one target through a trained network; made by `of` or `restore`, never by `fit`."""
 
     name = "two_stage"
@@ -43,9 +44,9 @@ class TwoStage:
             scale: of the target.
             details: plain JSON values, as `of` makes them.
         """
-        self.network, self.subject, self.seed = network.eval(), subject, seed
-        self.scaler, self.scale = scaler, scale
-        self._details = details
+        self.network, self.subject, self.seed, self.scale = network.eval(), subject, seed, scale
+        self._arrays = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale}
+        self._details, self._kept = details, None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     # ---- how voxels come in: what mappers of another front end replace -----------------------------------------------
@@ -110,21 +111,15 @@ class TwoStage:
         network.load_state_dict({n.removeprefix("network."): torch.tensor(v) for n, v in weights.items()})
         return cls(network, subject, details["seed"], scaler, scale, details)
 
-    @property
-    def kept(self) -> NDArray[np.bool_] | None:
-        """All columns are predicted."""
-        return None
-
     def state(self) -> dict[str, NDArray[Any]]:
         """Return weights, statistics of voxels and target, and what the front keeps of the subject."""
         weights = {f"network.{name}": value.cpu().numpy() for name, value in self.network.state_dict().items()}
-        statistics = {"voxel_mean": self.scaler.mean, "voxel_scale": self.scaler.scale}
-        statistics |= self.network.front.arrays(self.subject)
-        return weights | statistics | {"target_mean": self.scale.mean, "target_std": self.scale.scale}
-
-    def details(self) -> dict[str, Any]:
-        """Return the network's configuration, how it was trained, and validation scores."""
-        return self._details
+        return (
+            weights
+            | self._arrays
+            | self.network.front.arrays(self.subject)
+            | {"target_mean": self.scale.mean, "target_std": self.scale.scale}
+        )
 
     def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:
         """Return predicted targets (N, P) float32.

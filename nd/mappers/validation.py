@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,27 +88,15 @@ class ValidationScores:
         """Return every column's Pearson correlation over images, (A, P) float32 in the order added; 0 if it is flat."""
         return torch.cat(self.by_column, dim=1)
 
-    def identification(self) -> Tensor:
-        """Return two-way identification (A,): how often a prediction correlates better with its own truth than another.
+    def ranked(self) -> Tensor:
+        """Return two-way identification and both retrievals (3, A), from one pass over correlations between images.
 
-        Among images held out together; Pearson correlation over columns; ties count as failures; chance is one half.
+        Identification: how often a prediction correlates better with its own truth than another truth does; chance is
+        one half. Retrieval: the share of images whose own truth correlates best with the prediction; and whose own
+        prediction correlates best with the truth; chance is one over the number of images held out together.
+
+        Among images held out together; Pearson correlation over columns; ties count as failures.
         """
-        return self._ranked()[0]
-
-    def retrieval(self) -> Tensor:
-        """Return the share of images (A,) whose own truth, of those held out together, is nearest to the prediction.
-
-        Nearest is what correlates best with it over columns.
-        Ties count as failures; chance is one over the number of images held out together.
-        """
-        return self._ranked()[1]
-
-    def brain_retrieval(self) -> Tensor:
-        """Return the share of images (A,) whose own prediction is nearest to the truth; as `retrieval`."""
-        return self._ranked()[2]
-
-    def _ranked(self) -> Tensor:
-        """Identification and both retrievals (3, A), which come from one pass over the correlations between images."""
         sums, trues = torch.as_tensor(self.row_sum), torch.as_tensor(self.true_sum)
         scale_AN = (self.row_square - sums.square() / self.n_columns).clamp(min=TINY).rsqrt()
         true_scale_N = (self.true_square - trues.square() / self.n_columns).clamp(min=TINY).rsqrt()
@@ -121,13 +108,6 @@ class ValidationScores:
             start, pairs = some.stop, pairs + cross_AMM.shape[1] * (cross_AMM.shape[1] - 1)
         return wins / torch.tensor([[max(1, pairs)], [max(1, start)], [max(1, start)]], device=sums.device)
 
-    def at(self, a: int) -> ValidationScores:
-        """Return the sums of the penalty at place `a` alone."""
-        picked = {name: value[a : a + 1] for name, value in self._by_penalty().items()}
-        picked |= {"cross": tuple(cross[a : a + 1] for cross in self.cross)}
-        picked |= {"by_column": [r_AK[a : a + 1] for r_AK in self.by_column]}
-        return ValidationScores(**{**self.__dict__, **picked})
-
     def merge(self, other: ValidationScores) -> ValidationScores:
         """Return the sums over the columns of both, penalty by penalty."""
         sums = {name: value + other.__dict__[name] for name, value in self.__dict__.items()}
@@ -137,7 +117,7 @@ class ValidationScores:
 
     def summary(self) -> dict[str, float]:
         """Return the scores of a single penalty as plain numbers."""
-        identification, retrieval, brain_retrieval = self._ranked()
+        identification, retrieval, brain_retrieval = self.ranked()
         scores = {
             "correlation": self.correlation(),
             "identification": identification,
@@ -146,9 +126,6 @@ class ValidationScores:
             "unexplained": self.unexplained(),
         }
         return {name: round(float(values[0]), 6) for name, values in scores.items()}
-
-    def _by_penalty(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("squared_error", "correlations", "row_sum", "row_square")}
 
 
 def target_scores(predicted_NP: Tensor, ids: Tensor, truth: Columns, scale: TargetScale) -> dict[str, float]:

@@ -24,24 +24,10 @@ from nd.data.stimuli import Stimuli
 from nd.data.subject import Subject
 from nd.errors import UserError
 from nd.scenes.as_nsd_brain import write_betas, write_ncsnr, write_rois
-from nd.scenes.as_nsd_info import coco_ids_of, write_captions, write_info
+from nd.scenes.as_nsd_info import invented_coco_ids, write_captions, write_info
 from nd.scenes.brain import subject_rng
 from nd.scenes.release_trials import RUNS, SLOTS, ReleaseTrials, fresh, shown_images, sign, trials_of
 
-# Names under which a reader finds the areas of Scenes: labels of a volume merged (V1v + V1d) or plain, or, for floc
-# volumes, all labels of the volume together.
-ROI_IN_NSD = {
-    "V1": "V1",
-    "V2": "V2",
-    "V3": "V3",
-    "hV4": "hV4",
-    "ventral": "ventral",
-    "lateral": "lateral",
-    "parietal": "parietal",
-    "face_like": "floc-faces",
-    "place_like": "floc-places",
-    "nsdgeneral": "nsdgeneral",
-}
 NOTES = [
     "Betas were given a mean and a deviation per session and voxel, as percent signal change times 300; z-scored per "
     "session and voxel by the trials that show no shared image they are the subject's voxels to 1e-3.",
@@ -74,7 +60,6 @@ def write_nsd(
     betas: str = "betas_fithrf_GLMdenoise_RR",
     forms: Sequence[str] = ("nii.gz",),
     grid: tuple[int, int, int] | None = None,
-    coco_ids: Path | None = None,
 ) -> None:
     """Write the tree of one simulated subject. The same input gives the same arrays.
 
@@ -85,8 +70,6 @@ def write_nsd(
         betas: version, that is the folder of the betas.
         forms: "nii.gz" or "hdf5" for session 1, 2, ...; repeated where there are more sessions.
         grid: shape of the volumes; by default just larger than the brain.
-        coco_ids: zip with lists of NSD's COCO ids, given to the images in the order of the image list; by default all
-            COCO ids are invented.
 
     Raises:
         UserError: a folder in use, a subject that no release could hold, a grid too small, betas beyond int16.
@@ -94,7 +77,7 @@ def write_nsd(
     trials = trials_of(subject, stimuli, test_ids)
     seed = int(subject.attributes.get("world_seed", 0))
     design = design_of(trials, subject_rng(seed, subject.name, "nsd design"))
-    coco = coco_ids_of(design.lists[trials.person - 1] - 1, trials.person, coco_ids)
+    coco = invented_coco_ids()
     with fresh(folder):
         _write_design(folder / DESIGN, design)
         _write_images(folder / STIMULI, stimuli)

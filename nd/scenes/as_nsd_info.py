@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from nd.data.nsd.facts import N_IMAGES
 from nd.data.nsd.tree import COCO_CAPTIONS, STIM_INFO, SUBJECTS
 from nd.data.stimuli import Stimuli
-from nd.errors import UserError
+from nd.data.subject_file import repeats_of
 from nd.files import write_json, write_text
 
 MAX_COCO_ID = 600_000  # COCO 2017 numbers its images up to 581,929
@@ -25,31 +24,9 @@ SPLITS = ("train2017", "val2017")
 REPEATS = 3  # columns subjectN_rep0 to _rep2
 
 
-def coco_ids_of(images: NDArray[np.integer], person: int, given: Path | None) -> NDArray[np.int64]:
-    """(N,) COCO id of every 73k image, all different.
-
-    Args:
-        images: (I,) 0-based ids of the subject's image list, in its order.
-        person: 1 to 8, whose list of ``given`` is taken; where it has none, the first.
-        given: zip with lists of COCO ids in the order of image lists; None: every id is invented.
-    """
-    known = np.empty(0, np.int64) if given is None else _read_list(given, person)[: len(images)]
-    rng = np.random.default_rng(N_IMAGES)
-    out = np.zeros(N_IMAGES, np.int64)
-    out[images[: len(known)]] = known
-    invented = np.setdiff1d(np.arange(1, MAX_COCO_ID), known, assume_unique=True)
-    out[out == 0] = rng.permutation(invented)[: N_IMAGES - len(known)]
-    return out
-
-
-def _read_list(path: Path, person: int) -> NDArray[np.int64]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if name.endswith(".npy"))
-            name = next((n for n in names if n.endswith(f"sub{person}.npy")), names[0])
-            return np.load(io.BytesIO(archive.read(name)), allow_pickle=False).astype(np.int64)
-    except (OSError, zipfile.BadZipFile, IndexError, ValueError) as error:
-        raise UserError(f"coco_ids={path} is not a zip with .npy lists of COCO ids ({error!r}).") from None
+def invented_coco_ids() -> NDArray[np.int64]:
+    """(N,) COCO id of every 73k image, all different."""
+    return np.random.default_rng(N_IMAGES).permutation(np.arange(1, MAX_COCO_ID))[:N_IMAGES]
 
 
 def split_of_images() -> NDArray[np.intp]:
@@ -98,11 +75,9 @@ def write_info(
 
 def trials_by_position(order: NDArray[np.integer], n_images: int) -> NDArray[np.int64]:
     """(I, R) 1-based trials at which each position of an image list is shown, 0 where there are fewer; R >= 3."""
-    counts = np.bincount(order - 1, minlength=n_images)
-    out = np.zeros((n_images, max(REPEATS, int(counts.max()))), np.int64)
-    by_position = np.argsort(order, kind="stable")
-    repeat = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    out[order[by_position] - 1, repeat] = by_position + 1
+    repeat = repeats_of(order)
+    out = np.zeros((n_images, max(REPEATS, int(repeat.max()) + 1)), np.int64)
+    out[order - 1, repeat] = np.arange(1, len(order) + 1)
     return out
 
 

@@ -6,8 +6,6 @@ where they are unusual, textures often, places, relations, light and tilt now an
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import numpy as np
 
 from nd.scenes.colours import COLOUR_WORDS
@@ -159,11 +157,6 @@ def relation(first: Thing, second: Thing, all_things: tuple[Thing, ...]) -> tupl
         return (before, after) if all_things.index(first) < all_things.index(second) else (after, before)
     before, after = RELATIONS["across" if abs(dx) > abs(dy) else "down"]
     return (before, after) if (dx if abs(dx) > abs(dy) else dy) > 0 else (after, before)
-
-
-def overlapping(scene: Scene) -> bool:
-    """Whether one of the objects is said to lie in front of another."""
-    return any("behind" in relation(a, b, scene.things) for a, b in combinations(scene.things, 2))
 
 
 def ground_phrase(scene: Scene, rng: np.random.Generator) -> str:

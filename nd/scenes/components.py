@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from nd.config.components import Source
 from nd.config.fields import opt
@@ -35,12 +36,6 @@ class ScenesData(DataConfig):
     world_seed: int = opt(7, "scenes: seed of the images and of the simulated brains")
 
 
-def _pieces(cfg: Config) -> Any:
-    from nd.scenes.world import pieces_of
-
-    return pieces_of(cfg.data)
-
-
 def _rules(cfg: Config) -> Iterator[str]:
     data = cfg.data
     assert isinstance(data, ScenesData)
@@ -58,7 +53,7 @@ COMPONENTS = (
         settings=ScenesData,
         splits=("scenes", BY_CLUSTER),
         protocols=("scenes",),
-        pieces=_pieces,
+        pieces=lambda cfg: import_module("nd.scenes.world").pieces_of(cfg.data),
         rules=_rules,
     ),
 )

@@ -19,11 +19,11 @@ from nd.data.pieces import Piece
 from nd.data.prepared import write_stimuli, write_subject
 from nd.data.splits import BY_CLUSTER, CLUSTERS, cluster_split, write_clusters
 from nd.data.stimuli import content_hash
+from nd.data.subject_file import repeats_of
 from nd.errors import UserError
 from nd.scenes.attributes import attribute_matrix
 from nd.scenes.brain import Brain, build_brain, subject_rng
 from nd.scenes.captions import captions
-from nd.scenes.clusters import clusters_of
 from nd.scenes.cortex import MIN_VOXELS
 from nd.scenes.draw import draw_scenes
 from nd.scenes.filters import Bank, filter_bank
@@ -81,8 +81,13 @@ class World:
 
     @cached_property
     def clusters(self) -> list[str]:
-        """The cluster of every image."""
-        return clusters_of(self.scenes)
+        """The cluster of every image: its background, which decides more of an image than anything else in it.
+
+        The most similar training image to a held-out one, by pixel correlation in the default world, reaches .54 with
+        images held out at random and, with clusters held out (four sets of two each), .52 to .53 for shapes and .40 to
+        .56 for backgrounds.
+        """
+        return [scene.background for scene in self.scenes]
 
     @cached_property
     def seen_ids(self) -> NDArray[np.int32]:
@@ -119,12 +124,6 @@ def pieces_of(data: DataConfig) -> list[Piece]:
     subjects = [Piece(f"{name}.h5", responses, world.subject_writer(name)) for name in data.subjects]
     clusters = [Piece(CLUSTERS, seen, lambda path: write_clusters(path, world.clusters))] if by_cluster else []
     return [Piece("stimuli.h5", seen, world.write_stimuli), *clusters, *subjects]
-
-
-def write_world(data: DataConfig, folder: Path) -> None:
-    """Write every file of the prepared folder into an existing one, without a manifest."""
-    for piece in pieces_of(data):
-        piece.write(folder / piece.name)
 
 
 def check_settings(data: DataConfig) -> None:
@@ -188,17 +187,7 @@ def make_schedule(rng: np.random.Generator, n_images: int, n_repeats: int) -> Sc
         order[[first, other]] = order[[other, first]]
     n_sessions = max(1, round(len(order) / TRIALS_PER_SESSION))
     session = np.arange(len(order)) * n_sessions // len(order)
-    return Schedule(order, session.astype(np.int32), _repeats(order))
-
-
-def _repeats(order: NDArray[np.int32]) -> NDArray[np.int32]:
-    """How often the image of each trial was seen before."""
-    by_image = np.argsort(order, kind="stable")
-    starts = np.r_[0, np.flatnonzero(np.diff(order[by_image])) + 1]
-    counts = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    out = np.empty(len(order), np.int32)
-    out[by_image] = counts
-    return out
+    return Schedule(order, session.astype(np.int32), repeats_of(order))
 
 
 def zscore_sessions(

@@ -61,7 +61,7 @@ class Items:
 
 
 class Extractor(Protocol):
-    """Pictures or captions to the features of one target."""
+    """Images or captions to the features of one target."""
 
     name: str
     needs: Needs

@@ -20,14 +20,14 @@ from nd.backbone.clip import Clip
 from nd.backbone.clip_pictures import MEAN, STD
 from nd.backbone.loading import DTYPES, Backbone
 from nd.targets.base import Items, Needs, library
-from nd.targets.caption_mean import caption_mean
 from nd.targets.components import ClipImageTarget, ClipTextTarget, ClipVisionTarget
+from nd.targets.text_condition import caption_mean
 
 ClipTarget = ClipVisionTarget | ClipImageTarget | ClipTextTarget
 
 
 class VisionPass:
-    """Pictures through the image transformer: what `Items.once` runs, once for all targets of a batch that need it."""
+    """Images through the image transformer: what `Items.once` runs, once for all targets of a batch that need it."""
 
     def __init__(self, clip: Clip) -> None:
         self.clip = clip

@@ -1,4 +1,4 @@
-"""The targets that nd has, in the variants that published code uses: their fields, and what they depend on."""
+"""The targets that nd has, in the variants that published code uses: their fields, rules, and how they are built."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nd.config.components import Target
+from nd.config.components import Target, component
 from nd.config.fields import opt
 from nd.config.rules import at_least
 from nd.config.schema import TargetConfig
 
 if TYPE_CHECKING:
+    from nd.backbone.loading import Backbone
     from nd.config.schema import Config
+    from nd.targets.base import Extractor
 
 TOWER_BLOCKS = 12  # blocks of the image towers in use (ViT-B/32 and the shipped ones)
 POSTERIORS = ("mode", "sample")
@@ -192,19 +194,19 @@ def _vdvae(settings: Any, cfg: Config, backbone: Any) -> Any:
 
 
 def _pixels(settings: Any, cfg: Config, backbone: Any) -> Any:
-    from nd.targets.pixels import Pixels
+    from nd.targets.maps import Pixels
 
     return Pixels(cfg.data.image_size)
 
 
 def _edge(settings: Any, cfg: Config, backbone: Any) -> Any:
-    from nd.targets.edge import EdgeMap
+    from nd.targets.maps import EdgeMap
 
     return EdgeMap()
 
 
 def _colour(settings: Any, cfg: Config, backbone: Any) -> Any:
-    from nd.targets.colour import ColourMosaic
+    from nd.targets.maps import ColourMosaic
 
     return ColourMosaic()
 
@@ -262,3 +264,30 @@ COMPONENTS = (
     Target(name="edge", settings=EdgeTarget, build=_edge),
     Target(name="colour", settings=ColourTarget, axes="none", build=_colour),
 )
+
+
+def build_extractor(name: str, cfg: Config, backbone: Backbone) -> Extractor:
+    """Return the extractor of a target with its settings in this configuration; loads nothing yet.
+
+    Networks and passes that several targets use are kept by the backbone (`Backbone.shared`), so that `Items.once` runs
+    a pass once for each batch.
+
+    Args:
+        name: of the target.
+        cfg: whose settings of that target count.
+        backbone: that its networks are parts of.
+
+    Raises:
+        UserError: there is no target of that name.
+    """
+    extractor: Extractor = component("target", name).build(cfg.decoding(name).target, cfg, backbone)
+    return extractor
+
+
+def column_groups(settings: TargetConfig, shape: tuple[int, ...]) -> list[tuple[str, int, int]]:
+    """Return the parts of a flattened target that are decoded with settings of their own: (label, first, end column).
+
+    Layers of g differ in scale and in how well they can be decoded; most targets are one part.
+    """
+    groups = component("target", settings.name).groups
+    return groups(settings, shape) if groups else [(settings.name, 0, math.prod(shape))]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from nd.data.prepared import Stimuli
 from nd.errors import UserError
 from nd.files import atomic_path
 from nd.locks import locked
-from nd.targets.base import Extractor, Items
+from nd.targets.base import Items
 from nd.targets.reference import N_REFERENCE, check_drift, reference_features
 from nd.targets.store import TargetStore, differences
 from nd.targets.unfinished import Job, Unfinished
@@ -49,37 +48,26 @@ def extract_to_stores(
     wanted = [job for job in jobs if not is_finished(job, stimuli)]
     computed = {job.extractor.name: 0 for job in jobs}
     with ExitStack() as stack:
-        stages = stack.enter_context(Stages(wanted, len(stimuli.image_id), progress))
+        names, n_images = ", ".join(job.extractor.name for job in wanted), len(stimuli.image_id)
+        quiet = not progress or not wanted
+        # It says what is being computed, too: at full size a batch of one target takes minutes.
+        bar = stack.enter_context(tqdm(total=n_images, unit="image", desc=f"extract {names}", disable=quiet))
         stores: list[Unfinished] = []
         for job in wanted:
             stack.enter_context(locked(job.path.with_name(f".{job.path.name}.lock"), str(job.path)))
             if is_finished(job, stimuli):  # by another process, meanwhile
                 continue
             partial = stack.enter_context(atomic_path(job.path, alone=True, resume=True, advice=ADVICE))
-            stages.enter(f"{job.extractor.name} of {N_REFERENCE} reference images")
+            bar.set_postfix_str(f"{job.extractor.name} of {N_REFERENCE} reference images")
             store = Unfinished(job, stimuli, partial)
             stack.callback(store.close)
             stores.append(store)
             computed[job.extractor.name] = len(store.left)
-        _fill(stores, stimuli, batch_size, stages)
+        _fill(stores, stimuli, batch_size, bar)
         for store in stores:
-            stages.enter(f"{store.job.extractor.name} is checked")
+            bar.set_postfix_str(f"{store.job.extractor.name} is checked")
             store.finish()
     return computed
-
-
-def extract_to_store(
-    extractor: Extractor,
-    stimuli: Stimuli,
-    path: Path,
-    *,
-    dtype: str = "float32",
-    batch_size: int = 64,
-    progress: bool = True,
-) -> int:
-    """Compute what is missing of one target; returns the number of images computed now."""
-    job = Job(extractor, path, dtype)
-    return extract_to_stores([job], stimuli, batch_size=batch_size, progress=progress)[extractor.name]
 
 
 def is_finished(job: Job, stimuli: Stimuli) -> bool:
@@ -102,34 +90,6 @@ def check_store(job: Job, stimuli: Stimuli) -> None:
     check_drift(str(job.path), store.reference, now_4P, job.precision, store.versions)
 
 
-class Stages:
-    """A progress bar in images that says what is being computed: at full size a batch of one target takes minutes."""
-
-    def __init__(self, jobs: Sequence[Job], n_images: int, progress: bool) -> None:
-        """Open the bar where there is something to do and ``progress`` asks for it."""
-        names = ", ".join(job.extractor.name for job in jobs)
-        self.bar = tqdm(total=n_images, unit="image", desc=f"extract {names}", disable=not progress or not jobs)
-
-    def __enter__(self) -> Stages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def enter(self, stage: str) -> None:
-        """Say what is being done from now on."""
-        self.bar.set_postfix_str(stage)
-
-    def begin(self, n_done: int) -> None:
-        """Start counting, and the clock, at the images an interrupted run has left."""
-        self.bar.reset()
-        self.bar.initial = self.bar.n = n_done
-
-    def advance(self, n_images: int) -> None:
-        """Count images that all stores have now."""
-        self.bar.update(n_images)
-
-
 def images_at_once(batch_size: int, side: int, device_type: str) -> int:
     """Return how many images to go through the networks with before they are stored and the bar moves.
 
@@ -146,21 +106,22 @@ def images_at_once(batch_size: int, side: int, device_type: str) -> int:
     return max(1, min(batch_size, CPU_PIXELS // side**2)) if device_type == "cpu" else batch_size
 
 
-def _fill(stores: Sequence[Unfinished], stimuli: Stimuli, batch_size: int, stages: Stages) -> None:
+def _fill(stores: Sequence[Unfinished], stimuli: Stimuli, batch_size: int, bar: tqdm) -> None:
     """Go through the stimuli once, in the order of the file."""
     n_left = len(np.unique(np.concatenate([store.left for store in stores]))) if stores else 0
     n_images = len(stimuli.image_id)
-    stages.begin(n_images - n_left)
+    bar.reset()  # the clock starts, at the images that an interrupted run has left
+    bar.initial = bar.n = n_images - n_left
     for lacking, rows in _batches(stores, n_images, batch_size):
         ids = stimuli.image_id[rows]
-        stages.enter("images are read")
+        bar.set_postfix_str("images are read")
         items = Items.read(stimuli, ids, {store.job.extractor.needs for store in lacking})
         if len(items.images):
             check_images(items.images, ids)
         for store in lacking:
-            stages.enter(store.job.extractor.name)
+            bar.set_postfix_str(store.job.extractor.name)
             store.write(rows, ids, store.job.extractor(items))
-        stages.advance(len(rows))
+        bar.update(len(rows))
 
 
 def _batches(

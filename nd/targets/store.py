@@ -27,7 +27,7 @@ from nd.h5_values import attribute, dataset_of, read_whole
 from nd.hdf5 import open_h5
 from nd.sealed import recorded_of
 from nd.targets.base import Extractor
-from nd.targets.registry import build_extractor
+from nd.targets.components import build_extractor
 
 LAYOUT_VERSION = 2
 AGAIN = "Remove it and run `nd extract` again."
@@ -93,7 +93,7 @@ class TargetStore:
         self.path = Path(path)
         self.allowed_ids = None if allowed_ids is None else np.unique(allowed_ids)
         if not self.path.exists():
-            target = self.path.stem.split("-")[1] if self.path.stem.count("-") > 1 else "<name>"
+            target = self.path.stem.rsplit("-", 2)[1] if self.path.stem.count("-") > 1 else "<name>"
             raise UserError(f"the features {self.path} do not exist. Run: nd extract target={target}")
         with open_h5(self.path) as handle:
             if "features" not in handle or "reference" not in handle or "fingerprint" not in handle.attrs:

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.data.image_checks import named_ids
 from nd.data.prepared import Stimuli
 from nd.digests import digest_rows
 from nd.errors import UserError
@@ -24,7 +25,6 @@ from nd.hdf5 import allocate
 from nd.machine import versions
 from nd.sealed import RECORDED, ROWS, seal
 from nd.targets.base import Extractor
-from nd.targets.guards import check_features
 from nd.targets.reference import check_drift, reference_features
 from nd.targets.store import AGAIN, details_of, store_fingerprint
 
@@ -141,6 +141,25 @@ class Unfinished:
             log.warning("%s was left unreadable by an interrupted run; starting it again", self.path)
         self.path.unlink()
         return None
+
+
+def check_features(name: str, features: NDArray[Any], ids: NDArray[Any]) -> None:
+    """Refuse features that are not finite.
+
+    Args:
+        name: the target.
+        features: (B, ...) floats.
+        ids: (B,) the image ids.
+
+    Raises:
+        UserError: NaN or infinite values; names the images.
+    """
+    bad_B = ~np.isfinite(features).reshape(len(features), -1).all(axis=1)
+    if bad_B.any():
+        raise UserError(
+            f"the features {name!r} of {named_ids(ids, bad_B)} are not finite. Are the weights whole? Networks in "
+            "target.precision=float16 may also overflow: use bfloat16 or float32."
+        )
 
 
 def _create(

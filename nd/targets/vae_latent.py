@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nd.backbone.loading import Backbone
+from nd.backbone.pillow import lanczos
 from nd.backbone.tower import resize
 from nd.errors import unknown
 from nd.targets.base import Items, Needs, library
-from nd.targets.lanczos import lanczos
 from nd.targets.noise import keyed_normal
 
 # Of the samples' noise: the bytes "z latent". Larger than any seed one would think of, so that the noise is never that
@@ -82,7 +82,7 @@ class VaeLatent:
         return ways[self.picture]()
 
     def _halves(self, images: NDArray[np.uint8]) -> Tensor:
-        """Pictures of at most 224 px, their values rounded to half precision, in float32."""
+        """Images of at most 224 px, their values rounded to half precision, in float32."""
         return self.backbone.to_float(images, min(VIA, max(images.shape[1:3]))).half().float()
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from nd.backbone.loading import Backbone
-from nd.backbone.vdvae.decoder import Noise
+from nd.backbone.vdvae.halves import Noise
 from nd.backbone.vdvae.images import to_pixels
 from nd.backbone.vdvae.loading import shape_of, vdvae_hash, vdvae_of
 from nd.backbone.vdvae.model import PIXEL_MEAN, PIXEL_STD, Vdvae

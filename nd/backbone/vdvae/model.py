@@ -11,10 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nd.backbone.vdvae import mixture
-from nd.backbone.vdvae.decoder import Decoder, Noise
-from nd.backbone.vdvae.encoder import Encoder
-from nd.backbone.vdvae.mixture import Uniform
+from nd.backbone.vdvae.halves import Decoder, Encoder, Noise
+from nd.backbone.vdvae.images import Uniform, mode, sample
 from nd.backbone.vdvae.shape import COLOURS, IMAGENET64, VdvaeShape
 from nd.errors import UserError
 
@@ -86,8 +84,8 @@ class Vdvae(nn.Module):
 
     @staticmethod
     def picture(described: Tensor, uniform: Uniform | None = None) -> Tensor:
-        """Pictures (B, 3, R, R) in [-1, 1]: without random numbers each pixel's mode (differentiable), else a draw."""
-        return mixture.mode(described) if uniform is None else mixture.sample(described, uniform)
+        """Images (B, 3, R, R) in [-1, 1]: without random numbers each pixel's mode (differentiable), else a draw."""
+        return mode(described) if uniform is None else sample(described, uniform)
 
     def split(self, features_BP: Tensor) -> list[Tensor]:
         """The latents (B, Z, r, r) that lie one after another in a row, each in C order; undoes `join`.
@@ -118,13 +116,3 @@ class Vdvae(nn.Module):
             wanted = (len(latents[0]), *shapes[layer])
             if tuple(latent.shape) != wanted:
                 raise UserError(f"latent {layer} of the VDVAE has shape {tuple(latent.shape)}; wanted {wanted}.")
-
-
-def normal_from(generator: torch.Generator) -> Noise:
-    """Noise of a generator, drawn layer after layer."""
-    return lambda layer, shape: torch.randn(shape, generator=generator, device=generator.device)
-
-
-def uniform_from(generator: torch.Generator) -> Uniform:
-    """Uniform numbers of a generator."""
-    return lambda shape: torch.rand(shape, generator=generator, device=generator.device)

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nd.data.mindeye2 import tree
-from nd.data.nsd.design import Trials, presentation
+from nd.data.nsd.design import Trials
 from nd.data.nsd.facts import N_IMAGES, TRIALS_PER_SESSION, person
 from nd.data.nsd.tree import simulated
+from nd.data.subject_file import repeats_of
 from nd.data.whole_numbers import whole_numbers
 from nd.errors import UserError
 from nd.files import unreadable
@@ -68,7 +69,7 @@ def read_trials(root: Path, subject: str, *, progress: bool = False) -> Trials:
     session = samples.column(tree.SESSION)[order] - 1
     _check_order(subject, session)
     image_id = samples.column(tree.IMAGE)[order].astype(np.int32)
-    return Trials(image_id, session.astype(np.int32), presentation(image_id), samples.in_test[order], sessions)
+    return Trials(image_id, session.astype(np.int32), repeats_of(image_id), samples.in_test[order], sessions)
 
 
 def n_sessions(root: Path, subject: str) -> int:

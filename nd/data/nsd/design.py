@@ -23,6 +23,7 @@ from nd.data.nsd.tree import DESIGN, STIM_INFO, simulated
 from nd.data.same_images import across, check_across
 from nd.data.splits import SESSIONS_OF, subject_split
 from nd.data.stimuli import Stimuli
+from nd.data.subject_file import repeats_of
 from nd.data.whole_numbers import LARGEST, whole_numbers
 from nd.errors import UserError
 from nd.files import sha256_json, unreadable
@@ -77,7 +78,7 @@ def read_trials(root: Path, subject: str, sessions: int = 0) -> Trials:
     return Trials(
         image_id=image_id,
         session=np.repeat(np.arange(len(kept), dtype=np.int32), kept),
-        repeat=presentation(image_id),
+        repeat=repeats_of(image_id),
         shared=position < content["sharedix"].size,
         planned=len(counts),
     )
@@ -99,16 +100,6 @@ def check_usable(data: DataConfig, subject: str, trials: Trials, stimuli: Path) 
     used = trials.session < SESSIONS_OF.get(data.split, trials.planned)
     fold = subject_split(data, trials.image_id[used], trials.shared[used]).folds[0]
     check_across(across(Stimuli(stimuli).prints(), fold.seen, fold.test), subject, data.same_images)
-
-
-def presentation(image_id: NDArray[Any]) -> NDArray[np.int32]:
-    """How often the image of each trial was shown before (T,)."""
-    order = np.argsort(image_id, kind="stable")
-    starts = np.r_[0, np.flatnonzero(np.diff(image_id[order])) + 1].astype(np.intp)
-    counts = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    out = np.empty(len(order), np.int32)
-    out[order] = counts
-    return out
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:

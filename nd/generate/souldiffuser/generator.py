@@ -34,8 +34,7 @@ from nd.generate.souldiffuser.adapters import (
 from nd.generate.souldiffuser.components import ADAPTERS, SoulDiffuserSettings
 from nd.generate.souldiffuser.sampler import AdaptedSampler, acting_in, image_features, point_of
 from nd.generate.souldiffuser.semantics import TrainingCaptions, as_csv
-from nd.targets.colour import ColourMosaic
-from nd.targets.edge import EdgeMap
+from nd.targets.maps import ColourMosaic, EdgeMap
 
 SHAPES = {"edge": EdgeMap.shape, "colour": ColourMosaic.shape}
 CHANNELS = {"edge": (GREY, RGB), "colour": (RGB,)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from nd.config.components import Idle, Mapper
 from nd.config.fields import opt
@@ -71,16 +72,13 @@ def _idle(cfg: Config) -> Iterator[Idle]:
         yield Idle(tuple(f"mapper.{name}" for name in OF_THIRD), "mapper.cycle_steps is 0")
 
 
-def _build(settings: Any, device: Any) -> Any:
-    from nd.mappers.cycle.mapper import Cycle
-
-    return Cycle(settings, device)
-
-
-def _restored(settings: Any, state: Any, details: Any) -> Any:
-    from nd.mappers.cycle.mapper import Cycle
-
-    return Cycle.restore(settings, state, details)
-
-
-COMPONENTS = (Mapper(name="cycle", settings=CycleSettings, rules=_rules, idle=_idle, build=_build, restore=_restored),)
+COMPONENTS = (
+    Mapper(
+        name="cycle",
+        settings=CycleSettings,
+        rules=_rules,
+        idle=_idle,
+        build=lambda own, device: import_module("nd.mappers.cycle.mapper").Cycle(own, device),
+        restore=lambda *fitted: import_module("nd.mappers.cycle.mapper").Cycle.restore(*fitted),
+    ),
+)

@@ -5,7 +5,7 @@ Shapes: N images, V voxels, P numbers of a flattened target, C colours, S side o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from nd.data.scaling import Scaler
 from nd.errors import UserError
-from nd.mappers.base import FoldData
+from nd.mappers.base import FoldData, Mapper
 from nd.mappers.cycle.components import CycleSettings
 from nd.mappers.cycle.networks import MapsToVoxels, VoxelsToMaps
 from nd.mappers.cycle.stages import Outcome, Pairs, cycle, decode, encode
@@ -29,28 +29,11 @@ from nd.mappers.validation import target_scores
 IMAGES_AT_ONCE = 256
 
 
-class Cycle:
-    """Voxels to maps, trained in three stages (``nd.mappers.cycle.stages``)."""
+class Cycle(Mapper):
+    """Voxels to maps, trained in three stages (``nd.mappers.cycle.stages``); keeps the decoder's weights."""
 
     name = "cycle"
-
-    def __init__(self, config: CycleSettings, device: torch.device | None = None) -> None:
-        """Make an unfitted mapper.
-
-        Args:
-            config: the mapper group.
-            device: where it is trained, by default the CPU.
-        """
-        self.config, self.device = config, device or torch.device("cpu")
-        self._arrays: dict[str, NDArray[Any]] = {}
-        self._details: dict[str, Any] = {}
-
-    @classmethod
-    def restore(cls, config: CycleSettings, state: Mapping[str, NDArray[Any]], details: dict[str, Any]) -> Cycle:
-        """Return a fitted mapper from what `state` and `details` gave."""
-        mapper = cls(config)
-        mapper._arrays, mapper._details = dict(state), details
-        return mapper
+    config: CycleSettings
 
     def fit(self, data: FoldData, scratch: Path | None = None) -> None:
         """Train encoder and decoder on a fold's training images; validation images say when to stop.
@@ -82,7 +65,7 @@ class Cycle:
         statistics = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale}
         self._arrays = weights | statistics | {"target_mean": scale.mean, "target_scale": scale.scale}
         self._details = {
-            "stages": {stage: outcome.as_json() for stage, outcome in outcomes.items()},
+            "stages": {stage: asdict(outcome) for stage, outcome in outcomes.items()},
             "n_images": len(data.train_ids),
             "n_unlabelled": len(others) if self.config.cycle_steps else 0,
         }
@@ -126,24 +109,6 @@ class Cycle:
             rows = [flattened(decoder(part)).numpy() for part in scaled.split(IMAGES_AT_ONCE)]
         columns = np.concatenate(rows) if rows else np.empty((0, len(self._arrays["target_mean"])), np.float32)
         return np.asarray(columns * self._arrays["target_scale"] + self._arrays["target_mean"], np.float32)
-
-    @property
-    def scaler(self) -> Scaler:
-        """How `predict` scales voxels."""
-        return Scaler(mean=self._arrays["voxel_mean"], scale=self._arrays["voxel_scale"])
-
-    @property
-    def kept(self) -> NDArray[np.bool_] | None:
-        """All columns are predicted."""
-        return None
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Return the decoder's weights, and statistics of voxels and target."""
-        return self._arrays
-
-    def details(self) -> dict[str, Any]:
-        """Return how the stages went and validation scores."""
-        return self._details
 
 
 def map_shape(size: int) -> tuple[int, int]:

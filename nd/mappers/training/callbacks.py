@@ -1,11 +1,10 @@
-"""What happens beside the steps: scoring, the weights that are kept, checkpoints, the curve and the progress bar."""
+"""What happens beside the steps: scoring, the weights that are kept, the curve and the progress bar."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from torch.optim import Optimizer
 from typing_extensions import TypedDict
 
 from nd.data.epoch import processes
-from nd.files import atomic_path, json_line, read_lines, write_text
+from nd.files import json_line, read_lines, write_text
 from nd.mappers.base import Columns
 from nd.mappers.statistics import TargetScale
 from nd.mappers.training.module import MapperTraining
-from nd.mappers.training.states import record_state
 from nd.mappers.validation import target_scores
 from nd.progress import ProgressBar
 
@@ -133,32 +131,6 @@ def score_held(
 
 def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: round(float(np.mean([row[name] for row in rows])), 6) for name in rows[0]}
-
-
-class Checkpoints(Callback):
-    """The state of training on disk, at ends of epochs that are at least some minutes apart, written atomically."""
-
-    def __init__(self, path: Path, minutes: float) -> None:
-        """Write to `path`, the one file, replaced each time, `minutes` or more after the last time."""
-        self.path, self.minutes, self.last = path, minutes, time.monotonic()
-
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write where it is time, the first process deciding for all.
-
-        Raises:
-            UserError: weights are not finite; the last good ones stay.
-        """
-        assert isinstance(module, MapperTraining)
-        due = trainer.strategy.broadcast(time.monotonic() - self.last >= 60 * self.minutes)
-        if due or trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
-            module.check_weights()
-        if due:
-            first = trainer.is_global_zero  # all collect the state, one writes it
-            with atomic_path(self.path, alone=True) if first else nullcontext(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
-                if first:
-                    record_state(self.path, temporary)
-            self.last = time.monotonic()
 
 
 class CurveLine(TypedDict):

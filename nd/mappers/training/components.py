@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from nd.config.components import Idle, Mapper, component, found, not_a_component
 from nd.config.fields import opt
@@ -177,12 +178,6 @@ def trained_idle(cfg: Config) -> Iterator[Idle]:
         yield Idle(("training.aux_weight", "training.aux_temperature"), "training.aux_target is empty")
 
 
-def _two_stage() -> Any:
-    from nd.mappers.two_stage import TwoStage
-
-    return TwoStage
-
-
 COMPONENTS = (
     Mapper(
         name="two_stage",
@@ -192,7 +187,7 @@ COMPONENTS = (
         rules=partial(trained_rules, mapper="two_stage"),
         verb_rules=partial(trained_verb_rules, mapper="two_stage"),
         idle=trained_idle,
-        network=_two_stage,
-        restore=lambda settings, state, details: _two_stage().restore(settings, state, details),
+        network=lambda: import_module("nd.mappers.two_stage").TwoStage,
+        restore=lambda *fitted: import_module("nd.mappers.two_stage").TwoStage.restore(*fitted),
     ),
 )

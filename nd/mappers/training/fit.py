@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+import time
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,8 @@ from nd.errors import UserError
 from nd.files import atomic_path, partial_path, read_json, write_json
 from nd.launch import process_settings
 from nd.lightning import lightning
-from nd.mappers.training.callbacks import Checkpoints, Curve, Kept, TrainingProgress, Weights
+from nd.mappers.training.callbacks import Curve, Kept, TrainingProgress, Weights
 from nd.mappers.training.module import MapperTraining
-from nd.mappers.training.states import whole_state
 
 
 class KeptFile(TypedDict):
@@ -85,6 +85,58 @@ class Files:
     def where(self) -> str:
         """For messages: the last good checkpoint."""
         return f"The last good checkpoint is kept at {self.checkpoint} (none yet where that is missing)."
+
+
+class States(TypedDict):
+    """Digests of the state on disk: of the newest, and of the one before, which it may still be."""
+
+    digests: list[str]
+
+
+def record_state(path: Path, temporary: Path) -> None:
+    """Record the digest of a state that is about to get its name."""
+    record, known = path.with_suffix(".json"), []
+    with suppress(UserError):
+        known = read_json(record, States)["digests"]
+    write_json(record, {"digests": [digest_file(temporary), *known[:1]]})
+
+
+def whole_state(path: Path) -> Path | None:
+    """Return the state that a training goes on from; None where there is none that is whole, with a warning."""
+    if not path.is_file():
+        return None
+    record = path.with_suffix(".json")
+    with suppress(UserError):
+        if not record.exists() or digest_file(path) in read_json(record, States)["digests"]:
+            return path
+    log.warning("%s is damaged; the training begins anew", path)
+    return None
+
+
+class Checkpoints(Callback):
+    """The state of training on disk, at ends of epochs that are at least some minutes apart, written atomically."""
+
+    def __init__(self, path: Path, minutes: float) -> None:
+        """Write to `path`, the one file, replaced each time, `minutes` or more after the last time."""
+        self.path, self.minutes, self.last = path, minutes, time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write where it is time, the first process deciding for all.
+
+        Raises:
+            UserError: weights are not finite; the last good ones stay.
+        """
+        assert isinstance(module, MapperTraining)
+        due = trainer.strategy.broadcast(time.monotonic() - self.last >= 60 * self.minutes)
+        if due or trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            module.check_weights()
+        if due:
+            first = trainer.is_global_zero  # all collect the state, one writes it
+            with atomic_path(self.path, alone=True) if first else nullcontext(self.path) as temporary:
+                trainer.save_checkpoint(temporary)
+                if first:
+                    record_state(self.path, temporary)
+            self.last = time.monotonic()
 
 
 class Result(Callback):

@@ -47,11 +47,6 @@ def teacher_of(cfg: Config) -> Path | None:
     return store_path(cfg, wanted) if wanted else None
 
 
-def pretrained_path(folder: Path, fold: int) -> Path:
-    """Return where a pretrain run leaves the network of a fold."""
-    return checkpoint_path(folder, fold)
-
-
 def pretrain_folds(cfg: Config, targets: list[str], folder: Path, logger: MakeLogger) -> list[Scores]:
     """Train stage 1 of every fold, unless it is done.
 
@@ -65,7 +60,7 @@ def pretrain_folds(cfg: Config, targets: list[str], folder: Path, logger: MakeLo
     """
     stores, scores = stores_of(cfg, targets), []
     for fold in range(len(split_of(cfg).folds)):
-        path, files = pretrained_path(folder, fold), Files(folder, fold)
+        path, files = checkpoint_path(folder, fold), Files(folder, fold)
         if _is_to_do(cfg.trainer, files, [path]):
             found = pretrain(cfg, fold, stores, teacher_of(cfg), files, logger(fold))
             if found is not None:
@@ -123,7 +118,7 @@ def _is_to_do(trainer: TrainerConfig, files: Files, paths: list[Path]) -> bool:
 
 
 def _start(folder: Path, fold: int) -> tuple[Path, Pretrained]:
-    path = pretrained_path(folder, fold)
+    path = checkpoint_path(folder, fold)
     return path, load_pretrained(path)
 
 

@@ -30,12 +30,11 @@ from nd.mappers.network.trunk import Front
 from nd.mappers.statistics import TargetScale
 from nd.mappers.training.alignment import align, anchors_of
 from nd.mappers.training.callbacks import Kept
-from nd.mappers.training.fit import Files, read_result, run_training
+from nd.mappers.training.fit import Files, read_result, run_training, whole_state
 from nd.mappers.training.memory import within_memory
 from nd.mappers.training.module import MapperTraining, Recipe
 from nd.mappers.training.objective import patch_tokens
 from nd.mappers.training.pretrained import Pretrained, Seen, check_pretrained, load_shared, others_of, shared_weights
-from nd.mappers.training.states import whole_state
 from nd.mappers.two_stage import TwoStage
 from nd.targets.store import TargetStore
 

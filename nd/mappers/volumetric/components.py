@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from nd.config.components import Idle, Mapper
 from nd.config.fields import opt
@@ -67,11 +68,6 @@ class VolumetricSettings(MapperConfig):
     state: int = opt(4, "mixer=state_space: numbers of the state of each inner number")
 
     @property
-    def by_region(self) -> bool:
-        """Whether tokens are of regions."""
-        return self.tokenizer == "regions"
-
-    @property
     def n_regions(self) -> int:
         """The regions, and one of all other voxels."""
         return len(self.regions) + 1
@@ -110,16 +106,10 @@ def _idle(cfg: Config) -> Iterator[Idle]:
         return
     yield Idle(("training.align",), "mapper=volumetric has no layer of a subject that could be started by regression")
     of_regions = ("regions", "region_tokens", "voxel_numbers", "region_blocks")
-    unread = ("cubes", "cube") if mapper.by_region else of_regions
+    unread = ("cubes", "cube") if mapper.tokenizer == "regions" else of_regions
     yield Idle(tuple(f"mapper.{name}" for name in unread), f"mapper.tokenizer is {mapper.tokenizer}")
     if mapper.mixer != "state_space":
         yield Idle(("mapper.state",), f"mapper.mixer is {mapper.mixer}")
-
-
-def _volumetric() -> Any:
-    from nd.mappers.volumetric.mapper import Volumetric
-
-    return Volumetric
 
 
 COMPONENTS = (
@@ -131,7 +121,7 @@ COMPONENTS = (
         rules=_rules,
         verb_rules=partial(trained_verb_rules, mapper="volumetric"),
         idle=_idle,
-        network=_volumetric,
-        restore=lambda settings, state, details: _volumetric().restore(settings, state, details),
+        network=lambda: import_module("nd.mappers.volumetric.encoder").Volumetric,
+        restore=lambda *fitted: import_module("nd.mappers.volumetric.encoder").Volumetric.restore(*fitted),
     ),
 )

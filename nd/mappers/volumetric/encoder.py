@@ -1,4 +1,5 @@
-"""The volumetric encoder as a trunk of the trained network: tokens, a mixer over all of them, and what reads them out.
+"""The volumetric encoder as a trunk of the trained network: tokens, a mixer over all of them, and what reads them out;
+and the mapper that `nd train mapper=volumetric` leaves.
 
 It stands where `two_stage` has subject layers, and is followed by the same residual trunk and heads, so that everything
 behind the shared space is the same.
@@ -8,7 +9,7 @@ Shapes: B samples, B_s of one subject, V_s its voxels, T tokens that there could
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nd.config import NetworkConfig
+from nd.config import MapperConfig, NetworkConfig
 from nd.mappers.network.draws import Draws
-from nd.mappers.network.trunk import Residual, Trunk, key_of, layer_of
+from nd.mappers.network.trunk import Front, Residual, Trunk, key_of, layer_of
+from nd.mappers.two_stage import TwoStage
+from nd.mappers.volumetric.components import VolumetricSettings
 from nd.mappers.volumetric.sequence_mixers import Mixer
 from nd.mappers.volumetric.tokenizers import CubeTokenizer, RegionTokenizer, RegionVoxels, SubjectVoxels, Tokenizer
 from nd.mappers.volumetric.voxel_layout import Layout
 
 if TYPE_CHECKING:
-    from nd.mappers.volumetric.components import VolumetricSettings
+    from nd.data.subject import Subject
 
 UNSHAPED = ("name", "variant", "rescale")  # settings that say nothing of the encoder
 
@@ -93,15 +96,7 @@ class VolumetricTrunk(Trunk):
         self._leave_out_what_nobody_has()
 
     def forward(self, voxels: Mapping[str, Tensor], draws: Draws | None) -> Tensor:
-        """Return (B, H), subjects in the order of `voxels`; some may have no samples.
-
-        Args:
-            voxels: (B_s, V_s) float32 by subject.
-            draws: of a training step; without them nothing is dropped.
-
-        Raises:
-            UserError: a subject that it does not know, or one with another number of voxels.
-        """
+        """As of `Trunk`."""
         hidden, first = [], 0
         for name, x_BV in voxels.items():
             rows = slice(first, first + len(x_BV))
@@ -125,3 +120,33 @@ class VolumetricTrunk(Trunk):
             had = {k for own in self.subject_layers.values() if isinstance(own, RegionVoxels) for k in own.regions}
             for k, mixer in enumerate(self.tokenizer.mixers):
                 mixer.requires_grad_(k in had)
+
+
+class Volumetric(TwoStage):
+    """One subject's voxels to one target through a trained volumetric encoder; made by `of` or `restore`."""
+
+    name = "volumetric"
+
+    @classmethod
+    def front(cls, config: MapperConfig, subjects: Sequence[Subject], seed: int) -> Front:
+        """Return the voxels of some subjects with their places and regions; arguments as of `TwoStage.front`.
+
+        Raises:
+            UserError: a subject's file has no coordinates, or no such region.
+        """
+        assert isinstance(config, VolumetricSettings)
+        return Volume(config, {subject.name: Layout.of(subject, config, seed) for subject in subjects})
+
+    @classmethod
+    def stand_in(cls, config: MapperConfig, n_voxels: Mapping[str, int]) -> Front:
+        """Return voxels on a cubic grid, for estimates of memory."""
+        assert isinstance(config, VolumetricSettings)
+        return Volume(config, {name: Layout.stand_in(n, config) for name, n in n_voxels.items()})
+
+    @classmethod
+    def restored_front(
+        cls, config: MapperConfig, subject: str, n_voxels: int, state: Mapping[str, NDArray[Any]]
+    ) -> Front:
+        """Return the voxels of a checkpoint's subject, whose arrays are `state`."""
+        assert isinstance(config, VolumetricSettings)
+        return Volume(config, {subject: Layout.restore(state)})

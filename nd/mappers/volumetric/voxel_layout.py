@@ -67,7 +67,7 @@ class Layout:
         """Return a layout of so many voxels for estimates of memory: a cubic grid cut evenly into regions."""
         side = int(np.ceil(n_voxels ** (1 / 3)))
         ijk = np.stack(np.unravel_index(np.arange(n_voxels), (side, side, side)), 1).astype(np.int32)
-        region = np.arange(n_voxels) * (len(config.regions) + 1) // max(1, n_voxels)
+        region = np.arange(n_voxels) * config.n_regions // max(1, n_voxels)
         return cls(ijk[:0] if config.coordinates == "none" else ijk, region.astype(np.int32))
 
     def arrays(self) -> dict[str, NDArray[Any]]:

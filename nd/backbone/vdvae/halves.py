@@ -1,6 +1,8 @@
-"""The generative half: layers of latents, coarse to fine, each adding to what those before it have drawn.
+"""The two halves of the network: an image to features at every resolution, and latents to an image.
 
-Shapes: B batch, C width, Z channels of a latent, R rows and columns.
+The encoder is deterministic. The decoder is layers of latents, coarse to fine, each adding to what those before it have
+drawn.
+Shapes: B batch, 3 colours, C channels (width), Z channels of a latent, R rows and columns.
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nd.backbone.vdvae.blocks import Block
-from nd.backbone.vdvae.shape import BlockShape, VdvaeShape
+from nd.backbone.vdvae.shape import COLOURS, BlockShape, VdvaeShape
 
 # Standard normal numbers for the latent of one layer: (layer from 0, (B, Z, R, R)) -> a tensor of that shape.
 Noise = Callable[[int, tuple[int, ...]], Tensor]
@@ -31,6 +32,52 @@ class Prior(NamedTuple):
 
 # The latent of one layer: (layer from 0, features before it (B, C, R, R), its prior or None) -> (B, Z, R, R).
 Choose = Callable[[int, Tensor, Prior | None], Tensor]
+
+
+class Block(nn.Module):
+    """Four convolutions, narrow in the middle, an exact (erf) GELU before each; then, where asked, add and shrink."""
+
+    def __init__(
+        self, n_in: int, n_middle: int, n_out: int, *, kernel: int, residual: bool = False, shrink: int = 1
+    ) -> None:
+        """kernel: side of the two middle convolutions; shrink: side of the squares whose mean is the output."""
+        super().__init__()
+        self.c1 = nn.Conv2d(n_in, n_middle, 1)
+        self.c2 = nn.Conv2d(n_middle, n_middle, kernel, padding=kernel // 2)
+        self.c3 = nn.Conv2d(n_middle, n_middle, kernel, padding=kernel // 2)
+        self.c4 = nn.Conv2d(n_middle, n_out, 1)
+        self.residual, self.shrink = residual, shrink
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, n_out, H / shrink, W / shrink)."""
+        out_BCHW = x_BCHW
+        for convolution in (self.c1, self.c2, self.c3, self.c4):
+            out_BCHW = convolution(functional.gelu(out_BCHW))  # the tanh approximation would not be what was trained
+        if self.residual:
+            out_BCHW = x_BCHW + out_BCHW
+        return out_BCHW if self.shrink == 1 else functional.avg_pool2d(out_BCHW, self.shrink)
+
+
+class Encoder(nn.Module):
+    """A convolution and a row of residual blocks that shrink the image to one pixel."""
+
+    def __init__(self, shape: VdvaeShape) -> None:
+        super().__init__()
+        self.in_conv = nn.Conv2d(COLOURS, shape.width, 3, padding=1)
+        width, middle = shape.width, shape.middle
+        self.enc_blocks = nn.ModuleList(
+            Block(width, middle, width, kernel=block.kernel, residual=True, shrink=block.shrink)
+            for block in shape.encoder_blocks
+        )
+
+    def forward(self, pictures_B3RR: Tensor) -> dict[int, Tensor]:
+        """Resolution -> features (B, C, R, R): the last that were computed at that resolution."""
+        x_BCRR = self.in_conv(pictures_B3RR)
+        activations = {x_BCRR.shape[-1]: x_BCRR}
+        for block in self.enc_blocks:
+            x_BCRR = block(x_BCRR)
+            activations[x_BCRR.shape[-1]] = x_BCRR
+        return activations
 
 
 class DecoderBlock(nn.Module):
@@ -72,7 +119,7 @@ class DecoderBlock(nn.Module):
 
 
 class MixtureHead(nn.Module):
-    """Features to the numbers that describe each pixel's distribution; see `nd.backbone.vdvae.mixture`."""
+    """Features to the numbers that describe each pixel's distribution; see `nd.backbone.vdvae.images`."""
 
     def __init__(self, shape: VdvaeShape) -> None:
         super().__init__()
