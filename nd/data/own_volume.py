@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nd.data.npy import open_npy
 from nd.data.nsd.volumes import Mask, on_grid, read_volume, whole_labels
+from nd.data.subject_file import check_roi
 from nd.data.whole_numbers import whole_numbers
 from nd.errors import UserError
 
@@ -49,7 +50,7 @@ def roi_files(paths: Mapping[str, Path]) -> dict[str, Path]:
         paths: where given, the folders ``roi_volumes`` and ``rois``.
 
     Raises:
-        UserError: a folder holds none, or two files are of one name.
+        UserError: a folder holds none, two files are of one name, or one that no ROI can have.
     """
     found: dict[str, Path] = {}
     for field in (field for field in ENDINGS if field in paths):
@@ -60,6 +61,7 @@ def roi_files(paths: Mapping[str, Path]) -> dict[str, Path]:
             raise UserError(f"data.{field}={folder} is no folder with a {KINDS[field]} for every ROI, named after it.")
         for path in files:
             name = next(path.name.removesuffix(end) for end in reversed(endings) if path.name.endswith(end))
+            check_roi(str(path), name)
             if name in found:
                 raise UserError(f"{found[name]} and {path} are both named after ROI {name}. Keep one of them.")
             found[name] = path
