@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from nd.errors import UserError
 from nd.metrics.intervals import Interval, paired_difference
@@ -154,4 +154,4 @@ def smallest_difference(spread: float, n: int, power: float = POWER, alpha: floa
         raise UserError(f"alpha={alpha}: a share between 0 and 1 is wanted (0.05 is usual).")
     if not alpha < power < 1:
         raise UserError(f"power={power}: a share between alpha={alpha} and 1 is wanted (0.8 is usual).")
-    return float((ndtri(1 - alpha / 2) + ndtri(power)) * spread / math.sqrt(n))
+    return float((scipy.special.ndtri(1 - alpha / 2) + scipy.special.ndtri(power)) * spread / math.sqrt(n))
