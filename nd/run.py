@@ -21,7 +21,6 @@ from pathlib import Path
 from nd.config import Config
 from nd.config.application import derive, verb
 from nd.config.sweeps import Point
-from nd.doctor.absent import refuse_absent
 from nd.errors import UserError
 from nd.runs.chain import Action, Chain, StepFailed, failure_of, steps_of
 from nd.runs.folder import RunFolder
@@ -39,7 +38,9 @@ def run(cfg: Config) -> int:
     begun, entries = time.monotonic(), entries_of(cfg)
     announce_table(cfg, [entry.cfg for entry in entries])
     finished = [entry for entry in entries if RunFolder.open(entry.cfg, "evaluate").done]
-    if cfg.table:
+    if cfg.table and len(finished) < len(entries):
+        from nd.doctor.absent import refuse_absent
+
         refuse_absent([entry.cfg for entry in entries if entry not in finished])
     failures = run_rows(entries, print, quiet=len(entries) > 1)
     for entry in finished:  # those that were run now have been shown by then

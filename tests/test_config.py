@@ -11,15 +11,16 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from nd.config import Config, SubjectConfig
+from nd.config import Config, SubjectConfig, composition
 from nd.config.application import check, compose, derive
 from nd.config.components import KINDS, found
-from nd.config.composition import schema_defaults
 from nd.config.fields import declared
 from nd.config.known import FILLED_IN, group_type, known_fields
+from nd.config.loading import schema_defaults
 from nd.config.overrides import group_names, group_options, read
 from nd.data.components import PUBLISHED
 from nd.errors import UserError
+from nd.run import entries_of
 from nd.tables.specs import rows_of
 
 ROOT = Path(__file__).parent.parent
@@ -539,3 +540,31 @@ def test_no_experiment_can_be_a_value_of_a_sweep() -> None:
     reading = read(["experiment=null,scenes"], [CONF], multirun=True)
     assert reading.problems == []
     assert reading.combinations() == [["experiment=[]"], ["experiment=scenes"]]
+
+
+def test_a_command_composes_once_what_it_checks_and_then_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = tmp_path / "floors.yaml"
+    rows = "".join(f"  - {{label: {one}, role: floor, overrides: [method={one}]}}\n" for one in ("mean_image", "vae"))
+    spec.write_text(f"title: T\nexperiment: scenes\nsubjects: [subj01]\nrows:\n{rows}", encoding="utf-8")
+    made, plain = list[list[str]](), composition._assemble
+
+    def noted(overrides: list[str]) -> composition.Composed:
+        made.append(overrides)
+        return plain(overrides)
+
+    monkeypatch.setattr(composition, "_assemble", noted)
+    words = [f"table={spec}", "seed=3"]
+    with composition.composed_once():
+        check("run", words, rows=rows_of)
+        assert len(made) == 3  # what is composed, and two rows
+        cfg = compose(words)
+        entries = entries_of(cfg)
+        assert [entry.cfg.method.name for entry in entries] == ["mean_image", "vae"]
+        entries[0].cfg.overrides.append("of its own")
+        entries[0].cfg.data.n_train = 1
+        again = entries_of(cfg)[0].cfg
+        assert again.data.n_train > 1
+        assert again.overrides == made[1]
+        assert len(made) == 3
+    assert compose(words) == cfg
+    assert len(made) == 4

@@ -174,11 +174,24 @@ def test_without_a_table_the_composed_configuration_is_the_only_row() -> None:
     assert (entry.label, entry.cfg.method.generator) == ("vae (subj01)", "vae")
 
 
-def test_tables_and_plans_load_no_heavy_library() -> None:
-    code = "import sys, nd.run, nd.table, nd.report; print(*{'torch', 'matplotlib', 'diffusers'} & set(sys.modules))"
+def test_a_run_with_nothing_to_do_and_plans_load_no_heavy_library(tmp_path: Path) -> None:
+    words = ["experiment=scenes", "table=", "method=mean_image", f"paths.root={tmp_path}"]
+    cfg = compose(words)
+    with RunFolder.open(cfg, "evaluate").writing(cfg):
+        pass
+    code = f"""
+import sys
+from nd.cli import main
+try:
+    main({["run", *words]})
+except SystemExit as end:
+    print(end.code, {{"scipy.special", "pandas", "sklearn", "pytorch_lightning", "transformers"}} & set(sys.modules))
+import nd.table, nd.report, nd.sweep
+print({{"torch", "matplotlib", "diffusers"}} & set(sys.modules))
+"""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert got.stdout.strip() == ""
+    assert got.stdout.splitlines()[-3:] == ["all of them were finished; nothing to do", "0 set()", "set()"]
 
 
 def test_closing_lines_of_verbs_are_left_out_of_tables(

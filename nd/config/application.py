@@ -19,9 +19,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from nd.config.command_line import command_line, parse, searched
-from nd.config.composition import HYDRA_VERSION_BASE, assemble, printed
+from nd.config.composition import assemble, composed_once, printed
 from nd.config.conf_files import conf_dir, search_folders, search_path
 from nd.config.launchers import LOCAL, JobFailed, chosen_launcher, launcher_problems, lost_job
+from nd.config.loading import HYDRA_VERSION_BASE
 from nd.config.overrides import Reading, read
 from nd.config.rules import contradictions, without_effect
 from nd.config.schema import Config
@@ -146,7 +147,7 @@ def verb(
 
     def main(argv: list[str] | None = None) -> NoReturn:
         name, words = function.__name__, list(sys.argv[1:] if argv is None else argv)
-        exit_with(name, lambda: _run(name, function, together, rows, after, group, words))
+        exit_with(name, composed_once()(lambda: _run(name, function, together, rows, after, group, words)))
 
     return main
 
@@ -260,8 +261,7 @@ def _run(
 def _run_hydra(function: Verb, rows: Rows | None, argv: list[str]) -> int:
     """Run a verb's function under Hydra, once or as a sweep, and return the exit code."""
     given = list(sys.argv)
-    codes: list[int] = []
-    errors: list[UserError] = []
+    codes, errors = list[int](), list[UserError]()
 
     def task(composed: DictConfig) -> None:
         sys.argv = given  # Lightning starts further processes of a job with it

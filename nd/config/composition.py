@@ -8,31 +8,26 @@ what the method's recipe says of that target, then what was given on the command
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nd.config.check import Checked, build, build_group
 from nd.config.components import CHOSEN_BY, KINDS, found, not_a_component
-from nd.config.conf_files import ReadOnce, conf_dir, keep_texts, origin_of, search_folders, search_path
-from nd.config.known import BASES, FILLED_IN, PARTS_OF_DECODING, group_type, per_target
+from nd.config.conf_files import keep_texts, origin_of, search_folders, search_path
+from nd.config.known import PARTS_OF_DECODING, per_target
+from nd.config.loading import load_conf
 from nd.config.overrides import bad_option, foreign_key, group_names
 from nd.config.schema import Config, Decoding
-
-HYDRA_VERSION_BASE = "1.3"
 
 Fields = list[tuple[str, Any]]
 
@@ -46,19 +41,41 @@ class Composed:
     foreign: dict[str, str]  # given keys of another choice, each with what to say of it
 
 
+_made: ContextVar[dict[tuple[str, ...], Composed] | None] = ContextVar("made", default=None)
+
+
+@contextmanager
+def composed_once() -> Iterator[None]:
+    """Compose the same overrides once while this lasts: one command checks first, then runs what it has checked."""
+    before = _made.set({})
+    try:
+        yield
+    finally:
+        _made.reset(before)
+
+
 def assemble(overrides: list[str]) -> Composed:
     """Compose without raising: the configuration as far as it is sound, and the problems of files and values.
 
     Files are read and merged once per choice of groups; fields are set on a copy, as Hydra does it after merging.
     """
+    made, key = _made.get(), tuple(overrides)
+    if made is None:
+        return _assemble(overrides)
+    if key not in made:
+        made[key] = _assemble(overrides)
+    return copy.deepcopy(made[key])
+
+
+def _assemble(overrides: list[str]) -> Composed:
     folders = search_folders(overrides)
     groups = {*group_names(folders), "hydra.searchpath"}
     chosen = tuple(text for text in overrides if text.partition("=")[0] in groups)
     given = [_field_of(text) for text in overrides if text not in chosen]
-    loaded, choices, problems = _load(chosen, tuple(folders[1:]))
+    loaded, choices, problems = load_conf(chosen, tuple(folders[1:]))
     if problems:
         return Composed(Config(overrides=list(overrides)), list(problems), {})
-    job = copy.deepcopy(loaded)
+    job = pickle.loads(loaded)
     listed = _inside_a_list(job, given)
     _apply(job, given)
     values, unresolved = _resolved(job)
@@ -166,14 +183,16 @@ def _decode(
     by_hand = {text.partition("=")[0] for text in chosen}
     recipe = {part: value for part, value in recipe.items() if not _overruled(part, by_hand)}
     options = {part: recipe[part] for part in PARTS_OF_DECODING if isinstance(recipe.get(part), str)}
-    problems = tuple(text for part, value in options.items() if (text := bad_option(part, value, folders)))
-    if not problems:
-        words = (*chosen, *(f"{part}={value}" for part, value in options.items()))
-        loaded, choices, problems = _load(words, tuple(folders[1:]))
+    loaded, choices, problems = load_conf(chosen, tuple(folders[1:]))
+    wrong = tuple(text for part, value in options.items() if (text := bad_option(part, value, folders)))
+    if wrong:
+        problems = wrong
+    elif others := tuple(f"{part}={value}" for part, value in options.items() if choices.get(part) != value):
+        loaded, choices, problems = load_conf((*chosen, *others), tuple(folders[1:]))
     checked.problems += [problem for problem in problems if problem not in checked.problems]
     if problems:
         return None
-    job = copy.deepcopy(loaded)
+    job = pickle.loads(loaded)
     _change_target(job, name, choices.get("target", ""), folders)
     _overlay(job, name, recipe, checked.problems)
     _apply(job, [(key, value) for key, value in given if key.partition(".")[0] in (*PARTS_OF_DECODING, "subject")])
@@ -229,38 +248,6 @@ def _overlay(job: DictConfig, name: str, recipe: dict[str, Any], problems: list[
             job[part] = OmegaConf.merge(job[part], value)
 
 
-@lru_cache(maxsize=256)
-def _load(
-    overrides: tuple[str, ...], further: tuple[Path, ...] = ()
-) -> tuple[DictConfig, dict[str, str], tuple[str, ...]]:
-    """Return the composed configuration, the chosen option of every group, and problems of composition itself."""
-    path = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in further)}]"] if further else []
-    texts = [text for text in overrides if not text.startswith("hydra.")] + path
-    try:
-        with _own_hydra() as own:
-            loaded = own.compose_config("config", texts, RunMode.RUN, from_shell=False)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        return OmegaConf.create(), {}, (f"conf: {' '.join(str(error).split())}",)
-    choices = {str(k): str(v) for k, v in loaded.hydra.runtime.choices.items()}
-    job = OmegaConf.masked_copy(loaded, [key for key in loaded if key != "hydra"])
-    OmegaConf.set_struct(job, False)
-    return job, choices, ()
-
-
-@contextmanager
-def _own_hydra() -> Iterator[Any]:
-    """Yield a Hydra over conf/ without disturbing one that may be running a job."""
-    outer = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-            own: Any = GlobalHydra.instance().hydra
-            own.config_loader.repository = ReadOnce(own.config_loader.config_search_path)
-            yield own
-    finally:
-        GlobalHydra.instance().hydra = outer
-
-
 def _resolved(job: DictConfig) -> tuple[dict[str, Any], list[str]]:
     """Return plain values with interpolations resolved; a broken one is a problem and leaves its text."""
     try:
@@ -270,29 +257,8 @@ def _resolved(job: DictConfig) -> tuple[dict[str, Any], list[str]]:
         return OmegaConf.to_container(job, resolve=False), [problem]  # type: ignore[return-value]
 
 
-def schema_defaults() -> dict[str, Any]:
-    """Return the defaults that Hydra merges conf/ into: those of groups whose fields depend on no choice.
-
-    The other groups start empty: what a file or the command line says of them is held against the choice made, whose
-    own defaults fill in the rest.
-    """
-    values, default = dict[str, Any](), Config()
-    for one in fields(Config):
-        group = group_type(one)
-        if one.name in BASES:
-            values[one.name] = {}
-        elif group is not None:
-            values[one.name] = asdict(group())
-        elif one.name not in FILLED_IN:
-            values[one.name] = getattr(default, one.name)
-    return values
-
-
 def printed(config: Config) -> str:
     """Return a configuration as YAML, as ``--cfg job`` prints it; how each target is decoded is below ``decodings``."""
     values = asdict(config)
     del values["overrides"]
     return OmegaConf.to_yaml(OmegaConf.create(values))
-
-
-ConfigStore.instance().store(name="nd_schema", node=schema_defaults(), provider="nd")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
-from hydra._internal.config_repository import ConfigRepository
 from omegaconf import OmegaConf
 
 from nd.config.components import PACKAGE
@@ -98,16 +96,3 @@ def _written(key: str, file: Path, package: str) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [item.value for item in node.value]
     return node.value if isinstance(node, yaml.ScalarNode) else None
-
-
-class ReadOnce(ConfigRepository):
-    """Reads a file of conf/ once in a process, and not anew for every row of a table."""
-
-    read: ClassVar[dict[tuple[str, ...], Any]] = {}
-
-    def load_config(self, config_path: str) -> Any:
-        """Return a copy of what a file holds; Hydra changes what it gets."""
-        key = (*(source.path for source in self.sources), config_path)
-        if key not in self.read:
-            self.read[key] = super().load_config(config_path)
-        return copy.deepcopy(self.read[key])

@@ -23,8 +23,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from nd.config.composition import HYDRA_VERSION_BASE
 from nd.config.conf_files import conf_dir
+from nd.config.loading import HYDRA_VERSION_BASE
 from nd.config.overrides import quoted
 from nd.config.schema import Config
 from nd.errors import UserError

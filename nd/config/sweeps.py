@@ -19,8 +19,8 @@ from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from nd.config.composition import HYDRA_VERSION_BASE
 from nd.config.conf_files import conf_dir
+from nd.config.loading import HYDRA_VERSION_BASE
 from nd.config.overrides import Reading, quoted
 from nd.config.schema import Config
 from nd.errors import UserError

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from nd.errors import UserError
 from nd.metrics.intervals import Interval, paired_difference
@@ -145,4 +145,4 @@ def smallest_difference(spread: float, n: int) -> float:
         raise UserError(f"spread={spread}: the standard deviation of differences, 0 or more, is wanted.")
     if n < 2:
         raise UserError(f"n={n}: at least 2 images are needed.")
-    return float((ndtri(1 - ALPHA / 2) + ndtri(POWER)) * spread / math.sqrt(n))
+    return float((scipy.special.ndtri(1 - ALPHA / 2) + scipy.special.ndtri(POWER)) * spread / math.sqrt(n))

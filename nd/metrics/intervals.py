@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # loads scipy.special when that is first used: a table's states are read without it
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, stdtrit  # scipy.stats takes a second to load and gives the same digits
 
 from nd.errors import UserError, unknown
 
@@ -80,8 +80,8 @@ def tail_scores(n: int, level: float, method: str) -> NDArray[np.float64]:
     """(2,) normal scores at which the ends are read before any correction."""
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     if method == "expanded" and n > 1:
-        return np.asarray(np.sqrt(n / (n - 1)) * stdtrit(n - 1, tails))
-    return np.asarray(ndtri(tails))
+        return np.asarray(np.sqrt(n / (n - 1)) * scipy.special.stdtrit(n - 1, tails))
+    return np.asarray(scipy.special.ndtri(tails))
 
 
 def end_levels(
@@ -90,18 +90,18 @@ def end_levels(
     """(T, 2) quantiles to read off the bootstrap means: Efron 1987, bias-corrected and accelerated, for a mean."""
     z_2 = tail_scores(values_TN.shape[1], level, method)
     if method == "percentile":
-        return np.broadcast_to(ndtr(z_2), (len(values_TN), 2))
+        return np.broadcast_to(scipy.special.ndtr(z_2), (len(values_TN), 2))
     centre_T1 = values_TN.mean(1, keepdims=True)
     below_T1 = ((means_TS < centre_T1).mean(1) + (means_TS <= centre_T1).mean(1))[:, None] / 2
     spread_TN = values_TN - centre_T1  # proportional to the jackknife's deviations, whose scale cancels
     # Equal values have no skew; with very few resamples all may lie on one side, and the correction is then infinite.
     with np.errstate(divide="ignore", invalid="ignore"):
         acceleration_T1 = ((spread_TN**3).sum(1) / (6 * (spread_TN**2).sum(1) ** 1.5))[:, None]
-        bias_T1 = ndtri(below_T1)
+        bias_T1 = scipy.special.ndtri(below_T1)
         z_T2 = bias_T1 + z_2
-        levels_T2 = ndtr(bias_T1 + z_T2 / (1 - acceleration_T1 * z_T2))
+        levels_T2 = scipy.special.ndtr(bias_T1 + z_T2 / (1 - acceleration_T1 * z_T2))
     mixed_T1 = ((means_TS < centre_T1).any(1) & (means_TS > centre_T1).any(1))[:, None]
-    return np.where(mixed_T1 & np.isfinite(levels_T2), levels_T2, ndtr(z_2))
+    return np.where(mixed_T1 & np.isfinite(levels_T2), levels_T2, scipy.special.ndtr(z_2))
 
 
 def interval_ends(

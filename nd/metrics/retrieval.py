@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtri
 from torch import Tensor
 
 from nd.errors import UserError
@@ -142,6 +142,6 @@ def retrieval_lines(summaries: dict[str, dict[str, Any]]) -> list[str]:
 
 def _summarised(shares_L: NDArray[np.float64], n_images: int, n_candidates: int) -> Retrieval:
     n_loops, mean = len(shares_L), float(shares_L.mean())
-    half = float(ndtri((1 + LEVEL) / 2) * shares_L.std() / np.sqrt(n_loops))
+    half = float(scipy.special.ndtri((1 + LEVEL) / 2) * shares_L.std() / np.sqrt(n_loops))
     everything = n_candidates == n_images
     return Retrieval(mean, mean - half, mean + half, 1 / n_candidates, n_images, n_candidates, n_loops, everything)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,7 +44,7 @@ class Step:
     verb: str
     cfg: Config
 
-    @property
+    @cached_property
     def folder(self) -> RunFolder | None:
         """The step's run folder; None for ``prepare`` and ``extract``, which look after their own files."""
         return RunFolder.open(self.cfg, self.verb) if self.verb in VERBS else None
