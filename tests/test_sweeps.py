@@ -289,7 +289,6 @@ def test_a_sweep_that_was_disturbed_in_every_way_is_completed_exactly(
     listing = fresh.succeed(*fresh.table, "dry_run=true").out
     assert f"{len(before)} done" in listing
     assert "1 failed" in listing
-    assert launcher == "joblib" or "interrupted" in listing
     (broken.path / "per_image.csv").rmdir()
     done = fresh.succeed(*fresh.table, *jobs)
     assert f"{N_RUNS} of {N_RUNS} runs done, 0 failed, 0 not begun" in done.out
