@@ -150,7 +150,7 @@ def _said(
         group, _, name = key.partition(".")
         for folder in folders:
             file = folder / group / f"{choices.get(group, '')}.yaml"
-            if file.is_file() and name in (yaml.safeload_conf(file.read_text(encoding="utf-8")) or {}):
+            if file.is_file() and name in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}):
                 problems.append(f"{said[key]} ({file.relative_to(folder.parent)})")
     return {key: text for key, text in said.items() if key in given}
 
@@ -197,7 +197,7 @@ def _change_target(job: DictConfig, name: str, chosen: str, folders: Sequence[Pa
 
 def _target_file(name: str, folders: Sequence[Path]) -> dict[str, Any]:
     files = [folder / "target" / f"{name}.yaml" for folder in folders]
-    loaded = [yaml.safeload_conf(file.read_text(encoding="utf-8")) or {} for file in files if file.is_file()]
+    loaded = [yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in files if file.is_file()]
     return next((one for one in loaded if isinstance(one, dict)), {})
 
 
