@@ -25,7 +25,7 @@ from nd.errors import UserError
 from nd.evaluation.reconstructions import read_images
 from nd.evaluation.scores import read_per_image, score_table
 from nd.evaluation.summary import read_summary
-from nd.files import system_errors
+from nd.files import atomic_path
 from nd.interface.finished_run import read_run
 from nd.runs.catalogue import KnownRun, age, find_run
 from nd.runs.inputs import changed_files
@@ -139,7 +139,7 @@ def write_all(run: KnownRun, folder: Path) -> int:
     images, ids, _ = read_images(_images_file(run))
     repeats = images.shape[1]
     names = {f"{i}_{r}.png" if repeats > 1 else f"{i}.png" for i in ids for r in range(repeats)}
-    others = {item.name for item in folder.iterdir()} - names if folder.is_dir() else set()
+    others = {item.name for item in folder.iterdir() if item.name[0] != "."} - names if folder.is_dir() else set()
     if others:
         raise UserError(f"out={folder} holds other files ({min(others)}). Give an empty folder, or a new one.")
     for row, image_id in enumerate(ids):
@@ -187,9 +187,8 @@ def _scores_of(run: KnownRun, image_id: int) -> dict[str, float]:
 
 
 def _save(image: NDArray[np.uint8], path: Path) -> None:
-    with system_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
 
 
 main = verb_of_words(show, ("image", "out"))

@@ -228,6 +228,24 @@ def test_show_exports_all_reconstructions(pictured: tuple[Config, str, str], tmp
     assert "out=all holds other files (99.png)" in nd("show", scored, "out=all", cwd=tmp_path).err
 
 
+def test_an_interrupted_export_leaves_no_half_image(
+    pictured: tuple[Config, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what a killed one leaves is no other file."""
+
+    def stops(image: Image.Image, path: Path, **options: object) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    _, _, scored = pictured
+    with monkeypatch.context() as patched:
+        patched.setattr(Image.Image, "save", stops)
+        assert nd("show", scored, "out=all", cwd=tmp_path).code == 130
+    assert list((tmp_path / "all").iterdir()) == []
+    (tmp_path / "all" / ".0_0.png.17.tmp").write_bytes(b"half")
+    succeed("show", scored, "out=all", cwd=tmp_path)
+
+
 def aged(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -291,6 +309,24 @@ def test_clean_keeps_what_is_being_written_and_damaged_records(untidy: tuple[Pat
     assert damaged.exists()
     assert partial.exists()
     assert f"removed {len(gone) - 3} of {len(gone) - 3}" in listed
+
+
+def test_the_same_command_ends_an_interrupted_removal(
+    untidy: tuple[Path, set[Path], set[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, gone, _ = untidy
+
+    def stops(path: Path) -> None:
+        for name in ("status", "manifest.json"):
+            (path / name).unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("nd.runs.cleaning.shutil.rmtree", stops)
+        assert nd("clean", "apply=true", cwd=root).code == 130
+    succeed("clean", "apply=true", cwd=root)
+    assert not [path for path in gone if path.exists()]
+    assert list((root / "runs").rglob("*.tmp")) == []
 
 
 def test_an_interrupted_removal_leaves_no_run_and_is_ended_later(

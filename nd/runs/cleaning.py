@@ -8,11 +8,11 @@ that a command would go on with: interrupted runs of this version.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,8 +117,8 @@ def _partial_stores(cache: Path) -> Iterator[Unneeded]:
 
 def _temporary(folder: Path) -> Iterator[Unneeded]:
     for path in sorted(folder.rglob("*.tmp")):
-        if path.is_file() and TEMPORARY.fullmatch(path.name) and _quiet(path):
-            yield Unneeded(path, "temporary file of a killed process")
+        if TEMPORARY.fullmatch(path.name) and (path.is_dir() or _quiet(path)):
+            yield Unneeded(path, "left of a removal" if path.is_dir() else "temporary file of a killed process")
 
 
 def _quiet(path: Path) -> bool:
@@ -128,7 +128,7 @@ def _quiet(path: Path) -> bool:
 def remove(one: Unneeded) -> None:
     """Remove a file or folder, unless a process has begun to write it.
 
-    Of a run its record goes first: what is left when the removal is interrupted is taken for no run.
+    A folder is renamed first: what is left when the removal is interrupted is taken for no run, and found again.
 
     Raises:
         UserError: it is being written, or the system refuses.
@@ -145,7 +145,6 @@ def _delete(path: Path) -> None:
         if not path.is_dir():
             path.unlink(missing_ok=True)
             return
-        for name in ("status", "manifest.json"):
-            with suppress(FileNotFoundError):
-                (path / name).unlink()
+        if not TEMPORARY.fullmatch(path.name):
+            path = path.rename(path.with_name(f".{path.name}.{os.getpid()}.tmp"))
         shutil.rmtree(path)
