@@ -4,7 +4,8 @@
     PYTHONPATH=tests python tests/faults/corrupt.py verbs --number 100 --seed 0
 
 ``readers`` reads each spoilt file by its reader. ``verbs`` has everything that is made of the file made again in a copy
-of the tree, by the command line, and compares all results with those of the tree that nothing was done to.
+of the tree, by command lines in forks of this process, and compares all results with those of the tree that nothing
+was done to.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import re
 import shutil
 import sys
 import tempfile
-import traceback
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import readers
 from corruption import ways_for
+from forked import counted_events, ended, remember_compositions
 from readers import equal, outcome, reader_of
 from tree import Tree, finished
+
+from nd.config.help import OF_RUNS
 
 BAD = ("TRACEBACK", "SILENT", "FOREIGN WORDS")
 STAGES = ("train", "predict", "reconstruct", "evaluate")
@@ -40,7 +43,7 @@ def spoil(path: Path, rng: np.random.Generator, quietly: bool) -> str:
     return f"{way.__name__}: {done}" if done else ""
 
 
-def try_readers(tree: Tree, number: int, seed: int, show: bool) -> Counter[str]:
+def try_readers(tree: Tree, numbers: range, seed: int, show: bool) -> Counter[str]:
     """Spoil files and read them; returns how often each outcome came."""
     readers.REFERENCE = tree
     places = [path.relative_to(tree.root) for path in tree.files(("data", "cache", "runs"))]
@@ -49,10 +52,11 @@ def try_readers(tree: Tree, number: int, seed: int, show: bool) -> Counter[str]:
     for place in places:
         by_reader.setdefault(reader_of(place).__name__, []).append(place)
     wanted = {place: reader_of(place)(tree, place) for place in places}
-    rng, counts = np.random.default_rng(seed), Counter[str]()
+    counts = Counter[str]()
     kinds = sorted(by_reader)
     with tree.copied() as copy:
-        for n in range(number):
+        for n in numbers:
+            rng = np.random.default_rng([seed, n])
             among = by_reader[kinds[n % len(kinds)]]
             place = among[int(rng.integers(len(among)))]
             path, read = copy.root / place, reader_of(place)
@@ -73,15 +77,21 @@ def _restore(whole: Path, path: Path) -> None:
     shutil.copy2(whole, path)
 
 
-def try_verbs(tree: Tree, number: int, seed: int, show: bool) -> Counter[str]:
+def try_verbs(tree: Tree, numbers: range, seed: int, show: bool) -> Counter[str]:
     """Spoil files and have everything made of them again; returns how often each outcome came."""
-    wanted, rng, counts = tree.results(), np.random.default_rng(seed), Counter[str]()
+    wanted, counts = tree.results(), Counter[str]()
     places = [path.relative_to(tree.root) for path in tree.files()]
     groups: dict[tuple[str, ...], list[Path]] = {}
     for place in places:
         groups.setdefault((*place.parts[:2], place.suffix), []).append(place)
     keys = sorted(groups)
-    for n in range(number):
+    with tree.copied() as copy:  # imports once what forks then find
+        copy.forget("cache", *STAGES, "results")
+        for verb in ("run", "table", "report"):
+            counted_events([verb, *copy.words], copy.root, copy.root.parent / "said")
+        assert equal(copy.results(), wanted), "the table does not come out the same twice, undisturbed"
+    for n in numbers:
+        rng = np.random.default_rng([seed, n])
         among = groups[keys[int(rng.integers(len(keys)))]]
         place = among[int(rng.integers(len(among)))]
         with tree.copied() as copy:
@@ -101,13 +111,10 @@ def _verbs(tree: Tree, place: Path, wanted: dict[str, object]) -> tuple[str, str
     commands = [("run",), ("table",), ("report",), ("ls", f"paths.root={tree.root}"), ("doctor", "deep=true")]
     commands += [("show", str(run), f"paths.root={tree.root}") for run in sorted((tree.root / "runs").glob("*/*"))[:2]]
     for verb, *words in commands:
-        try:
-            given = [*tree.words, *words] if verb == "doctor" else words
-            done = tree.do(verb, *given)
-        except Exception:
-            return "TRACEBACK", f"nd {verb}: {traceback.format_exc()[-1500:]}"
-        if "Traceback" in done.err + done.out:
-            return "TRACEBACK", f"nd {verb}: {done.err[-1500:]}"
+        given = words if verb in OF_RUNS else [*tree.words, *words]
+        done = ended([verb, *given], tree.root, tree.root.parent / "said")
+        if done.bare or done.code < 0:
+            return "TRACEBACK", f"nd {verb}: {done.code}: {done.err[-1500:]}"
         if readers.FOREIGN(done.err):
             return "FOREIGN WORDS", done.err
         if done.code:
@@ -138,14 +145,21 @@ def main() -> int:
     parser.add_argument("what", choices=("readers", "verbs"))
     parser.add_argument("--number", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first corruption; each has a seed of its own"
+    )
     parser.add_argument("--tree", type=Path, help="a finished tree that an earlier call left; default: a new one")
     parser.add_argument("--show", action="store_true", help="print every outcome")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        root = given.tree or Path(folder) / "lab"
-        tree = Tree(root) if root.exists() else finished(root)
-        counts = {"readers": try_readers, "verbs": try_verbs}[given.what](tree, given.number, given.seed, given.show)
-    print(f"{given.number} corruptions, seed {given.seed}, {given.what}:")
+        root = given.tree or Path(folder) / "whole"
+        if not root.exists():
+            finished(root)
+        tree = Tree(shutil.copytree(root, Path(folder) / "lab"))
+        remember_compositions(Path(folder) / "compositions")
+        numbers = range(given.first, given.first + given.number)
+        counts = {"readers": try_readers, "verbs": try_verbs}[given.what](tree, numbers, given.seed, given.show)
+    print(f"{given.number} corruptions from {given.first} on, seed {given.seed}, {given.what}:")
     for name, count in counts.most_common():
         print(f"  {count:6} {name}")
     return int(any(counts[name] for name in BAD))

@@ -27,19 +27,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from forked import Ended, Fork, counted_events, dies_at, ended, started
+from forked import Ended, Fork, counted_events, dies_at, ended, remember_compositions, started
 from helpers_backbone import tiny_backbone
 from helpers_training import SMALL as NETWORK
 from helpers_training import write_world
-from readers import equal
 from tree import Tree, finished
+
+from nd.config.application import check
+from nd.config.help import OF_RUNS
+from nd.files import read_json, write_json
+from nd.tables.specs import rows_of
 
 Rng = np.random.Generator
 MB = 1 << 20
 NOBODY = 65534
 BEING_WRITTEN = "is being written by"
 # What a verb makes, removed before it is disturbed, and the words that it gets beside those of the tree.
-MADE = {
+MADE: dict[str, tuple[list[str], list[str]]] = {
     "prepare": (["data"], ["table="]),
     "extract": (["cache/targets"], ["table=", "target=all"]),
     "train": (["runs/train/*-z-ridge-*"], ["table=", "target=z"]),
@@ -50,7 +54,17 @@ MADE = {
     "table": (["results/t.md", "results/t.csv"], []),
     "report": (["results/t.html"], []),
 }
+# Those whose results are in no finished table.
+BESIDE = {
+    "sweep": (["runs/reconstruct", "runs/evaluate"], []),
+    "tune": ([], ["table=", "guidance.kappa=1,3"]),
+    "roi": ([], ["table=", "rois=[V1,V2]"]),
+    "show": ([], ["out=results/shown"]),
+    "log": ([], ["runs=all", "logger=csv"]),
+    "clean": ([], ["apply=true"]),
+}
 NETWORKS = ("network",)  # a training step by step, on a tree of its own
+ALL = [*MADE, *BESIDE, *NETWORKS]
 
 
 @dataclass
@@ -68,21 +82,24 @@ class Lab:
         if verb in NETWORKS:
             own = [word for word in self.world if not word.startswith("paths.root=")]
             return ["train", *own, *NETWORK, "target=c", "trainer.checkpoint_minutes=0", f"paths.root={tree.root}"]
-        return [verb, *tree.words, *MADE[verb][1]]
+        if verb not in OF_RUNS:
+            return [verb, *tree.words, *(MADE | BESIDE)[verb][1]]
+        shown = [path.name for path in (tree.root / "runs/reconstruct").glob("*-neuraldiffuser*") if verb == "show"]
+        return [verb, *shown, *BESIDE[verb][1], f"paths.root={tree.root}"]
 
     @contextmanager
     def copy(self, verb: str) -> Iterator[Tree]:
         """A copy of the tree in which what a verb makes is missing."""
         if verb in NETWORKS:
-            with tempfile.TemporaryDirectory(dir=self.logs) as folder:
-                copy = Path(folder) / "lab"
-                shutil.copytree(self.logs / "world", copy)
-                yield Tree(copy)
+            with Tree(self.logs / "world").copied() as copy:
+                yield copy
             return
         with self.tree.copied() as copy:
-            for pattern in MADE[verb][0]:
+            for pattern in (MADE | BESIDE)[verb][0]:
                 for path in copy.root.glob(pattern):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if verb == "clean":
+                _leave_rubbish(copy.root)
             yield copy
 
     def wanted_of(self, verb: str) -> dict[str, Any]:
@@ -90,20 +107,44 @@ class Lab:
         return self.wanted[verb]
 
 
-def prepared(root: Path, verbs: list[str]) -> Lab:
-    """Make the trees, and measure every verb once, undisturbed."""
+def _processor_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _leave_rubbish(root: Path) -> None:
+    """Leave what `nd clean` removes: a run of an earlier version, a half store, a temporary file."""
+    run = next((root / "runs/reconstruct").iterdir())
+    old = run.with_name(f"old-{'0' * 12}")
+    shutil.copytree(run, old)
+    content = read_json(old / "manifest.json")
+    content["identity"]["schema"] = 1
+    write_json(old / "manifest.json", content)
+    for place in ("cache/targets/.rubbish.h5.partial", "results/.rubbish.1.tmp"):
+        (root / place).write_bytes(bytes(9))
+        os.utime(root / place, (1e9, 1e9))
+
+
+def prepared(root: Path, verbs: list[str], made: Path | None = None) -> Lab:
+    """Make the trees, or take a finished one, and measure every verb once, undisturbed."""
     logs = root / "logs"
     logs.mkdir(parents=True)
-    tree = finished(root / "lab")
+    remember_compositions(root / "compositions")
+    tree = Tree(shutil.copytree(made, root / "lab")) if made else finished(root / "lab")
     world = write_world(logs / "world", tiny_backbone(logs / "weights"))
     lab = Lab(tree, world, {}, {}, logs)
     for verb in verbs:
         with lab.copy(verb) as copy:
+            if verb not in OF_RUNS:  # reads what there is to read of conf/, which forks then find
+                words = lab.words(copy, verb)
+                check(words[0], words[1:], verb in ("sweep", "tune"), rows_of)
+            begun = _processor_s()
             lab.cost[verb] = counted_events(lab.words(copy, verb), copy.root, logs / verb)
-            lab.wanted[verb] = copy.results()
-            if verb not in NETWORKS and not equal(copy.results(), tree.results()):
-                raise RuntimeError(f"nd {verb} does not give the same twice, undisturbed")
-        print(f"  {verb:<12} {lab.cost[verb][0]:6} file operations, {lab.cost[verb][1]:7.1f} s", flush=True)
+            spent, lab.wanted[verb] = _processor_s() - begun, copy.results()
+            if verb in MADE and (other := _other(lab.wanted[verb], tree.results())):
+                raise RuntimeError(f"nd {verb} does not give the same twice, undisturbed: {other}")
+        n_events, took = lab.cost[verb]
+        print(f"  {verb:<12} {n_events:6} file operations, {took:7.1f} s, {spent:5.1f} s of processors", flush=True)
     return lab
 
 
@@ -298,12 +339,15 @@ def trial(lab: Lab, what: str, verb: str, rng: Rng) -> tuple[str, str]:
         if not again.well:
             return "NOT RESUMED", f"{first.code}: {first.err[-300:]} then {again.code}: {again.err[-1200:]}"
         found, wanted = copy.results(), lab.wanted_of(verb)
-        if not equal(found, wanted):
-            other = [name for name in {*found, *wanted} if found.get(name) != wanted.get(name)]
+        if other := _other(found, wanted):
             return "OTHER RESULT", f"{first.code}: {other}"
         if first.code not in BY_DESIGN and what != "memory":
             return "EXIT CODE", f"{first.code}: {first.err[-800:]}"
         return f"the same, after exit code {first.code}", ""
+
+
+def _other(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    return sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
 
 
 def _obey(tree: Tree, message: str) -> None:
@@ -324,23 +368,25 @@ def main() -> int:
     parser.add_argument("what", choices=[*DISTURBANCES, "all"])
     parser.add_argument("--number", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--verbs", nargs="+", default=[*MADE, *NETWORKS], choices=[*MADE, *NETWORKS])
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial; each has a seed of its own")
+    parser.add_argument("--verbs", nargs="+", default=ALL, choices=ALL)
+    parser.add_argument("--tree", type=Path, help="a finished tree that corrupt.py left; default: a new one")
     parser.add_argument("--show", action="store_true", help="print every outcome")
     given = parser.parse_args()
-    rng, counts = np.random.default_rng(given.seed), Counter[tuple[str, str]]()
+    counts = Counter[tuple[str, str]]()
     whats = list(DISTURBANCES) if given.what == "all" else [given.what]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        lab = prepared(Path(folder) / "trees", given.verbs)
-        for n in range(given.number):
+        lab = prepared(Path(folder) / "trees", given.verbs, given.tree)
+        for n in range(given.first, given.first + given.number):
             what, verb = whats[n % len(whats)], given.verbs[n // len(whats) % len(given.verbs)]
             if what == "worker" and "network" in given.verbs:
                 verb = "network"  # no other verb has loaders
-            outcome, said = trial(lab, what, verb, rng)
+            outcome, said = trial(lab, what, verb, np.random.default_rng([given.seed, n]))
             counts[what, outcome] += 1
             if given.show or outcome.isupper():
                 print(f"{n}: {what} {verb}: {outcome}: {said}", flush=True)
-    print(f"{given.number} disturbances, seed {given.seed}, of {', '.join(given.verbs)}:")
+    print(f"{given.number} disturbances from {given.first} on, seed {given.seed}, of {', '.join(given.verbs)}:")
     for (what, outcome), count in sorted(counts.items()):
         print(f"  {count:5} {what:<12} {outcome}")
     return int(any(outcome.isupper() for _, outcome in counts))

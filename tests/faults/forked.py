@@ -7,6 +7,7 @@ times over.
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import time
@@ -14,12 +15,42 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import chdir, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from nd.cli import main
+from nd.digests import digest_bytes
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
 PATIENCE_S = 1800.0
+
+
+def remember_compositions(folder: Path) -> None:
+    """Let Hydra compose the same words in the same place once: composing takes longer than the work of most verbs.
+
+    Files of the project are read and checked as ever; only what Hydra makes of the unchanging ``conf/`` is kept.
+    """
+    compose = ConfigLoaderImpl.load_configuration
+    folder.mkdir(exist_ok=True)
+
+    def remembered(
+        loader: ConfigLoaderImpl, config_name: str | None, overrides: list[str], *args: Any, **more: Any
+    ) -> Any:
+        key = repr([config_name, overrides, args, more, loader.get_sources(), str(Path.cwd())])
+        place = folder / digest_bytes(key.encode())
+        if not place.exists():
+            made = compose(loader, config_name, overrides, *args, **more)
+            own = place.with_suffix(f".{os.getpid()}")
+            with suppress(OSError):  # a disturbed process may not be allowed to
+                own.write_bytes(pickle.dumps(made))
+                own.replace(place)
+            return made
+        return pickle.loads(place.read_bytes())
+
+    ConfigLoaderImpl.load_configuration = remembered
 
 
 @dataclass(frozen=True)
@@ -106,8 +137,11 @@ def ended(words: Sequence[str], cwd: Path, log: Path, first: Callable[[], None] 
 
 
 def counted_events(words: Sequence[str], cwd: Path, log: Path) -> tuple[int, float]:
-    """Return how many file operations below its folder a command makes, and how many seconds it takes."""
-    counter = log.with_suffix(".count")
+    """Return how many file operations below its folder a command makes, and how many seconds it takes.
+
+    What it imports is imported here too, so that the next fork finds it.
+    """
+    counter, imports = log.with_suffix(".count"), log.with_suffix(".imports")
 
     def count() -> None:
         seen = [0]
@@ -116,7 +150,10 @@ def counted_events(words: Sequence[str], cwd: Path, log: Path) -> tuple[int, flo
             if _concerns(event, arguments, cwd):
                 seen[0] += 1
                 os.pwrite(handle, f"{seen[0]:12d}".encode(), 0)
+            elif event == "import":
+                os.write(names, f"{arguments[0]}\n".encode())
 
+        names = os.open(imports, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         handle = os.open(counter, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         sys.addaudithook(hook)
 
@@ -124,8 +161,11 @@ def counted_events(words: Sequence[str], cwd: Path, log: Path) -> tuple[int, flo
     done = ended(words, cwd, log, count)
     if not done.well:
         raise RuntimeError(f"nd {' '.join(words)}: {done.err}")
-    text = counter.read_text(encoding="utf-8").strip() if counter.exists() else ""
-    return int(text or 0), time.monotonic() - begun
+    took = time.monotonic() - begun
+    for name in imports.read_text(encoding="utf-8").splitlines():
+        with suppress(Exception):  # what there is not was not imported there either
+            import_module(name)
+    return int(counter.read_text(encoding="utf-8").strip() or 0), took
 
 
 def dies_at(event_number: int, cwd: Path) -> Callable[[], None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,18 +58,20 @@ class Tree:
 
     @contextmanager
     def copied(self) -> Iterator[Tree]:
-        """Give a copy, which is gone afterwards."""
-        with tempfile.TemporaryDirectory(dir=self.root.parent) as folder:
-            copy = Path(folder) / "lab"
+        """Give a copy, always in the same place, which is gone afterwards."""
+        copy = self.root.with_name("copy") / "lab"
+        try:
             shutil.copytree(self.root, copy)
             yield Tree(copy)
+        finally:
+            shutil.rmtree(copy.parent)
 
     def results(self) -> dict[str, Any]:
         """Return digests of what has been made, by name."""
         return {
-            str(path.relative_to(self.root)): _content(path)
+            str(path.relative_to(self.root)): _content(path, self.root)
             for path in sorted(self.root.rglob("*"))
-            if path.name in RESULTS and path.is_file()
+            if path.is_file() and _is_result(path)
         }
 
     def files(self, folders: Sequence[str] = ("data", "cache", "runs", "weights")) -> list[Path]:
@@ -98,10 +100,26 @@ def finished(root: Path) -> Tree:
     return tree
 
 
-def _content(path: Path) -> Any:
+def _digest(values: np.ndarray) -> str:
+    return digest_bytes(repr(values.tolist()).encode()) if values.dtype.kind == "O" else digest_array(values)
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file is what a verb was asked for, or what `nd clean` was to remove."""
+    shown = path.suffix in (".html", ".json", ".h5", ".md", ".tex", ".csv") and "results" in path.parts
+    shown = shown or "shown" in path.parts  # images by `nd show`
+    return path.name in RESULTS or shown or path.name.startswith(".rubbish")
+
+
+def _content(path: Path, root: Path) -> Any:
     """Digest of what a file says, without times and places."""
     if path.suffix == ".h5":
         with h5py.File(path) as handle:
             names = sorted(name for name in handle if isinstance(handle[name], h5py.Dataset))
-            return {name: digest_array(np.asarray(handle[name][()])) for name in names}
-    return digest_bytes(path.read_bytes())
+            return {name: _digest(np.asarray(handle[name][()])) for name in names}
+    content = path.read_bytes().replace(str(root).encode(), b"")
+    if path.suffix == ".html":  # holds dates and costs
+        return content.rstrip().endswith(b"</html>")
+    if path.suffix == ".json":
+        content = json.dumps({**json.loads(content), "digest": ""}, sort_keys=True).encode()
+    return digest_bytes(content)
