@@ -8,6 +8,7 @@ TABLE ?= scenes
 ARGS ?=
 EXTRAS ?= dev,eval,docs
 WORKERS ?= 2
+MINUTES ?= 10
 ND := $(BIN)/nd
 
 .DEFAULT_GOAL := help
@@ -51,13 +52,14 @@ test-slow: $(READY) ## the slow tests: whole chains, several processes, every ta
 
 FAULTS = PYTHONPATH=tests $(BIN)/python tests/faults
 
-faults: $(READY) ## kill, disturb, spoil, mutate and fuzz everything; takes hours, and is no part of test
+faults: $(READY) ## hours, and no part of test: kill, disturb, spoil and mutate; fuzz each reader MINUTES (10) long
 	$(FAULTS)/corrupt.py readers --number 2000
-	$(FAULTS)/corrupt.py verbs --number 200
+	$(FAULTS)/corrupt.py verbs --number 500
 	$(FAULTS)/disturb.py all --number 260
 	$(FAULTS)/disturb.py kill --number 200
 	$(FAULTS)/mutate.py
-	ND_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest --timeout=7200 tests/test_fuzz_readers.py
+	$(FAULTS)/fuzz.py --minutes $(MINUTES)
+	! $(BIN)/python -c "import atheris" 2> /dev/null || $(FAULTS)/fuzz.py --minutes $(MINUTES) --engine atheris
 
 bench: $(READY) ## run the benchmarks: results/bench.csv (ARGS="--only ridge", ARGS=--quick, ARGS=--cuda)
 	$(BIN)/python experiments/benchmarks $(ARGS)
