@@ -59,7 +59,7 @@ BESIDE = {
     "sweep": (["runs/reconstruct", "runs/evaluate"], []),
     "tune": ([], ["table=", "guidance.kappa=1,3"]),
     "roi": ([], ["table=", "rois=[V1,V2]"]),
-    "show": ([], ["out=results/shown"]),
+    "show": ([], []),
     "log": ([], ["runs=all", "logger=csv"]),
     "clean": ([], ["apply=true"]),
 }
@@ -84,7 +84,8 @@ class Lab:
             return ["train", *own, *NETWORK, "target=c", "trainer.checkpoint_minutes=0", f"paths.root={tree.root}"]
         if verb not in OF_RUNS:
             return [verb, *tree.words, *(MADE | BESIDE)[verb][1]]
-        shown = [path.name for path in (tree.root / "runs/reconstruct").glob("*-neuraldiffuser*") if verb == "show"]
+        run = next((tree.root / "runs/reconstruct").glob("*-neuraldiffuser*")).name
+        shown = [run, f"out={tree.root / 'results/shown'}"] if verb == "show" else []
         return [verb, *shown, *BESIDE[verb][1], f"paths.root={tree.root}"]
 
     @contextmanager

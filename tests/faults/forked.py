@@ -44,8 +44,10 @@ def remember_compositions(folder: Path) -> None:
         if not place.exists():
             made = compose(loader, config_name, overrides, *args, **more)
             own = place.with_suffix(f".{os.getpid()}")
-            own.write_bytes(pickle.dumps(made))
-            own.replace(place)
+            with suppress(OSError):  # a disturbed process may not be allowed to
+                own.write_bytes(pickle.dumps(made))
+                own.replace(place)
+            return made
         return pickle.loads(place.read_bytes())
 
     ConfigLoaderImpl.load_configuration = remembered

@@ -100,11 +100,15 @@ def finished(root: Path) -> Tree:
     return tree
 
 
+def _digest(values: np.ndarray) -> str:
+    return digest_bytes(repr(values.tolist()).encode()) if values.dtype.kind == "O" else digest_array(values)
+
+
 def _is_result(path: Path) -> bool:
     """Whether a file is what a verb was asked for, or what `nd clean` was to remove."""
     shown = path.suffix in (".html", ".json", ".h5", ".md", ".tex", ".csv") and "results" in path.parts
     shown = shown or "shown" in path.parts  # images by `nd show`
-    return path.name in RESULTS or shown or path.name.startswith(".rubbish")
+    return path.name in RESULTS or shown or (path.name.startswith(".rubbish") and path.suffix != ".lock")
 
 
 def _content(path: Path, root: Path) -> Any:
@@ -112,7 +116,7 @@ def _content(path: Path, root: Path) -> Any:
     if path.suffix == ".h5":
         with h5py.File(path) as handle:
             names = sorted(name for name in handle if isinstance(handle[name], h5py.Dataset))
-            return {name: digest_array(np.asarray(handle[name][()])) for name in names}
+            return {name: _digest(np.asarray(handle[name][()])) for name in names}
     content = path.read_bytes().replace(str(root).encode(), b"")
     if path.suffix == ".html":  # holds dates and costs
         return content.rstrip().endswith(b"</html>")
