@@ -38,11 +38,11 @@ HERE = Path(__file__).parent
 BASE = ["experiment=scenes", "table=", "method=souldiffuser", "subject.roi=early+ventral"]
 TARGETS = ("edge", "colour")
 SESSIONS = {"all sessions": 0, "half of them": 9}
-HOW = {
-    "cycle": ["mapper=cycle"],
-    "two stages": ["mapper=cycle", "mapper.cycle_steps=0"],
-    "cycle, images with voxels alone": ["mapper=cycle", "mapper.unlabelled=false"],
-    "ridge": ["mapper=ridge"],
+HOW = {  # fields of the mapper of the target in question
+    "cycle": ["name=cycle"],
+    "two stages": ["name=cycle", "cycle_steps=0"],
+    "cycle, images with voxels alone": ["name=cycle", "unlabelled=false"],
+    "ridge": ["name=ridge"],
 }
 PAIRS = [
     ("cycle", "mean map"),
@@ -69,18 +69,18 @@ def main(words: list[str]) -> None:
         for sessions, n in SESSIONS.items():
             of = [*base, f"target={target}", f"subject.sessions={n}"]
             rows = {"mean map": mean_map(compose(of))}
-            rows |= {name: over_seeds([*of, *how], asked.seeds) for name, how in hows.items()}
-            record[f"{target}, {sessions}"] = compared(rows) | sizes(compose([*of, "mapper=cycle"]))
+            rows |= {name: over_seeds(of, target, how, asked.seeds) for name, how in hows.items()}
+            record[f"{target}, {sessions}"] = compared(rows) | sizes(compose(of))
             write_json(HERE / "results.json", record)
     print(f"wrote {HERE / 'results.json'}")
 
 
-def over_seeds(overrides: list[str], n_seeds: int) -> NDArray[np.float64]:
-    """Correlation of each test image (N,), averaged over seeds where there are any."""
-    if "mapper=ridge" in overrides:
-        return decoded(compose(overrides))
-    every = [decoded(compose([*overrides, f"mapper.seed={seed}"])) for seed in range(n_seeds)]
-    return np.asarray(np.mean(every, axis=0))
+def over_seeds(of: list[str], target: str, how: list[str], n_seeds: int) -> NDArray[np.float64]:
+    """Correlation of each test image (N,), averaged over seeds; ridge draws nothing."""
+    mapper = f"method.targets.{target}.mapper"
+    fields = [f"{mapper}.{field}" for field in how]
+    seeds = [[f"{mapper}.seed={seed}"] for seed in range(n_seeds)] if "name=cycle" in how else [[]]
+    return np.asarray(np.mean([decoded(compose([*of, *fields, *seed])) for seed in seeds], axis=0))
 
 
 def decoded(cfg: Config) -> NDArray[np.float64]:
