@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 NAMED = re.compile(r"object '([^']+)' doesn't exist")  # in HDF5's own message
 WRITE_AGAIN = "Fetch or write it again."
+HEAP = b"GCOL\x01\0\0\0"  # begins a global heap, which holds texts; then its size in 8 bytes, and its objects
 
 
 @contextmanager
@@ -44,6 +46,7 @@ def open_h5(path: Path, **options: Any) -> Iterator[h5py.File]:
         raise bad_h5(path, error) from None
     try:
         with handle:
+            _check_heaps(handle, path)
             yield handle
     except (UserError, MemoryError):
         raise
@@ -52,6 +55,45 @@ def open_h5(path: Path, **options: Any) -> Iterator[h5py.File]:
             raise
         log.debug("h5py fails on %s", path, exc_info=error)
         raise UserError(f"{path} is damaged: {_part_of(error)} cannot be read. {WRITE_AGAIN}") from None
+
+
+def _check_heaps(handle: h5py.File, path: Path) -> None:
+    """Raise UserError where HDF5 would read a text of an open file without end: an empty object steps nowhere.
+
+    Contiguous datasets are passed by, so that of large files little is read.
+    """
+    place = 0
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for begin, end in [*sorted(_contiguous(handle)), (len(content), len(content))]:
+            if end > len(content):
+                continue
+            while (place := content.find(HEAP, place, begin)) >= 0:
+                if not _is_sound(content, place):
+                    raise UserError(f"{path} is damaged: texts in it cannot be read. {WRITE_AGAIN}")
+                place += len(HEAP)
+            place = end
+
+
+def _contiguous(handle: h5py.File) -> Iterator[tuple[int, int]]:
+    """Yield first byte and end of each contiguous dataset of a file; damaged ones are told when they are read."""
+    for name in handle:
+        with suppress(Exception):
+            found = handle[name].id
+            if isinstance(found, h5py.h5d.DatasetID) and found.get_offset():
+                yield found.get_offset(), found.get_offset() + found.get_storage_size()
+
+
+def _is_sound(content: mmap.mmap, place: int) -> bool:
+    """Whether going through the objects of a global heap comes to its end."""
+    end = min(place + int.from_bytes(content[place + 8 : place + 16], "little"), len(content))
+    place += 16
+    while place + 16 <= end:
+        number, size = int.from_bytes(content[place : place + 2], "little"), content[place + 8 : place + 16]
+        n_bytes = int.from_bytes(size, "little")
+        if not number and not n_bytes:
+            return False
+        place += 16 + -(-n_bytes // 8) * 8 if number else n_bytes
+    return True
 
 
 def _is_of_writing(error: Exception) -> bool:
