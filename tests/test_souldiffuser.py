@@ -28,10 +28,10 @@ from nd.config.application import compose, derive
 from nd.data.prepared import stimuli_path, write_stimuli
 from nd.doctor.weights import weight_needs
 from nd.errors import LeakError, UserError
+from nd.generate.image_to_image import unguided
 from nd.generate.inputs import PredictedFeatures
 from nd.generate.parts import captions_of
 from nd.generate.sampler import GuidedSampler
-from nd.generate.souldiffuser import sampler as adapted
 from nd.generate.souldiffuser.adapters import block_shapes, check_adapter, colour_image, edge_image, weighed
 from nd.generate.souldiffuser.generator import SoulDiffuser, build
 from nd.generate.souldiffuser.semantics import TrainingCaptions, shares
@@ -218,7 +218,7 @@ def test_omega_zero_is_the_plain_unet(overrides: list[str]) -> None:
     generator = build([cfg], torch.device("cpu"))
     assert generator.acting == []
     model = load_backbone(cfg.backbone)
-    plain = GuidedSampler(model, adapted.unguided(cfg))
+    plain = GuidedSampler(model, unguided(cfg))
     random = torch.Generator().manual_seed(0)
     z, c = torch.randn(3, 4, 4, 4, generator=random), torch.randn(3, 8, 16, generator=random)
     noise = noise_for(1, range(3), 2, (4, 4, 4))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +251,17 @@ def test_fingerprint_follows_settings_and_weights_but_not_sampling_dtype(cfg: Co
     assert store_path(replace(cfg, backbone=replace(cfg.backbone, tower_mean=[0.5] * 3)), "g") != path
 
 
+@dataclass(frozen=True)
+class Named:
+    """Stimuli whose hash is their name."""
+
+    name: str
+
+    def hash_of(self, needs: str) -> str:
+        return self.name
+
+
 def test_fingerprint_follows_the_stimuli(cfg: Config, backbone: Backbone) -> None:
     extractor = build_extractor("z", cfg, backbone)
-    a, b = (store_fingerprint(details_of(extractor, name, "float32", "float32")) for name in "ab")
+    a, b = (store_fingerprint(details_of(extractor, Named(name), "float32", "float32")) for name in "ab")
     assert a != b

@@ -225,6 +225,12 @@ class Config:
     def decoding(self, name: str) -> Decoding:
         """Return how a target is decoded; one that was not composed has the groups as they are and default settings.
 
+        Args:
+            name: of the target.
+
+        Returns:
+            Its own settings, mapper, network, training and ROI.
+
         Raises:
             UserError: no such target.
         """
@@ -247,7 +253,14 @@ class Config:
         return replace(self.decoding_as(self.decoding(name)), overrides=self._overrides_for(name))
 
     def decoding_as(self, one: Decoding) -> Config:
-        """Return a copy with the groups of one target, as ``decoding`` gives them."""
+        """Return the configuration with the groups of one target.
+
+        Args:
+            one: of ``decoding``.
+
+        Returns:
+            A copy.
+        """
         return replace(
             self,
             target=one.target,

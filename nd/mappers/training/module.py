@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from nd.config import TrainingConfig
 from nd.data.batch import Batch
@@ -69,8 +70,8 @@ class MapperTraining(pl.LightningModule):
         for name, scale in scales.items():
             self.register_buffer(f"mean_{name}", torch.from_numpy(scale.mean), persistent=False)
             self.register_buffer(f"scale_{name}", torch.from_numpy(scale.scale), persistent=False)
-        moved = get_ema_multi_avg_fn(self.config.ema) if self.config.ema else None  # the first step copies
-        self.average = AveragedModel(network, multi_avg_fn=moved) if moved else None
+        moved = partial(move_average, self.config.ema)
+        self.average = AveragedModel(network, multi_avg_fn=moved) if self.config.ema else None
         for weight in self.average.parameters() if self.average is not None else ():
             weight.requires_grad_(False)  # not trained, so DDP must not wait for its gradient
         self.held: list[tuple[str, Tensor, dict[str, Tensor]]] = []
@@ -187,6 +188,15 @@ class MapperTraining(pl.LightningModule):
             optimiser, self.recipe.lr, n_steps, pct_start=warmup, div_factor=DIV, final_div_factor=FINAL_DIV
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def move_average(decay: float, averages: Any, weights: Any, n_averaged: Any) -> None:
+    """Move every running mean by 1 - ``decay`` of the way to its weight. The first step copies (AveragedModel).
+
+    As PyTorch's ``get_ema_multi_avg_fn``, whose function cannot be sent to the processes that train together.
+    """
+    for average, weight in zip(averages, weights, strict=True):
+        average.lerp_(weight.to(average.dtype), 1 - decay)
 
 
 def decay_groups(network: Network, config: TrainingConfig) -> Iterator[dict[str, Any]]:
