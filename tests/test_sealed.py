@@ -15,7 +15,7 @@ from helpers_files import edited
 from nd import sealed
 from nd.digests import digest_file, digest_rows
 from nd.errors import UserError
-from nd.h5_values import attribute, check_all, read_whole
+from nd.h5_values import attribute, check_all, dataset_of, read_whole
 from nd.hdf5 import allocate, open_h5
 from nd.sealed import RECORDED, ROWS, content_digest, recorded_of, seal
 
@@ -271,6 +271,13 @@ def test_words_of_hdf5_stay_inside(tmp_path: Path) -> None:
     assert [text for text in said if "spoilt.h5" not in text] == []
     foreign = ("synchronously", "errno", "Can't", "H5", "header")
     assert [text for text in said if any(word in text for word in foreign)] == []
+
+
+def test_a_dataset_without_a_shape_is_told(path: Path) -> None:
+    with edited(path) as handle:
+        handle.create_dataset("nothing", data=h5py.Empty("f4"))
+    with open_h5(path) as handle, pytest.raises(UserError, match=r"x\.h5: its dataset nothing is empty\. "):
+        dataset_of(handle, "nothing")
 
 
 def test_zeros_where_texts_lie_are_told(path: Path) -> None:
