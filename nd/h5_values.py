@@ -19,12 +19,14 @@ def dataset_of(handle: h5py.File, name: str) -> h5py.Dataset:
     """Return a dataset of an open file.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or one without a shape.
     """
     path = Path(handle.filename)
     found = handle.get(name)
     if not isinstance(found, h5py.Dataset):
         raise UserError(f"{path} holds no dataset {name}, but {names_in(handle)}. {again(path)}")
+    if found.shape is None:
+        raise UserError(f"{path}: its dataset {name} is empty. {again(path)}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from helpers_files import edited
 from nd import sealed
 from nd.digests import digest_file, digest_rows
 from nd.errors import UserError
-from nd.h5_values import attribute, check_all, read_whole
+from nd.h5_values import attribute, check_all, dataset_of, read_whole
 from nd.hdf5 import allocate, open_h5
 from nd.sealed import RECORDED, ROWS, content_digest, recorded_of, seal
 
@@ -272,15 +273,23 @@ def test_words_of_hdf5_stay_inside(tmp_path: Path) -> None:
     assert [text for text in said if any(word in text for word in foreign)] == []
 
 
-@pytest.mark.timeout(60, method="thread")  # which ends what hangs inside a library
+def test_a_dataset_without_a_shape_is_told(path: Path) -> None:
+    with edited(path) as handle:
+        handle.create_dataset("nothing", data=h5py.Empty("f4"))
+    with open_h5(path) as handle, pytest.raises(UserError, match=r"x\.h5: its dataset nothing is empty\. "):
+        dataset_of(handle, "nothing")
+
+
 def test_zeros_where_texts_lie_are_told(path: Path) -> None:
     """HDF5 itself reads them without end."""
     content = bytearray(path.read_bytes())
     place = content.index(b"GCOL") + 64
     content[place : place + 2000] = bytes(2000)
     path.write_bytes(content)
+    faulthandler.dump_traceback_later(60, exit=True)  # nothing else ends what hangs inside the library
     with pytest.raises(UserError, match=r"x\.h5 is damaged: texts in it cannot be read"):
         everything(path)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def test_errors_of_our_own_pass_through_an_open_file(path: Path) -> None:

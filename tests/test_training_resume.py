@@ -101,6 +101,25 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, hook: str, when: Callable[[Any, Any
     monkeypatch.setattr(kind, name, stopping)
 
 
+def test_stopped_between_the_pretrained_network_and_the_end_of_its_run(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written of it is found again, and nothing of it trained anew."""
+    cfg = compose([*given, "training.pretrain_epochs=1", "training.epochs=1", f"paths.runs={tmp_path}"])
+
+    def stopped(*_: object) -> None:
+        raise StoppedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("nd.mappers.training.folds.clear_folds", stopped)
+        with pytest.raises(StoppedError):
+            train(pretrain_of(cfg))
+    folder = RunFolder.open(pretrain_of(cfg), "train").path
+    before = (folder / "checkpoint/fold-00.safetensors").stat()
+    train(cfg)
+    assert (folder / "checkpoint/fold-00.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+
+
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_stopped_after_the_last_epoch_and_before_the_result(
     given: list[str], keep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -59,10 +59,15 @@ class OriginFacts(TypedDict):
     target_fingerprint: str
 
 
-class Checkpoint(TypedDict):
-    """What the JSON file of a checkpoint holds."""
+class Saved(TypedDict):
+    """What the JSON file beside any arrays holds, those of a pretrained network too."""
 
     arrays: str
+
+
+class Checkpoint(Saved):
+    """What the JSON file of a checkpoint holds."""
+
     mapper: dict[str, Any]
     origin: OriginFacts
     shape: list[int]
@@ -87,9 +92,9 @@ def saved_path(folder: Path, origin: Origin) -> Path:
 
 
 def is_saved(path: Path) -> bool:
-    """Return whether a whole checkpoint lies at `path` (a killed run may have left arrays without their JSON)."""
+    """Return whether whole arrays lie at `path` (a killed run may have left them without their JSON)."""
     details = path.with_suffix(".json")
-    return path.is_file() and details.exists() and is_content(path, read_details(path)["arrays"])
+    return path.is_file() and details.exists() and is_content(path, read_json(details, Saved, AGAIN)["arrays"])
 
 
 def save(path: Path, mapper: Mapper, config: MapperConfig, origin: Origin, shape: tuple[int, ...]) -> None:

@@ -107,7 +107,7 @@ def _digest(values: np.ndarray) -> str:
 def _is_result(path: Path) -> bool:
     """Whether a file is what a verb was asked for, or what `nd clean` was to remove."""
     shown = path.suffix in (".html", ".json", ".h5", ".md", ".tex", ".csv") and "results" in path.parts
-    shown = shown or "shown" in path.parts  # images by `nd show`
+    shown = shown or ("shown" in path.parts and path.suffix == ".png")  # images by `nd show`
     return path.name in RESULTS or shown or (path.name.startswith(".rubbish") and path.suffix != ".lock")
 
 
