@@ -132,8 +132,10 @@ def _verbs(tree: Tree, place: Path, wanted: dict[str, object]) -> tuple[str, str
 
 def _made_of(place: Path) -> tuple[str, ...]:
     """What is made again of a file, so that it is read."""
-    if place.parts[0] in ("data", "weights"):
+    if place.parts[0] == "data":
         return ("cache", *STAGES, "results")
+    if place.parts[0] == "weights":  # nothing but what was made with them says what they were
+        return ("reconstruct", "evaluate", "results")
     if place.parts[0] == "cache":
         return (*STAGES, "results") if place.parts[1] == "targets" else ("evaluate", "results")
     return (*STAGES[STAGES.index(place.parts[1]) + 1 :], "results")
