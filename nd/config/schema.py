@@ -242,7 +242,13 @@ class Config:
         )
 
     def with_target(self, name: str) -> Config:
-        """Return the configuration of ``extract``, ``train`` and ``predict`` for one target of the method, or ``all``.
+        """Return the configuration of ``extract``, ``train`` and ``predict`` for one target of the method.
+
+        Args:
+            name: of the target, or ``all``.
+
+        Returns:
+            A copy; its overrides say the target too.
 
         Raises:
             UserError: no such target.
