@@ -2,8 +2,7 @@
 
     python experiments/scenes-cycle/compare.py [--seeds 1] [--without "cycle, images with voxels alone"] [override ...]
 
-Not yet run to its end: by its parts an hour and three quarters of one CPU core with three seeds (a network of edge maps
-took 5 minutes, one of mosaics half a minute to three).
+With one seed and without one way, as above, it took 27 minutes of half a CPU core. Three seeds have not been run.
 Trains what is missing through `nd train` with all sessions and with the first half of them, predicts the maps of the
 test images, and correlates each with its true map. Beside mapper=cycle stand its first two stages alone, the same
 without images that have no voxels, ridge regression, and the mean map of the training images. Intervals are

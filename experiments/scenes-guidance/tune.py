@@ -57,7 +57,7 @@ SUM = ("pixcorr", "ssim", "two_way_low", "two_way_mid", "two_way_high")
 SUM_OF_PIXELS = ("pixcorr", "two_way_pixels")
 SEARCHED = {
     "mapper.rescale": ("none", "train"),
-    "method.strength": ("0.45", "0.6", "0.75", "0.9"),
+    "method.strength": ("0.3", "0.45", "0.6", "0.75", "0.9"),
     "method.cfg_scale": ("2", "3.5", "5"),
     "guidance.decoder": ("full", "half"),
 }
@@ -67,7 +67,9 @@ SCORES = ("pixcorr", "ssim", "two_way_pixels", "two_way_low", "two_way_mid", "tw
 def main() -> None:
     """Tune and write the record."""
     options, overrides = arguments()
-    base = [*overrides, "part=val", "mapper.refit=false", f"method.repeats={options.repeats}"]
+    base = [*overrides, "part=val", f"method.repeats={options.repeats}"]
+    if hasattr(compose(base).mapper, "refit"):  # ridge; networks never see validation images but to keep their best
+        base.append("mapper.refit=false")
     started = time.monotonic()
     study = Study(base, options.images)
     tried, found = study.search({} if options.grid_only else SEARCHED)
