@@ -181,7 +181,10 @@ class MapperTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW under one cycle of the learning rate, over all steps of all epochs."""
-        optimiser = torch.optim.AdamW(list(decay_groups(self.network, self.config)), lr=self.recipe.lr)
+        # On a CPU one pass over memory in place of ten: a tenth of a step. Lightning clips no gradients of a fused
+        # optimiser under mixed precision.
+        fused = self.device.type == "cpu" and self.config.precision.endswith("-true")
+        optimiser = torch.optim.AdamW(list(decay_groups(self.network, self.config)), lr=self.recipe.lr, fused=fused)
         n_steps = int(self.trainer.estimated_stepping_batches)
         warmup = self.config.warmup if self.config.warmup * n_steps > 1 else 0.0  # PyTorch divides by its last step
         schedule = OneCycleLR(
