@@ -8,7 +8,8 @@ sum of the protocol's scores in SUM: rescale, strength, cfg_scale and the guidan
 the experiment's own values; a grid over kappa and eta, for predicted and for true features; and the gradient through
 the UNet, at every kappa of the grid and as many guided steps as cost no more FLOPs, chosen where it does better. Writes
 tuning.json beside itself: scores with 95% intervals over images, the paired gain over no guidance, and what was
-chosen. Everything after the options are overrides as for `nd run`. `--grid-only` leaves out all but the grid. A
+chosen. Everything after the options are overrides as for `nd run`. `--grid-only` leaves out all but the grid, `--keys`
+all but the search of some settings, which may be tried once more when kappa and eta have changed. A
 protocol without feature levels chooses by PixCorr and identification by pixels.
 """
 
@@ -72,6 +73,24 @@ def main() -> None:
         base.append("mapper.refit=false")
     started = time.monotonic()
     study = Study(base, options.images)
+    found = searched(study, options.keys) if options.keys else tuned(study, options)
+    record = {
+        "metric": "pixcorr",
+        **found,
+        "n_images": len(study.ids),
+        "repeats": options.repeats,
+        "image_ids": study.ids,
+        "part": "val",
+        **study.provenance(found["chosen"]["overrides"]),
+        "command": " ".join(["python", "experiments/scenes-guidance/tune.py", *without_paths(sys.argv[1:])]),
+        "seconds": round(time.monotonic() - started),
+    }
+    write_json(options.out, record)
+    print(f"wrote {options.out}: {' '.join(f'{key} {value}' for key, value in found['chosen'].items())}")
+
+
+def tuned(study: Study, options: argparse.Namespace) -> dict[str, Any]:
+    """Choose everything, one after the other."""
     tried, found = study.search({} if options.grid_only else SEARCHED)
     grid = [(0.0, 0.0)] + [(kappa, eta) for eta in options.etas for kappa in options.kappas if kappa > 0]
     points = study.grid(found, grid, "predicted")
@@ -80,24 +99,20 @@ def main() -> None:
     through = {} if options.grid_only else study.through_unet(found, best, options.kappas)
     if through and total(published := max(through["points"], key=total)) > max(total(p) for p in points):
         best, found = chosen([published]), [*found, "guidance.through_unet=true"]
-    record = {
-        "metric": "pixcorr",
+    return {
         "sum": list(summed(points[0])),
         "searched": tried,
         "points": points,
         "oracle_points": oracle,
         "through_unet": through,
         "chosen": best | {"overrides": found},
-        "n_images": len(study.ids),
-        "repeats": options.repeats,
-        "image_ids": study.ids,
-        "part": "val",
-        **study.provenance(found),
-        "command": " ".join(["python", "experiments/scenes-guidance/tune.py", *without_paths(sys.argv[1:])]),
-        "seconds": round(time.monotonic() - started),
     }
-    write_json(options.out, record)
-    print(f"wrote {options.out}: kappa {best['kappa']:g}, eta {best['eta']:g}, {' '.join(found)}")
+
+
+def searched(study: Study, keys: Sequence[str]) -> dict[str, Any]:
+    """Choose some keys alone, everything else as the experiment has it."""
+    tried, found = study.search({key: SEARCHED[key] for key in keys})
+    return {"searched": tried, "chosen": {"overrides": found}}
 
 
 Scores = dict[str, NDArray[np.float64]]
@@ -206,6 +221,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--kappas", type=numbers, default=[0.2, 0.4, 0.8, 1.6])
     parser.add_argument("--etas", type=numbers, default=[0.2, 0.4, 0.6])
+    parser.add_argument("--keys", nargs="*", default=[], choices=list(SEARCHED), help="search these alone, no grid")
     parser.add_argument("--grid-only", action="store_true", help="kappa and eta alone")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("tuning.json"))
     return parser.parse_known_args()
