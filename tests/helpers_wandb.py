@@ -123,6 +123,8 @@ def records(path: Path) -> Iterator[Any]:
             position += BLOCK - position % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + HEADER])
+        if kind == 0 or position + HEADER + length > len(data):
+            return  # W&B's process is still writing it
         parts += data[position + HEADER : position + HEADER + length]
         position += HEADER + length
         if kind in (WHOLE, LAST):

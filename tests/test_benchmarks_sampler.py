@@ -30,6 +30,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_one_image_is_held_against_its_own_operations(scripts: Any, tiny_backbone_config: BackboneConfig) -> None:
     script = scripts("sampler")
 

@@ -185,6 +185,7 @@ WORDS = [
 LATER = [word for word in WORDS if word.partition("=")[0] not in ("data.voxels", "data.image_ids", "data.images")]
 
 
+@pytest.mark.slow
 def test_runs_made_before_go_on_and_new_ones_read_what_was_added(lab: Lab) -> None:
     succeed("prepare", *WORDS, cwd=lab.root)
     refused = nd("run", *LATER, "method=vae", "subject.roi=V9", cwd=lab.root)

@@ -554,7 +554,7 @@ print((most - before) / 1024)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("order", ["C", pytest.param("F", marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_voxels(lab: Lab, order: str) -> None:
     """200 MB of voxels; resident anonymous memory, after the same work on few voxels."""
     shape = (T, 850_000)

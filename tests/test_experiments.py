@@ -154,6 +154,7 @@ def test_a_table_runs_in_its_smallest_size(name: str, folder: Path, networks: li
     assert table.columns
 
 
+@pytest.mark.slow  # its commands stand in docs/ too, and run with test_readme.py
 def test_own_data_has_a_table_and_a_page_without_a_spec(folder: Path) -> None:
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()

@@ -136,6 +136,7 @@ def test_bfloat16_gives_nearly_the_same_picture(backbone: Backbone) -> None:
     assert (coarse - fine).abs().mean() < 0.02
 
 
+@pytest.mark.slow
 def test_compiled_unet_gives_the_same_picture(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """The UNet is traced, forwards and backwards, and run as traced; machine code, minutes in making, is PyTorch's."""
     graphs: list[str] = []

@@ -90,15 +90,28 @@ def training_bytes(
 
 
 def activation_bytes(network: Network, batch_size: int) -> int:
-    """Return how many bytes autograd keeps in float32 for the gradient of a step, of a network on the meta device."""
+    """Return how many bytes autograd keeps in float32 for the gradient of a step, of a network on the meta device.
+
+    Heads for parts of the same shape keep as much as each other, so one of them is run.
+    """
     n_voxels = network.front.n_voxels
     each, more = divmod(batch_size, max(1, len(n_voxels)))
+    alike: dict[tuple[int, ...], list[TargetSlice]] = {}
+    for part in network.slices:
+        alike.setdefault(part.shape, []).append(part)
     with torch.device("meta"), saved_storages(network) as sizes:
         draws = Shapes(batch_size)
         voxels = {name: torch.empty(each + (k < more), n) for k, (name, n) in enumerate(n_voxels.items())}
-        for name, output in network(voxels, draws).items():
-            stand_in_loss(network, name, output, draws)
-    return sum(sizes.values())
+        hidden = {name: trunk(voxels, draws) for name, trunk in network.trunks.items()}
+        for shared in hidden.values():  # kept by every head that reads it, once
+            sizes[shared.untyped_storage()._cdata] = shared.untyped_storage().nbytes()
+        total = sum(sizes.values())
+        for first, *others in alike.values():
+            before = sum(sizes.values())
+            output = network.head(first)(hidden[network.trunk_of[first.name]], draws)
+            stand_in_loss(network, first.name, output, draws)
+            total += (sum(sizes.values()) - before) * (1 + len(others))
+    return total
 
 
 def largest_levers(
