@@ -50,7 +50,8 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 SHOWN = [name for name in EXPERIMENTS if any(line.startswith(f"nd run experiment={name}") for line in VERBS)]
 FORMS = ("nsd", "mindeye2")  # of files that Scenes can be written in
 LONG = (
-    "method=neuraldiffuser", "method=takagi", "data=scenes_", "experiment=digits69", "nd sweep experiment=", "nd tune", "nd run -m",
+    "method=neuraldiffuser", "method=takagi", "data=scenes_", "experiment=digits69", "nd sweep experiment=", "nd tune",
+    "nd run -m",
 )  # fmt: skip
 SMALL = ["debug=fast", "debug.limit_images=3", "trainer.progress=false"]
 
