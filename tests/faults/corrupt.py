@@ -134,8 +134,8 @@ def _made_of(place: Path) -> tuple[str, ...]:
     """What is made again of a file, so that it is read."""
     if place.parts[0] == "data":
         return ("cache", *STAGES, "results")
-    if place.parts[0] == "weights":  # nothing but what was made with them says what they were
-        return ("reconstruct", "evaluate", "results")
+    if place.parts[0] == "weights":  # nothing but what was made with them says what they were: images, of the UNet
+        return ("evaluate", "results")
     if place.parts[0] == "cache":
         return (*STAGES, "results") if place.parts[1] == "targets" else ("evaluate", "results")
     return (*STAGES[STAGES.index(place.parts[1]) + 1 :], "results")
