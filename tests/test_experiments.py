@@ -34,7 +34,7 @@ NO_TWIN = ("main982",)  # another cut of the same images, which the embedded wor
 SMALL = ["debug=fast", "debug.limit_images=3", "trainer.progress=false"]
 ON_A_SIMULATED_TREE = [
     "data=scenes_nsd", "data.subjects=[subj01]", "subject=subj01", "data.split=nsd1000", "backbone=scenes",
-    "protocol=scenes", "training.pretrain=false",
+    "protocol=scenes", "network=scenes", "training.pretrain=false",
 ]  # fmt: skip
 # One of NSD, with ablations, and one of the embedded world, with a grid; all of them where ND_ALL_EXPERIMENTS is set.
 COVERING = ("brain_diffuser_ablation", "scenes_guidance")
