@@ -7,9 +7,9 @@ import sys
 from typing import NoReturn
 
 from nd import __version__
-from nd.config.help import VERBS, overview
 from nd.errors import did_you_mean
 from nd.terminal import show_what_it_can
+from nd.verbs import VERBS, overview
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

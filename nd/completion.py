@@ -18,7 +18,7 @@ from dataclasses import fields
 from nd.config.components import choices_of
 from nd.config.conf_files import search_folders
 from nd.config.groups import LoggerConfig
-from nd.config.help import EVERYTHING, MATTERS, VERBS
+from nd.config.help import EVERYTHING, MATTERS
 from nd.config.known import Known, known_fields
 from nd.config.overrides import group_names, group_options
 from nd.config.words import Words, verb_of_words
@@ -27,6 +27,7 @@ from nd.runs.catalogue import STATES
 from nd.runs.groups import LOGGED
 from nd.runs.identity import VERBS as VERBS_WITH_FOLDERS
 from nd.tables.specs import available
+from nd.verbs import VERBS
 
 SHELLS = ("bash", "zsh", "fish")
 FLAGS = ("-m", "--multirun", "--cfg", "--help", "--config-dir")

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from helpers_commands import ROOT, apart, nd
 
-from nd.config.help import VERBS, verb_help
+from nd.config.help import verb_help
 from nd.config.known import known_fields
 from nd.config.overrides import group_names
+from nd.verbs import VERBS
 
 PROBE = '''
 """A verb for tests."""
@@ -156,6 +157,11 @@ def test_help_and_the_check_import_nothing_heavy(empty: Path) -> None:
         "import sys; from nd.cli import main; from nd.config.application import check;"
         "from nd.config.help import verb_help;"
         f"check('run', ['seed=1']); verb_help('run'); print([name for name in {heavy} if name in sys.modules])"
+    )
+    assert apart(code, cwd=empty, program=("-c",)).stdout == "[]\n"
+    code = (
+        "import sys; import nd.cli; nd.cli.overview();"
+        "print([name for name in ('hydra', 'numpy', 'yaml', 'nd.config') if name in sys.modules])"
     )
     assert apart(code, cwd=empty, program=("-c",)).stdout == "[]\n"
 

@@ -10,9 +10,10 @@ import pytest
 from helpers_commands import nd, succeed
 
 from nd.completion import SHELLS, keys, script, values
-from nd.config.help import MATTERS, VERBS
+from nd.config.help import MATTERS
 from nd.config.known import known_fields
 from nd.config.overrides import group_names
+from nd.verbs import VERBS
 
 RUN = "scenes-subj01-z-ridge-0123456789ab"
 # As bash calls a completion function: the line up to the cursor, and the words as COMP_WORDBREAKS parts them.

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nd.config.help import OF_RUNS
-from nd.config.help import VERBS as ALL
+from nd.verbs import OF_RUNS
+from nd.verbs import VERBS as ALL
 
 SPEC = """
 title: t

@@ -1,4 +1,4 @@
-"""The texts of ``nd --help`` and ``nd VERB --help``, made from the docstrings of the verbs, conf/ and the schema.
+"""The text of ``nd VERB --help``, made from the docstrings of the verbs, conf/ and the schema.
 
 Nothing here imports a verb: docstrings are read from the source, so help answers at once.
 """
@@ -13,7 +13,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from nd import __version__
 from nd.config.application import compose
 from nd.config.components import CHOSEN_BY, KINDS, PACKAGE, choices_of, found
 from nd.config.conf_files import search_folders
@@ -22,35 +21,8 @@ from nd.config.known import BASES, FILLED_IN
 from nd.config.overrides import group_names, group_options
 from nd.config.schema import Config
 from nd.errors import UserError, unknown
+from nd.verbs import OF_RUNS, VERBS
 
-VERBS = {
-    "prepare": "raw data set to the prepared format",
-    "extract": "images to one target's features",
-    "train": "fit one mapper from voxels to one target",
-    "predict": "voxels to predicted targets",
-    "reconstruct": "predicted or true targets to images",
-    "evaluate": "images to scores; the only verb that compares with test stimuli",
-    "run": "the whole chain, doing only what is missing",
-    "sweep": "all runs of a table or grid that are missing, here or by a launcher; ends with one table",
-    "tune": "settings chosen on validation images",
-    "table": "run folders to a table (md, csv, tex)",
-    "report": "the table with images and plots, as one HTML page",
-    "roi": "images of what a method decodes from each ROI, as one HTML page",
-    "doctor": "what is present, what is missing, how large, which terms apply",
-    "ls": "the runs there are: what sets them apart, state, scores, size and age",
-    "show": "one run: configuration, scores, files; its images as PNG",
-    "clean": "what nothing needs any more, with its size; apply=true removes it",
-    "log": "finished runs sent to a logger: W&B or TensorBoard",
-    "completion": "a script that lets the shell complete verbs, keys and values",
-}
-# Verbs that look at what has been run; their words are no configuration.
-OF_RUNS = {
-    "ls": "nd ls [VERB ...] [key=value ...] [scores=name,...] [paths.root=folder]",
-    "show": "nd show RUN [image=number] [out=png | file | folder] [paths.root=folder]",
-    "clean": "nd clean [apply=true] [paths.root=folder]",
-    "log": "nd log [train | evaluate] runs=all | id,name,... [key=value ...] [logger=wandb] [logger.mode=online]",
-    "completion": "nd completion bash | zsh | fish",
-}
 # What matters for a verb, in the order in which its help explains it; it takes the other groups too.
 MATTERS = {
     "prepare": ("data", "subject", "layout", "paths"),
@@ -76,34 +48,7 @@ USAGES = {
     "sweep": "nd sweep [TABLE] [group=option] [group.field=value,value] [dry_run=true] [hydra/launcher=joblib]",
     "tune": "nd tune [group=option] [group.field=value,value] ['group.field=interval(low,high)'] [tune.trials=30]",
 }
-EXAMPLES = """\
-examples
-  nd run experiment=scenes debug=fast          a whole table in under a minute, on the embedded world
-  nd run subject=subj02 guidance.kappa=0       one configuration, no guidance
-  nd run -m subject=subj01,subj02 seed=1,2     a sweep: one job for each combination
-  nd train target=c --cfg job                  print the configuration, run nothing
-  nd doctor experiment=digits69                what that experiment needs"""
 FIELD_COLUMN = 42  # width of "group.field=default" before the comment starts
-
-
-def overview() -> str:
-    """Return the text of ``nd --help``."""
-    verbs = [f"  {name:<12} {text}" for name, text in VERBS.items()]
-    return "\n".join(
-        [
-            f"nd {__version__}: reconstruct seen images from fMRI.",
-            "",
-            "usage  nd VERB [group=option] [group.field=value] [-m] [--cfg job]",
-            "",
-            "verbs",
-            *verbs,
-            "",
-            "`nd VERB --help` explains what matters for a verb, `nd VERB --help all` every group and field;",
-            "`nd completion bash` prints a script by which the shell completes all of them.",
-            "",
-            EXAMPLES,
-        ]
-    )
 
 
 def verb_help(name: str, words: Sequence[str] = ()) -> str:

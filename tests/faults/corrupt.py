@@ -26,7 +26,7 @@ from forked import counted_events, ended, remember_compositions
 from readers import equal, outcome, reader_of
 from tree import Tree, finished
 
-from nd.config.help import OF_RUNS
+from nd.verbs import OF_RUNS
 
 BAD = ("TRACEBACK", "SILENT", "FOREIGN WORDS")
 STAGES = ("train", "predict", "reconstruct", "evaluate")

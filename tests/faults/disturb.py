@@ -34,9 +34,9 @@ from helpers_training import write_world
 from tree import Tree, finished
 
 from nd.config.application import check
-from nd.config.help import OF_RUNS
 from nd.files import read_json, write_json
 from nd.tables.specs import rows_of
+from nd.verbs import OF_RUNS
 
 Rng = np.random.Generator
 MB = 1 << 20
