@@ -16,7 +16,18 @@ ROOT = Path(__file__).parent.parent
 
 # A package may import from itself and from anything to its left, never from the right.
 ORDER = [
-    {"nd", "nd.errors", "nd.digests", "nd.files", "nd.locks", "nd.machine", "nd.progress", "nd.terminal", "nd.threads"},
+    {
+        "nd",
+        "nd.errors",
+        "nd.verbs",
+        "nd.digests",
+        "nd.files",
+        "nd.locks",
+        "nd.machine",
+        "nd.progress",
+        "nd.terminal",
+        "nd.threads",
+    },
     {"nd.hdf5", "nd.sealed", "nd.h5_values"},
     {"nd.config", "nd.launch", "nd.lightning", "nd.processes"},
     {"nd.data"},
