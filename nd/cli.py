@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from typing import NoReturn
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if name not in VERBS:
         print(f"nd: unknown verb {name!r}.{did_you_mean(name, VERBS)} Verbs: {', '.join(VERBS)}.", file=sys.stderr)
         sys.exit(2)
+    gc.set_threshold(50_000, 20, 20)  # a configuration is many small objects: going through them took a tenth of a verb
     module = "nd.doctor.report" if name == "doctor" else f"nd.{name}"
     importlib.import_module(module).main(given[1:])
     raise AssertionError(f"nd.{name}.main returned instead of exiting")

@@ -180,12 +180,15 @@ def write_experiment(
 
 
 def make_schedule(rng: np.random.Generator, n_images: int, n_repeats: int) -> Schedule:
-    """Every image ``n_repeats`` times in random order, never twice in a row (possible for 3 or more images)."""
+    """Every image ``n_repeats`` times in random order, never twice in a row (possible for 3 or more images).
+
+    There are two sessions or more, so that the smallest world too has one that can be left out.
+    """
     order = rng.permutation(np.repeat(np.arange(n_images, dtype=np.int32), n_repeats))
     while (same := np.flatnonzero(order[1:] == order[:-1])).size:
         first, other = same[0] + 1, rng.integers(len(order))
         order[[first, other]] = order[[other, first]]
-    n_sessions = max(1, round(len(order) / TRIALS_PER_SESSION))
+    n_sessions = max(2, round(len(order) / TRIALS_PER_SESSION))
     session = np.arange(len(order)) * n_sessions // len(order)
     return Schedule(order, session.astype(np.int32), repeats_of(order))
 
