@@ -346,8 +346,8 @@ def test_a_simulated_tree_is_said_to_be_simulated(ask: Callable[..., Said], simu
     said = ask(*scenes_nsd(simulated))
     assert said.code == 0, said.text
     assert "(a simulated tree: sizes are not held against NSD's)" in said.flat
-    said.line(r"ok .* betas_session01\.nii\.gz +single-trial betas")  # as many sessions as its design has
-    assert "there: 24 of 24 files" in said.text
+    said.line(r"ok .* betas_session\{01,02\}\.nii\.gz +single-trial betas")  # as many sessions as its design has
+    assert "there: 25 of 25 files" in said.text
     assert said.lines[1].startswith("  images and brains are drawn by nd itself")
     assert "Agreement" not in said.text
     assert "target z: 72 images" in said.text
@@ -362,8 +362,8 @@ def test_missing_and_broken_files_of_a_simulated_tree(ask: Callable[..., Said], 
     said.line(r"MISSING    small  nsd_stim_info_merged\.csv")
     assert "betas_session01.nii.gz: cut short or damaged" in said.text
     assert "its header asks for" in said.flat
-    assert said.lines[-1].endswith("raw files (1 of 24 missing, 1 of no use)")
-    assert "GB" not in said.line("there: 23 of 24 files")
+    assert said.lines[-1].endswith("raw files (1 of 25 missing, 1 of no use)")
+    assert "GB" not in said.line("there: 24 of 25 files")
 
 
 def test_a_simulated_tree_cannot_pass_for_measured(ask: Callable[..., Said], simulated: Path) -> None:
@@ -397,7 +397,7 @@ def test_prepared_data_need_no_root(ask: Callable[..., Said], copied: Path, tmp_
     assert part.code == 0
     assert "`nd prepare` writes subj01.h5)" in part.flat
     assert "captions_" not in part.text  # the stimuli are prepared
-    assert "betas_session01" in part.text
+    assert "betas_session{01,02}" in part.text
 
     stretch(copied / "nsd" / tree.STIMULI, 10**6)
     assert "has 1000000 bytes, but had" in ask(*scenes_nsd(copied)).flat
@@ -435,7 +435,7 @@ def test_a_simulated_mindeye2_tree(ask: Callable[..., Said], simulated: Path) ->
     said = ask(*mindeye2_of(simulated))
     assert said.code == 0, said.text
     assert "a simulated tree" in said.flat
-    assert "there: 8 of 8 files" in said.text
+    assert "there: 10 of 10 files" in said.text  # two tars of training trials a subject
 
 
 @pytest.mark.parametrize(

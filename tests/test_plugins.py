@@ -54,7 +54,7 @@ def test_a_method_from_outside_runs_resumes_and_has_its_own_identity(installed: 
     assert first.returncode == 0, first.stderr
     (scores,) = tmp_path.glob("runs/evaluate/*tiles*/scores.json")
     metrics = json.loads(scores.read_text(encoding="utf-8"))["metrics"]
-    assert metrics["pixcorr"]["mean"] > 0.2, "mean greys are decoded"
+    assert metrics["pixcorr"]["lo"] > 0, "mean greys are decoded"
     assert 0.5 < metrics["brightness"]["mean"] <= 1
     again = nd(installed, "run", *given(tmp_path))
     assert (again.returncode, "nothing to do" in again.stdout) == (0, True)

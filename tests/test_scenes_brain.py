@@ -244,6 +244,7 @@ def test_schedule(n_images: int, n_repeats: int) -> None:
     assert (plan.image[1:] != plan.image[:-1]).all()
     assert (np.diff(plan.session) >= 0).all()
     assert np.ptp(np.bincount(plan.session)) <= 1
+    assert plan.session[-1] + 1 == max(2, n_images * n_repeats // 300)
     for image in range(n_images):
         assert plan.repeat[plan.image == image].tolist() == list(range(n_repeats))
 
