@@ -128,7 +128,11 @@ def own_inputs(inputs: dict[str, str], targets: Sequence[str]) -> dict[str, str]
 
 
 def feature_source(cfg: Config, targets: Sequence[str]) -> tuple[FeatureSource, dict[str, str]]:
-    """Return where a generator reads its targets and the fingerprints of what lies there, for the manifest."""
+    """Return where a generator reads its targets and the fingerprints of what lies there, for the manifest.
+
+    Raises:
+        UserError: targets are absent; or decoded by mappers that learned from features of other weights than these.
+    """
     from nd.generate.inputs import PredictedFeatures, TrueFeatures
     from nd.targets.store import TargetStore, store_path
 
@@ -136,6 +140,9 @@ def feature_source(cfg: Config, targets: Sequence[str]) -> tuple[FeatureSource, 
         stores = {name: store_path(cfg, name) for name in targets}
         return TrueFeatures(stores), {f"target {name}": TargetStore(path).fingerprint for name, path in stores.items()}
     run = found(cfg, "predict")
+    for name in targets:
+        if (training := RunFolder.open(cfg.with_target(name), "train")).done:  # else there is nothing to compare with
+            training.is_done()
     return PredictedFeatures(run.output("predictions.h5")), {"predictions": run.fingerprint}
 
 

@@ -19,6 +19,8 @@ from nd.extract import extract
 from nd.files import read_json
 from nd.generate.inputs import part_ids
 from nd.runs.folder import RunFolder
+from nd.targets import store
+from nd.targets.store import TargetStore, store_path
 
 
 @pytest.fixture
@@ -74,6 +76,26 @@ def test_evaluate_adds_retrieval_by_what_was_decoded(cfg: Config, capsys: pytest
     out = capsys.readouterr().out
     assert "retrieval_pixels_image" in out
     assert "chance 0.0833, all 12 images" in out
+
+
+def test_decoded_values_are_held_against_what_was_learned(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever has become of the weights: features of the present ones are others than the mapper predicts."""
+    extract(cfg)
+    predicted(cfg, wrong=3)
+    ids, learned = np.array(part_ids(cfg), np.int32), store_path(cfg)
+    training = RunFolder.open(cfg.with_target("pixels"), "train")
+    with training.writing(cfg, {"target pixels": TargetStore(learned).fingerprint}):
+        pass
+    wanted = decoded_scores(cfg, ids)
+    assert wanted.diversity
+    monkeypatch.setattr(store, "wanted_fingerprint", lambda *_: "0" * 12)  # as after a change of weights
+    assert store_path(cfg).name != learned.name
+    assert decoded_scores(cfg, ids) == wanted
+    learned.rename(store_path(cfg))  # of the present weights alone
+    assert decoded_scores(cfg, ids) == DecodedScores()
+    assert f"no scores of decoded pixels, for its true values are not there: no {learned}" in caplog.text
 
 
 def test_nothing_where_something_is_not_there(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from nd.mappers import folds
 from nd.mappers.ridge import Ridge
 from nd.predict import predict
 from nd.prepare import prepare
+from nd.reconstruct import feature_source
 from nd.runs.folder import RunFolder
 from nd.targets.store import TargetStore, store_path
 from nd.train import train
@@ -273,6 +274,9 @@ def test_other_weights_than_those_trained_for(cfg: Config, tmp_path: Path) -> No
     (tmp_path / "weights" / "vae" / "config.json").open("a", encoding="utf-8").write("\n")
     with pytest.raises(UserError, match=r"was trained on features .* of target 'z', but the present backbone"):
         predict(other)
+    feature_source(cfg, cfg.method.targets)
+    with pytest.raises(UserError, match=r"weights/vae/config.json has other contents than the file this run read"):
+        feature_source(other, other.method.targets)
 
 
 def test_test_voxels_scaled_by_their_own_statistics(overrides: list[str], tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Values:
     monkeypatch.setattr(module, "TrainingImages", lambda cfg: training)
     monkeypatch.setattr(module, "PredictedFeatures", lambda path: predicted)
     monkeypatch.setattr(module, "found", lambda cfg, verb: SimpleNamespace(output=Path))
-    monkeypatch.setattr(module, "store_path", lambda cfg, name: name)
+    monkeypatch.setattr(module, "learned_store", lambda cfg, name: name)
     monkeypatch.setattr(module, "TargetStore", lambda name, allowed_ids=None: Store(true[name], allowed_ids))
     monkeypatch.setattr(module, "AT_ONCE", 3)
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -140,16 +141,18 @@ def attention_flops(width: int, tokens: int) -> float:
 # ---- rates ---------------------------------------------------------------------------------------------------------
 
 
+@cache
 def conv_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return operations a second of a 3 x 3 convolution."""
+    """Return operations a second of a 3 x 3 convolution, measured once in a process."""
     channels, side = CONV
     x = torch.randn(1, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     return _rate(lambda: functional.conv2d(x, weight, padding=1), _conv(channels, channels, side), device)
 
 
+@cache
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return operations a second of a matrix product."""
+    """Return operations a second of a matrix product, measured once in a process."""
     a, b = (torch.randn(PRODUCT, PRODUCT, device=device, dtype=dtype) for _ in range(2))
     return _rate(lambda: a @ b, 2.0 * PRODUCT**3, device)
 

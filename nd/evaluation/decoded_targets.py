@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from nd.config import Config
 from nd.errors import UserError
+from nd.evaluation.learned_targets import learned_store
 from nd.generate.inputs import PredictedFeatures
 from nd.metrics.diversity import diversity
 from nd.metrics.measures import RETRIEVAL
 from nd.metrics.retrieval import DIRECTIONS, retrieval
 from nd.runs.folder import RunFolder
 from nd.runs.identity import reads_predictions
-from nd.targets.store import TargetStore, store_path
+from nd.targets.store import TargetStore
 
 log = logging.getLogger(__name__)
 
@@ -74,17 +75,19 @@ def _pairs(
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
     """Decoded and true values (N, ...) by target."""
     for target in cfg.method.targets:
-        store = _store(cfg, target)
-        if store is None or store.size > MOST_NUMBERS:
-            log.info("no scores of decoded %s: its true values are not extracted, or are too many", target)
-            continue
-        yield target, predicted.rows(target, image_ids.tolist()), store.rows(image_ids)
+        store, lacking = _store(cfg, target)
+        if store is None:
+            log.warning("no scores of decoded %s, for its true values are not there: %s", target, lacking)
+        elif store.size > MOST_NUMBERS:
+            log.info("no scores of decoded %s: %s numbers an image are too many", target, f"{store.size:,}")
+        else:
+            yield target, predicted.rows(target, image_ids.tolist()), store.rows(image_ids)
 
 
-def _store(cfg: Config, target: str) -> TargetStore | None:
-    """The true values, where they are; runs may be scored where the weights that made them are not."""
+def _store(cfg: Config, target: str) -> tuple[TargetStore | None, str]:
+    """The true values, or why there are none; runs may be scored where the weights that made them are not."""
     try:
-        path = store_path(cfg, target)
-    except UserError:
-        return None
-    return TargetStore(path) if path.is_file() else None
+        path = learned_store(cfg, target)
+    except UserError as error:
+        return None, str(error)
+    return (TargetStore(path), "") if path.is_file() else (None, f"no {path}")

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from nd.config import Config
 from nd.errors import UserError
+from nd.evaluation.learned_targets import learned_store
 from nd.files import sha256_json
 from nd.generate.inputs import PredictedFeatures, TrainingImages
 from nd.runs.folder import found
-from nd.targets.store import TargetStore, store_path
+from nd.targets.store import TargetStore
 
 AT_ONCE = 256  # images whose targets are held: 230,400 numbers of six layers are 0.9 MB an image
 LEAST = 3  # images; of fewer, neither identification nor an interval says anything
@@ -77,7 +78,7 @@ def _accuracy(
     cfg: Config, predicted: PredictedFeatures, target: str, image_ids: NDArray[np.int32]
 ) -> NDArray[np.float64]:
     """Accuracy (N,) of one target, fold by fold."""
-    training, path = TrainingImages(cfg), store_path(cfg, target)
+    training, path = TrainingImages(cfg), learned_store(cfg, target)
     fold_N, found_N = np.array([training.fold_of(int(i)) for i in image_ids]), np.zeros(len(image_ids))
     for fold in np.unique(fold_N):
         ids = training.ids(int(fold))

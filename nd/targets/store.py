@@ -45,7 +45,12 @@ def store_path(cfg: Config, target_name: str = "") -> Path:
         UserError: the stimuli or the backbone's weights, whose contents are part of the name, are absent.
     """
     name = target_name or cfg.target.name
-    return Path(cfg.paths.cache) / "targets" / f"{cfg.data.name}-{name}-{wanted_fingerprint(cfg, name)}.h5"
+    return store_of(cfg, name, wanted_fingerprint(cfg, name))
+
+
+def store_of(cfg: Config, target_name: str, fingerprint: str) -> Path:
+    """Where the store of a target with that fingerprint lies, whatever the present settings and weights are."""
+    return Path(cfg.paths.cache) / "targets" / f"{cfg.data.name}-{target_name}-{fingerprint}.h5"
 
 
 def wanted_fingerprint(cfg: Config, target_name: str) -> str:

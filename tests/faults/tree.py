@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,5 +121,6 @@ def _content(path: Path, root: Path) -> Any:
     if path.suffix == ".html":  # holds dates and costs
         return content.rstrip().endswith(b"</html>")
     if path.suffix == ".json":
-        content = json.dumps({**json.loads(content), "digest": ""}, sort_keys=True).encode()
+        with suppress(ValueError):  # of a spoilt one, what it holds
+            content = json.dumps({**json.loads(content), "digest": ""}, sort_keys=True).encode()
     return digest_bytes(content)
