@@ -123,9 +123,9 @@ def _verbs(tree: Tree, place: Path, wanted: dict[str, object]) -> tuple[str, str
         warned = warned or bool(WARNED.search(done.err))
     if refused:
         return "refused", " | ".join(said)
-    if not equal(tree.results(), wanted):
-        found = tree.results()
-        other = [name for name in {*found, *wanted} if found.get(name) != wanted.get(name)]
+    found = tree.results()
+    other = [name for name in {*found, *wanted} if not equal(found.get(name), wanted.get(name))]
+    if other and (other != [str(place)] or not any(place.name in text for text in said)):  # else said and not used
         return "SILENT", f"{other} {said}"
     return ("the same, with a message" if said or warned else "the same"), " | ".join(said)
 
