@@ -198,12 +198,12 @@ def large_files_refused(lab: Lab, verb: str, tree: Tree, rng: Rng) -> Ended:
 
 def disk_full(lab: Lab, verb: str, tree: Tree, rng: Rng) -> Ended:
     """A file system of its own that is nearly full; needs leave to mount one."""
-    size = sum(path.stat().st_size for path in tree.root.rglob("*") if path.is_file())
-    room = int(size + 10 ** rng.uniform(3.5, 6.5))
+    pages = sum(-(-path.stat().st_size // 4096) + 1 for path in tree.root.rglob("*"))  # files take whole ones
+    room = int(4096 * pages + 10 ** rng.uniform(3.5, 6.5))
     place = tree.root.with_name("small")
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={room // 4096 * 4096 + 64 * 4096}", "none", str(place)],
+        ["mount", "-t", "tmpfs", "-o", f"size={room // 4096 * 4096}", "none", str(place)],
         capture_output=True, check=False,
     )  # fmt: skip
     if mounted.returncode:
