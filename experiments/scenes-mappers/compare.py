@@ -1,7 +1,8 @@
 """Compare mappers on Scenes (simulated fMRI): trained in two stages, from chance, and ridge, by sessions of training.
 
     python experiments/scenes-mappers/compare.py                    every comparison, about two hours on one CPU core
-    python experiments/scenes-mappers/compare.py --only sessions    or: full, shared, prior, shuffled, one_hour
+    python experiments/scenes-mappers/compare.py --only sessions    or: full, shrinkage, shared, prior, shuffled,
+                                                                   one_hour
     python experiments/scenes-mappers/compare.py --only one_hour --set debug=fast    in small, written to debug-runs/
 
 Trains what is missing through `nd train`, predicts the test images of subject 1, and compares predicted with true
@@ -16,6 +17,7 @@ trained as curve-<target>-<sessions>-<how>.jsonl.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import shutil
 import time
@@ -49,6 +51,8 @@ CHANCE = ["mapper=two_stage", "training.pretrain=false"]
 RIDGE = ["mapper=ridge"]
 VOLUMETRIC = ["mapper=volumetric"]
 SEEDS = (42, 43, 44)
+BANDS = (0, 5, 10, 25, 50, 100, 200)  # principal components of targets
+LEAST_GAIN = 0.02  # below it a component is noise
 
 Row = dict[str, Any]
 PerImage = dict[str, NDArray[np.float64]]
@@ -117,6 +121,57 @@ def full() -> Row:
     return found | {"c by contrastive heads": compared(heads, [("pretrained", "ridge")])}
 
 
+def shrinkage() -> Row:
+    """Why ridge retrieves better than a network that predicts patterns better: how far components are shrunk.
+
+    Components are those of the training targets; what a mapper makes of each is divided by its gain (regression of
+    predicted on true values) over validation images, which ridge is not refitted on here.
+    """
+    found: Row = {}
+    for target, how in (("c", []), ("g", ["network.projector=false"])):
+        rows: dict[str, PerImage] = {}
+        for name, what in {"pretrained": [*TRAINED, *how], "ridge": [*RIDGE, "mapper.refit=false"]}.items():
+            cfg = compose([*BASE, f"target={target}", *what])
+            basis_PK = components_of(cfg)
+            (shown, true), (held_shown, held_true) = against_truth(cfg, "test"), against_truth(cfg, "val")
+            rows[name] = image_scores(shown, true)
+            rows[f"{name}, gains undone"] = image_scores(undone(shown, held_shown, held_true, basis_PK), true)
+            found[f"{target}, {name}"] = by_band(shown @ basis_PK, true @ basis_PK)
+        found[target] = compared(rows, [(f"{name}, gains undone", name) for name in ("pretrained", "ridge")])
+    return found
+
+
+def components_of(cfg: Config) -> NDArray[np.float64]:
+    """Leading principal components (P, K) of the training images' targets."""
+    store = TargetStore(store_path(cfg))
+    values = store.columns(split_of(cfg).folds[0].train, 0, store.size).astype(np.float64)
+    values -= values.mean(0)
+    variances, vectors = np.linalg.eigh(values @ values.T)
+    leading = slice(-1, -1 - min(BANDS[-1], len(values) - 1), -1)
+    return np.asarray((values.T @ vectors[:, leading]) / np.sqrt(variances[leading]))
+
+
+def undone(
+    shown: NDArray[Any], held_shown: NDArray[Any], held_true: NDArray[Any], basis_PK: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Predictions (N, P) in the span of components, each over its gain on held-out images, of at least LEAST_GAIN."""
+    a, b = held_shown @ basis_PK, held_true @ basis_PK
+    gain = np.maximum((a * b).sum(0) / (b**2).sum(0), LEAST_GAIN)
+    return np.asarray((shown @ basis_PK / gain) @ basis_PK.T, np.float32)
+
+
+def by_band(shown_NK: NDArray[np.float64], true_NK: NDArray[np.float64]) -> Row:
+    """Mean correlation over images, and spread beside the true one, of bands of components."""
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(shown_NK.T, true_NK.T, strict=True)]
+    bands = [slice(a, b) for a, b in itertools.pairwise(BANDS) if a < len(r)]
+    spread = [shown_NK[:, band].std() / true_NK[:, band].std() for band in bands]
+    return {
+        "components": [[band.start, min(band.stop, len(r))] for band in bands],
+        "correlation": [round(float(np.mean(r[band])), 3) for band in bands],
+        "spread": [round(float(one), 3) for one in spread],
+    }
+
+
 def shared() -> Row:
     """One training for z and c instead of one for each, from chance."""
     base = [*CHANCE, "guidance=none", "guidance.kappa=0", "method.targets=[z,c]"]
@@ -169,7 +224,7 @@ def one_hour(targets: Sequence[str] = ("z", "c")) -> Row:
 
 
 METHODS = {"pretrained": TRAINED, "from chance": CHANCE, "ridge": RIDGE}
-COMPARISONS = {f.__name__: f for f in (sessions, full, shared, prior, shuffled, one_hour)}
+COMPARISONS = {f.__name__: f for f in (sessions, full, shrinkage, shared, prior, shuffled, one_hour)}
 
 
 def compared(rows: dict[str, PerImage], pairs: list[tuple[str, str]]) -> Row:
@@ -211,14 +266,20 @@ def averaged(target: str, n_sessions: int, overrides: list[str], seeds: tuple[in
 
 def scored(cfg: Config) -> PerImage:
     """Train, predict the test images, and score every one of them."""
-    folder = train(cfg)
+    scores = image_scores(*against_truth(cfg, "test"))
     keep_curves(cfg)
-    subject, split, store = open_subject(cfg), split_of(cfg), TargetStore(store_path(cfg))
-    test = split.folds[0].test
+    return scores
+
+
+def against_truth(cfg: Config, part: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Predicted and true targets (N, P) of the test or val images, less the training mean; trained where missing."""
+    folder, subject, split = train(cfg), open_subject(cfg), split_of(cfg)
+    store, fold = TargetStore(store_path(cfg)), split.folds[0]
+    ids = fold.test if part == "test" else fold.val
     origin = origin_of(cfg, subject, split, 0, store.fingerprint)
-    predicted = predict_fold(folder, origin, mean_betas(subject, test), "nd train", image_ids=test)
-    mean = store.columns(split.folds[0].train, 0, store.size).mean(0)
-    return image_scores(predicted.reshape(len(test), -1) - mean, store.columns(test, 0, store.size) - mean)
+    predicted = predict_fold(folder, origin, mean_betas(subject, ids), "nd train", image_ids=ids)
+    mean = store.columns(fold.train, 0, store.size).mean(0)
+    return predicted.reshape(len(ids), -1) - mean, store.columns(ids, 0, store.size) - mean
 
 
 def trained(cfg: Config) -> tuple[TwoStage, NDArray[np.int32], TargetStore, NDArray[np.int32]]:

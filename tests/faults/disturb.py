@@ -278,6 +278,7 @@ def pipe_closed(lab: Lab, verb: str, tree: Tree, rng: Rng) -> Ended:
     def close() -> None:
         reader, writer = os.pipe()
         os.dup2(writer, 1)
+        sys.stdout = os.fdopen(1, "w", closefd=False)  # that of a file would seek in the pipe
         os.close(reader)
 
     return ended(lab.words(tree, verb), tree.root, lab.logs / "x", close)
