@@ -198,7 +198,8 @@ def large_files_refused(lab: Lab, verb: str, tree: Tree, rng: Rng) -> Ended:
 
 def disk_full(lab: Lab, verb: str, tree: Tree, rng: Rng) -> Ended:
     """A file system of its own that is nearly full; needs leave to mount one."""
-    pages = sum(-(-path.stat().st_size // 4096) + 1 for path in tree.root.rglob("*"))  # files take whole ones
+    files = [path for path in tree.root.rglob("*") if path.is_file()]
+    pages = sum(-(-path.stat().st_size // 4096) for path in files)  # they take whole ones
     room = int(4096 * pages + 10 ** rng.uniform(3.5, 6.5))
     place = tree.root.with_name("small")
     place.mkdir()
