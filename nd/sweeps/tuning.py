@@ -135,7 +135,7 @@ def opened(path: Path, seed: int) -> Iterator[Study]:
         seed: of the proposals.
 
     Raises:
-        UserError: Optuna is missing, the file cannot be written, or another process uses it.
+        UserError: Optuna is missing, the file cannot be read or written, or another process uses it.
     """
     try:
         import optuna
@@ -144,7 +144,7 @@ def opened(path: Path, seed: int) -> Iterator[Study]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with system_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_name(f".{path.name}.lock"), str(path)):
+    with locked(path.with_name(f".{path.name}.lock"), str(path)), _file_errors(path):
         study = optuna.create_study(
             storage=f"sqlite:///{path.absolute()}", study_name=path.stem, direction="maximize", load_if_exists=True
         )
@@ -154,6 +154,23 @@ def opened(path: Path, seed: int) -> Iterator[Study]:
         # A sampler remembers nothing between calls: with one seed a resumed study would propose the same again.
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
         yield study
+
+
+@contextmanager
+def _file_errors(path: Path) -> Iterator[None]:
+    """Say in one message that the file of a study is of no use: damaged, or on a disk that is full or read-only."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+        reason = " ".join(str(getattr(cause, "orig", cause)).split())
+        raise UserError(
+            f"{path}, the study, cannot be read or written: {reason}. Make room, or give another place "
+            "(paths.results=<folder>); where the file is damaged, remove it. Runs that are done are found again."
+        ) from error
 
 
 def search(
