@@ -82,7 +82,9 @@ def write_predictions(path: Path, cfg: Config, split: Split, mappers: dict[str, 
             own, command, one = folder.path, folder.command, cfg.decoding(name)
             rescale, own_scaling = later(one.mapper), cfg.data.test_scaling == "own"
             parts = [
-                predict_fold(own, o, voxels.of(one.roi, o.fold), command, ids[o.fold], own_scaling, rescale)
+                predict_fold(
+                    own, o, voxels.of(one.roi, o.fold), command, ids[o.fold], own_scaling, rescale, one.mapper.spread
+                )
                 for o in origins
             ]
             predicted = np.concatenate(parts)

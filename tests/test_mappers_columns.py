@@ -328,6 +328,31 @@ def test_rescaled_predictions_are_zero_where_not_kept(world: list[str], tmp_path
     assert (found["pixels"][:, found["kept"][0]].std(0) > 0.01).all()
 
 
+WEAK = [*MAPPERS[0], "mapper.alphas=[1]"]  # a penalty chosen for so few images shrinks all to the mean
+
+
+@pytest.mark.parametrize("mapper", [WEAK, MAPPERS[1], [*MAPPERS[1], "mapper.keep=0.25"]])
+def test_spread_is_a_factor_on_the_distance_to_the_training_mean(
+    mapper: list[str], world: list[str], tmp_path: Path
+) -> None:
+    cfg, found = predicted_by(world, tmp_path, *mapper, "mapper.spread=1.5")
+    plain, before = predicted_by(world, tmp_path, *mapper)
+    assert RunFolder.open(cfg, "train").path == RunFolder.open(plain, "train").path
+    assert RunFolder.open(cfg, "predict").path != RunFolder.open(plain, "predict").path
+    mean, values = targets_of(cfg, split_of(cfg).folds[0].seen).mean(0), before["pixels"]
+    wanted = mean + 1.5 * (values - mean)
+    kept = np.ones(wanted.shape[1], bool) if found["kept"] is None else found["kept"][0]
+    np.testing.assert_allclose(found["pixels"][:, kept], wanted[:, kept], atol=1e-5)
+    assert (found["pixels"][:, ~kept] == 0).all()
+    assert np.abs(wanted - values).max() > 0.01
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf"])
+def test_a_spread_that_is_none(value: str) -> None:
+    with pytest.raises(UserError, match=r"mapper.spread: \S+ was given, wanted a (positive|finite) number"):
+        compose([f"mapper.spread={value}"])
+
+
 def test_rescaled_results_are_marked_as_transductive(world: list[str], tmp_path: Path) -> None:
     cfg, _ = predicted_by(world, tmp_path, "mapper.variant=released", "mapper.rescale=test")
     assert cfg.transductive

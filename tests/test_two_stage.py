@@ -174,18 +174,21 @@ def test_predict_verb_uses_the_trained_mapper(linear_world: list[str], share: st
 def test_spread_is_restored_by_predictions_of_validation_images(trained: Config) -> None:
     """The same training serves both; no test image takes part, so that one alone is predicted as among the others."""
     plain = derive(trained, "method=nearest_image", "method.targets=[c]")
-    restored = derive(plain, "mapper.rescale=train")
+    restored, wider = derive(plain, "mapper.rescale=train"), derive(plain, "mapper.rescale=train", "mapper.spread=1.3")
     assert RunFolder.open(restored, "train").path == folder_of(trained)
     found = {}
-    for cfg in (plain, restored):
+    for name, cfg in (("none", plain), ("train", restored), ("wider", wider)):
         with h5py.File(predict(cfg) / "predictions.h5") as file:
-            found[cfg.mapper.rescale] = file["c"][()].reshape(N_TEST, -1).astype(np.float64)
+            found[name] = file["c"][()].reshape(N_TEST, -1).astype(np.float64)
     own = split_of(trained).folds[0]
     held_out = mapper_of(trained).predict(mean_betas(open_subject(trained), own.val), own.val).astype(np.float64)
     true = linear_target("c", own.train).reshape(len(own.train), -1).astype(np.float64)
     standard = (found["none"] - held_out.mean(0)) / held_out.std(0)
     np.testing.assert_allclose(found["train"], standard * true.std(0) + true.mean(0), rtol=1e-4, atol=1e-4)
     assert np.abs(found["train"] - found["none"]).max() > 0.01
+    np.testing.assert_allclose(
+        found["wider"], true.mean(0) + 1.3 * (found["train"] - true.mean(0)), rtol=1e-4, atol=1e-4
+    )
 
 
 # ---- all targets at once -------------------------------------------------------------------------------------------

@@ -79,9 +79,7 @@ class SubjectConfig:
 
     name: str = opt("subj01", "subject")
     roi: str = opt("all", "voxel mask: 'all', an ROI of the prepared file, <stream>_stream, or several joined by '+'")
-    sessions: int = opt(
-        0, "first sessions whose training and validation trials are used; 0: all. Test images keep all their trials"
-    )
+    sessions: int = opt(0, "first sessions that are trained on and validated with; 0: all. Tests have all trials")
 
 
 @dataclass(kw_only=True)
@@ -139,6 +137,7 @@ class MapperConfig(Chosen):
         " standardised over the test images and given mean and spread of the training targets",
         choices=("none", "train", "test"),
     )
+    spread: float = opt(1.0, "factor on predictions' distance to the training targets' mean, > 0", since="predict")
 
     @property
     def keeps_some(self) -> bool:

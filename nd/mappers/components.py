@@ -108,12 +108,19 @@ def _linear(mapper: Any) -> Iterator[str]:
 
 
 def rescaled(mapper: MapperConfig) -> Iterator[str]:
-    """What is wrong with ``mapper.rescale``."""
+    """What is wrong with ``mapper.rescale`` and ``mapper.spread``."""
+    yield from spread_out_of_range(mapper)
     if mapper.rescale == "test" and mapper.variant != "released":
         yield (
             "mapper.rescale: test standardises predictions over the test images, as published code does. Ask for it"
             " with mapper.variant=released, which marks every result, or choose none or train."
         )
+
+
+def spread_out_of_range(mapper: MapperConfig) -> Iterator[str]:
+    """What is wrong with ``mapper.spread``."""
+    if mapper.spread <= 0:
+        yield f"mapper.spread: {mapper.spread} was given, wanted a positive number; 1 leaves predictions as they are."
 
 
 def _ridge_rules(cfg: Config) -> Iterator[str]:

@@ -22,7 +22,7 @@ from nd.data.splits import Fold, Split
 from nd.data.subject import single_rows
 from nd.errors import UserError
 from nd.mappers.arrays import scratch_folder
-from nd.mappers.base import FoldData, Group
+from nd.mappers.base import FoldData, Group, Mapper
 from nd.mappers.checkpoint import Origin, check_origin, checkpoint_path, is_saved, load, read_details, save, saved_path
 from nd.mappers.components import LinearSettings, build_mapper
 from nd.mappers.selected_columns import select_columns
@@ -135,6 +135,7 @@ def predict_fold(
     image_ids: NDArray[Any] | None = None,
     own_scaling: bool = False,
     rescale: str = "none",
+    spread: float = 1.0,
 ) -> NDArray[np.float32]:
     """Return predictions (N, *shape of the target) float32 by the mapper of one fold.
 
@@ -148,6 +149,7 @@ def predict_fold(
         rescale: give each column mean and spread of the training images, standardised over these images (`test`,
             transductive), or by mean and spread of the predictions of validation images (`train`, for trained
             mappers; those in closed form do it when they are fitted). Columns that are not kept stay 0.
+        spread: factor on the distance to the mean of the training targets, afterwards.
 
     Raises:
         UserError: the mapper was fitted on something else, is damaged, or predicts values that are not finite.
@@ -162,9 +164,19 @@ def predict_fold(
     if rescale != "none":
         held_out = TargetStatistics.load(held_out_path(path), train_command) if rescale == "train" else None
         predicted_NP = TargetStatistics.load(statistics_path(path), train_command).given_to(predicted_NP, held_out)
-        if mapper.kept is not None:
-            predicted_NP[:, ~mapper.kept] = 0
+    if spread != 1:
+        centre_P = _centre(mapper, statistics_path(path), train_command)
+        predicted_NP = centre_P + np.float32(spread) * (predicted_NP - centre_P)
+    if mapper.kept is not None:
+        predicted_NP[:, ~mapper.kept] = 0
     return predicted_NP.reshape(-1, *read_details(path)["shape"])
+
+
+def _centre(mapper: Mapper, statistics: Path, train_command: str) -> NDArray[np.float32]:
+    """Return the mean (P,) of the training targets; linear mappers, which record none, predict it of mean voxels."""
+    if statistics.exists():
+        return TargetStatistics.load(statistics, train_command).mean.astype(np.float32)
+    return mapper.predict(mapper.scaler.mean[None])[0]
 
 
 def kept_columns(folder: Path, origin: Origin, train_command: str) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from nd.config.components import Idle, Mapper
 from nd.config.fields import opt
 from nd.config.rules import at_least
 from nd.config.schema import MapperConfig
-from nd.mappers.components import decoded_by
+from nd.mappers.components import decoded_by, spread_out_of_range
 
 if TYPE_CHECKING:
     from nd.config.schema import Config
@@ -60,6 +60,7 @@ def _rules(cfg: Config) -> Iterator[str]:
             yield f"mapper.rate: {mapper.rate} must be positive."
         if not 0 <= mapper.voxel_dropout < 1:
             yield f"mapper.voxel_dropout: {mapper.voxel_dropout} lies outside [0, 1)."
+        yield from spread_out_of_range(mapper)
         if mapper.rescale == "test":
             yield "mapper.rescale: test is for linear mappers and two_stage; cycle has none."
 
