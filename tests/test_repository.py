@@ -174,8 +174,6 @@ def test_tested_versions_lie_within_the_declared_bounds() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))
     pins = {canonicalize_name(name): version for name, version in tested.items()}
-    texts = project["dependencies"] + [
-        t for name in ("dev", "eval", "docs") for t in project["optional-dependencies"][name]
-    ]
+    texts = project["dependencies"] + [t for name in ("dev", "docs") for t in project["optional-dependencies"][name]]
     wanted = [Requirement(text) for text in texts]
     assert [str(r) for r in wanted if pins[canonicalize_name(r.name)] not in r.specifier] == []

