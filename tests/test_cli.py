@@ -78,6 +78,7 @@ def test_a_mistake_is_one_message_with_code_2_and_writes_nothing(words: list[str
     assert written(empty) == []
 
 
+@pytest.mark.slow
 def test_the_module_of_a_verb_is_the_same_command(empty: Path) -> None:
     done = apart("mapper.alhpa=3", cwd=empty, program=("-m", "nd.doctor"))
     assert done.returncode == 2

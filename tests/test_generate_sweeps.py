@@ -194,6 +194,7 @@ def test_need_is_what_stays_alive_for_the_backward_pass() -> None:
     assert need.fixed <= 100
 
 
+@pytest.mark.slow
 def test_budget_decides_batches_and_recomputing(backbone: Backbone, cfg: Config) -> None:
     sampler = GuidedSampler(backbone, cfg)
     assert plan_for(sampler, 0) == sampler.plan  # room enough

@@ -171,6 +171,7 @@ def test_computing_again_changes_memory_and_not_gradients(backbone: Backbone) ->
     assert bytes_of[True] < 0.6 * bytes_of[False]
 
 
+@pytest.mark.slow
 def test_two_steps_rehearsed_need_what_all_steps_do(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = empty_copy(sampler(backbone, steps=6))
     engine.use(Plan(20, 40, 20, checkpoint=1))
@@ -482,6 +483,7 @@ def test_activations_are_kept_where_memory_allows_and_computed_again_where_not(
     engine.use(Plan.for_speed())
 
 
+@pytest.mark.slow
 def test_one_image_of_512_px_fits_40_gb() -> None:
     engine = full_size()
     needs = needs_of(engine, checkpoint=1)
