@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -167,6 +168,13 @@ def test_modules_and_functions_stay_readable() -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno > 60:
                 long.append(f"{module_name(path)}.{node.name}: {node.end_lineno - node.lineno} lines")
     assert long == []
+
+
+def test_chosen_faults_fit_the_code() -> None:
+    """What `make faults` exchanges is there, once; a line that was moved is one that no fault is put in."""
+    code = "import sys; sys.path[:0] = ['tests', 'tests/faults']; import mutate; print(mutate.stale(mutate.MUTATIONS))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_tested_versions_lie_within_the_declared_bounds() -> None:
