@@ -11,15 +11,15 @@ import numpy as np
 
 from nd.errors import UserError
 from nd.files import PACKED, misfit
-from nd.hdf5 import names_in, open_h5
-from nd.sealed import ROWS, again, plain, recorded_of, values_of
+from nd.hdf5 import is_plain, names_in, open_h5, plain
+from nd.sealed import ROWS, again, recorded_of, values_of
 
 
 def dataset_of(handle: h5py.File, name: str) -> h5py.Dataset:
     """Return a dataset of an open file.
 
     Raises:
-        UserError: there is none of that name, or one without a shape.
+        UserError: there is none of that name, or one without a shape or of neither numbers nor text.
     """
     path = Path(handle.filename)
     found = handle.get(name)
@@ -27,6 +27,8 @@ def dataset_of(handle: h5py.File, name: str) -> h5py.Dataset:
         raise UserError(f"{path} holds no dataset {name}, but {names_in(handle)}. {again(path)}")
     if found.shape is None:
         raise UserError(f"{path}: its dataset {name} is empty. {again(path)}")
+    if not is_plain(found.id):
+        raise UserError(f"{path}: its dataset {name} holds neither numbers nor text. {again(path)}")
     return found
 
 
@@ -99,6 +101,8 @@ def attribute(holder: h5py.File, name: str, kind: Any, default: Any = None) -> A
         if default is not None:
             return default
         raise UserError(f"{path} lacks its attribute {name}. {again(path)}")
+    if not is_plain(holder.attrs.get_id(name)):
+        raise UserError(f"{path}: its attribute {name} holds neither a number nor text. {again(path)}")
     value = plain(holder.attrs[name])
     if kind in (str, int):
         if isinstance(value, kind):

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 NAMED = re.compile(r"object '([^']+)' doesn't exist")  # in HDF5's own message
 WRITE_AGAIN = "Fetch or write it again."
 SEARCHED = 64 << 20  # bytes of a file that are searched for heaps: 37 ms of one core
+PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM)  # a truth is an enumeration
 HEAP = b"GCOL\x01\0\0\0"  # begins a global heap, which holds texts; then its size in 8 bytes, and its objects
 
 
@@ -132,6 +133,26 @@ def bad_h5(path: Path, error: Exception) -> UserError:
     reason = next((said for words, said in reasons.items() if words in text), "damaged or truncated")
     log.debug("h5py does not open %s", path, exc_info=error)
     return UserError(f"{path} is not a whole HDF5 file ({reason}). {WRITE_AGAIN}")
+
+
+def is_plain(item: h5py.h5a.AttrID | h5py.h5d.DatasetID) -> bool:
+    """Whether an attribute or dataset holds numbers, truths or texts.
+
+    A damaged file may claim lists of any length or pointers, over which the library ends the whole process.
+    """
+    return item.get_type().get_class() in PLAIN
+
+
+def attributes_of(handle: h5py.File) -> dict[str, Any]:
+    """Return the attributes of an open file as plain values, those alone that ``is_plain``."""
+    return {str(name): plain(handle.attrs[name]) for name in handle.attrs if is_plain(handle.attrs.get_id(name))}
+
+
+def plain(value: Any) -> Any:
+    """Return an attribute as a plain value: text, number, truth, or a list of them."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def names_in(handle: h5py.Group) -> str:

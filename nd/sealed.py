@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from nd.digests import PerVersion, digest_array, digest_bytes, digest_file, digest_rows
 from nd.errors import UserError
 from nd.files import misfit
-from nd.hdf5 import WRITE_AGAIN, allocate, open_h5
+from nd.hdf5 import WRITE_AGAIN, allocate, attributes_of, open_h5
 
 DIGESTS, RECORDED, ROWS = "digests", "digests/recorded", "digests/rows"
 ATTRIBUTES, AGAIN = "", "again"  # entries of RECORDED beside those of datasets
@@ -152,8 +152,11 @@ def _recorded(path: Path, handle: h5py.File) -> Recorded:
         raise broken
     rows: dict[str, NDArray[np.uint64]] = {}
     for name in [name for name in of if name.startswith(f"{ROWS}/")]:
-        values: NDArray[Any] = handle[name][()] if isinstance(handle.get(name), h5py.Dataset) else np.zeros(0)
-        if values.dtype != np.uint64 or values.ndim != 1 or _digest(values) != of[name]:
+        digests = handle.get(name)
+        if not isinstance(digests, h5py.Dataset) or digests.dtype != np.uint64 or digests.ndim != 1:
+            raise broken
+        values: NDArray[Any] = digests[()]
+        if _digest(values) != of[name]:
             raise broken
         rows[name.removeprefix(f"{ROWS}/")] = values
     return Recorded(path, of, rows, of.pop(AGAIN, WRITE_AGAIN), digest_bytes(content))
@@ -210,8 +213,7 @@ def _digest(values: NDArray[Any]) -> str:
 
 
 def _digest_of_attributes(handle: h5py.File) -> str:
-    content = {str(name): plain(value) for name, value in handle.attrs.items()}
-    return digest_bytes(json.dumps(content, sort_keys=True, default=str).encode())
+    return digest_bytes(json.dumps(attributes_of(handle), sort_keys=True, default=str).encode())
 
 
 def content_digest(path: Path) -> str:
@@ -224,10 +226,3 @@ def content_digest(path: Path) -> str:
     if h5py.is_hdf5(path) and (seal := recorded_of(path).seal):
         return seal
     return digest_file(path)
-
-
-def plain(value: Any) -> Any:
-    """Return an attribute as a plain value: text, number, truth, or a list of them."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value.tolist() if hasattr(value, "tolist") else value

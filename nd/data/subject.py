@@ -22,8 +22,7 @@ from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError, unknown
 from nd.files import sha256_json
 from nd.h5_values import dataset_of, read_whole
-from nd.hdf5 import open_h5
-from nd.sealed import plain
+from nd.hdf5 import attributes_of, open_h5
 
 # What NSD's streams atlas calls early; files without that atlas have its areas apart.
 JOINED = {"early": ("V1", "V2", "V3", "hV4")}
@@ -69,7 +68,7 @@ class Subject:
         with open_h5(self.path) as handle:
             self._check(handle)
             check_linked(self.path, handle)
-            self.attributes: dict[str, Any] = {str(name): plain(value) for name, value in handle.attrs.items()}
+            self.attributes: dict[str, Any] = attributes_of(handle)
             columns = {name: self._whole(handle, name).astype(np.int32) for name in TRIAL_COLUMNS}
             n_trials = len(columns["image_id"])
             held_out = self._whole(handle, "held_out") > 0 if "held_out" in handle else np.zeros(n_trials, bool)

@@ -30,8 +30,7 @@ from nd.data.whole_numbers import LARGEST, whole_numbers
 from nd.errors import UserError
 from nd.evaluation.reconstructions import Wanted, check_external_ids, check_unique
 from nd.h5_values import read_whole
-from nd.hdf5 import names_in, open_h5
-from nd.sealed import plain
+from nd.hdf5 import attributes_of, names_in, open_h5
 
 NUMBERED = re.compile(r"([0-9]+)(?:_([0-9]+))?")
 CODE = re.compile(r"GLOBAL ([\w.]+)")  # the class that a pickle asks for, in PyTorch's message
@@ -198,7 +197,7 @@ def _from_h5(path: Path) -> Content:
         if not isinstance(handle.get(IMAGES), h5py.Dataset):
             raise UserError(f"{path} has no dataset {IMAGES}; it holds {names_in(handle)}. Name it so.")
         ids = read_whole(handle, IDS) if IDS in set(handle) else None
-        facts = {name: plain(value) for name, value in handle.attrs.items()}
+        facts = attributes_of(handle)
         return read_whole(handle, IMAGES), _numbers(ids, path), facts
 
 

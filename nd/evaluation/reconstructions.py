@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from nd.errors import UserError
 from nd.h5_values import dataset_of, read_whole
-from nd.hdf5 import open_h5
-from nd.sealed import plain, recorded_of
+from nd.hdf5 import attributes_of, open_h5
+from nd.sealed import recorded_of
 
 AGAIN = "Remove its folder and run `nd reconstruct` again with the same data settings."
 SHOWN = 5  # ids named in a message
@@ -90,7 +90,7 @@ def read_images(path: Path) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int3
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}. Remove its folder and run `nd reconstruct` again.")
         image_ids = read_whole(handle, "image_id", "iu", (None,)).astype(np.int32)
-        facts = {name: plain(value) for name, value in handle.attrs.items()}
+        facts = attributes_of(handle)
     images = Stored(path)
     if images.ndim != 5 or images.dtype.kind not in "uf":
         raise UserError(

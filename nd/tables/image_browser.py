@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
 from nd.evaluation.scores import evenly_ranked
+from nd.h5_values import read_whole
 from nd.hdf5 import open_h5
 from nd.runs.folder import RunFolder, found
 from nd.tables.gallery import ranked_row, ranking
@@ -104,7 +105,7 @@ def _side(run: RunFolder) -> int:
 def _add(tiles: Tiles, run: RunFolder, ids: Sequence[int]) -> list[int]:
     """Add the first repeat of a run's images; returns their tiles in the order of ``ids``."""
     with open_h5(run.path / "images.h5") as handle:
-        place = {int(image_id): k for k, image_id in enumerate(handle["image_id"][()])}
+        place = {int(image_id): k for k, image_id in enumerate(read_whole(handle, "image_id", "iu", (None,)))}
         return [tiles.add(np.asarray(handle["images"][place[image_id], 0])) for image_id in ids]
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nd.config import Config
 from nd.errors import UserError
 from nd.files import atomic_path, sha256_json, write_text
+from nd.h5_values import read_whole
 from nd.hdf5 import open_h5
 from nd.metrics.intervals import Interval
 from nd.runs.identity import generator_of, run_id, run_name
@@ -100,9 +101,9 @@ def read_images(path: Path) -> RoiImages:
         missing = [name for name in ("images", "roi", "n_voxels", "change") if name not in file]
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}. Remove it and run `nd roi` again.")
-        names = [name.decode() for name in file["roi"][()]]
-        lengths = {target: values[()] for target, values in file["change"].items()}
-        return RoiImages(names, file["n_voxels"][()].tolist(), file["images"][()], lengths)
+        names = [str(name) for name in read_whole(file, "roi", "O", (None,))]
+        lengths = {target: read_whole(file, f"change/{target}", "f") for target in file["change"]}
+        return RoiImages(names, read_whole(file, "n_voxels", "iu").tolist(), read_whole(file, "images", "u"), lengths)
 
 
 # ---- voxels

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.evaluation.scores import evenly_ranked
+from nd.h5_values import read_whole
 from nd.hdf5 import open_h5
 from nd.runs.folder import RunFolder
 from nd.tables.gallery import ranked_row, ranking, scores_of
@@ -69,7 +70,7 @@ def image_strips(table: Table, sources: Sequence[Source]) -> list[ImageStrips]:
 def _strips_of(row: TableRow, run: RunFolder, ids: Sequence[int]) -> list[Strip]:
     consistency = scores_of(row, CONSISTENCY, ids)
     with open_h5(run.path / "images.h5") as handle:
-        place = {int(image_id): k for k, image_id in enumerate(handle["image_id"][()])}
+        place = {int(image_id): k for k, image_id in enumerate(read_whole(handle, "image_id", "iu", (None,)))}
         repeats = [np.asarray(handle["images"][place[image_id], :MOST_REPEATS]) for image_id in ids]
     return [
         Strip(row.label, strip_uri(list(images)), len(images), score)

@@ -21,7 +21,7 @@ from nd.data.prepared import Stimuli
 from nd.digests import digest_rows
 from nd.errors import UserError
 from nd.files import check_space
-from nd.hdf5 import allocate
+from nd.hdf5 import allocate, attributes_of
 from nd.machine import versions
 from nd.sealed import RECORDED, ROWS, seal
 from nd.targets.base import Extractor
@@ -121,7 +121,7 @@ class Unfinished:
             check_space(self.path, numbers * np.dtype(self.job.dtype).itemsize, room)
             return _create(self.path, self.job, stimuli, details, reference_4P)
         try:
-            made_with = json.loads(handle.attrs["versions"])
+            made_with = json.loads(attributes_of(handle)["versions"])
             check_drift(str(self.path), handle["reference"][()], reference_4P, self.job.precision, made_with)
         except UserError:
             handle.close()
@@ -134,7 +134,7 @@ class Unfinished:
             return None
         try:
             handle = h5py.File(self.path, "r+", locking=False)  # whoever fills a store holds its lock
-            if handle.attrs.get("fingerprint") == fingerprint and all(name in handle for name in PARTS):
+            if attributes_of(handle).get("fingerprint") == fingerprint and all(name in handle for name in PARTS):
                 return handle
             handle.close()
         except (OSError, RuntimeError, KeyError, ValueError, TypeError):  # whatever h5py trips over

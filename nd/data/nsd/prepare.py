@@ -30,7 +30,7 @@ from nd.data.pieces import Piece, Settings
 from nd.data.subject_file import AGAIN, SubjectTable, lay_out, write_rows
 from nd.digests import digest_rows
 from nd.errors import UserError
-from nd.hdf5 import allocate, bad_h5
+from nd.hdf5 import allocate, attributes_of, bad_h5
 from nd.sealed import ROWS, seal
 
 LOG = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def _opened(path: Path, subject: str, plan: Plan, settings: Settings) -> h5py.Fi
     if path.exists():
         try:
             handle = h5py.File(path, "r+")
-            if handle.attrs.get("settings") == wanted and "source_bytes" in handle:
+            if attributes_of(handle).get("settings") == wanted and "source_bytes" in handle:
                 return handle
             handle.close()
         except OSError as error:
