@@ -34,7 +34,7 @@ BEGIN, END = "<!-- BENCH -->", "<!-- /BENCH -->"
 ON_CPU = (  # in this order
     "command_line", "sampler", "sweep", "ridge", "fastl2lir_solver", "extraction", "image_to_image", "minddiffuser",
     "image_flops", "sampling_memory", "recurrence", "evaluation", "data_feed", "nsd_prepare", "network", "scaling",
-    "demo",
+    "waiting", "demo",
 )  # fmt: skip
 ON_GPU = ("sampler", "sampling_memory", "image_to_image", "minddiffuser", "extraction", "network", "fastl2lir_solver")
 THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS")]

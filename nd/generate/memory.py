@@ -43,6 +43,10 @@ class Sampler(Protocol):
     leanest: int
 
     @property
+    def knows_lanes(self) -> bool:
+        """Whether it follows ``Plan.lanes``."""
+
+    @property
     def guides(self) -> bool:
         """Whether any of its work holds a graph."""
 

@@ -88,9 +88,9 @@ class Reconstruction(LightningModule):
         if recorded is not None:
             return recorded
         own = generator.plan_for(self.sizes)
-        sizes = torch.tensor([own.guided, own.plain, own.decode, -own.checkpoint], device=self.device)
-        guided, plain, decode, kept = self.trainer.strategy.reduce(sizes, reduce_op="min").tolist()
-        return Plan(guided, plain, decode, checkpoint=-kept)
+        sizes = torch.tensor([own.guided, own.plain, own.decode, -own.checkpoint, own.lanes], device=self.device)
+        guided, plain, decode, kept, lanes = self.trainer.strategy.reduce(sizes, reduce_op="min").tolist()
+        return Plan(guided, plain, decode, checkpoint=-kept, lanes=lanes)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return this process's share: every n-th whole batch, so that the cut never depends on the process count.

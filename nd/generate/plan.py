@@ -2,8 +2,8 @@
 
 What is promised about bits. The same machine (processor, libraries, threads) gives the same image to the last bit
 wherever its plan is the same: whatever else is sampled, in which order and in how many processes, in how large batches,
-interrupted or not. For every call of a network is of one size within a plan (see ``in_parts``). Another plan changes an
-image by rounding, which long guidance can turn into visible differences.
+interrupted or not. For every call of a network is of one size within a plan (see ``in_parts``) and on one number of
+threads. Another plan changes an image by rounding, which long guidance can turn into visible differences.
 
 A plan is chosen once per run, from the number of images and repeats, ``trainer.batch_size`` and memory; all processes
 follow the same, it is recorded in the run's manifest (``execution``), and a run that is resumed goes on with it. So one
@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nd.errors import UserError
+from nd.generate.lanes import lanes_for, side_by_side
 from nd.generate.memory import Need, Sampler, empty_copy, needs_of, weight_bytes
 from nd.machine import free_bytes
 
@@ -51,6 +52,7 @@ class Plan:
     plain: int  # the UNet without a graph
     decode: int  # the final images
     checkpoint: int = 0  # how much is computed again instead of kept, up to the sampler's ``leanest``; 0: nothing
+    lanes: int = 1  # parts side by side, on a CPU with memory for all of them
 
     @classmethod
     def for_speed(cls, batches: Sequence[int] = ()) -> Plan:
@@ -86,7 +88,11 @@ def size_for(batches: Sequence[int], most: int) -> int:
 
 
 def in_parts(
-    function: Callable[..., Any], at_once: int, *columns: Tensor | None, done: Callable[[int], object] | None = None
+    function: Callable[..., Any],
+    at_once: int,
+    *columns: Tensor | None,
+    lanes: int = 1,
+    done: Callable[[int], object] | None = None,
 ) -> Any:
     """Apply a function to parts of ``at_once`` rows and join what it returns.
 
@@ -97,6 +103,7 @@ def in_parts(
         function: of parts of the columns, to a tensor or a tuple of tensors with as many rows.
         at_once: rows of a part.
         columns: tensors (n, ...); None is handed on.
+        lanes: parts at a time, each in a thread of its own.
         done: called after each part with the number of rows it had, those that fill it up left out.
 
     Returns:
@@ -109,8 +116,8 @@ def in_parts(
         for column in columns
     ]
     parts = []
-    for k, part in enumerate(zip(*cut, strict=True)):
-        parts.append(function(*part))
+    for k, part in enumerate(side_by_side(function, list(zip(*cut, strict=True)), lanes)):
+        parts.append(part)
         if done is not None:
             done(min(at_once, n - k * at_once))
     if isinstance(parts[0], Tensor):
@@ -134,7 +141,8 @@ def plan_for(sampler: Sampler, memory_gb: float, batches: Sequence[int] = ()) ->
     budget = memory_gb * GB if memory_gb else FREE_SHARE * free_share(device)
     ample = AMPLE * sampler.steps_kept * sampler.backbone.config.image_size**2
     if not memory_gb and fastest.guided * ample < budget:
-        return fastest
+        wide = replace(fastest, lanes=lanes_of(sampler, fastest, batches))
+        return wide if wide.guided * wide.lanes * ample < budget else fastest
     weights = weight_bytes(sampler)
     room = (budget - (weights if memory_gb else 0)) / UNSEEN
     empty = empty_copy(sampler)
@@ -150,6 +158,20 @@ def plan_for(sampler: Sampler, memory_gb: float, batches: Sequence[int] = ()) ->
         raise too_small(sampler, budget, weights, needs_of(empty, sampler.leanest))
     log.debug("plan %s for %.1f GB", plan, budget / GB)
     return plan
+
+
+def lanes_of(sampler: Sampler, plan: Plan, batches: Sequence[int]) -> int:
+    """Return how many parts a sampler's plan allows side by side; 1 where it knows no lanes, and on a GPU.
+
+    Args:
+        sampler: says whether it knows lanes.
+        plan: sizes of the parts.
+        batches: how many samples each batch of the run has; none: nothing is known of the number of parts.
+    """
+    if not sampler.knows_lanes or sampler.backbone.device.type != "cpu":
+        return 1
+    sizes = [plan.plain, plan.decode] + ([plan.guided] if sampler.guides else [])
+    return lanes_for([-(-n // size) for n in batches for size in sizes], torch.get_num_threads()) if batches else 1
 
 
 def fitted(plan: Plan, needs: Mapping[str, Need], room: float, batches: Sequence[int] = ()) -> Plan:

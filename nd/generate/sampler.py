@@ -107,6 +107,8 @@ class GuidedSampler:
         )
         self.points = list(points) or [point_of(cfg)]
         self.denoise = Denoiser(backbone, cfg)
+        # Parts do not run side by side while the UNet is compiled, or its attention listened to.
+        self.knows_lanes = not cfg.trainer.compile and self.denoise.attention is None
         self.plan = Plan.for_speed()  # until another is taken
         self.watch: Callable[[float], object] | None = None  # called with the share of a batch that is done
         self._done = 0.0
@@ -195,7 +197,7 @@ class GuidedSampler:
             if self.watch is not None:
                 self.watch(self._done / (self._all * len(columns[0])))
 
-        return in_parts(function, getattr(self.plan, kind), *columns, done=done)
+        return in_parts(function, getattr(self.plan, kind), *columns, lanes=self.plan.lanes, done=done)
 
     @cached_property
     def _all(self) -> float:

@@ -80,6 +80,7 @@ class ImageToImage:
     """DDIM from noised latents under a text condition, with classifier-free guidance; differentiable in both."""
 
     lighter = "method.optimise=none"
+    knows_lanes = False
     leanest = 2  # 1: the activations of a UNet call are computed again, 2: those of its blocks too
 
     def __init__(
