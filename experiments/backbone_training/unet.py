@@ -78,18 +78,20 @@ def fit_unet(
     recipe: UnetRecipe,
     *,
     seed: int,
+    start: UNet2DConditionModel | None = None,
     checkpoint: Path | None = None,
     after_checkpoint: AfterCheckpoint | None = None,
     patches: Patches | None = None,
 ) -> UNet2DConditionModel:
     """The denoiser fitted to scaled latents and the hidden states of their captions (`encode_captions`).
 
-    empty_LD: the hidden states of the empty caption. patches: what the images show, for `recipe.patches_weight`.
+    empty_LD: the hidden states of the empty caption. start: a denoiser to train further; without one, a new one.
+    patches: what the images show, for `recipe.patches_weight`.
     The other arguments are those of `backbone_training.loop.fit`.
     """
     torch.manual_seed(seed)
     _, channels, size, _ = latents_NChw.shape
-    model = build_unet(recipe, size, channels, states_NKLD.shape[-1])
+    model = build_unet(recipe, size, channels, states_NKLD.shape[-1]) if start is None else start
     signal = sd_scheduler().alphas_cumprod
     parts = nn.ModuleDict({"unet": model})
     if patches is not None:

@@ -175,7 +175,7 @@ def _pose(thing: Thing, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArr
     return np.stack([c * dx + s * dy, c * dy - s * dx, 4 * thing.radius * ones, 2 * thing.tilt_rad * ones], -1)
 
 
-def _begin(rank: int, n_processes: int, meeting: Path | None = None) -> None:
+def begin(rank: int, n_processes: int, meeting: Path | None = None) -> None:
     """Logging of a process, its share of the threads, and where it meets the others."""
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // n_processes))
@@ -186,7 +186,7 @@ def _begin(rank: int, n_processes: int, meeting: Path | None = None) -> None:
 
 def _autoencoder(_: int, job: Job) -> None:
     """The autoencoder and the latents of all images, in a thread of its own."""
-    _begin(0, os.cpu_count() or 1)
+    begin(0, os.cpu_count() or 1)
     images_NHW3 = np.load(job.work / "images.npy", mmap_mode="r")
     vae = fit_vae(images_NHW3, job.plan.vae, seed=job.seed, checkpoint=job.work / "vae.pt")
     vae.save_pretrained(job.work / "vae")
@@ -195,7 +195,7 @@ def _autoencoder(_: int, job: Job) -> None:
 
 def _clip(rank: int, processes: int, job: Job) -> None:
     """Both towers, and the text encoder's states of all captions."""
-    _begin(rank, processes, job.work / "meeting-clip")
+    begin(rank, processes, job.work / "meeting-clip")
     tokenizer = CLIPTokenizer.from_pretrained(job.work / "tokenizer")
     scenes, recipe = training_scenes(job.plan.images), job.plan.clip
     said = [captions(scene) for scene in scenes]
@@ -214,7 +214,7 @@ def _clip(rank: int, processes: int, job: Job) -> None:
 
 def _denoise(rank: int, processes: int, job: Job) -> None:
     """Fit the denoiser, exporting at every checkpoint."""
-    _begin(rank, processes, job.work / "meeting-unet")
+    begin(rank, processes, job.work / "meeting-unet")
     work, plan = job.work, job.plan
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     clip = CLIP(**clip_config(plan.clip, IMAGE_SIZE, CLIPTokenizer.from_pretrained(work / "tokenizer"))).eval()
