@@ -14,6 +14,9 @@ from helpers_config import method_settings
 
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config, GuidanceConfig
+from nd.config.application import compose
+from nd.doctor.extent import Extent
+from nd.doctor.memory import memory_estimate
 from nd.generate.lanes import lanes_for, side_by_side
 from nd.generate.plan import Plan, in_parts, plan_for
 from nd.generate.sampler import GuidedSampler
@@ -126,3 +129,15 @@ def test_a_plan_has_lanes_where_they_can_be_used(
         assert plan_for(GuidedSampler(backbone, alone), 0, [80]).lanes == 1
     torch.set_num_threads(1)
     assert plan_for(sampler, 0, [80]).lanes == 1
+
+
+def test_the_doctor_counts_every_lane(two_threads: None) -> None:
+    def in_flight(*given: str) -> int:
+        return memory_estimate(compose(["experiment=scenes", *given]), Extent()).in_flight
+
+    assert in_flight() == 40
+    assert in_flight("debug.limit_images=2") == 4
+    assert in_flight("trainer.compile=true") == 20
+    assert in_flight("method=vae") == 0
+    torch.set_num_threads(1)
+    assert in_flight() == 20

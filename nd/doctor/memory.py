@@ -15,7 +15,7 @@ from nd.backbone.weights import local_folder
 from nd.config import Config
 from nd.doctor.extent import Extent
 from nd.files import read_json
-from nd.generate.plan import Plan
+from nd.generate.plan import Plan, lanes_of
 from nd.machine import pick_device
 from nd.mappers.arrays import LARGE_BYTES
 from nd.mappers.base import columns_at_once
@@ -93,9 +93,16 @@ def memory_estimate(cfg: Config, data: Extent) -> Memory:
     sample += UNET_TENSORS * unet["layers_per_block"] * unet["block_out_channels"][0] * (size // factor) ** 2
     guided = cfg.method.generator in ("guided_diffusion", "minddiffuser")
     preparing = 4.0 * SESSION_COPIES * 750 * data.voxels if cfg.data.source == "nsd" else 0.0
-    job = [cfg.debug.limit_images * cfg.method.n_repeats] if cfg.debug.limit_images else []
-    in_flight = Plan.for_speed(job).guided if guided else 0
-    return Memory(preparing, _mapper_bytes(cfg, data), float(element * sample * guided), in_flight)
+    return Memory(preparing, _mapper_bytes(cfg, data), float(element * sample * guided), _in_flight(cfg) * guided)
+
+
+def _in_flight(cfg: Config) -> int:
+    """Guided samples that go through the networks at once where there is memory for them."""
+    limit = cfg.debug.limit_images * cfg.method.n_repeats
+    job = [min(limit, cfg.trainer.batch_size) or cfg.trainer.batch_size]
+    plan = Plan.for_speed(job)
+    knows_lanes = cfg.method.generator == "guided_diffusion" and pick_device(cfg.trainer.accelerator).type == "cpu"
+    return plan.guided * (lanes_of(plan, job, guides=True) if knows_lanes and not cfg.trainer.compile else 1)
 
 
 def _mapper_bytes(cfg: Config, data: Extent) -> float:

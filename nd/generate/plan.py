@@ -141,8 +141,8 @@ def plan_for(sampler: Sampler, memory_gb: float, batches: Sequence[int] = ()) ->
     budget = memory_gb * GB if memory_gb else FREE_SHARE * free_share(device)
     ample = AMPLE * sampler.steps_kept * sampler.backbone.config.image_size**2
     if not memory_gb and fastest.guided * ample < budget:
-        wide = replace(fastest, lanes=lanes_of(sampler, fastest, batches))
-        return wide if wide.guided * wide.lanes * ample < budget else fastest
+        lanes = lanes_of(fastest, batches, sampler.guides) if sampler.knows_lanes and device.type == "cpu" else 1
+        return replace(fastest, lanes=lanes if fastest.guided * lanes * ample < budget else 1)
     weights = weight_bytes(sampler)
     room = (budget - (weights if memory_gb else 0)) / UNSEEN
     empty = empty_copy(sampler)
@@ -160,17 +160,15 @@ def plan_for(sampler: Sampler, memory_gb: float, batches: Sequence[int] = ()) ->
     return plan
 
 
-def lanes_of(sampler: Sampler, plan: Plan, batches: Sequence[int]) -> int:
-    """Return how many parts a sampler's plan allows side by side; 1 where it knows no lanes, and on a GPU.
+def lanes_of(plan: Plan, batches: Sequence[int], guides: bool) -> int:
+    """Return how many parts of a plan can run side by side on this process's threads.
 
     Args:
-        sampler: says whether it knows lanes.
         plan: sizes of the parts.
-        batches: how many samples each batch of the run has; none: nothing is known of the number of parts.
+        batches: how many samples each batch of the run has; none: nothing is known of the number of parts, 1.
+        guides: whether some steps are guided.
     """
-    if not sampler.knows_lanes or sampler.backbone.device.type != "cpu":
-        return 1
-    sizes = [plan.plain, plan.decode] + ([plan.guided] if sampler.guides else [])
+    sizes = [plan.plain, plan.decode, *([plan.guided] if guides else [])]
     return lanes_for([-(-n // size) for n in batches for size in sizes], torch.get_num_threads()) if batches else 1
 
 
