@@ -568,3 +568,17 @@ def test_a_command_composes_once_what_it_checks_and_then_runs(tmp_path: Path, mo
         assert len(made) == 3
     assert compose(words) == cfg
     assert len(made) == 4
+
+
+@pytest.mark.parametrize("method", ["neuraldiffuser", "neuraldiffuser_ridge", "minddiffuser", "souldiffuser"])
+def test_a_field_of_a_targets_mapper_keeps_the_mapper_that_the_recipe_names(method: str) -> None:
+    recipe = compose([f"method={method}"])
+    for name in recipe.method.targets:
+        changed = compose([f"method={method}", f"method.targets.{name}.mapper.spread=1.25"])
+        for other, decoding in recipe.decodings.items():
+            wanted = replace(decoding.mapper, spread=1.25) if other == name else decoding.mapper
+            assert changed.decodings[other].mapper == wanted
+    other = compose(
+        ["method=neuraldiffuser", "method.targets.z.mapper.spread=1.25", "method.targets.z.mapper.name=ridge"]
+    )
+    assert (other.decodings["z"].mapper.name, other.decodings["z"].mapper.spread) == ("ridge", 1.25)

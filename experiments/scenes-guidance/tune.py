@@ -4,13 +4,13 @@
     python experiments/scenes-guidance/tune.py --images 40 --kappas 0.1,0.3 --etas 0.2,0.4 experiment=scenes
 
 Runs what is missing before it (prepare .. predict, mappers fitted on training images alone). Then, each by the highest
-sum of the protocol's scores in SUM: rescale, strength, cfg_scale and the guidance's decoder, one after the other from
-the experiment's own values; a grid over kappa and eta, for predicted and for true features; and the gradient through
-the UNet, at every kappa of the grid and as many guided steps as cost no more FLOPs, chosen where it does better. Writes
-tuning.json beside itself: scores with 95% intervals over images, the paired gain over no guidance, and what was
-chosen. Everything after the options are overrides as for `nd run`. `--grid-only` leaves out all but the grid, `--keys`
-all but the search of some settings, which may be tried once more when kappa and eta have changed. A
-protocol without feature levels chooses by PixCorr and identification by pixels.
+sum of the protocol's scores in SUM: rescale, the spread of each target, strength, cfg_scale and the guidance's decoder,
+one after the other from the experiment's own values; a grid over kappa and eta, for predicted and for true features;
+and the gradient through the UNet, at every kappa of the grid and as many guided steps as cost no more FLOPs, chosen
+where it does better. Writes tuning.json beside itself: scores with 95% intervals over images, the paired gain over no
+guidance, and what was chosen. Everything after the options are overrides as for `nd run`. `--grid-only` leaves out all
+but the grid, `--keys` all but the search of some settings, which may be tried again when kappa and eta have changed.
+A protocol without feature levels chooses by PixCorr and identification by pixels.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ SUM = ("pixcorr", "ssim", "two_way_low", "two_way_mid", "two_way_high")
 SUM_OF_PIXELS = ("pixcorr", "two_way_pixels")
 SEARCHED = {
     "mapper.rescale": ("none", "train"),
+    "method.targets.z.mapper.spread": ("0.8", "1", "1.2", "1.4"),
+    "method.targets.c.mapper.spread": ("1", "1.2", "1.4"),
+    "method.targets.g.mapper.spread": ("1", "1.3", "1.6"),
     "method.strength": ("0.3", "0.45", "0.6", "0.75", "0.9"),
     "method.cfg_scale": ("2", "3.5", "5"),
     "guidance.decoder": ("full", "half"),

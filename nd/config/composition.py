@@ -111,11 +111,19 @@ def _apply(job: DictConfig, given: Fields) -> None:
             before = job.method.targets
             job.method.targets = {str(name): before.get(str(name)) or {} for name in value}
             job.method["_given"] = value
-        else:
+        elif not _inside_an_option(job, key):
             OmegaConf.update(job, key, value, merge=True)
     listed = job.method.pop("_given", None) if "method" in job else None
     if listed is not None and len({str(one) for one in listed}) < len(listed):
         job.method.targets = listed  # the check says that one is named twice
+
+
+def _inside_an_option(job: DictConfig, key: str) -> bool:
+    """Whether a key sets a field of what a recipe names by an option: it must not take the option's place."""
+    if (inside := per_target(key)) is None:
+        return False
+    part, _, field = inside[1].partition(".")
+    return field not in ("", "name") and isinstance(OmegaConf.select(job, f"method.targets.{inside[0]}.{part}"), str)
 
 
 def _inside_a_list(job: DictConfig, given: Fields) -> list[str]:
