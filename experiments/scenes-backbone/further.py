@@ -125,6 +125,7 @@ def write_unet(unet: torch.nn.Module, weights: Path, out: Path) -> None:
     new, old = out / ".unet.new", out / ".unet.old"
     shutil.rmtree(new, ignore_errors=True)
     half(unet).save_pretrained(new)
+    shutil.copy(weights / "unet" / "config.json", new)  # without the place that the UNet was read from
     for file in new.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that only their owner can read
     (out / "unet").rename(old)
