@@ -1,5 +1,8 @@
-"""Train the denoiser of a finished Scenes backbone further: see README.md for the command and its figures.
+"""Train the denoiser of a finished Scenes backbone further.
 
+    python experiments/scenes-backbone/further.py --weights nd/weights/scenes --out weights/scenes --seed 1
+
+It has been run in ``--quick`` size alone: the shipped weights are train.py's, and how long it takes is not measured.
 The autoencoder, the towers and the text encoder stay as they are: the folder is copied and its UNet replaced. Latents
 and caption states are worked out once, in the work folder, from which an interrupted run goes on.
 """
