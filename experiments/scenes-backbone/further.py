@@ -54,7 +54,7 @@ class Further:
 IMAGES = 96_000
 RECIPE = replace(
     FULL.unet,
-    how=replace(FULL.unet.how, steps=14_000, learning_rate=1e-3, average=0.9995, decay_share=0.5),
+    how=replace(FULL.unet.how, steps=6_500, batch=64, warmup=200, decay_share=0.6),  # a batch of each process
 )
 
 
