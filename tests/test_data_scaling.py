@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
+from test_data_prepared import subject_arrays
 
 from nd.data import scaling
+from nd.data.prepared import Subject, mean_betas, write_subject
 from nd.data.scaling import Scaler
 from nd.data.splits import Fold
 from nd.errors import LeakError, UserError
@@ -58,6 +62,20 @@ def test_a_constant_voxel_becomes_zero(value: float, n_blocks: int) -> None:
     scaler = Scaler.fit_blocks(np.array_split(train, n_blocks))
     np.testing.assert_array_equal(scaler.transform(train)[:, 0], 0)
     assert scaler.scale[0] == 1
+
+
+def test_a_constant_voxel_becomes_zero_however_often_images_were_shown(tmp_path: Path) -> None:
+    arrays = subject_arrays()
+    image_id = np.array([0, 0, 1, 1, 2, 2, 2, 3, 3, 3], np.int32)  # training images 0 to 2, test image 3
+    arrays |= {name: np.arange(10, dtype=np.int32) for name in ("session", "repeat", "trial")} | {"image_id": image_id}
+    arrays["voxels"] = np.random.default_rng(5).normal(size=(10, 5)).astype(np.float32)
+    arrays["voxels"][:, 1] = 1000.1  # the float32 mean of three of them is another number
+    write_subject(tmp_path / "subj01.h5", **arrays)
+    train, test = (mean_betas(Subject(tmp_path / "subj01.h5"), np.array(ids)) for ids in ([0, 1, 2], [3]))
+    assert len(np.unique(train[:, 1])) == 2, "else this tests nothing"
+    scaler = Scaler.fit(train)
+    assert scaler.scale[1] == 1
+    np.testing.assert_allclose(scaler.transform(test)[:, 1], 0, atol=1e-3)
 
 
 def test_voxels_that_are_all_constant_are_refused() -> None:

@@ -96,8 +96,9 @@ class Scaler:
         if moments.mean is None or moments.squares is None or moments.n < 2:
             raise UserError(f"scaling needs at least 2 training rows and got {moments.n}. Enlarge the training part.")
         scale = np.sqrt(moments.squares / moments.n)
-        # A constant column leaves rounding of the size of its mean in the standard deviation.
-        constant = scale <= 10 * np.finfo(np.float64).eps * np.abs(moments.mean)
+        # Rows are float32: means over three and over two trials of a voxel that never varies may differ in their last
+        # digit, which would be scaled up to the size of a signal that tells how often an image was shown.
+        constant = scale <= 2 * np.finfo(np.float32).eps * np.abs(moments.mean)
         if constant.all():
             raise UserError(
                 f"none of the {len(constant)} voxels varies over the {moments.n} rows given, so nothing can be "
