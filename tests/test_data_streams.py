@@ -55,6 +55,16 @@ def test_an_roi_of_that_name_goes_before_a_stream(tmp_path: Path) -> None:
     assert np.flatnonzero(Subject(path).inside("dorsal_stream")).tolist() == [1]
 
 
+@pytest.mark.parametrize(
+    ("roi", "wanted"),
+    [("ecc4", [0]), ("ecc4+", [1]), ("V1+ecc4+", [1, 2]), ("ecc4++V1", [1, 2]), ("ecc4+V1", [0, 2]), ("V1+V2", [3])],
+)
+def test_names_that_hold_a_plus_can_be_chosen(tmp_path: Path, roi: str, wanted: list[int]) -> None:
+    """One of NSD's label tables calls a label ecc4+, and files of one's own may be called anything."""
+    subject = Subject(with_rois(tmp_path / "someone.h5", "ecc4", "ecc4+", "V1", "V1+V2"), roi)
+    assert np.flatnonzero(subject.mask_of(roi)).tolist() == wanted
+
+
 def test_table_of_streams_in_yaml(small_world: Config, tmp_path: Path) -> None:
     """It replaces what is built in and may add streams; a mapper of a recipe then takes one."""
     sizes = {"n_train": 60, "n_val": 10, "n_test": 12, "n_repeats": 2, "n_voxels": 150}

@@ -6,6 +6,7 @@ every value handed out is finite. The reader holds no open file, so it can be co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -135,7 +136,9 @@ class Subject:
         """
         if roi == ALL_VOXELS:
             return np.ones(self._n_all, bool)
-        mask: NDArray[np.bool_] = np.any([self._one(name) for name in roi.split("+")], axis=0)
+        # Names may end in '+', as ecc4+ of NSD's prf-eccrois does: the last '+' of several joins.
+        names = [roi] if roi in self.rois else re.split(r"\+(?!\+|$)", roi)
+        mask: NDArray[np.bool_] = np.any([self._one(name) for name in names], axis=0)
         if not mask.any():
             raise UserError(f"ROI {roi!r} of {self.path.name} holds no voxel. Choose another.")
         return mask
