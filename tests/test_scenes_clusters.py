@@ -48,7 +48,7 @@ def test_trials_are_scaled_by_those_of_training_images(tmp_path: Path) -> None:
 def test_a_folder_of_the_other_split_is_refused_both_ways(tmp_path: Path) -> None:
     random, clustered = (small(tmp_path, "data.name=one", f"data.split={s}") for s in ("scenes", "scenes-clusters"))
     prepare(random)
-    with pytest.raises(UserError, match=r"\(split: made with None, asked for scenes-clusters\)"):
+    with pytest.raises(UserError, match=r"\(split: made without, asked for scenes-clusters\)"):
         prepare(clustered)
     subject = subject_path(random)
     for file in (subject.parent).iterdir():

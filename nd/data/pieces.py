@@ -188,7 +188,7 @@ def is_prepared(folder: Path, piece: Piece) -> bool:
 
 def _check_settings(path: Path, made: Settings, asked: Settings) -> None:
     differing = [
-        f"{name}: made {f'with {made.get(name)}' if made.get(name) != '' else 'without'}, asked for {value}"
+        f"{name}: made {f'with {made[name]}' if made.get(name) not in ('', None) else 'without'}, asked for {value}"
         for name, value in asked.items()
         if value != "" and made.get(name) != value
     ]
