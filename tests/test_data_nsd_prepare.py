@@ -678,3 +678,82 @@ def test_another_file_at_the_new_place(root: Path, tmp_path: Path) -> None:
     truncate(tmp_path / "elsewhere" / tree.STIMULI, 0.9)
     with pytest.raises(UserError, match=r"elsewhere.* is not the file .*tree.* that .*stimuli.h5 was prepared from"):
         prepare(nsd(tmp_path / "elsewhere", tmp_path / "data"))
+
+
+# ---- what may change between two attempts ----------------------------------------------------------------------------
+
+
+def put_mask(made: Path, path: Path, first: int, last: int) -> None:
+    """Write a mask of one's own: some of the voxels of nsdgeneral, by their number there."""
+    inside = read_mask(made, "subj01", "nsdgeneral")
+    values = np.zeros(inside.grid, np.int16)
+    values[tuple(inside.ijk[first:last].T)] = 1
+    write_nifti(path, values)
+
+
+@pytest.mark.parametrize("last", [40, 30], ids=["as many voxels", "fewer"])
+def test_an_attempt_with_another_mask_is_not_gone_on_with(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    cfg = nsd(made, tmp_path / "data", mask=str(tmp_path / "mine.nii.gz"))
+    put_mask(made, tmp_path / "mine.nii.gz", 0, 20)
+    interrupt(cfg, monkeypatch)
+    put_mask(made, tmp_path / "mine.nii.gz", 20, last)
+    prepare(cfg)
+    whole = nsd(made, tmp_path / "whole", mask=str(tmp_path / "mine.nii.gz"))
+    prepare(whole)
+    found, wanted = open_subject(cfg), open_subject(whole)
+    np.testing.assert_array_equal(found.ijk, wanted.ijk)
+    np.testing.assert_array_equal(found.voxels(np.arange(120)), wanted.voxels(np.arange(120)))
+
+
+def interrupt(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare until two sessions are written."""
+    original, calls = prepare_module._write_session, []
+
+    def stopped(*given: Any) -> None:
+        calls.append(given)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        original(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_write_session", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(cfg)
+
+
+def test_rois_fetched_after_an_interruption_are_there(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg, atlas = nsd(root, tmp_path / "data"), root / tree.roi_path("subj01", "streams")
+    atlas.rename(tmp_path / "later.nii.gz")
+    interrupt(cfg, monkeypatch)
+    (tmp_path / "later.nii.gz").rename(atlas)
+    prepare(cfg)
+    assert "streams" in open_subject(cfg).rois
+    assert "was begun from another design, mask or ROIs" in caplog.text
+
+
+def test_a_mask_of_ones_own_that_was_written_again_is_another(made: Path, tmp_path: Path) -> None:
+    cfg = nsd(made, tmp_path / "data", mask=str(tmp_path / "mine.nii.gz"))
+    put_mask(made, tmp_path / "mine.nii.gz", 0, 20)
+    prepare(cfg)
+    prepare(cfg)
+    put_mask(made, tmp_path / "mine.nii.gz", 0, 30)
+    with pytest.raises(UserError, match=r"prepared with other settings \(mask_sha256: made with \w{12}, asked for"):
+        prepare(cfg)
+    (tmp_path / "mine.nii.gz").unlink()
+    prepare(cfg)  # nothing is there to be compared
+
+
+def test_other_captions_for_images_that_are_prepared(made: Path, tmp_path: Path) -> None:
+    prepare(nsd(made, tmp_path / "data"))
+    prepare(nsd(made, tmp_path / "data", captions=str(made / "annotations")))  # those that were read
+    np.save(tmp_path / "mine.npy", np.full((100, 1), "something else"))
+    with pytest.raises(UserError, match=r"stimuli.h5 was prepared with other settings \(captions: made without, asked"):
+        prepare(nsd(made, tmp_path / "data", captions=str(tmp_path / "mine.npy")))
+    cfg = nsd(made, tmp_path / "other", captions=str(tmp_path / "mine.npy"))
+    prepare(cfg)
+    prepare(cfg)
+    assert Stimuli(stimuli_path(cfg)).captions(np.array([3])) == [["something else"]]

@@ -72,6 +72,14 @@ def files_of(source: Path) -> list[Path]:
     return files
 
 
+def files_if_there(source: Path | None) -> list[Path]:
+    """The files behind ``source``; none where it is not there or holds none."""
+    try:
+        return files_of(source) if source is not None else []
+    except (UserError, OSError):
+        return []
+
+
 def read_coco(path: Path, content: dict[str, Any]) -> Captions:
     """COCO id to captions, in the order of the annotations. ``content`` is that of the JSON file ``path``."""
     annotations = content["annotations"]

@@ -128,14 +128,9 @@ def _with_mask(files: list[Expected], subject: str, mask: str) -> list[Expected]
         else file
         for file in files
     ]
-    if own_mask(mask) or any(file.path == wanted for file in out):
+    if nsd.own_mask(mask) or any(file.path == wanted for file in out):
         return out
     return [Expected(wanted, "mask"), *out]
-
-
-def own_mask(mask: str) -> bool:
-    """Whether ``data.mask`` is a file of one's own."""
-    return mask.endswith((".nii", ".nii.gz"))
 
 
 def _mindeye2(cfg: Config, root: Path | None, absent: Collection[str]) -> list[Expected]:
@@ -211,7 +206,7 @@ def _other_problems(cfg: Config, root: Path | None, absent: Collection[str]) -> 
             f"split {data.split} needs {wanted} sessions of {subject}, but {had} will be prepared ({limit}scanned in "
             f"{planned}). Choose another subject or split{', or more data.sessions' if asked else ''}."
         )
-    if data.source == "nsd" and own_mask(data.mask) and not Path(data.mask).expanduser().is_file():
+    if data.source == "nsd" and nsd.own_mask(data.mask) and not Path(data.mask).expanduser().is_file():
         problems.append(f"data.mask={data.mask} does not exist.")
     if data.captions and STIMULI in absent:
         try:

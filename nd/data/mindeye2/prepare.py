@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from nd.config import Config
-from nd.data.captions import captions_for, files_of
+from nd.data.captions import captions_for, files_if_there
 from nd.data.linked_stimuli import open_images, write_linked_stimuli
 from nd.data.links import link
 from nd.data.mindeye2 import tree
@@ -88,7 +88,7 @@ class Release:
             "image_size": self.data.image_size,
             "trials_bytes": _bytes(tars),
             "images_bytes": _bytes([self._file(tree.IMAGES)]),
-            "captions_bytes": _bytes(_caption_files(captions)),
+            "captions_bytes": _bytes(files_if_there(captions)),
         }
 
     def subject_settings(self) -> Settings:
@@ -188,14 +188,6 @@ class Release:
             "transductive": False,
             "sessions_scanned": trials.planned,
         }
-
-
-def _caption_files(source: Path | None) -> list[Path]:
-    """The files behind ``source``; none where it is not there."""
-    try:
-        return files_of(source) if source is not None else []
-    except (UserError, OSError):
-        return []
 
 
 def _bytes(files: list[Path | None] | list[Path]) -> int | str:

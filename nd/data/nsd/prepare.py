@@ -2,7 +2,7 @@
 
 The subject's file is laid out in full at the start. A session whose betas are in it is marked as done with the size of
 the file they came from; an interrupted preparation goes on with the first session that is not marked, or whose file
-has another size by now.
+has another size by now. Where design, mask or ROIs are others by then, it starts again.
 Shapes: T trials, V voxels, S sessions.
 """
 
@@ -20,16 +20,18 @@ import numpy as np
 from tqdm import tqdm
 
 from nd.config import Config, DataConfig
-from nd.data.captions import captions_for
+from nd.data.captions import captions_for, files_if_there
 from nd.data.linked_stimuli import open_images, write_linked_stimuli
 from nd.data.nsd import tree
 from nd.data.nsd.betas import RULES, check_session, read_session, scale_session, session_files
 from nd.data.nsd.design import Trials, check_usable, read_coco_ids, read_trials
 from nd.data.nsd.volumes import Mask, on_grid, read_mask, read_rois
+from nd.data.own_images import hash_of
 from nd.data.pieces import Piece, Settings
-from nd.data.subject_file import AGAIN, SubjectTable, lay_out, write_rows
+from nd.data.subject_file import AGAIN, TRIAL_COLUMNS, SubjectTable, lay_out, write_rows
 from nd.digests import digest_rows
 from nd.errors import UserError
+from nd.files import sha256_json
 from nd.hdf5 import allocate, attributes_of, bad_h5
 from nd.sealed import ROWS, seal
 
@@ -39,17 +41,38 @@ LOG = logging.getLogger(__name__)
 def pieces_of(cfg: Config) -> list[Piece]:
     """The stimuli of ``data.subjects`` and the voxels of ``subject.name``.
 
-    Without ``data.root`` they are only compared with what is prepared already.
+    Without ``data.root`` they are only compared with what is prepared already. Files of NSD are taken to be NSD's; a
+    mask and captions of one's own may be written again, so their hash is among the settings.
     """
     data, subject = cfg.data, cfg.subject.name
-    stimuli = {"source": "nsd", "subjects": list(data.subjects), "image_size": data.image_size}
+    stimuli = {"source": "nsd", "subjects": list(data.subjects), "image_size": data.image_size, **_own_captions(data)}
     rule = {name: getattr(data, name) for name in ("betas", "mask", "scaling", "constant_voxels", "sessions")}
-    voxels = {"source": "nsd", "subject": subject, **rule}
+    voxels = {"source": "nsd", "subject": subject, **rule, **_own_mask(data)}
     places = {"images": Path(data.root).expanduser() / tree.STIMULI} if data.root else {}
     return [
         Piece("stimuli.h5", stimuli, partial(_write_stimuli, data, cfg.trainer.progress), links=places),
         Piece(f"{subject}.h5", voxels, partial(_write_subject, data, subject, voxels), resumable=True),
     ]
+
+
+def _own_mask(data: DataConfig) -> Settings:
+    """Hash of a mask that is no volume of NSD's; empty where it is not there."""
+    path = Path(data.mask).expanduser()
+    return {"mask_sha256": hash_of(path) if path.is_file() else ""} if tree.own_mask(data.mask) else {}
+
+
+def _own_captions(data: DataConfig) -> Settings:
+    """Hash of captions that are given, empty where there are none; nothing where those of ``data.root`` are read."""
+    source = Path(data.captions).expanduser()
+    if not data.captions or (data.root and source == _captions(data.root)):
+        return {}
+    files = files_if_there(source)
+    return {"captions": sha256_json([[path.name, hash_of(path)] for path in files]) if files else ""}
+
+
+def _captions(root: str | Path) -> Path:
+    """The folder of COCO's captions below a root."""
+    return Path(root).expanduser() / "annotations"
 
 
 # ---- images --------------------------------------------------------------------------------------------------------
@@ -62,7 +85,7 @@ def _write_stimuli(data: DataConfig, progress: bool, path: Path) -> None:
     image_id = np.unique(np.concatenate([one.image_id for one in trials]))
     shared = np.unique(np.concatenate([one.image_id[one.shared] for one in trials]))
     coco_id = read_coco_ids(root, image_id, shared)
-    captions = captions_for(Path(data.captions or root / "annotations"), image_id.tolist(), coco_id.tolist())
+    captions = captions_for(Path(data.captions or _captions(root)).expanduser(), image_id.tolist(), coco_id.tolist())
     file = root / tree.STIMULI
     side = open_images(file, tree.STIMULI_KEY).shape[0]
     if side != data.image_size:
@@ -159,9 +182,10 @@ def _opened(path: Path, subject: str, plan: Plan, settings: Settings) -> h5py.Fi
     if path.exists():
         try:
             handle = h5py.File(path, "r+")
-            if attributes_of(handle).get("settings") == wanted and "source_bytes" in handle:
+            if attributes_of(handle).get("settings") == wanted and _is_laid_out(handle, plan):
                 return handle
             handle.close()
+            LOG.warning("%s was begun from another design, mask or ROIs, or settings; starting it again", path)
         except OSError as error:
             if isinstance(error, BlockingIOError):
                 raise bad_h5(path, error) from None
@@ -179,6 +203,18 @@ def _opened(path: Path, subject: str, plan: Plan, settings: Settings) -> h5py.Fi
         path.unlink(missing_ok=True)  # nothing worth resuming
         raise
     return handle
+
+
+def _is_laid_out(handle: h5py.File, plan: Plan) -> bool:
+    """Whether a file that was begun has the trials, voxels and ROIs of the files that are there now."""
+    columns = {name: getattr(plan.table, name) for name in (*TRIAL_COLUMNS, "held_out", "ijk", "ncsnr")}
+    columns |= {f"rois/{name}": mask for name, mask in plan.table.rois.items()}
+    there = {name for name in columns if name in handle} | {f"rois/{name}" for name in handle.get("rois", ())}
+    return (
+        "source_bytes" in handle
+        and there == {name for name, values in columns.items() if values is not None}
+        and all(np.array_equal(handle[name][()], columns[name]) for name in there)
+    )
 
 
 def _write_session(data: DataConfig, plan: Plan, k: int, handle: h5py.File) -> None:

@@ -58,6 +58,11 @@ def roi_path(subject: str, volume: str) -> str:
     return f"nsddata/ppdata/{subject}/func1pt8mm/roi/{volume}.nii.gz"
 
 
+def own_mask(mask: str) -> bool:
+    """Whether ``data.mask`` is a file of one's own and no volume of the tree."""
+    return mask.endswith((".nii", ".nii.gz"))
+
+
 def label_paths(subject: str, volume: str) -> tuple[str, str]:
     """Where the names of a volume's labels may stand: with the subject, or with the template brain."""
     return tuple(f"nsddata/freesurfer/{one}/label/{volume}.mgz.ctab" for one in (subject, "fsaverage"))  # type: ignore[return-value]

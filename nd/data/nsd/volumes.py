@@ -54,7 +54,7 @@ def read_mask(root: Path, subject: str, mask: str) -> Mask:
     Raises:
         UserError: missing, damaged, empty or not of whole numbers, or nsdgeneral that is not as large as NSD's.
     """
-    own = mask.endswith((".nii", ".nii.gz"))
+    own = tree.own_mask(mask)
     path = Path(mask).expanduser() if own else root / tree.roi_path(subject, mask)
     if not path.is_file():
         names = sorted(p.name.removesuffix(".nii.gz") for p in path.parent.glob("*.nii.gz"))
