@@ -630,6 +630,15 @@ def test_a_session_without_any_variation() -> None:
         scale_session(np.ones((4, 3), np.float32), np.zeros(4, bool), "raw", "zero", lambda voxel: f"x {voxel}")
 
 
+@pytest.mark.parametrize("rule", ["raw", "session", "session_train"])
+def test_a_voxel_constant_in_a_session_becomes_zero_by_every_rule(rule: str) -> None:
+    betas = np.random.default_rng(0).normal(2, 1, (6, 3)).astype(np.float32)
+    betas[:, 1] = 5
+    scaled = scale_session(betas.copy(), np.arange(6) == 0, rule, "zero", str)
+    np.testing.assert_array_equal(scaled[:, 1], 0)
+    assert rule != "raw" or np.array_equal(scaled[:, [0, 2]], betas[:, [0, 2]])
+
+
 def test_splits_that_could_not_be_evaluated_are_refused_before_betas_are_read(made: Path, tmp_path: Path) -> None:
     for n_val in (1, 23):
         with pytest.raises(UserError, match=rf"data.n_val={n_val} does not fit split 'nsd1000': .* from 2 to 22"):

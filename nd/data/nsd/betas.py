@@ -216,9 +216,8 @@ def scale_session(
             f"{int(flat.sum()) - 1} others: it was outside the imaged volume. Leave such voxels out of data.mask, or "
             "set them to 0 in such sessions with data.constant_voxels=zero."
         )
-    if rule == "raw":
-        return betas_TV
-    betas_TV -= mean.astype(np.float32)
-    betas_TV /= np.where(flat, 1, spread).astype(np.float32)
+    if rule != "raw":
+        betas_TV -= mean.astype(np.float32)
+        betas_TV /= np.where(flat, 1, spread).astype(np.float32)
     betas_TV[:, flat] = 0
     return betas_TV
