@@ -306,6 +306,18 @@ def test_normalised_term_has_kappa_times_the_size_of_the_noise() -> None:
     assert float((term[0] * gradient[0]).sum()) > 0  # up the loss in eps is down the loss in z
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_not_taken_for_none(value: float, normalise: bool) -> None:
+    """The sample has to stop with a message: unguided, it would look as if it had been guided."""
+    eps, gradient = torch.randn(3, 4, 4, 4), torch.randn(3, 4, 4, 4)
+    gradient[1], gradient[2] = 0, value
+    moved = guided_noise(eps, gradient, 0.1, 0.7, normalise=normalise)
+    assert torch.isfinite(moved[:2]).all()
+    assert torch.equal(moved[1], eps[1])
+    assert not torch.isfinite(moved[2]).any()
+
+
 def test_saturated_pixels_keep_their_gradient(backbone: Backbone) -> None:
     """Far outside [0, 1] a clamped image would have no gradient at all."""
     guide = guide_of(backbone, *inputs(1)[1:])

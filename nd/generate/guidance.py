@@ -183,9 +183,12 @@ def norm_of(x_BChw: Tensor) -> Tensor:
 
 
 def unit_vectors(x_BChw: Tensor) -> Tensor:
-    """Return each image's direction: norm 1, or 0 where the image is zero; safe for values near underflow."""
+    """Return each image's direction: norm 1, or 0 where the image is zero; safe for values near underflow.
+
+    What is not finite has none: not finite it stays, so that nobody takes it for an image that needs no change.
+    """
     largest = x_BChw.abs().amax(dim=(1, 2, 3), keepdim=True)
-    scaled = torch.where(largest > 0, x_BChw / torch.where(largest > 0, largest, 1), 0)
+    scaled = torch.where(largest == 0, 0, x_BChw / torch.where(largest == 0, 1, largest))
     return scaled / norm_of(scaled).clamp_min(1)
 
 
