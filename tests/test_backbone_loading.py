@@ -259,6 +259,15 @@ def test_truncated_files(file: str, part: str, folder: BackboneConfig) -> None:
         getattr(load_backbone(folder), part)
 
 
+@pytest.mark.parametrize("kept", ["", "vocab.json"])
+def test_a_tokenizer_without_its_words_is_refused(kept: str, folder: BackboneConfig) -> None:
+    """transformers would make one that knows no word, to which all captions are the same."""
+    for name in {"tokenizer.json", "vocab.json", "merges.txt"} - {kept}:
+        (Path(folder.weights) / "tokenizer" / name).unlink()
+    with pytest.raises(UserError, match=r"tokenizer holds no vocabulary \(tokenizer\.json, or vocab\.json and merges"):
+        load_backbone(folder).encode_text(["a"])
+
+
 @pytest.mark.parametrize("part", ["vae", "text_encoder"])
 def test_weights_that_a_file_lacks_are_never_made_up(part: str, folder: BackboneConfig) -> None:
     (path,) = (Path(folder.weights) / part).glob("*.safetensors")

@@ -19,13 +19,12 @@ from torch import Tensor
 from nd.backbone.clip_pictures import to_pixels
 from nd.backbone.reading import freeze, quiet, read_module, reading
 from nd.backbone.tower_clip import TOKENIZER, backbone_hash, clip_of_tower, config_of_tower, is_backbone
-from nd.backbone.weights import OTHER_FILES, fetch, hash_file, shipped_folder
+from nd.backbone.weights import OTHER_FILES, fetch, has_vocabulary, hash_file, shipped_folder
 from nd.errors import UserError
 from nd.files import PACKAGE, located, sha256_json
 
 FIELD = "target.clip"
 CONFIG_FILE, WEIGHT_FILE, TOKENIZER_FILES = "config.json", "model.safetensors", OTHER_FILES["tokenizer"]
-NEEDS_OF_TOKENIZER = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either will do
 
 # Size of model.safetensors as listed on the hub.
 SIZES = {"openai/clip-vit-large-patch14": "1.7 GB, licence MIT"}
@@ -149,9 +148,8 @@ class Clip:
         """A transformers CLIPTokenizer."""
         from transformers import CLIPTokenizer
 
-        # Without these files transformers makes a tokenizer that knows no word.
         folder = self._tokenizer_folder
-        if not any(all((folder / name).is_file() for name in names) for names in NEEDS_OF_TOKENIZER):
+        if not has_vocabulary(folder):
             raise UserError(f"{self.field}={self.source}: {folder} holds no tokenizer. {self._remedy}")
         with reading("the CLIP model's tokenizer", folder):
             return CLIPTokenizer.from_pretrained(folder, local_files_only=True)

@@ -30,6 +30,7 @@ OTHER_FILES = {
     "scheduler": ("scheduler_config.json",),
 }
 PARTS = (*WEIGHT_FILES, *OTHER_FILES)
+VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # of a tokenizer; either will do
 
 # Download sizes as listed on the hub, in GB, of the float32 safetensors.
 KNOWN = {
@@ -56,7 +57,7 @@ class Source:
         """The folder of one part, its files in place.
 
         Raises:
-            UserError: the part, or its safetensors, is neither here nor reachable.
+            UserError: the part, its safetensors, or a tokenizer's vocabulary is neither here nor reachable.
         """
         root = self.folder if self.folder is not None else _fetch(self.text, name)
         folder = root / name
@@ -64,12 +65,25 @@ class Source:
             return self.shared.part(name)
         if not folder.is_dir():
             raise UserError(f"backbone.weights={self.text}: {root} has no folder {name!r}. {_remedy(self.text)}")
+        if name == "tokenizer" and not has_vocabulary(folder):
+            raise UserError(
+                f"backbone.weights={self.text}: {folder} holds no vocabulary (tokenizer.json, or vocab.json and "
+                f"merges.txt). {_remedy(self.text)}"
+            )
         if name in WEIGHT_FILES and not any((folder / f).is_file() for f in WEIGHT_FILES[name]):
             raise UserError(
                 f"backbone.weights={self.text}: {folder} holds no {WEIGHT_FILES[name][0]}. Only safetensors are read. "
                 f"{_remedy(self.text)}"
             )
         return folder
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Say whether a tokenizer's folder says which words there are.
+
+    Without, transformers makes a tokenizer that knows no word, and all captions become the same.
+    """
+    return any(all((folder / name).is_file() for name in names) for names in VOCABULARY)
 
 
 def find_source(weights: str) -> Source:
