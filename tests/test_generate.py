@@ -204,6 +204,23 @@ def test_share_of_counts_as_in_decimal(n: int, share: float, steps: int) -> None
     assert share_of(n, share) == steps
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_timesteps_may_be_spaced_in_any_way(spacing: str) -> None:
+    """30 do not divide 1,000, so timesteps are not all 33 apart."""
+    scheduler = DDIMScheduler(**SD_SCHEDULE, timestep_spacing=spacing)
+    whole, part = build_schedule(scheduler, 30, 1.0), build_schedule(scheduler, 30, 0.5, slot_above=True)
+    assert whole.alpha_bar_next[:-1] == whole.alpha_bar[1:]
+    assert part.timesteps == whole.timesteps[15:]
+    assert part.start == whole.alpha_bar[14]
+
+
+def test_more_steps_than_the_schedule_has_timesteps_are_refused() -> None:
+    scheduler = DDIMScheduler(**SD_SCHEDULE)
+    assert len(build_schedule(scheduler, 1000, 0.5)) == 500
+    with pytest.raises(UserError, match=r"steps=1000: .*steps_offset \(1\).* timestep 1000, and the last is 999"):
+        build_schedule(scheduler, 1000, 1.0)
+
+
 @pytest.mark.parametrize(("steps", "strength"), [(1, 0.5), (10, 0.0), (10, 1.2)])
 def test_schedule_without_steps_is_refused(steps: int, strength: float) -> None:
     with pytest.raises(UserError, match=r"method\.strength.* leave .* steps"):

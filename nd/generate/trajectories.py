@@ -98,7 +98,8 @@ def build_schedule(
             CompVis' DDIM sampler does image to image: 741 for 50 steps and .75.
 
     Raises:
-        UserError: if no step is left to run, or the backbone does not predict noise.
+        UserError: if no step is left to run, the backbone does not predict noise, or its schedule has no timestep for
+            so many steps.
     """
     ddim = DDIMScheduler.from_config(scheduler.config)
     if ddim.config["prediction_type"] != "epsilon":
@@ -115,15 +116,21 @@ def build_schedule(
             f"between 1 and {steps} are needed. Raise one of them, with strength in (0, 1]."
         )
     ddim.set_timesteps(steps)
-    timesteps = [int(t) for t in ddim.timesteps[-n:]]
-    jump = len(ddim.alphas_cumprod) // steps
-    before = [t - jump for t in timesteps]
+    every = [int(t) for t in ddim.timesteps]
+    timesteps, jump, last = every[-n:], len(ddim.alphas_cumprod) // steps, len(ddim.alphas_cumprod) - 1
+    if timesteps[0] > last:
+        raise UserError(
+            f"method.steps={steps}: moved by the backbone's steps_offset ({ddim.config['steps_offset']}), sampling "
+            f"would begin at timestep {timesteps[0]}, and the last is {last}. Give fewer steps."
+        )
     alpha_bar = tuple(float(ddim.alphas_cumprod[t]) for t in timesteps)
-    after = tuple(float(ddim.alphas_cumprod[t] if t >= 0 else ddim.final_alpha_cumprod) for t in before)
+    end = timesteps[-1] - jump
+    # Each step leads to the level of the next one: timesteps that are not spaced as leading ones are no jump apart.
+    after = (*alpha_bar[1:], float(ddim.alphas_cumprod[end] if end >= 0 else ddim.final_alpha_cumprod))
     noised_to = timesteps[0] if matched_start else int(n / steps * len(ddim.alphas_cumprod))
-    noised_to += jump if slot_above else 0
-    start = float(ddim.alphas_cumprod[min(noised_to, len(ddim.alphas_cumprod) - 1)])
-    return Schedule(tuple(timesteps), alpha_bar, after, start)
+    if slot_above:
+        noised_to += every[-n - 1] - timesteps[0] if n < steps else jump
+    return Schedule(tuple(timesteps), alpha_bar, after, float(ddim.alphas_cumprod[min(noised_to, last)]))
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
