@@ -22,7 +22,7 @@ from nd.config.application import compose
 from nd.errors import UserError
 from nd.generate.denoiser import SelfAttention, degraded
 from nd.generate.guidance import VARIANTS, image_decoder, kappa_at
-from nd.generate.guided_diffusion import GuidedDiffusion, Previews
+from nd.generate.guided_diffusion import GuidedDiffusion, Previews, previews_of
 from nd.generate.sampler import GuidedSampler
 from nd.generate.trajectories import noise_for
 
@@ -204,3 +204,14 @@ def test_previews_show_the_first_image_after_every_step(backbone: Backbone, tmp_
     assert np.abs(last.astype(int) - np.concatenate(list(quiet[0]), axis=1)).max() <= 1
     generator([11], inputs(1))
     assert len(list((tmp_path / "shown").iterdir())) == 4  # of the first batch alone
+
+
+def test_of_several_processes_the_first_shows_previews(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a first batch, and what is named by no image would be the last one's to write."""
+    cfg = settings(backbone)
+    cfg.trainer.previews = "shown"
+    assert previews_of(cfg, backbone) is not None
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    for rank in (0, 1):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        assert (previews_of(cfg, backbone) is None) == (rank > 0)

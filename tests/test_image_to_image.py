@@ -236,6 +236,13 @@ def test_drawn_guesses_belong_to_the_image(tiny: Tiny) -> None:
     assert torch.equal(*FirstGuess(model, 4, sample=False)([5, 6], same, 2))
 
 
+def test_previews_are_of_the_first_point_of_a_sweep(overrides: list[str], tiny: Tiny, tmp_path: Path) -> None:
+    cfg = configured(overrides, tiny, "method=takagi", "method.repeats=2", f"trainer.previews={tmp_path}/shown")
+    reconstruct_together([derive(cfg, f"method.strength={strength}") for strength in (0.6, 0.8)])
+    names = sorted(path.name for path in (tmp_path / "shown").iterdir())
+    assert names == [f"image-{N_TRAIN:05d}-step-{step:03d}.png" for step in (1, 2, 3)]
+
+
 # ---- statistics of predictions --------------------------------------------------------------------------------------
 
 

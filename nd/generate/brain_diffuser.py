@@ -35,7 +35,7 @@ from nd.generate.image_to_image import (
     check_shape,
     first_latents,
     ids_of,
-    sampler_of,
+    samplers_of,
 )
 from nd.generate.plan import Plan, in_parts
 from nd.targets.noise import keyed_generator, keyed_normal
@@ -139,7 +139,7 @@ def build(cfgs: Sequence[Config], device: torch.device) -> ImageToImage:
     clip = Clip(target.clip, device, DTYPES[target.precision])
     backbone = VersatileBackbone(cfg.backbone, cfg.method.versatile, clip, device)
     guess = _guess(cfg, backbone) if "vdvae" in cfg.method.targets else None
-    samplers: list[Any] = [sampler_of(backbone, one, DualGuided) for one in cfgs]
+    samplers: list[Any] = samplers_of(backbone, cfgs, DualGuided)
     for one, own in zip(samplers, cfgs, strict=True):
         one.text_share = own.method.text_share
     return ImageToImage(DualStart(backbone, guess, cfg.method.variant), samplers)

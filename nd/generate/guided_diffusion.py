@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
@@ -47,6 +48,13 @@ class Previews:
         with atomic_path(path) as temporary:
             Image.fromarray(np.concatenate(list(images_RHW3), axis=1)).save(temporary, format="PNG")
         return path
+
+
+def previews_of(cfg: Config, backbone: Backbone) -> Previews | None:
+    """Return where a run's first batch is recorded; None where nobody asks, and in all processes but the first."""
+    if not cfg.trainer.previews or (dist.is_available() and dist.is_initialized() and dist.get_rank() > 0):
+        return None
+    return Previews(Path(cfg.trainer.previews), backbone, cfg.method.n_repeats)
 
 
 class GuidedDiffusion:
@@ -127,5 +135,4 @@ def build(cfgs: Sequence[Config], device: torch.device) -> GuidedDiffusion:
     cfg = cfgs[0]
     backbone = load_backbone(cfg.backbone, device)
     sampler = GuidedSampler(backbone, cfg, [point_of(one) for one in cfgs])
-    previews = Previews(Path(cfg.trainer.previews), backbone, cfg.method.n_repeats) if cfg.trainer.previews else None
-    return GuidedDiffusion(sampler, cfg.seed, cfg.method.n_repeats, previews, cfg.trainer.memory_gb)
+    return GuidedDiffusion(sampler, cfg.seed, cfg.method.n_repeats, previews_of(cfg, backbone), cfg.trainer.memory_gb)

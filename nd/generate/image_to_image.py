@@ -23,7 +23,7 @@ from nd.errors import UserError
 from nd.generate.base import Reconstructions
 from nd.generate.components import GuidedDiffusionSettings
 from nd.generate.guidance import Arithmetic
-from nd.generate.guided_diffusion import GuidedDiffusion
+from nd.generate.guided_diffusion import GuidedDiffusion, previews_of
 from nd.generate.plan import Plan
 from nd.generate.sampler import GuidedSampler
 from nd.generate.trajectories import Point
@@ -95,6 +95,15 @@ def sampler_of(
     """
     sampler = GuidedSampler(backbone, unguided(cfg), [Point(0.0, 0)], arithmetic=VARIANTS[cfg.method.variant])
     return kind(sampler, cfg.seed, cfg.method.repeats, memory_gb=cfg.trainer.memory_gb)
+
+
+def samplers_of(
+    backbone: Backbone, cfgs: Sequence[Config], kind: Callable[..., GuidedDiffusion] = GuidedDiffusion
+) -> list[GuidedDiffusion]:
+    """Return ``sampler_of`` each configuration of a sweep; the first one shows previews where they are asked for."""
+    made = [sampler_of(backbone, cfg, kind) for cfg in cfgs]
+    made[0].previews = previews_of(cfgs[0], backbone)
+    return made
 
 
 def unguided(cfg: Config) -> Config:

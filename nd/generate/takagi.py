@@ -23,7 +23,7 @@ from nd.generate.image_to_image import (
     check_shape,
     first_latents,
     ids_of,
-    sampler_of,
+    samplers_of,
 )
 from nd.generate.plan import in_parts
 from nd.targets.vae_latent import SmallLatent
@@ -52,4 +52,4 @@ class TwoPasses:
 def build(cfgs: Sequence[Config], device: torch.device) -> ImageToImage:
     """Load the backbone on a device, and prepare a sampler for each configuration of a sweep."""
     backbone = load_backbone(cfgs[0].backbone, device)
-    return ImageToImage(TwoPasses(backbone, cfgs[0].method.variant), [sampler_of(backbone, cfg) for cfg in cfgs])
+    return ImageToImage(TwoPasses(backbone, cfgs[0].method.variant), samplers_of(backbone, cfgs))

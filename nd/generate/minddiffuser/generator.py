@@ -14,7 +14,6 @@ import csv
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from nd.backbone.loading import load_backbone
 from nd.config import Config
 from nd.files import write_text
 from nd.generate.base import Reconstructions, to_uint8
-from nd.generate.guided_diffusion import Previews
+from nd.generate.guided_diffusion import Previews, previews_of
 from nd.generate.minddiffuser.optimisation import Optimised, optimise
 from nd.generate.minddiffuser.sampler import ImageToImage, structure_weights
 from nd.generate.plan import Plan, in_parts, plan_for
@@ -156,5 +155,4 @@ def build(cfgs: Sequence[Config], device: torch.device) -> MindDiffuser:
     """Load the backbone on a device and prepare both stages of the one run."""
     (cfg,) = cfgs
     backbone = load_backbone(cfg.backbone, device)
-    previews = Previews(Path(cfg.trainer.previews), backbone, cfg.method.n_repeats) if cfg.trainer.previews else None
-    return MindDiffuser(ImageToImage(backbone, cfg), cfg.seed, cfg.method.n_repeats, previews)
+    return MindDiffuser(ImageToImage(backbone, cfg), cfg.seed, cfg.method.n_repeats, previews_of(cfg, backbone))

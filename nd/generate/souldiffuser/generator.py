@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from nd.backbone.loading import Backbone
 from nd.config import Config
 from nd.files import write_text
 from nd.generate.base import Reconstructions
-from nd.generate.guided_diffusion import GuidedDiffusion, Previews
+from nd.generate.guided_diffusion import GuidedDiffusion, Previews, previews_of
 from nd.generate.image_to_image import check_shape, unguided
 from nd.generate.sampler import Preview, Sampled
 from nd.generate.souldiffuser.adapters import (
@@ -107,8 +106,7 @@ def build(cfgs: Sequence[Config], device: torch.device) -> SoulDiffuser:
     _ = backbone.source
     sampler = AdaptedSampler(backbone, unguided(cfg), [point_of(one) for one in cfgs])
     captions = None if method.text == "direct" else TrainingCaptions(cfg, backbone)
-    previews = Previews(Path(cfg.trainer.previews), backbone, method.n_repeats) if cfg.trainer.previews else None
-    made = SoulDiffuser(sampler, cfg, captions, previews)
+    made = SoulDiffuser(sampler, cfg, captions, previews_of(cfg, backbone))
     for name in made.acting:
         check(backbone, name)
     return made
