@@ -25,6 +25,7 @@ from torch import Tensor
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import BackboneConfig, Config
 from nd.config.application import compose, derive
+from nd.config.rules import without_effect
 from nd.data.prepared import stimuli_path, write_stimuli
 from nd.doctor.weights import weight_needs
 from nd.errors import LeakError, UserError
@@ -412,6 +413,20 @@ def test_every_table_says_that_it_is_built_from_a_figure(tmp_path: Path) -> None
 def test_settings_that_contradict_are_refused(given: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         compose(["method=souldiffuser", *given])
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "why"),
+    [
+        ("method.omega_edge=0", "method.edge_adapter", "method.omega_edge is 0"),
+        ("method.adapter_share=0.01", "method.edge_adapter", "method.adapter_share=0.01 of 37 steps is none"),
+        ("method.adapter_share=0.01", "method.omega_edge", "method.adapter_share=0.01 of 37 steps is none"),
+        ("method.adapter_share=0.5", "method.omega_edge", ""),
+    ],
+)
+def test_why_an_adapter_does_not_act_is_told(given: str, key: str, why: str) -> None:
+    warned = without_effect(compose(["method=souldiffuser", given]), [key])
+    assert warned == ([f"{key} has no effect: {why}."] if why else [])
 
 
 def test_adapters_that_do_not_fit_are_named(overrides: list[str], tmp_path: Path) -> None:

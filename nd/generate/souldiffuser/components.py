@@ -119,11 +119,12 @@ def _idle(cfg: Config) -> Iterator[Idle]:
     if method.text != "mixture":
         fields = OF_CAPTIONS if method.text == "direct" else OF_CAPTIONS[1:]
         yield Idle(tuple(f"method.{name}" for name in fields), f"method.text is {method.text}")
-    for name in ADAPTERS:
+    for name, omega in zip(ADAPTERS, method.omegas, strict=True):
         if name not in method.acting:
             of_edge = ("edge_threshold",) if name == "edge" else ()
-            fields = (f"{name}_adapter", *of_edge)
-            yield Idle(tuple(f"method.{field}" for field in fields), f"method.omega_{name} is 0")
+            fields = (f"{name}_adapter", *of_edge, *([f"omega_{name}"] if omega else []))
+            why = f"method.adapter_share={method.adapter_share} of {method.sampled_steps} steps is none"
+            yield Idle(tuple(f"method.{field}" for field in fields), why if omega else f"method.omega_{name} is 0")
     if not any(method.omegas):
         yield Idle(("method.adapter_share",), "no adapter has a weight")
 
