@@ -253,6 +253,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("data.name=???", r"data\.name: must be given"),
         ("paths.data=${nothing}/x", "nothing"),
         ("guidance.kappa=-1", "kappa: -1.0 is negative"),
+        ("guidance.layer_weights=[0,0,0,0,0,0]", "leave nothing to guide by"),
         ("method.strength=0", "lies outside"),
         ("method.strength=1.1", "lies outside"),
         ("method.steps=1", "= 0 steps would be run"),

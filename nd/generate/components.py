@@ -168,6 +168,11 @@ def _guidance_rules(cfg: Config) -> Iterator[str]:
         )
     if any(weight < 0 for weight in guidance.layer_weights):
         yield f"guidance.layer_weights: {guidance.layer_weights} holds a negative weight."
+    elif guidance.layer_weights and not any(guidance.layer_weights):
+        yield (
+            f"guidance.layer_weights: {guidance.layer_weights} leave nothing to guide by; give one that is positive, or"
+            " choose guidance=none."
+        )
 
 
 def guiding_layers(cfg: Config) -> list[int]:
