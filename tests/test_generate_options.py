@@ -21,9 +21,11 @@ from nd.config import Config, GuidanceConfig
 from nd.config.application import compose
 from nd.errors import UserError
 from nd.generate.denoiser import SelfAttention, degraded
+from nd.generate.floors import Alone, DecodedLatents
 from nd.generate.guidance import VARIANTS, image_decoder, kappa_at
 from nd.generate.guided_diffusion import GuidedDiffusion, Previews, previews_of
 from nd.generate.sampler import GuidedSampler
+from nd.generate.takagi import TwoPasses
 from nd.generate.trajectories import noise_for
 
 SHAPE = (4, 4, 4)
@@ -178,6 +180,38 @@ def test_self_attention_guidance_needs_attention_and_room(backbone: Backbone) ->
         SelfAttention(backbone.unet, 4)
     with pytest.raises(UserError, match=r"method\.sag_scale: -1\.0 is negative"):
         compose(["method.sag_scale=-1"])
+
+
+# ---- images that are not finite ----------------------------------------------------------------------------------
+
+
+def half_broken(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the VAE overflow on the second row that it decodes, as half precision may."""
+    plain = backbone.decode
+
+    def decode(latents: Tensor, **options: bool) -> Tensor:
+        images = plain(latents, **options).clone()
+        images[1, 0, 0, 0] = torch.nan
+        return images
+
+    monkeypatch.setattr(backbone, "decode", decode)
+
+
+def test_a_decoded_image_that_is_not_finite_is_told_and_not_shown_black(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, z = GuidedSampler(backbone, settings(backbone, kappa=0.0)), inputs(3)["z"]
+    half_broken(backbone, monkeypatch)
+    (made,) = GuidedDiffusion(sampler, 1, 2)([7, 8], inputs(2))
+    assert made.failed == {7: "image 7, repeat 1: sampling gave values that are not finite"}
+    (made,) = Alone(DecodedLatents(backbone))([7, 8, 9], {"z": z})
+    assert list(made.failed) == [8]
+
+
+def test_a_first_guess_that_is_not_finite_starts_nothing(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    half_broken(backbone, monkeypatch)
+    z, _ = TwoPasses(backbone, "nd")([7, 8, 9], {"z40": torch.randn(3, 4, 3, 3), "c": inputs(3)["c"]}, 4)
+    assert z.isfinite().flatten(1).all(1).tolist() == [True, False, True]
 
 
 # ---- presets and previews ----------------------------------------------------------------------------------------

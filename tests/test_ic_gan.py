@@ -198,6 +198,13 @@ def test_images_belong_to_image_and_repeat_and_not_to_the_batch() -> None:
     assert np.abs(made.images[4, 1] - 127.5 * (wanted.numpy() + 1)).max() < 0.51
 
 
+def test_images_that_are_not_finite_are_told() -> None:
+    h = torch.randn(2, 5)
+    h[1, 0] = torch.nan
+    (made,) = InstanceGan(tiny(), seed=3, repeats=1)([6, 7], {"instance": h})
+    assert list(made.failed) == [7]
+
+
 def test_decoded_features_are_brought_to_length_1_or_left() -> None:
     h = torch.randn(2, 5)
     ours, asis = (InstanceGan(tiny(), seed=3, repeats=1, normalise=on) for on in (True, False))

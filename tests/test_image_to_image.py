@@ -236,6 +236,13 @@ def test_drawn_guesses_belong_to_the_image(tiny: Tiny) -> None:
     assert torch.equal(*FirstGuess(model, 4, sample=False)([5, 6], same, 2))
 
 
+def test_a_guess_that_is_not_finite_names_its_image(tiny: Tiny) -> None:
+    latents = torch.zeros(3, 42)
+    latents[1, 0] = torch.nan
+    with pytest.raises(UserError, match=r"decoded latents of image 6 is not finite.* target\.precision=float32"):
+        FirstGuess(load_vdvae(tiny.vdvae), 4, sample=False)([5, 6, 7], latents, 2)
+
+
 def test_previews_are_of_the_first_point_of_a_sweep(overrides: list[str], tiny: Tiny, tmp_path: Path) -> None:
     cfg = configured(overrides, tiny, "method=takagi", "method.repeats=2", f"trainer.previews={tmp_path}/shown")
     reconstruct_together([derive(cfg, f"method.strength={strength}") for strength in (0.6, 0.8)])

@@ -55,6 +55,20 @@ class PlannedGenerator(Generator, Protocol):
         """Follow a plan from now on."""
 
 
+def not_finite(image_ids: Sequence[int], images_BR3HW: Tensor) -> dict[int, str]:
+    """Return the images of which nothing finite came, by image id, and say so: as bytes they would look black.
+
+    Args:
+        image_ids: B stimulus numbers.
+        images_BR3HW: float, as ``to_uint8`` takes them.
+    """
+    bad = (~images_BR3HW.isfinite().flatten(2).all(2)).nonzero().tolist()
+    return {
+        int(image_ids[row]): f"image {image_ids[row]}, repeat {repeat}: sampling gave values that are not finite"
+        for row, repeat in reversed(bad)
+    }
+
+
 def to_uint8(images_BR3HW: Tensor, *, truncate: bool = False) -> NDArray[np.uint8]:
     """Return images as bytes.
 

@@ -26,6 +26,7 @@ from nd.backbone.vdvae.loading import vdvae_of
 from nd.backbone.vdvae.model import Vdvae
 from nd.backbone.versatile import VersatileBackbone
 from nd.config import Config
+from nd.errors import UserError
 from nd.generate.base import Reconstructions
 from nd.generate.floors import Alone
 from nd.generate.guided_diffusion import GuidedDiffusion
@@ -59,23 +60,38 @@ class FirstGuess:
         self.model, self.seed, self.sample = model, DRAWS_SEED + seed, sample
 
     def __call__(self, image_ids: Sequence[int], latents_BP: Tensor, at_once: int) -> Tensor:
-        """Return images (B, S, S, 3) uint8 on the CPU. UserError: P fits no number of layers."""
+        """Return images (B, S, S, 3) uint8 on the CPU.
+
+        Raises:
+            UserError: P fits no number of layers, or nothing finite comes of an image.
+        """
         found: Tensor = in_parts(self._images, at_once, latents_BP, ids_of(image_ids, latents_BP))
         return found
 
     def _images(self, latents_BP: Tensor, ids_B: Tensor) -> Tensor:
         ids, latents = ids_B.tolist(), self.model.split(latents_BP)
         if not self.sample:
-            return to_uint8(self.model.picture(self.model.decode(latents))).cpu()
+            return _bytes(ids, self.model.picture(self.model.decode(latents)))
         described = self.model.decode(latents, lambda layer, shape: self._normal(ids, layer, shape))
         uses = iter(range(len(self.model.shape.decoder_blocks), 1 << 31))  # beyond the layers, each once
-        return to_uint8(self.model.picture(described, lambda shape: self._uniform(ids, next(uses), shape))).cpu()
+        return _bytes(ids, self.model.picture(described, lambda shape: self._uniform(ids, next(uses), shape)))
 
     def _normal(self, ids: Sequence[int], layer: int, shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(keyed_normal(self.seed, ids, layer, shape[1:]))
 
     def _uniform(self, ids: Sequence[int], use: int, shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(np.stack([keyed_generator(self.seed, i, use).random(shape[1:]) for i in ids]))
+
+
+def _bytes(ids: Sequence[int], pictures_B3SS: Tensor) -> Tensor:
+    """Return images as bytes, which would hide what is not finite."""
+    bad = (~pictures_B3SS.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise UserError(
+            f"VDVAE's image of the decoded latents of image {ids[bad[0]]} is not finite. Give target vdvae"
+            " target.precision=float32, or look at its predictions."
+        )
+    return to_uint8(pictures_B3SS).cpu()
 
 
 class DualStart:

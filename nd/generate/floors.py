@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config
-from nd.generate.base import Reconstructions, to_uint8
+from nd.generate.base import Reconstructions, not_finite, to_uint8
 from nd.generate.inputs import TrainingImages
 from nd.targets.noise import keyed_generator
 from nd.targets.store import TargetStore, store_path
@@ -32,7 +32,7 @@ class Alone:
 
     def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> list[Reconstructions]:
         """Return the images of that run."""
-        if isinstance(self.single, Chosen):
+        if isinstance(self.single, Chosen | DecodedLatents):
             return [self.single.shown(image_ids, features)]
         return [Reconstructions(self.single(image_ids, features))]
 
@@ -156,8 +156,13 @@ class DecodedLatents:
 
     def __call__(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> NDArray[np.uint8]:
         """Return (B, 1, H, W, 3) uint8. Reads feature z."""
+        return self.shown(image_ids, features).images
+
+    def shown(self, image_ids: Sequence[int], features: Mapping[str, Tensor]) -> Reconstructions:
+        """Return images, and which of them are not finite."""
         with torch.inference_mode():
-            return to_uint8(self.backbone.decode(features["z"])[:, None])
+            images = self.backbone.decode(features["z"])[:, None]
+            return Reconstructions(to_uint8(images), not_finite(image_ids, images))
 
 
 def build_mean(cfg: Config, device: torch.device) -> MeanImage:

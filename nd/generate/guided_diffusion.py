@@ -18,7 +18,7 @@ from torch import Tensor
 from nd.backbone.loading import Backbone, load_backbone
 from nd.config import Config
 from nd.files import atomic_path
-from nd.generate.base import Reconstructions, to_uint8
+from nd.generate.base import Reconstructions, not_finite, to_uint8
 from nd.generate.plan import Plan, plan_for
 from nd.generate.sampler import GuidedSampler, Preview, Sampled, point_of
 from nd.generate.trajectories import Point, noise_for, shared_noise
@@ -120,14 +120,15 @@ class GuidedDiffusion:
 
     def _failed(self, point: Point, sampled: Sampled, image_ids: Sequence[int]) -> dict[int, str]:
         n_steps = len(self.sampler.schedule)
+        steered = f" with {self.steered_by}={point.kappa}" if point.key.n_guided else ""
         failed: dict[int, str] = {}
         for row, repeat in sampled.stopped.nonzero().tolist():
             failed.setdefault(
                 int(image_ids[row]),
                 f"image {image_ids[row]}, repeat {repeat}: the latents stopped being finite at step "
-                f"{int(sampled.stopped[row, repeat])} of {n_steps} with {self.steered_by}={point.kappa}",
+                f"{int(sampled.stopped[row, repeat])} of {n_steps}{steered}",
             )
-        return failed
+        return not_finite(image_ids, sampled.images) | failed
 
 
 def build(cfgs: Sequence[Config], device: torch.device) -> GuidedDiffusion:

@@ -46,7 +46,9 @@ class TwoPasses:
     def _again(self, z40: Tensor, ids: Tensor) -> Tensor:
         images = self.backbone.decode(z40)[:, None]
         small = to_uint8(images, truncate=VARIANTS[self.variant].truncate)[:, 0]
-        return first_latents(self.backbone, small, ids, self.variant)
+        z = first_latents(self.backbone, small, ids, self.variant)
+        # Bytes hide what is not finite: such an image is no first guess, and its sample stops at the first step.
+        return torch.where(images.isfinite().flatten(1).all(1)[:, None, None, None], z, torch.nan)
 
 
 def build(cfgs: Sequence[Config], device: torch.device) -> ImageToImage:

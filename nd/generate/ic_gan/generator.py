@@ -17,7 +17,7 @@ from nd.backbone.reading import freeze, reading
 from nd.config import Config
 from nd.errors import UserError
 from nd.files import located
-from nd.generate.base import Reconstructions, to_uint8
+from nd.generate.base import Reconstructions, not_finite, to_uint8
 from nd.generate.ic_gan.network import Generator, Shape
 from nd.generate.plan import in_parts
 from nd.targets.noise import keyed_normal
@@ -108,7 +108,8 @@ class InstanceGan:
         drawn = torch.from_numpy(noise).flatten(0, 1).to(h)
         with torch.inference_mode():
             images = in_parts(self.network, AT_ONCE, drawn, h.repeat_interleave(self.repeats, dim=0))
-        return [Reconstructions(to_uint8((images + 1).div(2).unflatten(0, (-1, self.repeats))))]
+        images = (images + 1).div(2).unflatten(0, (-1, self.repeats))
+        return [Reconstructions(to_uint8(images), not_finite(image_ids, images))]
 
 
 def build(cfgs: Sequence[Config], device: torch.device) -> InstanceGan:

@@ -22,7 +22,7 @@ from torch import Tensor
 from nd.backbone.loading import load_backbone
 from nd.config import Config
 from nd.files import write_text
-from nd.generate.base import Reconstructions, to_uint8
+from nd.generate.base import Reconstructions, not_finite, to_uint8
 from nd.generate.guided_diffusion import Previews, previews_of
 from nd.generate.minddiffuser.optimisation import Optimised, optimise
 from nd.generate.minddiffuser.sampler import ImageToImage, structure_weights
@@ -81,7 +81,7 @@ class MindDiffuser:
                 noise = self._drawn(image_ids, method.iterations * ITERATION, c)
         images = self.sampler.images(z, c, noise).unflatten(0, (-1, self.repeats))
         self.previews = None  # of the first batch alone
-        return [Reconstructions(to_uint8(images), failed(image_ids, images))]
+        return [Reconstructions(to_uint8(images), not_finite(image_ids, images))]
 
     def _drawn(self, image_ids: Sequence[int], use: int, like: Tensor) -> Tensor:
         """Standard normal latents (S, C, h, w) of every image and repeat, for one use of them."""
@@ -129,15 +129,6 @@ class MindDiffuser:
             )  # fmt: skip
         if self.previews is not None:
             write_text(self.previews.folder / "losses.csv", curves(image_ids, self.repeats, found.losses))
-
-
-def failed(image_ids: Sequence[int], images_BR3HW: Tensor) -> dict[int, str]:
-    """Return the images of which nothing finite came, whatever stage 2 kept, and say so."""
-    bad = (~images_BR3HW.isfinite().flatten(2).all(2)).nonzero().tolist()
-    return {
-        int(image_ids[row]): f"image {image_ids[row]}, repeat {repeat}: sampling gave values that are not finite"
-        for row, repeat in reversed(bad)
-    }
 
 
 def curves(image_ids: Sequence[int], repeats: int, losses_IS: Tensor) -> str:
