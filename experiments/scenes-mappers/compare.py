@@ -11,7 +11,7 @@ test images (chance 1/200), and the reverse (brain retrieval); two-way identific
 image's prediction with its target over columns. All after the training mean is taken off. Intervals are bootstrapped
 over images; differences are paired by image and averaged over seeds. Choices of the recipe were made on validation
 images; test images are looked at here alone. Writes results.json beside itself, and the learning curves of what was
-trained as curve-<target>-<sessions>-<how>.jsonl.
+trained as curve-<target>-<sessions>-<how>.jsonl (of one network for z and c <how> ends in -shared).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from nd.mappers.two_stage import TwoStage
 from nd.metrics.intervals import Interval, bootstrap_interval, paired_difference
 from nd.prepare import prepare
 from nd.runs.folder import RunFolder
+from nd.runs.identity import trained_together
 from nd.targets.store import TargetStore, store_path
 from nd.train import pretrain_of, train
 
@@ -48,6 +49,7 @@ HERE = Path(__file__).parent
 BASE = ["experiment=scenes"]
 TRAINED = ["mapper=two_stage"]
 CHANCE = ["mapper=two_stage", "training.pretrain=false"]
+BOTH = [*CHANCE, "guidance=none", "guidance.kappa=0", "method.targets=[z,c]"]  # what one network may decode at once
 RIDGE = ["mapper=ridge"]
 VOLUMETRIC = ["mapper=volumetric"]
 SEEDS = (42, 43, 44)
@@ -174,12 +176,11 @@ def by_band(shown_NK: NDArray[np.float64], true_NK: NDArray[np.float64]) -> Row:
 
 def shared() -> Row:
     """One training for z and c instead of one for each, from chance."""
-    base = [*CHANCE, "guidance=none", "guidance.kappa=0", "method.targets=[z,c]"]
     found: Row = {}
     for target in ("z", "c"):
         rows = {
-            "a network each": averaged(target, 0, base),
-            "one network": averaged(target, 0, [*base, "network.share=all"]),
+            "a network each": averaged(target, 0, BOTH),
+            "one network": averaged(target, 0, [*BOTH, "network.share=all"]),
         }
         found[target] = compared(rows, [("one network", "a network each")])
     return found
@@ -354,10 +355,16 @@ def keep_curves(cfg: Config) -> None:
     if cfg.mapper.name != "two_stage" or cfg.seed != SEEDS[0]:
         return
     for stage in (cfg, pretrain_of(cfg)) if cfg.training.pretrain else (cfg,):
-        kind = "others" if stage is not cfg else "pretrained" if cfg.training.pretrain else "from-chance"
-        kind += "-shuffled" if cfg.control == "shuffled_labels" else ""
         curve = RunFolder.open(stage, "train").path / "training" / "fold-00-curve.jsonl"
-        shutil.copyfile(curve, kept_in(cfg) / f"curve-{cfg.target.name}-{stage.subject.sessions or 'all'}-{kind}.jsonl")
+        shutil.copyfile(curve, kept_in(cfg) / curve_name(cfg, stage))
+
+
+def curve_name(cfg: Config, stage: Config) -> str:
+    """What the curve of a stage is called: no two trainings that are compared have the same name."""
+    kind = "others" if stage is not cfg else "pretrained" if cfg.training.pretrain else "from-chance"
+    kind += "-shuffled" if cfg.control == "shuffled_labels" else ""
+    kind += "-shared" if len(trained_together(stage)) > 1 else ""
+    return f"curve-{cfg.target.name}-{stage.subject.sessions or 'all'}-{kind}.jsonl"
 
 
 if __name__ == "__main__":
