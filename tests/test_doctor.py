@@ -638,6 +638,14 @@ def test_memory_of_ridge_at_the_size_of_nsd() -> None:
     assert memory_estimate(compose(["mapper=two_stage"]), Extent(voxels=v, fitted=n)).mapping == 0
 
 
+@pytest.mark.parametrize("mapper", ["ridge", "fastl2lir"])
+def test_memory_of_a_mapper_of_single_trials_counts_trials(mapper: str) -> None:
+    base, size = ["method=neuraldiffuser_ridge", f"mapper={mapper}"], Extent(voxels=4000, fitted=9000, trials=30_000)
+    single = memory_estimate(compose([*base, "mapper.trials=single"]), size).mapping
+    assert single == memory_estimate(compose(base), replace(size, fitted=30_000)).mapping
+    assert single > memory_estimate(compose(base), size).mapping + 8 * 4000 * 21_000
+
+
 # By hand, of network=nsd: h 4096, V 15,724 voxels, 4 blocks; c 77 x 768, g six layers of 50 x 768, z 4 x 64 x 64.
 H, V, D = 4096, 15_724, 768
 

@@ -107,31 +107,39 @@ def _in_flight(cfg: Config) -> int:
 
 def _mapper_bytes(cfg: Config, data: Extent) -> float:
     """What fitting the largest target holds; coefficients that are too large go through a file."""
-    n_images, most = data.fitted or data.voxels, 0.0
+    most = 0.0
     for name, numbers in target_numbers(cfg).items():
         own = cfg.with_target(name)
         fitting = {"ridge": _ridge_bytes, "fastl2lir": _fastl2lir_bytes}.get(own.mapper.name)
         if fitting is not None and numbers and data.voxels:
-            copies = 4.0 * RESPONSE_COPIES * n_images * data.voxels
-            most = max(most, copies + fitting(own, n_images, data.voxels, numbers))
+            n_samples = _n_samples(own, data)
+            copies = 4.0 * RESPONSE_COPIES * n_samples * data.voxels
+            most = max(most, copies + fitting(own, n_samples, data.voxels, numbers))
     return most
 
 
-def _ridge_bytes(cfg: Config, n_images: int, n_voxels: int, size: int) -> float:
+def _n_samples(cfg: Config, data: Extent) -> int:
+    """Rows that a target's mapper is fitted on; of single trials all of the subject's, those held out among them."""
+    if getattr(cfg.mapper, "trials", "mean") == "single" and data.trials:
+        return data.trials
+    return data.fitted or data.voxels
+
+
+def _ridge_bytes(cfg: Config, n_samples: int, n_voxels: int, size: int) -> float:
     """Gram matrices, both factors (N, R) and (V, R), weights (V, P) or coefficients (R, P), and blocks of columns."""
-    n_components = min(n_voxels, n_images)
+    n_components = min(n_voxels, n_samples)
     whole = n_voxels * size <= n_components * (n_voxels + size)
     solved = 4.0 * (n_voxels if whole else n_components) * size
-    factors = 4.0 * n_components * (n_images + n_voxels)
-    blocks = 4.0 * BLOCK_COPIES * n_images * min(size, columns_at_once(n_images))
+    factors = 4.0 * n_components * (n_samples + n_voxels)
+    blocks = 4.0 * BLOCK_COPIES * n_samples * min(size, columns_at_once(n_samples))
     return 8.0 * GRAM_COPIES * n_components**2 + factors + blocks + (solved if solved <= LARGE_BYTES else 0.0)
 
 
-def _fastl2lir_bytes(cfg: Config, n_images: int, n_voxels: int, size: int) -> float:
+def _fastl2lir_bytes(cfg: Config, n_samples: int, n_voxels: int, size: int) -> float:
     """The equations, and weights (P, V) or indices and coefficients (P, F), whichever are fewer."""
     n_feat = min(cfg.mapper.n_feat, n_voxels)
     arrays = [4.0 * size * n_feat] * 2 if 2 * n_feat < n_voxels else [4.0 * size * n_voxels]
-    equations = equation_bytes(n_images, n_voxels, n_feat, pick_device(cfg.trainer.accelerator).type)
+    equations = equation_bytes(n_samples, n_voxels, n_feat, pick_device(cfg.trainer.accelerator).type)
     return equations + sum(n_bytes for n_bytes in arrays if n_bytes <= LARGE_BYTES)
 
 
