@@ -53,6 +53,23 @@ def test_days_for_a_data_set_follow_from_the_rate(monkeypatch: pytest.MonkeyPatc
     assert lines[-1] == "at 100 and 100 GFLOP/s in convolutions and matrix products, measured now on this cpu"
 
 
+def test_what_little_an_image_costs_is_not_said_to_be_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = compose()  # Scenes' small networks
+    for kind in ("conv_rate", "product_rate"):
+        monkeypatch.setattr(extraction, kind, lambda *_: 1e10)
+    lines = list(extraction_lines(cfg, Extent(images=70_000)))
+    assert lines[0] == f"{extraction.duration(70_000 * sum(target_flops(cfg)['z']) / 1e10):>9}  target z: 70,000 " + (
+        f"images, {sum(target_flops(cfg)['z']) / 1e9:.2f} GFLOP and {sum(target_flops(cfg)['z']) / 1e10:.3g} s an image"
+    )
+    assert " 0 GFLOP" not in lines[0]
+
+
+def test_rates_are_not_said_where_no_target_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("conv_rate", "product_rate"):
+        monkeypatch.setattr(extraction, kind, lambda *_: 1e12)
+    assert list(extraction_lines(compose(), Extent(images=70_000))) == []
+
+
 def test_nothing_is_measured_where_extraction_is_a_matter_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extraction, "conv_rate", lambda *_: pytest.fail("not needed"))
     assert list(extraction_lines(compose(["experiment=nsd"]), Extent(images=0))) == []

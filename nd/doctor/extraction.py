@@ -39,14 +39,23 @@ def extraction_lines(cfg: Config, data: Extent) -> Iterator[str]:
         one: (conv_rate(device, DTYPES[one]), product_rate(device, DTYPES[one]))
         for one in dict.fromkeys(precisions.values())
     }
-    for name, kinds in flops.items():
-        seconds = data.images * sum(n / rate for n, rate in zip(kinds, rates[precisions[name]], strict=True))
-        if seconds >= LITTLE_S:
-            each = f"{sum(kinds) / 1e9:,.0f} GFLOP and {seconds / data.images:.3g} s an image"
-            yield f"{duration(seconds):>9}  target {name}: {data.images:,} images, {each}"
-    for precision, pair in rates.items():
+    lines = list(_target_lines(data, flops, {name: rates[precision] for name, precision in precisions.items()}))
+    yield from lines
+    for precision, pair in rates.items() if lines else ():
         speeds, of = " and ".join(f"{rate / 1e9:,.0f}" for rate in pair), f" of {precision}" if len(rates) > 1 else ""
         yield f"at {speeds} GFLOP/s in convolutions and matrix products{of}, measured now on this {device.type}"
+
+
+def _target_lines(
+    data: Extent, flops: Mapping[str, tuple[float, float]], rates: Mapping[str, tuple[float, float]]
+) -> Iterator[str]:
+    """A line for each target that takes long, by name: operations an image, and the rate of each kind."""
+    for name, kinds in flops.items():
+        seconds = data.images * sum(n / rate for n, rate in zip(kinds, rates[name], strict=True))
+        if seconds >= LITTLE_S:
+            billions = sum(kinds) / 1e9
+            each = f"{billions:,.{0 if billions >= 10 else 2}f} GFLOP and {seconds / data.images:.3g} s an image"
+            yield f"{duration(seconds):>9}  target {name}: {data.images:,} images, {each}"
 
 
 def duration(seconds: float) -> str:
