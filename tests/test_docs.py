@@ -98,6 +98,12 @@ def test_the_spec_that_is_shown_is_one(tmp_path: Path) -> None:
     assert (len(spec.rows), spec.tolerance, spec.overrides) == (6, 0.02, ["method.repeats=2"])
 
 
+def test_the_page_of_tables_lists_every_spec() -> None:
+    text = (DOCS / "guide" / "tables.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"\]\(\.\./experiments/(\w+)\.yaml\)", text))
+    assert listed == {path.stem for path in (ROOT / "experiments").glob("*.yaml")} - {"default"}  # no table of its own
+
+
 def test_the_recipe_that_is_shown_is_one(tmp_path: Path) -> None:
     text = (DOCS / "tutorials" / "add_a_method.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
