@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from nd.mappers.checkpoint import load, read_details, saved_path
 from nd.mappers.folds import origin_of
 from nd.mappers.training.fit import Checkpoints, Files
 from nd.mappers.training.memory import training_bytes
+from nd.mappers.training.pretrained import check_pretrained, load_pretrained
 from nd.mappers.volumetric.encoder import Volumetric
 from nd.predict import predict
 from nd.runs.chain import extracted, pretrain_of, steps_of
@@ -194,6 +196,19 @@ def test_fine_tuning_starts_from_what_others_taught(given: list[str], trained: C
     assert len(numbers) == 1
     assert float(found.pop(numbers[0]).abs().max()) < 1e-6
     assert_close(found, {name: taught[name] for name in found}, 1e-5)
+
+
+def test_factor_on_predictions_leaves_what_others_taught_as_it_is(given: list[str], trained: Config) -> None:
+    """It is applied to finished predictions, so one pretraining serves every factor."""
+    wider = derive(trained, "mapper.spread=1.2", "mapper.rescale=train", "training.epochs=1")
+    taught = RunFolder.open(pretrain_of(trained), "train").path
+    assert RunFolder.open(pretrain_of(wider), "train").path == taught
+    assert train(wider) != RunFolder.open(trained, "train").path
+    path = taught / "checkpoint" / "fold-00.safetensors"
+    start = load_pretrained(path)
+    assert "mapper.spread" not in start.front
+    earlier = replace(start, front=start.front | {"mapper.spread": 1.0})
+    check_pretrained(path, earlier, "subj01", split_of(wider).folds[0], {}, stage_of(wider, "c").network())
 
 
 # ---- the mapper ----------------------------------------------------------------------------------------------------

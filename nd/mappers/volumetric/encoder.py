@@ -29,7 +29,7 @@ from nd.mappers.volumetric.voxel_layout import Layout
 if TYPE_CHECKING:
     from nd.data.subject import Subject
 
-UNSHAPED = ("name", "variant", "rescale")  # settings that say nothing of the encoder
+UNSHAPED = ("name", "variant", "rescale", "spread")  # settings that say nothing of the encoder
 
 
 @dataclass(frozen=True)
