@@ -7,6 +7,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from helpers_config import mapper_settings
+from helpers_linear import noisy_brain, one_fold
 from numpy.typing import NDArray
 
 from nd.config import Config
@@ -14,6 +16,7 @@ from nd.config.application import compose, derive
 from nd.data.prepared import data_folder, open_subject, stimuli_path, subject_path, write_stimuli, write_subject
 from nd.errors import UserError
 from nd.extract import extract
+from nd.mappers.ridge import Ridge
 from nd.mappers.statistics import TargetStatistics
 from nd.mappers.voxel_patterns import (
     PUBLISHED,
@@ -162,6 +165,22 @@ def test_maps_are_the_weights_of_scaled_voxels_in_spreads_of_the_columns() -> No
     np.testing.assert_allclose(found[0], np.sqrt((scaled[:, 4:10:2] ** 2).mean(1)), rtol=1e-4)
 
 
+def test_maps_of_a_mapper_that_weighs_voxels_are_of_their_own_spread() -> None:
+    """The weight that a voxel has is part of what it adds, not of how far it is driven."""
+    voxels, targets = noisy_brain(80, 12, 4, seed=1)
+    mapper = Ridge(mapper_settings(alphas=[10.0], voxel_power=1.0))
+    mapper.fit(one_fold(voxels, targets, 60))
+    steps = np.diag(voxels.std(0))
+    added = mapper.predict(mapper.scaler.mean + steps.astype(np.float32)) - mapper.predict(mapper.scaler.mean[None])
+    std = targets.std(0)
+    found = voxel_maps(mapper, 12, std, [("all", 0, 4)])
+    np.testing.assert_allclose(found[0], np.sqrt(((added / std) ** 2).mean(1)), rtol=1e-4, atol=1e-6)
+    assert found[0].max() > 3 * np.median(found[0])  # some voxels count, and noise does not
+    state = {name: values for name, values in mapper.state().items() if name != "voxel_spread"}
+    with pytest.raises(UserError, match=r"weighs voxels \(mapper.voxel_power\) .* Remove its run folder"):
+        voxel_maps(Ridge.restore(mapper.config, state, {}), 12, std, [("all", 0, 4)])
+
+
 def test_profiles_without_common_ground_have_cosines_around_zero() -> None:
     random = np.random.default_rng(0)
     drawn = [profile(shares(random.random(400).astype(np.float32)), np.eye(40, dtype=bool).repeat(10, 1)) for _ in "ab"]
@@ -193,6 +212,8 @@ class Plain:
 
     class scaler:  # noqa: N801 - stands for an instance
         mean, scale = np.array([5, -2, 9], np.float32), np.array([2, 3, 0.5], np.float32)
+
+    voxel_spread = scaler.scale
 
     def predict(self, voxels: NDArray[np.float32], image_ids: object = None) -> NDArray[np.float32]:
         return (voxels - self.scaler.mean) / self.scaler.scale @ self.weights + self.bias

@@ -128,6 +128,11 @@ class Mapper:
         return Scaler(mean=np.asarray(self._arrays["voxel_mean"]), scale=np.asarray(self._arrays["voxel_scale"]))
 
     @property
+    def voxel_spread(self) -> NDArray[np.float32]:
+        """Standard deviation (V,) of every voxel's responses over the images fitted on, in measured units."""
+        return self.scaler.scale
+
+    @property
     def kept(self) -> NDArray[np.bool_] | None:
         """Columns (P,) that are predicted, where `keep` left some out, which are predicted as 0; None: all of them."""
         return self._kept

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nd.config import MapperConfig
+from nd.data.scaling import Scaler
 from nd.errors import UserError
 from nd.mappers.alpha_selection import AlphaSelection, select_alphas
 from nd.mappers.arrays import Scratch
@@ -44,12 +45,25 @@ class Ridge(Linear):
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what `predict` needs, and what is known of each column.
 
-        `voxel_mean`, `voxel_scale` (V,); `target_mean` (P,), 0 without an intercept; `weights` (V, Q) or, where
-        smaller, their factors `directions` (V, R) and `coefficients` (R, Q); float32. `validation_correlation` (P,)
-        float32 of the held-out images, 0 where a column is flat; `alpha` (P,) float32 where each column has its own.
-        Where columns are left out, `kept` (P,) uint8 marks the Q others; else Q is P.
+        `voxel_mean`, `voxel_scale` (V,), with `voxel_power` `voxel_spread` (V,); `target_mean` (P,), 0 without an
+        intercept; `weights` (V, Q) or, where smaller, their factors `directions` (V, R) and `coefficients` (R, Q);
+        float32. `validation_correlation` (P,) float32 of the held-out images, 0 where a column is flat; `alpha` (P,)
+        float32 where each column has its own. Where columns are left out, `kept` (P,) uint8 marks the Q others; else Q
+        is P.
         """
         return self._arrays
+
+    @property
+    def voxel_spread(self) -> NDArray[np.float32]:
+        """Return what `Mapper.voxel_spread` does. `UserError`: voxels have weights, but it was not recorded."""
+        if not self.config.voxel_power:
+            return super().voxel_spread
+        if "voxel_spread" not in self._arrays:
+            raise UserError(
+                "this mapper weighs voxels (mapper.voxel_power) and does not record how much they vary, as earlier"
+                " versions did not. Remove its run folder and run `nd train` again."
+            )
+        return self._arrays["voxel_spread"]
 
     def fit(self, data: FoldData, scratch: Path | None = None) -> None:
         """Choose penalties on held-out images, then fit (on training and validation images when `refit` is set).
@@ -64,13 +78,16 @@ class Ridge(Linear):
         choice = self._choose(data, images, room)
         if not self.config.refit:
             images = images.first(len(data.train_ids))
+        # Weights of voxels are part of the scale that predictions divide by.
+        spread = {"voxel_spread": Scaler.fit(images.voxels).scale} if self.config.voxel_power else {}
         scaler = voxel_scaler(data, images.voxels, images.ids, self.config)
         svd = decompose(self._tensor(scaler.transform(images.voxels, out=images.voxels)))
         weights, of_columns = self._solve(data.targets, images.ids, svd, choice, room)
         of_columns |= {"validation_correlation": choice.correlation}
         if self.config.alpha_per == "column":
             of_columns["alpha"] = np.asarray(choice.alphas, np.float32)[choice.best]
-        self._arrays = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale, **weights, **self._widened(of_columns)}
+        of_voxels = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale, **spread}
+        self._arrays = {**of_voxels, **weights, **self._widened(of_columns)}
         self._details = {**choice.details, "n_images": len(images.ids), "n_components": len(svd.values)}
 
     def predict(self, voxels_NV: NDArray[np.float32], image_ids: NDArray[Any] | None = None) -> NDArray[np.float32]:

@@ -1,9 +1,9 @@
 """What patterns of voxels say about a target: each ROI driven at once, and each voxel alone.
 
 ROIs: Brain-Diffuser's analysis (ozcelikfu/brain-diffuser@31d52c0:scripts/roi_generate_features.py) for any mapper. A
-pattern is one in the ROI's voxels and zero in all others; what it adds to the prediction of no response is brought to a
-fixed length, for a whole area driven at once is a pattern that no image evokes. Its masks V1 to V4 are parts of the
-face areas by mistake; ours are those of the prepared file.
+pattern is one in the ROI's z-scored voxels and zero in all others; what it adds to the prediction of no response is
+brought to a fixed length, for a whole area driven at once is a pattern that no image evokes. Its masks V1 to V4 are
+parts of the face areas by mistake; ours are those of the prepared file.
 
 Voxels: MindDiffuser's analysis of its decoders (Lu et al., ACM MM 2023), the voxels that c, z and the layers of the
 image tower are decoded from. A weight is what one spread of a voxel's responses adds to a column, in spreads of that
@@ -57,13 +57,12 @@ def contributions(mapper: Mapper, masks_KV: NDArray[np.bool_]) -> Contributions:
     """Return what a mapper makes of ROIs.
 
     Args:
-        mapper: fitted; its own scaling says what one and zero are in measured units.
+        mapper: fitted; means and spreads of the voxels over its images say what zero and one are in measured units.
         masks_KV: of each ROI, over the mapper's voxels.
     """
     scaled = np.concatenate([np.zeros((1, masks_KV.shape[1])), masks_KV]).astype(np.float32)
-    scaler = mapper.scaler
     # One image id for all, so that a mapper that draws draws the same and the change is the voxels' alone.
-    predicted = mapper.predict(scaler.mean + scaler.scale * scaled, np.zeros(len(scaled), np.int64))
+    predicted = mapper.predict(mapper.scaler.mean + mapper.voxel_spread * scaled, np.zeros(len(scaled), np.int64))
     return Contributions(predicted[0], predicted[1:] - predicted[0])
 
 
