@@ -18,11 +18,11 @@ from nd.data.prepared import images_without_voxels, open_subject, split_of
 from nd.errors import LeakError, UserError
 from nd.files import read_json
 from nd.mappers.base import FoldData, Group
-from nd.mappers.checkpoint import Origin, load, save
+from nd.mappers.checkpoint import Origin, checkpoint_path, load, save
 from nd.mappers.cycle import mapper as cycle_mapper
 from nd.mappers.cycle.mapper import Cycle, as_maps, flattened, map_shape
 from nd.mappers.cycle.networks import MapsToVoxels, VoxelsToMaps
-from nd.mappers.folds import fold_data
+from nd.mappers.folds import fold_data, predict_fold
 from nd.mappers.ridge import Ridge
 
 N_TRAIN, N_VAL, N_TEST, N_OTHERS, V, SIDE = 120, 30, 60, 200, 40, 8
@@ -161,6 +161,22 @@ def test_a_checkpoint_predicts_the_same(world: Any, tmp_path: Path) -> None:
     one_by_one = np.concatenate([again.predict(row[None]) for row in test[:5]])
     np.testing.assert_allclose(one_by_one, mapper.predict(test)[:5], atol=1e-5)
     assert again.predict(test[:0]).shape == (0, SIDE * SIDE * 3)
+
+
+def test_spread_is_about_the_mean_of_the_training_maps(world: Any, tmp_path: Path) -> None:
+    """What the decoder makes of mean voxels is another map."""
+    data, test, _ = world
+    mapper, mean = fitted(data, encode_steps=5, decode_steps=5, cycle_steps=5), data.targets.values[:N_TRAIN].mean(0)
+    assert np.abs(mapper.predict(mapper.scaler.mean[None])[0] - mean).max() > 0.01
+    origin = Origin(
+        subject="s", roi="early", n_voxels=V, mask_hash="m", split_hash="h", fold=0, target="colour",
+        target_fingerprint="f",
+    )  # fmt: skip
+    path = checkpoint_path(tmp_path, 0)
+    path.parent.mkdir()
+    save(path, mapper, mapper.config, origin, (SIDE, SIDE, 3))
+    found = predict_fold(tmp_path, origin, test, "nd train", spread=2.0).reshape(len(test), -1)
+    np.testing.assert_allclose(found, mean + 2 * (mapper.predict(test) - mean), atol=1e-5)
 
 
 # ---- which images have no voxels ------------------------------------------------------------------------------------

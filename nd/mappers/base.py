@@ -132,6 +132,10 @@ class Mapper:
         """Standard deviation (V,) of every voxel's responses over the images fitted on, in measured units."""
         return self.scaler.scale
 
+    def centre(self) -> NDArray[np.float32]:
+        """Return the mean (P,) of the training targets, which a linear mapper predicts of mean voxels."""
+        return self.predict(self.scaler.mean[None])[0]
+
     @property
     def kept(self) -> NDArray[np.bool_] | None:
         """Columns (P,) that are predicted, where `keep` left some out, which are predicted as 0; None: all of them."""

@@ -173,10 +173,10 @@ def predict_fold(
 
 
 def _centre(mapper: Mapper, statistics: Path, train_command: str) -> NDArray[np.float32]:
-    """Return the mean (P,) of the training targets; linear mappers, which record none, predict it of mean voxels."""
+    """Return the mean (P,) of the training targets: as recorded beside the mapper, or what the mapper knows of it."""
     if statistics.exists():
         return TargetStatistics.load(statistics, train_command).mean.astype(np.float32)
-    return mapper.predict(mapper.scaler.mean[None])[0]
+    return mapper.centre()
 
 
 def kept_columns(folder: Path, origin: Origin, train_command: str) -> NDArray[np.bool_]:

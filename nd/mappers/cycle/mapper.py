@@ -110,6 +110,10 @@ class Cycle(Mapper):
         columns = np.concatenate(rows) if rows else np.empty((0, len(self._arrays["target_mean"])), np.float32)
         return np.asarray(columns * self._arrays["target_scale"] + self._arrays["target_mean"], np.float32)
 
+    def centre(self) -> NDArray[np.float32]:
+        """Return the mean (P,) of the training targets; of mean voxels the decoder, which bends, predicts another."""
+        return np.asarray(self._arrays["target_mean"])
+
 
 def map_shape(size: int) -> tuple[int, int]:
     """Return side and number of colours of a square map of so many numbers, one or three per place.
