@@ -179,6 +179,13 @@ def test_spread_is_about_the_mean_of_the_training_maps(world: Any, tmp_path: Pat
     np.testing.assert_allclose(found, mean + 2 * (mapper.predict(test) - mean), atol=1e-5)
 
 
+def test_a_rate_that_is_too_large_is_said(world: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"loss of stage 'encode' is (nan|inf) in step \d+ of 50. Give a smaller mapper"
+    ):
+        fitted(world[0], encode_steps=50, rate=1e4)
+
+
 # ---- which images have no voxels ------------------------------------------------------------------------------------
 
 

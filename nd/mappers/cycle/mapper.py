@@ -43,7 +43,7 @@ class Cycle(Mapper):
             scratch: not used.
 
         Raises:
-            UserError: the target is no square map.
+            UserError: the target is no square map, or a loss is not finite.
         """
         side, colours = map_shape(data.targets.size)
         scaler, scale = Scaler.fit(data.train_voxels), TargetScale.fit(data.targets, data.train_ids)

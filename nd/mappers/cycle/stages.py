@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nd.errors import UserError
 from nd.mappers.cycle.components import CycleSettings
 from nd.mappers.network.draws import key_of
 
@@ -124,7 +125,10 @@ def _fit(
     how: CycleSettings,
     tell: Callable[[str, int], object],
 ) -> Outcome:
-    """Minimise a loss of some rows; the network ends with the weights of the least error, be it the first one."""
+    """Minimise a loss of some rows; the network ends with the weights of the least error, be it the first one.
+
+    Raises UserError where the loss is not finite: no later error would be less, and the first weights would be kept.
+    """
     steps = getattr(how, f"{stage}_steps")
     optimiser = torch.optim.AdamW(network.parameters(), lr=how.rate, weight_decay=how.weight_decay)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -136,6 +140,11 @@ def _fit(
         network.train()
         value = loss(torch.randint(n_images, (how.batch,), generator=random), random)
         optimiser.zero_grad(set_to_none=True)
+        if not torch.isfinite(value):
+            raise UserError(
+                f"mapper=cycle: the loss of stage {stage!r} is {value.item()} in step {step} of {steps}. Give a smaller"
+                f" mapper.rate than {how.rate:g}."
+            )
         value.backward()
         optimiser.step()
         falling.step()
