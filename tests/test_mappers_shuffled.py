@@ -8,11 +8,22 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
+from helpers_training import SMALL, stage_of, truth_of
+from safetensors.numpy import load_file
 
 from nd.config import Config
+from nd.config.application import compose
+from nd.data.prepared import open_subject, split_of
+from nd.data.subject import mean_betas
 from nd.errors import LeakError
+from nd.mappers.checkpoint import checkpoint_path, read_details
 from nd.mappers.folds import ShuffledTargets, control_of
+from nd.mappers.statistics import TargetStatistics, statistics_path
+from nd.mappers.two_stage import TwoStage
+from nd.mappers.validation import target_scores
 from nd.targets.store import TargetStore
+from nd.train import train
 
 SEEN = np.array([1, 3, 4, 6, 8])
 
@@ -48,3 +59,27 @@ def test_only_the_control_shuffles(store: TargetStore) -> None:
     cfg = Config()
     assert control_of(cfg, store, SEEN) is store
     assert isinstance(control_of(replace(cfg, control="shuffled_labels"), store, SEEN), ShuffledTargets)
+
+
+def test_what_teaches_an_auxiliary_head_is_shuffled_alike(linear_world: list[str]) -> None:
+    cfg = compose([*linear_world, *SMALL, "target=z", "training.aux_target=g", "control=shuffled_labels"])
+    stage, truth = stage_of(cfg, "z"), truth_of(cfg, "g")
+    readers = replace(stage, teacher=truth.path).data().targets
+    seen = split_of(cfg).folds[0].seen
+    np.testing.assert_array_equal(readers["g"].rows(seen), ShuffledTargets(truth, seen, cfg.seed).rows(seen))
+    own, other = (dict(zip(seen, one.rows(seen)[:, 0, 0, 1], strict=True)) for one in (truth, readers["g"]))
+    assert all(own[i] != other[i] for i in own)
+
+
+def test_scores_of_a_trained_network_are_on_shuffled_labels_as_ridges_are(
+    linear_world: list[str], tmp_path: Path
+) -> None:
+    given = ["training.pretrain=false", "training.epochs=1", "control=shuffled_labels", f"paths.runs={tmp_path}"]
+    cfg = compose([*linear_world, *SMALL, "target=c", *given])
+    path, fold = checkpoint_path(train(cfg), 0), split_of(cfg).folds[0]
+    mapper = TwoStage.restore(cfg.mapper, load_file(path), read_details(path)["details"])
+    shuffled, val = ShuffledTargets(truth_of(cfg, "c"), fold.seen, cfg.seed), torch.from_numpy(fold.val)
+    predicted = torch.from_numpy(mapper.predict(mean_betas(open_subject(cfg), fold.val), fold.val))
+    assert mapper.details()["scores"] == target_scores(predicted, val, shuffled, mapper.scale)
+    training = TargetStatistics.load(statistics_path(path), "")
+    np.testing.assert_allclose(training.mean, shuffled.rows(fold.train).reshape(len(fold.train), -1).mean(0), rtol=1e-5)

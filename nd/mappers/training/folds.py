@@ -21,7 +21,7 @@ from nd.data.subject import Subject, mean_betas
 from nd.errors import UserError
 from nd.launch import is_rank_zero
 from nd.mappers.checkpoint import checkpoint_path, is_saved, read_details, save, target_path
-from nd.mappers.folds import origin_of
+from nd.mappers.folds import control_of, origin_of
 from nd.mappers.statistics import TargetStatistics, held_out_path, statistics_path
 from nd.mappers.training.fit import Files
 from nd.mappers.training.pretrained import Pretrained, load_pretrained, save_pretrained
@@ -135,7 +135,7 @@ def _save(
 ) -> None:
     """Write the mapper of one target with its scores on the validation images, predicted as they will be for others."""
     own = split.folds[k]
-    features = TargetStore(store, allowed_ids=own.seen)
+    features = control_of(cfg, TargetStore(store, allowed_ids=own.seen), own.seen)
     details = dict(trained.details) | {"n_images": len(own.train), "sessions": cfg.subject.sessions}
     details |= {"pretrained_on": list(start[1].subjects) if start else []}
     scaler, scale = trained.data.scalers[subject.name], trained.scales[target]

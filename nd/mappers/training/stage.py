@@ -132,7 +132,8 @@ class Stage:
         """Return the batches of all subjects."""
         readers: dict[str, Readable] = dict(self.truths)
         if self.teacher is not None and self._aux_width():
-            readers.setdefault(self.cfg.training.aux_target, TargetStore(self.teacher, allowed_ids=self.seen))
+            teacher = control_of(self.cfg, TargetStore(self.teacher, allowed_ids=self.seen), self.seen)
+            readers.setdefault(self.cfg.training.aux_target, teacher)
         training = self.cfg.training
         return VoxelDataModule(
             self.subjects,
