@@ -91,6 +91,21 @@ def test_rules_of_the_network(override: str, message: str) -> None:
     assert problems(RIDGE, override, verb="run") == []
 
 
+@pytest.mark.parametrize(
+    ("mapper", "chosen", "right"),
+    [
+        (RIDGE, "alpha", ["mapper.folds=5", "mapper.alphas=[10]", "mapper.keep=1", "mapper.keep_on=train"]),
+        ("mapper=fastl2lir", "n_feat or penalty", ["mapper.penalty=1", "mapper.keep_on=train"]),
+    ],
+)
+def test_nothing_is_chosen_on_validation_images_that_are_fitted_on(mapper: str, chosen: str, right: list[str]) -> None:
+    wrong = [mapper, "mapper.keep=0.5", "mapper.keep_on=seen", *(["mapper.penalty=0"] if mapper != RIDGE else [])]
+    (found,) = problems(*wrong)
+    assert found.startswith("mapper.keep_on: seen fits on validation images when columns are judged, and " + chosen)
+    for one in right:
+        assert problems(*(text for text in wrong if text.split("=")[0] != one.split("=")[0]), one) == []
+
+
 def test_rescaling_to_the_training_images_is_not_of_every_mapper() -> None:
     said = "mapper.rescale has no effect: train is of ridge and trained networks; fastl2lir has none or (variant="
     assert [text[: len(said)] for text in warnings_of("mapper=fastl2lir", "mapper.rescale=train")] == [said]

@@ -107,6 +107,15 @@ def _linear(mapper: Any) -> Iterator[str]:
         yield f"mapper.keep_folds: {mapper.keep_folds} was given, wanted 2 or more."
 
 
+def _judged(mapper: LinearSettings, chosen: str, remedy: str) -> Iterator[str]:
+    """What is wrong with ``mapper.keep_on`` where something is chosen on the validation images."""
+    if mapper.keeps_some and mapper.keep_on == "seen":
+        yield (
+            f"mapper.keep_on: seen fits on validation images when columns are judged, and {chosen} would be chosen on"
+            f" the same images. Give {remedy}, or mapper.keep_on=train."
+        )
+
+
 def rescaled(mapper: MapperConfig) -> Iterator[str]:
     """What is wrong with ``mapper.rescale`` and ``mapper.spread``."""
     yield from spread_out_of_range(mapper)
@@ -135,6 +144,8 @@ def _ridge_rules(cfg: Config) -> Iterator[str]:
             yield f"mapper.ddof: {mapper.ddof} was given, wanted 0 or 1."
         if mapper.voxel_power < 0:
             yield f"mapper.voxel_power: {mapper.voxel_power} must be at least 0."
+        if not mapper.folds and len(set(mapper.alphas)) > 1:
+            yield from _judged(mapper, "alpha", "mapper.folds of 2 or more, or one of mapper.alphas")
         if cfg.data.test_scaling == "own" and mapper.voxel_power:
             yield "data.test_scaling: own leaves no room for voxel weights; it needs mapper.voxel_power=0."
         yield from (*_linear(mapper), *rescaled(mapper))
@@ -145,6 +156,8 @@ def _fastl2lir_rules(cfg: Config) -> Iterator[str]:
         mapper = one.mapper
         assert isinstance(mapper, FastL2LiRSettings)
         yield from _chosen(mapper)
+        if not (mapper.n_feat and mapper.penalty):
+            yield from _judged(mapper, "n_feat or penalty", "both mapper.n_feat and mapper.penalty")
         if mapper.refit and mapper.seen_statistics != "none":
             yield (
                 f"mapper.seen_statistics: {mapper.seen_statistics} needs mapper.refit=false; where validation images"
