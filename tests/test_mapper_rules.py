@@ -106,6 +106,14 @@ def test_nothing_is_chosen_on_validation_images_that_are_fitted_on(mapper: str, 
         assert problems(*(text for text in wrong if text.split("=")[0] != one.split("=")[0]), one) == []
 
 
+@pytest.mark.parametrize("target", ["z", "pixels", "colour"])
+def test_only_tokens_can_teach(target: str) -> None:
+    said = f"training.aux_target: {target} has no patch tokens. Choose g or clip_vision, or leave it empty."
+    given = [*TWO_STAGE, "network.decoder_channels=[8,8]"]
+    assert problems(*given, f"training.aux_target={target}", verb="run") == [said]
+    assert problems(*given, "training.aux_target=clip_vision", verb="run") == []
+
+
 def test_rescaling_to_the_training_images_is_not_of_every_mapper() -> None:
     said = "mapper.rescale has no effect: train is of ridge and trained networks; fastl2lir has none or (variant="
     assert [text[: len(said)] for text in warnings_of("mapper=fastl2lir", "mapper.rescale=train")] == [said]

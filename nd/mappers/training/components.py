@@ -144,6 +144,8 @@ def _training(one: Decoding) -> Iterator[str]:
 def _teacher(name: str) -> Iterator[str]:
     if name not in found("target").components:
         yield not_a_component("target", name).replace("target.name", "training.aux_target")
+    elif component("target", name).axes in ("map", "none"):
+        yield f"training.aux_target: {name} has no patch tokens. Choose g or clip_vision, or leave it empty."
 
 
 def has_prior(one: Decoding) -> bool:
