@@ -115,6 +115,21 @@ def test_a_table_that_extends_itself_is_refused(tmp_path: Path) -> None:
         load_spec(write_spec(tmp_path, extends="scense"))
 
 
+def test_a_tuning_curve_is_looked_for_beside_the_table_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: demo\ntitle: Mine\n", encoding="utf-8")
+    spec, demo = load_spec(str(tmp_path / "mine.yaml")), load_spec("demo")
+    assert spec.folder == tmp_path
+    assert (spec.folder / spec.curve).samefile(demo.folder / demo.curve)
+
+
+@pytest.mark.parametrize("twice", ["title: U\n", "expected:\n  a: {pixcorr: 1.0}\n  a: {pixcorr: 2.0}\n"])
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, twice: str) -> None:
+    path = write_spec(tmp_path)
+    Path(path).write_text(Path(path).read_text(encoding="utf-8") + twice, encoding="utf-8")
+    with pytest.raises(UserError, match=r"own\.yaml cannot be read as a table spec: '(title|a)' stands here twice"):
+        load_spec(path)
+
+
 def test_an_unknown_table_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
         UserError, match=r"unknown table 'scene'\. Did you mean 'scenes'\? Allowed: ablation_components, "
@@ -146,6 +161,19 @@ def test_all_problems_of_a_spec_are_told_at_once(tmp_path: Path) -> None:
         ({"rows": ["a"]}, r"rows\[0\] is str, wanted a mapping"),
         ({"rows": []}, "rows must list at least one"),
         ({"subjects": []}, "subjects must list at least one where an experiment is named"),
+        ({"subjects": ["subj01", "subj01"]}, "subjects lists 'subj01' twice"),
+        ({"name": "mine"}, r"own\.yaml has no field 'name'"),
+        ({"extends": ["demo"]}, r"own\.yaml: extends is \['demo'\], wanted the name of one table"),
+        ({"extends": 3}, r"extends is 3, wanted the name of one table"),
+        ({"tolerance": "abc"}, "tolerance is 'abc', wanted a number"),
+        ({"tolerance": None}, "tolerance is None, wanted a number"),
+        ({"tolerance": float("nan")}, "tolerance is nan, wanted a number"),
+        ({"tolerance": True}, "tolerance is True, wanted a number"),
+        ({"tolerance": -0.1}, r"tolerance is -0\.1, wanted 0 or more"),
+        ({"expected": {"a": {"pixcorr": "x"}}}, "expected is 'x', wanted a number"),
+        ({"columns": [{"metric": "pixcorr", "decimals": "two"}]}, r"columns\[0\]: decimals is 'two', wanted a whole"),
+        ({"columns": [{"metric": "pixcorr", "decimals": -1}]}, "column 'pixcorr': decimals is -1, wanted 0 to 17"),
+        ({"columns": [{"metric": "pixcorr", "percent": "no"}]}, r"columns\[0\]: percent is 'no', wanted true or false"),
     ],
 )
 def test_a_spec_that_contradicts_itself_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:

@@ -32,6 +32,7 @@ from nd.tables.published import Published, find_published
 from nd.tables.spec_rows import Averaged, Column, Pair, Point, Row, grid_problems
 from nd.tables.yaml_files import build, build_all, read_yaml, refuse
 
+MOST_DECIMALS = 17  # of a column: a float has no more digits
 ROLES = ("method", "oracle", "control", "floor", "reference")
 DEFAULT = "default"  # the table of whatever is composed
 # In an installed wheel, in a checkout. Beside an installed wheel `experiments` would be some other package's.
@@ -52,7 +53,7 @@ class TableSpec:
     columns: list[Column] = field(default_factory=list)  # none: the scores that all rows have
     paired: list[Pair] = field(default_factory=list)
     images: list[str] = field(default_factory=list)  # rows the report shows beside the stimulus
-    curve: str = ""  # tuning.json, relative to the spec's folder
+    curve: str = ""  # tuning.json, relative to the folder of the spec that names it
     expected: dict[str, dict[str, float]] = field(default_factory=dict)
     tolerance: float = 0.01
     published: list[Published] = field(default_factory=list)
@@ -186,14 +187,18 @@ def _filled(value: Any, words: Mapping[str, str]) -> Any:
 
 def _extended(given: Any, seen: tuple[Path, ...]) -> Any:
     """The fields of a spec together with those of the table that it extends."""
-    if not isinstance(given, dict) or not isinstance(name := given.pop("extends", ""), str) or not name:
+    if not isinstance(given, dict) or not (name := given.pop("extends", "")):
         return given
+    if not isinstance(name, str):
+        raise UserError(f"{seen[-1]}: extends is {name!r}, wanted the name of one table, or its file.")
     path = _spec_path(name)
     if path.resolve() in seen:
         raise UserError(f"{seen[0]}: extends leads back to {path.name}. A table can extend others that are complete.")
     base = _extended(read_yaml(path, "a table spec", TableSpec), (*seen, path.resolve()))
     if not isinstance(base, dict):
         raise UserError(f"{path} is {type(base).__name__}, wanted a mapping")
+    if isinstance(curve := base.get("curve"), str) and curve:
+        base["curve"] = str(path.resolve().parent / curve)
     both = base | given
     for key in ("rows", "paired"):
         own, more = given.get(key) or [], base.get(key) or []
@@ -208,6 +213,14 @@ def _inconsistencies(spec: TableSpec) -> list[str]:
     labels = [row.label for row in spec.rows]
     metrics = [column.metric for column in spec.columns]
     problems = [f"two rows are called {label!r}" for label in sorted(set(labels)) if labels.count(label) > 1]
+    problems += [f"subjects lists {who!r} twice" for who in sorted(set(spec.subjects)) if spec.subjects.count(who) > 1]
+    problems += [
+        f"column {column.metric!r}: decimals is {column.decimals}, wanted 0 to {MOST_DECIMALS}"
+        for column in spec.columns
+        if not 0 <= column.decimals <= MOST_DECIMALS
+    ]
+    if spec.tolerance < 0:
+        problems.append(f"tolerance is {spec.tolerance}, wanted 0 or more")
     for row in spec.rows:
         if row.role not in ROLES:
             problems.append(str(unknown(f"role of row {row.label!r}:", row.role, ROLES)))

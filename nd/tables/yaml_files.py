@@ -1,10 +1,12 @@
 """YAML files made into dataclasses; everything that does not fit is collected, to be told at once.
 
 Where a field is declared as text, it is the text that stands in the file: a row called 007, 1e3 or null keeps its name.
+A key that stands in one mapping twice is refused, where YAML would forget the first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -16,7 +18,23 @@ from nd.errors import UserError, did_you_mean
 from nd.terminal import unstorable
 
 T = TypeVar("T")
-WANTED = {str: "text", list: "a list", dict: "a mapping"}
+WANTED = {
+    str: "text", list: "a list", dict: "a mapping", bool: "true or false", int: "a whole number",
+    float: "a number (as in 0.01)",
+}  # fmt: skip
+
+
+class Loader(yaml.SafeLoader):
+    """Reads plain values, and refuses a key that stands in one mapping twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping; raises MarkedYAMLError where a key stands in it twice."""
+        found: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in found:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands here twice", problem_mark=key.start_mark)
+            found.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path, what: str, kind: type[Any]) -> Any:
@@ -28,11 +46,11 @@ def read_yaml(path: Path, what: str, kind: type[Any]) -> Any:
         kind: dataclass that says which of its values are text.
 
     Raises:
-        UserError: no such file, no YAML, or no UTF-8.
+        UserError: no such file, no YAML, a key twice, or no UTF-8.
     """
     try:
         content = path.read_text(encoding="utf-8")
-        return _with_texts(yaml.safe_load(content), yaml.load(content, yaml.BaseLoader), kind)
+        return _with_texts(yaml.load(content, Loader), yaml.load(content, yaml.BaseLoader), kind)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as {what}: {error}") from None
 
@@ -50,25 +68,30 @@ def _with_texts(value: Any, written: Any, hint: Any) -> Any:
 
 
 def build(kind: type[T], given: Any, where: str, problems: list[str], **extra: Any) -> T | None:
-    """Build a dataclass from a mapping; what does not fit is added to ``problems``, and the result is then None."""
+    """Build a dataclass from a mapping and the fields in ``extra``, which it cannot set.
+
+    What does not fit is added to ``problems``, and the result is then None.
+    """
     if not isinstance(given, dict):
         problems.append(f"{where} is {type(given).__name__}, wanted a mapping")
         return None
-    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    known = {item.name: item for item in fields(kind) if item.name not in extra}  # type: ignore[arg-type]
     wrong = [f"{where} has no field {key!r}.{did_you_mean(key, known)}" for key in given if key not in known]
     needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
-    wrong += [f"{where} lacks {name!r}" for name in needed if name not in given and name not in extra]
-    hints = {key: hint for key, hint in get_type_hints(kind).items() if key in given}
+    wrong += [f"{where} lacks {name!r}" for name in needed if name not in given]
+    hints = {key: hint for key, hint in get_type_hints(kind).items() if key in given.keys() & known.keys()}
     wrong += [problem for key, hint in hints.items() for problem in _misfits(given[key], hint, f"{where}: {key}")]
     problems += wrong
     return None if wrong else kind(**given, **extra)
 
 
 def _misfits(value: Any, hint: Any, where: str) -> list[str]:
-    """Return what is wrong with a value that is declared as text, list or mapping, and with the texts in it."""
+    """Return what is wrong with a value that is declared as one of ``WANTED``, and with the values in it."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind not in WANTED:
         return []
+    if kind in (bool, int, float):
+        return [] if _is_number(value, kind) else [f"{where} is {value!r}, wanted {WANTED[kind]}"]
     if not isinstance(value, kind):
         return [f"{where} is {type(value).__name__}, wanted {WANTED[kind]}"]
     if kind is str:
@@ -76,6 +99,13 @@ def _misfits(value: Any, hint: Any, where: str) -> list[str]:
     parts = [(one, inner[0]) for one in value]
     parts += [(one, inner[1]) for one in value.values()] if kind is dict else []
     return [problem for one, its_hint in parts for problem in _misfits(one, its_hint, where)]
+
+
+def _is_number(value: Any, kind: type[Any]) -> bool:
+    """Whether a value is a finite number of a kind; true and false are none but of their own."""
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int | float if kind is float else int) and math.isfinite(value)
 
 
 def build_all(kind: type[T], given: dict[str, Any], key: str, problems: list[str]) -> list[T]:
