@@ -332,6 +332,20 @@ def test_a_sweep_is_a_run_with_its_map_its_points_and_its_files(cfg: Config, tmp
     }
 
 
+def test_rows_of_a_sweep_keep_each_value_under_its_key(cfg: Config, tmp_path: Path) -> None:
+    """Rows whose grids have other keys, or the same in another order."""
+    points = [{"guidance.kappa": "1", "guidance.eta": "0.2"}, {"guidance.eta": "0.4", "guidance.kappa": "2"}]
+    points += [{"guidance.eta": "0.6"}]
+    made = [guided(cfg, 1.0, 0.2), guided(cfg, 2.0, 0.4), guided(cfg, 3.0, 0.6)]
+    for one in made:
+        fake_scores(one, {"pixcorr": np.full(N_IMAGES, one.guidance.eta)})
+    swept = sweep_table([(v, Entry(Row(label="a"), "s", one)) for v, one in zip(points, made, strict=True)])
+    log_sweep(cfg, swept, write_sweep(swept, Path(cfg.paths.results)))
+    columns, rows = only(tmp_path / "runs").table("sweep")
+    assert columns[:2] == ["guidance.kappa", "guidance.eta"]
+    assert [row[:2] for row in rows] == [["1", "0.2"], ["2", "0.4"], [None, "0.6"]]
+
+
 def test_a_table_is_a_run_with_its_rows_and_files(cfg: Config, tmp_path: Path) -> None:
     spec = TableSpec(
         name="mine", folder=tmp_path, title="Mine", experiment="scenes", subjects=["subj01"],

@@ -238,7 +238,7 @@ def log_sweep(cfg: Config, sweep: SweepTable, files: Sequence[Path]) -> None:
         return
     metrics = sorted({metric for row in sweep.rows if row.run for metric in row.run.scores})
     rows = [
-        [*row.values.values(), row.entry.label, row.folder.run_id]
+        [*map(row.values.get, sweep.keys), row.entry.label, row.folder.run_id]
         + [getattr(row.score(metric), "mean", None) for metric in metrics]
         for row in sweep.rows
     ]
