@@ -362,3 +362,14 @@ def test_files_are_written_in_three_shapes(table: Table, tmp_path: Path) -> None
     paths = formats.write_table(table, tmp_path / "results")
     assert [path.name for path in paths] == ["tiny.md", "tiny.csv", "tiny.tex", "tiny-paired.csv"]
     assert all(path.stat().st_size for path in paths)
+
+
+def test_expected_scores_are_those_of_the_first_subject_alone(tmp_path: Path) -> None:
+    given = entry(tmp_path, SPEC.rows[0], subject__name="subj02")
+    fake_scores(given.cfg, GUIDED)
+    expected = {"guided": {"pixcorr": GUIDED["pixcorr"].mean()}}
+    spec = replace(SPEC, rows=SPEC.rows[:1], paired=[], expected=expected)
+    with pytest.raises(UserError, match=r"expected values are those of subj01, .* table of subj02\. Leave check=true"):
+        unexpected(collect(spec, [given], "nd run"))
+    composed = replace(spec, experiment="", subjects=[])
+    assert unexpected(collect(composed, [given], "nd run")) == []

@@ -206,16 +206,26 @@ def _missing_message(spec: TableSpec, missing: Sequence[Entry], total: int, comm
 
 
 def unexpected(table: Table) -> list[str]:
-    """Return a line for every score that differs from the spec's expected value by more than its tolerance."""
+    """Return a line for every score that differs from the spec's expected value by more than its tolerance.
+
+    Raises:
+        UserError: the spec expects nothing, or the table lacks the subject whose scores it expects.
+    """
     spec = table.spec
     if not spec.expected:
         raise UserError(
             f"table {spec.name} has no expected values to compare with. Add them to its spec as `expected:`."
         )
+    subject = (spec.subjects or table.subjects)[0]
+    if subject not in table.subjects:
+        raise UserError(
+            f"table {spec.name}: its expected values are those of {subject}, but what was made is the table of "
+            f"{', '.join(table.subjects)}. Leave check=true or subject={table.subjects[0]} out."
+        )
     lines = []
     for label, scores in spec.expected.items():
         for metric, wanted in scores.items():
-            score = table.score(label, spec.subjects[0], metric)
+            score = table.score(label, subject, metric)
             got = float("nan") if score is None else score.mean
             if not abs(got - wanted) <= spec.tolerance:
                 lines.append(f"{label}, {metric}: {got:.4f}, expected {wanted:.4f} within {spec.tolerance}")
