@@ -18,10 +18,11 @@ from helpers_results import N_IMAGES, config, fake_scores
 from nd.config import Config
 from nd.config.application import compose, derive
 from nd.errors import UserError
+from nd.metrics.repeats import AGGREGATIONS
 from nd.tables import formats
 from nd.tables.csv_export import csv_files
 from nd.tables.specs import Column, Entry, Pair, Row, TableSpec, expand, load_spec
-from nd.tables.table import Table, collect, unexpected
+from nd.tables.table import REPEATS, Table, collect, unexpected
 
 Change = Callable[[Config], None]
 RNG = np.random.default_rng(1)
@@ -286,6 +287,25 @@ def test_few_images_are_said_to_show_little(table: Table) -> None:
     many = [replace(difference, n=100) for difference in table.differences]
     assert "power" not in replace(table, differences=many).caption
     assert "power" not in replace(table, differences=[]).caption
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "said"),
+    [
+        ("each", "; scores of repeats are averaged within an image."),
+        ("first", "; of the repeats of an image the first is scored."),
+        ("best", "each metric takes the best, chosen by the true image: a ceiling."),
+        ("pixel_mean", "; the repeats of an image are averaged before it is scored."),
+    ],
+)
+def test_a_caption_says_what_is_made_of_repeats(entries: list[Entry], aggregation: str, said: str) -> None:
+    assert set(REPEATS) == set(AGGREGATIONS)
+    protocol = {"name": "scenes", "version": 1, "settings": {"aggregation": aggregation}}
+    for one in entries:
+        fake_scores(one.cfg, GUIDED, protocol=protocol)
+    table = collect(replace(SPEC, paired=[]), entries, "nd run")
+    assert said in table.caption
+    assert ("averaged within an image" in table.caption) == (aggregation == "each")
 
 
 def test_text_shows_scores_intervals_chance_and_kind(table: Table) -> None:

@@ -27,6 +27,12 @@ ROLE_NOTES = {
     "reference": "reference: another decoder, for comparison",
 }
 DEBUG_NOTE = "Made in debug sizes: the numbers mean nothing."
+REPEATS = {  # by protocol.aggregation
+    "each": "scores of repeats are averaged within an image",
+    "first": "of the repeats of an image the first is scored",
+    "best": "of the repeats of an image each metric takes the best, chosen by the true image: a ceiling",
+    "pixel_mean": "the repeats of an image are averaged before it is scored",
+}
 NAMES = {"pixcorr": "PixCorr", "ssim": "SSIM"}  # of columns that a spec does not name
 RETRIEVAL_NOTE = (
     "retrieval: share of items whose own partner is the most similar of the candidates; 95% intervals of the mean over "
@@ -65,12 +71,17 @@ class Table:
         """Who, which protocol, which images, what the intervals are, and what few images could show."""
         run = self.rows[0].run
         power = power_note(self.differences, self.columns, self.subjects)
+        said = f"{self.of_repeats}.{' ' if power else ''}{power}"
         debug = f"{DEBUG_NOTE} " if self.debug else ""
         return (
             f"{debug}{', '.join(self.subjects)}; protocol {run.protocol}; {run.n_images} test images "
-            f"(set {run.test_set}); 95% bootstrap intervals over images; scores of repeats are averaged within an "
-            f"image.{' ' if power else ''}{power}"
+            f"(set {run.test_set}); 95% bootstrap intervals over images; {said}"
         )
+
+    @property
+    def of_repeats(self) -> str:
+        """What was made of the repeats of an image; old runs, which do not say it, averaged their scores."""
+        return REPEATS[self.rows[0].run.settings.get("aggregation", "each")]
 
     @property
     def subjects(self) -> list[str]:
