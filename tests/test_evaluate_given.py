@@ -22,7 +22,9 @@ from nd.config.application import check, compose
 from nd.data.prepared import Stimuli, Subject, stimuli_path, subject_path
 from nd.errors import UserError
 from nd.evaluate import evaluate
+from nd.evaluation.external_files import read_array
 from nd.evaluation.external_images import read_external
+from nd.evaluation.reconstructions import Wanted
 from nd.evaluation.scores import read_scores
 from nd.files import read_json, sha256_json
 from nd.generate.inputs import part_ids
@@ -189,7 +191,7 @@ def test_first_appearance_is_the_order_of_the_trials(
 
 
 def test_positions_are_numbers_not_letters(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:
-    for stem in ("{}", "sub1_picture{}_best"):
+    for stem in ("{}", "sub1_picture{}_best", "m²-{}"):
         names = {stem.format(k) + ".png": repeats[0] for k, repeats in enumerate(pictures)}  # 10 after 9
         read = read_external(given(cfg, saved(tmp_path / stem, names), order="canonical"))
         np.testing.assert_array_equal(read.images[:, 0], pictures[:, 0])
@@ -372,6 +374,22 @@ def test_files_that_cannot_be_read(cfg: Config, pictures: Pictures, ids: list[in
     as_pt(tmp_path / "code.pt", {"images": Image.fromarray(pictures[0, 0])})
     wanted = r"cannot be read as plain tensors \(it holds PIL\.Image\.Image, which is code\)\. Save the tensor alone"
     refused(cfg, tmp_path / "code.pt", wanted, order="canonical")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"images": torch.zeros(2, 3, 16, 16).to_sparse()},
+        {"images": torch.zeros(2, 3, 16, 16, device="meta")},
+        {"images": torch.zeros(2, 3, 16, 16).to(torch.float8_e4m3fn)},
+        {"images": torch.zeros(2, 3, 16, 16), "image_id": torch.arange(2).bfloat16()},
+        {"images": torch.zeros(2, 3, 16, 16), "image_id": [[0], [1, 2]]},
+    ],
+)
+def test_tensors_that_are_no_arrays(content: dict[str, Any], tmp_path: Path) -> None:
+    wanted = rf"x\.pt: {list(content)[-1]} cannot be read as an array \(.+\)\. Save plain, dense tensors"
+    with pytest.raises(UserError, match=wanted):
+        read_array(as_pt(tmp_path / "x.pt", content), Wanted(np.arange(2, dtype=np.int32)))
 
 
 def test_files_of_another_kind(cfg: Config, pictures: Pictures, ids: list[int], tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def _is_image(path: Path) -> bool:
 def _natural(path: Path) -> list[tuple[int, str]]:
     """A key by which 9.png comes before 10.png."""
     parts = re.split("([0-9]+)", path.stem)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    return [(int(part), "") if part.isascii() and part.isdigit() else (-1, part) for part in parts]
 
 
 def _by_name(files: list[Path], folder: Path, wanted: Wanted) -> dict[int, Repeats]:
@@ -220,7 +220,18 @@ def _from_pt(path: Path) -> Content:
     images = held[IMAGES]
     images = images.float() if images.dtype == torch.bfloat16 else images  # numpy has no bfloat16
     ids = held.get(IDS)
-    return images.numpy(force=True), _numbers(None if ids is None else np.asarray(ids), path), {}
+    return _plain(images, IMAGES, path), _numbers(None if ids is None else _plain(ids, IDS, path), path), {}
+
+
+def _plain(held: Any, name: str, path: Path) -> NDArray[Any]:
+    """What a file holds as an array. UserError: NumPy has nothing like it, as with sparse or quantised tensors."""
+    try:
+        return held.numpy(force=True) if isinstance(held, torch.Tensor) else np.asarray(held)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: {name} cannot be read as an array ({_reason(error)}). Save plain, dense tensors: images as uint8"
+            f" or float32, {IDS} as int64."
+        ) from None
 
 
 def _reason(error: Exception) -> str:
