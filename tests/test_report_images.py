@@ -22,6 +22,7 @@ from nd.errors import UserError
 from nd.files import read_json, write_json
 from nd.runs.folder import RunFolder
 from nd.tables.costs import AT_ONCE, PER_IMAGE, RESIDENT, costs_of
+from nd.tables.gallery import gallery
 from nd.tables.image_browser import browser, sources_of
 from nd.tables.recorded import read_losses, ways_of
 from nd.tables.report import page, write_report
@@ -170,6 +171,8 @@ def test_images_that_are_not_those_that_were_scored_are_left_out(
     path = table.rows[0].folder.path / "manifest.json"
     write_json(path, read_json(path) | {"inputs": {"images": "of another run"}})
     RunFolder.open(table.rows[1].entry.cfg, "reconstruct").path.joinpath("status").unlink()
+    with pytest.raises(UserError, match=r"is not the run that was scored\. Remove .+ and run `nd evaluate` again"):
+        gallery(table)
     assert sources_of(table) == []
     assert "is not the run that was scored" in caplog.text
     assert "floor (subj01): its images are not shown: the reconstruct run" in caplog.text

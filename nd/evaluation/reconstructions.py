@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nd.config import Config
 from nd.errors import UserError
 from nd.h5_values import dataset_of, read_whole
 from nd.hdf5 import attributes_of, open_h5
+from nd.runs.folder import RunFolder, found
 from nd.sealed import recorded_of
 
 AGAIN = "Remove its folder and run `nd reconstruct` again with the same data settings."
@@ -102,6 +104,22 @@ def read_images(path: Path) -> tuple[Stored | NDArray[np.uint8], NDArray[np.int3
     if images.dtype == np.uint8 and np.array_equal(order, np.arange(len(order))):
         return images, image_ids, facts
     return images[:][order], image_ids[order], facts
+
+
+def scored_run(cfg: Config, evaluated: RunFolder) -> RunFolder:
+    """Return the reconstruct run whose images an evaluate run has scored.
+
+    Raises:
+        UserError: it is gone, or another one lies in its place.
+    """
+    run = found(cfg, "reconstruct")
+    scored = evaluated.manifest.get("inputs", {}).get("images")
+    if scored is not None and scored != run.fingerprint:
+        raise UserError(
+            f"{run.path} is not the run that was scored. Remove {evaluated.path} and run `nd evaluate` again, which "
+            "scores the images that are there."
+        )
+    return run
 
 
 def check_unique(image_ids: NDArray[Any], n_images: int, path: Path) -> None:

@@ -18,10 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
-from nd.evaluation.reconstructions import read_images
+from nd.evaluation.reconstructions import read_images, scored_run
 from nd.evaluation.scores import evenly_ranked
 from nd.files import atomic_path
-from nd.runs.folder import found
 from nd.tables.pages import data_uri, png
 from nd.tables.rows import TableRow
 from nd.tables.table import Table
@@ -80,7 +79,7 @@ def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
     """Return the images of the spec's ``images`` rows for the first subject, first repeat, stimuli on top.
 
     Raises:
-        UserError: the spec names no rows.
+        UserError: the spec names no rows, or images are gone or not those that were scored.
     """
     rows = [row for row in table.rows if row.subject == table.subjects[0] and row.row.label in table.spec.images]
     rows.sort(key=lambda row: table.spec.images.index(row.row.label))
@@ -107,7 +106,7 @@ def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
 
 
 def _images(row: TableRow, ids: list[int]) -> NDArray[np.uint8]:
-    images, image_ids, _ = read_images(found(row.entry.cfg, "reconstruct").output("images.h5"))
+    images, image_ids, _ = read_images(scored_run(row.entry.cfg, row.folder).output("images.h5"))
     position = {int(image_id): k for k, image_id in enumerate(image_ids)}
     return np.stack([images[position[image_id], 0] for image_id in ids])
 

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
+from nd.evaluation.reconstructions import scored_run
 from nd.evaluation.scores import evenly_ranked
 from nd.h5_values import read_whole
 from nd.hdf5 import open_h5
-from nd.runs.folder import RunFolder, found
+from nd.runs.folder import RunFolder
 from nd.tables.gallery import ranked_row, ranking
 from nd.tables.rows import TableRow
 from nd.tables.sprites import Sheets, Tiles, most_tiles, side_for
@@ -86,15 +87,10 @@ def browser(table: Table, sources: Sequence[Source]) -> Browser | None:
 def images_of(row: TableRow) -> RunFolder | None:
     """Return the run that made a row's images; None where they are gone, or are not those that were scored."""
     try:
-        run = found(row.entry.cfg, "reconstruct")
+        return scored_run(row.entry.cfg, row.folder)
     except UserError as error:
         log.warning("%s: its images are not shown: %s", row.entry.label, error)
         return None
-    scored = row.folder.manifest.get("inputs", {}).get("images")
-    if scored is not None and scored != run.fingerprint:
-        log.warning("%s: its images are not shown: %s is not the run that was scored", row.entry.label, run.path)
-        return None
-    return run
 
 
 def _side(run: RunFolder) -> int:

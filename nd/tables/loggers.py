@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from nd.config import Config
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
-from nd.evaluation.reconstructions import Stored, read_images
+from nd.evaluation.reconstructions import Stored, read_images, scored_run
 from nd.evaluation.scores import PerImage, evenly_ranked, read_per_image
 from nd.evaluation.summary import read_summary
 from nd.files import sha256_json, write_text
 from nd.launch import is_rank_zero
 from nd.locks import locked
-from nd.runs.folder import RunFolder, found
+from nd.runs.folder import RunFolder
 from nd.runs.groups import Member, announce, group_of, members_of, name_of, names_apart, sweep_name
 from nd.tables import wandb_runs
 from nd.tables.specs import load_spec
@@ -142,7 +142,7 @@ def pairs_of(cfg: Config, folder: RunFolder, scores: PerImage, images: Images | 
     try:
         if images is None and cfg.images_hash:
             raise UserError("they were made elsewhere, and no copy is kept")
-        made, made_ids = images or read_images(found(cfg, "reconstruct").path / "images.h5")[:2]
+        made, made_ids = images or read_images(scored_run(cfg, folder).path / "images.h5")[:2]
         rows = {int(image_id): row for row, image_id in enumerate(made_ids)}
         stimuli = Stimuli(stimuli_path(cfg)).images(ids)
         return pair(ids.tolist(), stimuli, [np.asarray(made[rows[int(image_id)]]) for image_id in ids])
