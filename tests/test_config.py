@@ -435,6 +435,26 @@ def test_sweeps_expand_to_all_combinations_and_stay_bounded() -> None:
     assert {row[1] for row in many} == {f"guidance.kappa={k}" for k in range(30)}
 
 
+@pytest.mark.parametrize("multirun", [False, True])
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("seed=range(5,1)", "seed=range(5,1): it stands for no value."),
+        ("method=glob(takagy*)", "method=glob(takagy*): it stands for no value. Options of method: brain_diffuser,"),
+    ],
+)
+def test_a_sweep_of_no_value_is_not_passed_over(given: str, wanted: str, multirun: bool) -> None:
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        check("run", [given], multirun)
+
+
+def test_of_a_repeated_key_the_last_alone_is_swept() -> None:
+    reading = read(["seed=1,2", "guidance.kappa=3", "seed=4"], [CONF], multirun=True)
+    assert not reading.sweeps
+    assert [one.text for one in reading.given] == ["++guidance.kappa=3", "++seed=4"]
+    assert reading.combinations() == [["guidance.kappa=3", "seed=4"]]
+
+
 def test_several_machines_inside_a_sweep_are_refused() -> None:
     with pytest.raises(UserError, match=r"trainer\.num_nodes=1"):
         check("reconstruct", ["trainer.num_nodes=2", "seed=1,2"], multirun=True)

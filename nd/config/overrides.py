@@ -51,7 +51,7 @@ class Given:
 
 @dataclass
 class Reading:
-    """The sound overrides, those for Hydra itself as they came, and all problems."""
+    """The sound overrides (of a repeated key the last), those for Hydra itself as they came, and all problems."""
 
     given: list[Given] = field(default_factory=list)
     hydra: list[str] = field(default_factory=list)
@@ -64,18 +64,17 @@ class Reading:
         return any(len(g.values) > 1 for g in self.given)
 
     def single(self) -> list[str]:
-        """Return ``key=value`` for every override; of a sweep its first value, of a repeated key its last."""
-        return [f"{g.key}={g.values[0]}" for g in _last_wins(self.given)]
+        """Return ``key=value`` for every override; of a sweep its first value."""
+        return [f"{g.key}={g.values[0]}" for g in self.given]
 
     def combinations(self, limit: float = MAX_COMBINATIONS) -> list[list[str]]:
         """Return the override lists a sweep stands for: all combinations, or each value once beyond ``limit``."""
-        given = _last_wins(self.given)
-        if math.prod(len(one.values) for one in given) <= limit:
-            rows = list(product(*(one.values for one in given)))
+        if math.prod(len(one.values) for one in self.given) <= limit:
+            rows = list(product(*(one.values for one in self.given)))
         else:
-            longest = max(len(one.values) for one in given)
-            rows = [tuple(one.values[min(i, len(one.values) - 1)] for one in given) for i in range(longest)]
-        return [[f"{one.key}={value}" for one, value in zip(given, row, strict=True)] for row in rows]
+            longest = max(len(one.values) for one in self.given)
+            rows = [tuple(one.values[min(i, len(one.values) - 1)] for one in self.given) for i in range(longest)]
+        return [[f"{one.key}={value}" for one, value in zip(self.given, row, strict=True)] for row in rows]
 
 
 def group_names(folders: Sequence[Path]) -> list[str]:
@@ -144,15 +143,17 @@ def read(overrides: Sequence[str], folders: Sequence[Path], multirun: bool = Fal
                 key = key.lstrip("+")
                 reading.given.append(Given(key, (quoted(raw),), f"++{key}={quoted(raw)}"))
             else:
-                reading.problems.append(
-                    f"{text}: cannot be read as key=value ({str(error).splitlines()[0]}).{_help(key if equals else '')}"
-                )
+                help_ = f" Values with special characters are quoted twice: {key}=\"'...'\"." if equals else ""
+                said = str(error).splitlines()[0]
+                reading.problems.append(f"{text}: cannot be read as key=value ({said}).{help_}")
             continue
         if override.is_hydra_override():
             reading.hydra.append(text)
         else:
             _read_one(override, text, known, folders, groups, multirun, reading)
     _drop_broken_references(reading)
+    latest = {one.key: one for one in reading.given}
+    reading.given = [one for one in reading.given if latest[one.key] is one]
     return reading
 
 
@@ -165,10 +166,6 @@ def _drop_broken_references(reading: Reading) -> None:
         except OmegaConfBaseException:
             reading.problems.append(f"{one.key}: {value} holds no whole ${{...}}; where ${{ is meant as text: \\${{.")
             reading.given.remove(one)
-
-
-def _help(key: str) -> str:
-    return f" Values with special characters are quoted twice: {key}=\"'...'\"." if key else ""
 
 
 def _read_one(
@@ -192,6 +189,9 @@ def _read_one(
     if key == "experiment" and "null" in values:  # which Hydra takes in a file but not on the command line
         values = [NO_EXPERIMENT if value == "null" else value for value in values]
         text = f"experiment={','.join(values)}"
+    if not values:  # left out, it would leave the default in its place
+        reading.problems.append(f"{text}: it stands for no value.{_options(key, folders) if key in groups else ''}")
+        return
     if len(values) > 1 and not multirun:
         hint = f" (a list is written {key}=[{','.join(values)}])" if key not in groups else ""
         reading.problems.append(f"{text}: several values need -m, which runs one job for each{hint}.")
@@ -200,7 +200,7 @@ def _read_one(
     found = [problem for problem in problems if problem]
     reading.problems += found
     reading.lost |= {key} if found else set()
-    if not found and values:
+    if not found:
         sign = "" if key in groups else "++"
         sweep = override.is_sweep_override() and not _is_list(override, known)
         told = text.lstrip("+") if sweep or key in groups else f"{key}={','.join(values)}"
@@ -291,10 +291,8 @@ def bad_option(group: str, value: str, folders: Sequence[Path]) -> str:
     options, name = group_options(group, folders), value.strip("'\"")
     if name in options or (group == "experiment" and name == NO_EXPERIMENT):
         return ""
-    return f"{group}={value}: unknown option.{did_you_mean(name, options)} Options of {group}: {', '.join(options)}."
+    return f"{group}={value}: unknown option.{did_you_mean(name, options)}{_options(group, folders)}"
 
 
-def _last_wins(given: Sequence[Given]) -> list[Given]:
-    """Drop overrides that a later one of the same key replaces, keeping the order."""
-    latest = {one.key: index for index, one in enumerate(given)}
-    return [one for index, one in enumerate(given) if latest[one.key] == index]
+def _options(group: str, folders: Sequence[Path]) -> str:
+    return f" Options of {group}: {', '.join(group_options(group, folders))}."
