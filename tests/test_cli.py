@@ -67,6 +67,12 @@ def empty(tmp_path: Path) -> Path:
         (["run", "-m", "seed=1,x"], "nd run: seed: 'x' is text, wanted a whole number."),
         (["trian"], "nd: unknown verb 'trian'. Did you mean 'train'? Verbs: prepare, extract"),
         (["run", "--config-name", "mine"], "add a folder with --config-dir"),
+        (["run", "-m", "seed=1,2", "--cfg", "job"], "nd run: --multirun and --cfg do not go together."),
+        (["run", "--info", "--cfg=job"], "nd run: --cfg and --info do not go together."),
+        (["run", "--resolve"], "nd run: --resolve and --package say how --cfg prints: give --cfg job with them."),
+        (["run", "--experimental-rerun=x.pickle"], "nd run: --config-name, --config-path and --experimental-rerun are"),
+        (["sweep", "seed=1,2", "--cfg", "job"], "nd sweep: --cfg=job: nd sweep does many runs and takes no flags but"),
+        (["tune", "seed=1,2", "--cfg=job"], "nd tune: --cfg=job: nd tune does many runs and takes no flags but"),
     ],
 )
 def test_a_mistake_is_one_message_with_code_2_and_writes_nothing(words: list[str], wanted: str, empty: Path) -> None:

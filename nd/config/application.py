@@ -202,9 +202,14 @@ def read_command(name: str, argv: Sequence[str], rows: Rows | None = None) -> Co
     """Read and check the command line of a verb that takes several values of a field for several jobs.
 
     Raises:
-        UserError: all problems in one message.
+        UserError: all problems in one message; or a flag (``--cfg``), which would be passed over and everything run.
     """
-    args, _ = parse(name, list(argv))
+    args, flags = parse(name, list(argv))
+    if flags:
+        raise UserError(
+            f"{flags[0]}: nd {name} does many runs and takes no flags but --help and --config-dir. `nd run --cfg job`"
+            " prints one configuration."
+        )
     return Command(name, check(name, args.overrides, True, rows), rows)
 
 

@@ -16,6 +16,7 @@ from nd.config.overrides import Reading
 from nd.errors import UserError
 
 SWITCHES = ("run", "multirun", "resolve", "hydra-help", "shell-completion")  # Hydra's, passed on
+ALONE = ("run", "multirun", "cfg", "info", "shell-completion")  # of which Hydra takes one
 
 
 def searched(reading: Reading) -> list[str]:
@@ -25,14 +26,26 @@ def searched(reading: Reading) -> list[str]:
 
 
 def parse(name: str, argv: list[str]) -> tuple[Namespace, list[str]]:
-    """Split a command line with Hydra's parser into its arguments and the flags to pass on (``-m``, ``--cfg job``)."""
+    """Split a command line with Hydra's parser into its arguments and the flags to pass on (``-m``, ``--cfg job``).
+
+    Raises:
+        UserError: flags that are not used, or do not go together.
+    """
     parser = get_args_parser()
     parser.prog = f"nd {name}"
     args = parser.parse_intermixed_args(argv)  # intermixed: flags may stand between overrides
-    if args.config_name or args.config_path:
-        raise UserError("--config-name and --config-path are not used; add a folder with --config-dir=<folder>.")
+    if args.config_name or args.config_path or args.experimental_rerun:
+        raise UserError(
+            "--config-name, --config-path and --experimental-rerun are not used; add a folder with"
+            " --config-dir=<folder>."
+        )
     if args.config_dir:
         args.overrides.append(f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]")
+    alone = [flag for flag in ALONE if getattr(args, flag.replace("-", "_"))]
+    if len(alone) > 1:
+        raise UserError(f"{' and '.join(f'--{flag}' for flag in alone)} do not go together. Leave one of them out.")
+    if (args.resolve or args.package) and not args.cfg:
+        raise UserError("--resolve and --package say how --cfg prints: give --cfg job with them.")
     flags = [f"--{name}" for name in SWITCHES if getattr(args, name.replace("-", "_"))]
     flags += [f"--{name}={getattr(args, name)}" for name in ("cfg", "package", "info") if getattr(args, name)]
     return args, flags

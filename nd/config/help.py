@@ -48,6 +48,10 @@ USAGES = {
     "sweep": "nd sweep [TABLE] [group=option] [group.field=value,value] [dry_run=true] [hydra/launcher=joblib]",
     "tune": "nd tune [group=option] [group.field=value,value] ['group.field=interval(low,high)'] [tune.trials=30]",
 }
+OF_ONE = (  # flags of the verbs of one configuration
+    "  -m            sweep: several values (seed=1,2) run one job each, with hydra/launcher=joblib side by side",
+    "  --cfg job     print the composed configuration and run nothing",
+)
 FIELD_COLUMN = 42  # width of "group.field=default" before the comment starts
 
 
@@ -82,8 +86,7 @@ def verb_help(name: str, words: Sequence[str] = ()) -> str:
         *_further(name, chosen, config),
         "",
         "flags",
-        "  -m            sweep: several values (seed=1,2) run one job each, with hydra/launcher=joblib side by side",
-        "  --cfg job     print the composed configuration and run nothing",
+        *(() if name in USAGES else OF_ONE),
         "  --config-dir  a folder of your own groups and experiments, searched after conf/",
     ]
     return "\n".join(lines)
