@@ -245,6 +245,9 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("guidance.layer_weights=[1,x]", r"guidance\.layer_weights\[1\]: 'x' is text, wanted a number"),
         ("guidance.kappa=nan", "wanted a finite number"),
         ("paths.results=[a]", r"\['a'\] is a list, wanted text"),
+        ("paths.root=", r"paths\.root: it is empty, wanted a folder; '\.' is the one you are in"),
+        ("paths.runs=''", r"paths\.runs: it is empty"),
+        (f"paths.data={__file__}", r"paths\.data: .*test_config\.py is a file, wanted a folder"),
         (
             "guidance.kappa=[0.3,1]",
             r"\[0.3, 1\] is a list, wanted a number. A run for each: guidance.kappa=0.3,1 with -m",

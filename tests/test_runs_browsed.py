@@ -123,6 +123,7 @@ def test_ls_keeps_the_runs_that_have_a_value(lab: Path) -> None:
         (["show", "{evaluate}", "out=png"], "nd show: out=png writes one image: which? image=<id>."),
         (["show", "{evaluate}", "image=1", "out=a.jpg"], "nd show: out=a.jpg: with image=1 one PNG is written"),
         (["show", "{train}", "image=1"], "is a train run, which has no images."),
+        (["clean", "paths.root="], "nd clean: paths.root: it is empty, wanted a folder"),
         (["ls", "paths.rot=x"], "nd ls: paths.rot: unknown key. Did you mean 'paths.root'?"),
     ],
 )

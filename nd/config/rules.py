@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from nd.config.components import chosen, component
 from nd.config.known import known_fields
 from nd.config.schema import ALL, Config
 from nd.errors import did_you_mean
+from nd.files import located
 
 # What says how images are made, of which nothing counts where they are given.
 MAKING_GROUPS = ("method", "target", "mapper", "network", "training", "backbone", "guidance")
@@ -23,7 +23,7 @@ MAKING_FIELDS = ("subject.roi", "seed", "features", "control", "debug.limit_imag
 
 def contradictions(cfg: Config, verb: str = "", multirun: bool = False) -> list[str]:
     """Return every contradiction between (or range violated by) fields whose types are already right."""
-    rules = (_data, _subject, _targets, _backbone, _protocol, _evaluation, _given_images, _trainer, _logger)
+    rules = (_data, _subject, _targets, _backbone, _protocol, _evaluation, _given_images, _trainer, _logger, _paths)
     found = [problem for rule in rules for problem in rule(cfg)]
     for one in chosen(cfg).values():
         found += [*one.rules(cfg), *one.verb_rules(cfg, verb)]
@@ -87,7 +87,7 @@ def _backbone(cfg: Config) -> Iterator[str]:
     yield from at_least(1, data=cfg.backbone, names=("image_size", "tower_size"), key="backbone")
     for name in ("weights", "image_tower"):
         given = getattr(cfg.backbone, name)
-        if given.startswith(("/", "./", "../", "~")) and not Path(given).expanduser().exists():
+        if given.startswith(("/", "./", "../", "~")) and not located(given).exists():
             yield f"backbone.{name}: {given} does not exist."
 
 
@@ -155,6 +155,14 @@ def _logger(cfg: Config) -> Iterator[str]:
     yield from at_least(1, data=cfg.tune, names=("trials",), key="tune")
     if cfg.logger.group and not re.fullmatch(r"[\w.-]+", cfg.logger.group):  # it names a file, too
         yield f"logger.group: {cfg.logger.group!r} names a group; use letters, digits, '_', '-' and '.' alone."
+
+
+def _paths(cfg: Config) -> Iterator[str]:
+    for name, given in vars(cfg.paths).items():
+        if not given:  # as of a shell variable that is not set: what lies below it would lie in /
+            yield f"paths.{name}: it is empty, wanted a folder; '.' is the one you are in."
+        elif located(given).is_file():
+            yield f"paths.{name}: {given} is a file, wanted a folder, there or not."
 
 
 def at_least(low: int, *, data: object, names: Sequence[str], key: str) -> Iterator[str]:
