@@ -67,6 +67,8 @@ def empty(tmp_path: Path) -> Path:
         (["run", "-m", "seed=1,x"], "nd run: seed: 'x' is text, wanted a whole number."),
         (["trian"], "nd: unknown verb 'trian'. Did you mean 'train'? Verbs: prepare, extract"),
         (["run", "--config-name", "mine"], "add a folder with --config-dir"),
+        (["run", "-m", "seed=1,2", "hydra/launcher=joblibb"], "Could not find 'hydra/launcher/joblibb'"),
+        (["run", "-m", "seed=1,2", "hydra.lancher=x"], "nd run: Could not override 'hydra.lancher'."),
         (["run", "-m", "seed=1,2", "--cfg", "job"], "nd run: --multirun and --cfg do not go together."),
         (["run", "--info", "--cfg=job"], "nd run: --cfg and --info do not go together."),
         (["run", "--resolve"], "nd run: --resolve and --package say how --cfg prints: give --cfg job with them."),

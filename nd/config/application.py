@@ -248,12 +248,12 @@ def _run(
     words = [*flags, *(one.text for one in reading.given), *searched(reading), *others]
     if not multirun or args.cfg:
         return _run_hydra(function, rows, words)
+    set_up_logging(reading.hydra)  # and whatever Hydra refuses is said before anything is written
     command = Command(name, reading, rows)
     own_sweeper = any(text.startswith("hydra/sweeper=") for text in reading.hydra)
     own = grouped(reading, command.compose, group) if group is not None and reading.sweeps and not own_sweeper else []
     command = replace(command, own=own)
     if together is not None and not own_sweeper and chosen_launcher(reading.hydra) == LOCAL:
-        set_up_logging(reading.hydra)
         together([command.compose(one) for one in reading.combinations()])
     with own_folder(reading, first := command.compose(reading.single())) as named:
         try:
