@@ -399,6 +399,13 @@ def test_broken_files_are_one_message(text: str, tmp_path: Path) -> None:
     assert message(f"hydra.searchpath=[file://{tmp_path}]", "experiment=broken").startswith("conf: ")
 
 
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "own.yaml").write_bytes("# für mich\nname: own\n".encode("latin-1"))
+    said = message(f"hydra.searchpath=[file://{tmp_path}]", "method=own")
+    assert re.match(r"conf: method/own(\.yaml)? is no UTF-8 text .* Save it again as UTF-8\.", said)
+
+
 def test_a_group_replaced_by_a_value_is_found(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\nguidance: 3\n"

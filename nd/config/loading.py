@@ -39,7 +39,10 @@ class ReadOnce(ConfigRepository):
         """Return a copy of what a file holds; Hydra changes what it gets."""
         key = (*(source.path for source in self.sources), config_path)
         if key not in self.read:
-            self.read[key] = pickle.dumps(super().load_config(config_path))
+            try:
+                self.read[key] = pickle.dumps(super().load_config(config_path))
+            except UnicodeDecodeError as error:
+                raise HydraException(f"{config_path} is no UTF-8 text ({error}). Save it again as UTF-8.") from error
         return pickle.loads(self.read[key])
 
 
