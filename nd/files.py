@@ -72,7 +72,8 @@ def located(text: str | Path) -> Path:
         text: 'package://<name>' of what nd ships, or a path, '~' for the home folder.
     """
     given = str(text)
-    return SHIPPED / given.removeprefix(PACKAGE) if given.startswith(PACKAGE) else Path(given).expanduser()
+    home = os.path.expanduser(given)  # noqa: PTH111 - Path's own raises where ~<name> is nobody's home
+    return SHIPPED / given.removeprefix(PACKAGE) if given.startswith(PACKAGE) else Path(home)
 
 
 OF_HDF5 = (UNWRITTEN, "slist", "rite failed")  # its words where the system's reason is lost

@@ -26,6 +26,7 @@ REFUSALS = {
     errno.EROFS: "Give another place (paths.root=<folder>).",
     errno.EACCES: "Check owner and mode, or give another place (paths.root=<folder>).",
     errno.EPERM: "Check owner and mode, or give another place (paths.root=<folder>).",
+    errno.ENAMETOOLONG: "Give a shorter one.",
     errno.ENOMEM: "Close other programs.",
     errno.EMFILE: "Allow more open files (ulimit -n).",
 }

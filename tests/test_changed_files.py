@@ -158,6 +158,7 @@ def test_a_damaged_state_of_training_is_not_gone_on_with(tmp_path: Path, caplog:
     [
         (MemoryError(), r"nd train: there is not enough memory \(MemoryError\)\. Close other programs"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "there is not enough memory"),
+        (OSError(36, "File name too long", "a/b"), r"at a/b: file name too long\. Give a shorter one"),
         (OSError(28, "No space left on device", "a/b"), r"the system refused to go on at a/b: no space left"),
         (OSError(30, "Read-only file system"), "read-only file system. Give another place"),
     ],

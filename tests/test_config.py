@@ -245,6 +245,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("guidance.layer_weights=[1,x]", r"guidance\.layer_weights\[1\]: 'x' is text, wanted a number"),
         ("guidance.kappa=nan", "wanted a finite number"),
         ("paths.results=[a]", r"\['a'\] is a list, wanted text"),
+        ("protocol.weights=~nobody_of_that_name/x", r"protocol\.weights: ~nobody_of_that_name/x does not exist"),
+        ("backbone.weights=~nobody_of_that_name/x", r"backbone\.weights: ~nobody_of_that_name/x does not exist"),
         ("paths.root=", r"paths\.root: it is empty, wanted a folder; '\.' is the one you are in"),
         ("paths.runs=''", r"paths\.runs: it is empty"),
         (f"paths.data={__file__}", r"paths\.data: .*test_config\.py is a file, wanted a folder"),

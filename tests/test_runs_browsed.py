@@ -18,6 +18,7 @@ from PIL import Image
 from nd.config import Config
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.files import partial_path, read_json, write_json
+from nd.interface.finished_run import read_run
 from nd.locks import locked
 from nd.runs.catalogue import age, find_run, known_runs
 from nd.runs.folder import RunFolder
@@ -119,6 +120,7 @@ def test_ls_keeps_the_runs_that_have_a_value(lab: Path) -> None:
         (["show"], "nd show: one run was wanted, 0 were given: nd show RUN."),
         (["show", "scenes-subj01-neuraldif"], "3 runs begin with 'scenes-subj01-neuraldif'; give one of their ids:"),
         (["show", "scemes-subj01-c_g"], "Did you mean 'scenes-subj01-c_g"),
+        (["show", "~nobody_of_that_name"], "is called '~nobody_of_that_name' or begins so."),
         (["show", "{evaluate}", "image=x"], "nd show: image=x: the id of an image was wanted, a whole number."),
         (["show", "{evaluate}", "out=png"], "nd show: out=png writes one image: which? image=<id>."),
         (["show", "{evaluate}", "image=1", "out=a.jpg"], "nd show: out=a.jpg: with image=1 one PNG is written"),
@@ -158,6 +160,15 @@ def test_a_run_is_found_by_folder_id_name_and_the_beginning_of_either(lab: Path)
         assert find_run(text, lab / "runs").path == train.path
     assert age(time.time() - 90) == "2 min"
     assert age(time.time() + 5) == "0 s"
+
+
+def test_a_run_is_found_from_inside_its_folder(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = next(run for run in known_runs(lab / "runs") if run.verb == "evaluate" and run.state == "done")
+    for place, text in ((run.path, "."), (run.path.parent, run.path.name), (lab / "runs", f"evaluate/{run.path.name}")):
+        monkeypatch.chdir(place)
+        found = find_run(text, Path("runs"))
+        assert (found.verb, found.id, found.state) == ("evaluate", run.id, "done")
+        assert read_run(text).manifest["verb"] == "evaluate"
 
 
 def test_show_says_what_a_run_was_and_why_it_failed(lab: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nd.backbone.weights import PACKAGE, fetch, hash_folder, shipped_folder
 from nd.errors import UserError, unknown
+from nd.files import located
 
 FIELD = "backbone.image_tower"
 CONFIG_FILE = "open_clip_config.json"
@@ -49,7 +50,7 @@ def _folder(spec: str) -> Path | None:
     """The folder that `spec` means, or None for a model name and tag."""
     if spec.startswith(PACKAGE):
         return shipped_folder(spec, FIELD)
-    local = Path(spec).expanduser()
+    local = located(spec)
     if local.is_dir():
         return local
     if ":" in spec and "/" not in spec:

@@ -131,7 +131,7 @@ def module_folder(given: str, field: str, example: str) -> Path:
     if given.startswith(PACKAGE):
         return shipped_folder(given, field)
     files = ["config.json", WEIGHT_FILES["vae"][0]]
-    local = Path(given).expanduser()
+    local = located(given)
     remedy = f"{field} wants a folder with {' and '.join(files)}, or a hub id, for example {example}."
     if given and local.is_dir():
         missing = [name for name in files if not (local / name).is_file()]

@@ -19,7 +19,7 @@ from nd.config.check import restored
 from nd.errors import UserError
 from nd.h5_values import read_whole
 from nd.hdf5 import open_h5
-from nd.runs.folder import RunFolder, found
+from nd.runs.folder import RunFolder, found, run_path
 from nd.runs.identity import VERBS
 from nd.runs.outputs import output_of
 from nd.sealed import DIGESTS
@@ -48,7 +48,7 @@ def read_run(run: str | Path | Config, verb: str = "evaluate") -> FinishedRun:
     ...
     nd.errors.UserError: runs/evaluate/none is not the folder of a run: ...
     """
-    path = found(run, verb).path if isinstance(run, Config) else Path(run).expanduser()
+    path = found(run, verb).path if isinstance(run, Config) else run_path(run)
     if not (path / "status").is_file() or path.parent.name not in VERBS:
         raise UserError(
             f"{path} is not the folder of a run: <paths.runs>/<verb>/<name>-<id>, of {', '.join(VERBS)}, with a file "

@@ -24,7 +24,7 @@ from nd.config.overrides import split, unknown_key
 from nd.config.schema import SCHEMA_VERSION
 from nd.errors import UserError, did_you_mean
 from nd.files import HASH_CHARS, read_json
-from nd.runs.folder import RunFolder
+from nd.runs.folder import RunFolder, run_path
 from nd.runs.identity import VERBS, flat
 from nd.runs.manifest import AnyManifest
 
@@ -175,7 +175,7 @@ def find_run(text: str, runs: Path) -> KnownRun:
     Raises:
         UserError: no such run, with the nearest; or several, with all of them.
     """
-    path = Path(text).expanduser()
+    path = run_path(text)
     if path.is_dir() and path.parent.name in VERBS and (named := NAMED.fullmatch(path.name)):
         return KnownRun(RunFolder(path.parent.name, path, named[2]), named[1])
     known = known_runs(runs)

@@ -32,12 +32,12 @@ import yaml
 
 from nd.config import Config
 from nd.errors import BusyError, UserError
-from nd.files import HASH_CHARS, read_json, sha256_json, unreadable, write_json, write_text
+from nd.files import HASH_CHARS, located, read_json, sha256_json, unreadable, write_json, write_text
 from nd.launch import is_rank_zero
 from nd.locks import is_locked, locked
 from nd.runs import inputs as input_checks
 from nd.runs import manifest as manifests
-from nd.runs.identity import run_id, run_name
+from nd.runs.identity import VERBS, run_id, run_name
 from nd.runs.outputs import changed_sizes, describe_outputs, output_of, recorded_outputs
 
 RUN_ID = re.compile(f"[0-9a-f]{{{HASH_CHARS}}}")
@@ -49,6 +49,12 @@ def command_for(cfg: Config, verb: str, *extra: str) -> str:
     words = (re.sub("=''$", "=", item) for item in (*cfg.overrides, *extra))  # an empty text as people type it
     last = {item.split("=", 1)[0]: item for item in words}
     return shlex.join(["nd", verb, *last.values()])
+
+
+def run_path(given: str | Path) -> Path:
+    """Return the path of a run's folder; one typed inside ``runs`` (``.``, ``../<name>``) in full, to tell its verb."""
+    path = located(given)
+    return path if path.parent.name in VERBS else path.resolve()
 
 
 @dataclass(frozen=True)
