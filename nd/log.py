@@ -61,27 +61,28 @@ def chosen(words: Words) -> list[KnownRun]:
     wanted = list(split(words.options.get("runs", "")))
     if not wanted:
         raise UserError("which runs? runs=all, or runs=<id, name or beginning>,... `nd ls` lists them.")
-    there = known_runs(Path(words.paths.runs), words.bare or LOGGED)
+    verbs = words.bare or LOGGED
+    there = known_runs(Path(words.paths.runs), verbs)
     found: dict[Path, KnownRun] = {}
     for text in wanted:
         if text == "all" or "*" in text:
             new = [run for run in there if text == "all" or any(fnmatchcase(n, text) for n in (run.id, run.path.name))]
             found |= {run.path: run for run in new if run.state == "done"}
         else:
-            run = find_run(text, Path(words.paths.runs))
-            found[run.path] = _loggable(run)
+            run = find_run(text, Path(words.paths.runs), verbs)
+            found[run.path] = _loggable(run, verbs)
     keys = {key: text for key, text in words.options.items() if key != "runs" and key.partition(".")[0] != "logger"}
     kept = filtered(found.values(), keys)
     if not kept:
-        raise UserError(
-            f"no finished run of {' or '.join(words.bare or LOGGED)} in {words.paths.runs} is meant by that."
-        )
+        raise UserError(f"no finished run of {' or '.join(verbs)} in {words.paths.runs} is meant by that.")
     return kept
 
 
-def _loggable(run: KnownRun) -> KnownRun:
+def _loggable(run: KnownRun, verbs: Sequence[str]) -> KnownRun:
     if run.verb not in LOGGED:
         raise UserError(f"{run.path.name} is a {run.verb} run, which has no scores to log. Log the evaluation of it.")
+    if run.verb not in verbs:
+        raise UserError(f"{run.path.name} is a run of {run.verb}; wanted was one of {' or '.join(verbs)} alone.")
     if run.state != "done":
         raise UserError(f"{run.path.name} is not done but {run.state}; finished runs alone are logged. See `nd ls`.")
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,13 @@ def test_runs_are_chosen_by_id_pattern_verb_and_value(lab: Path) -> None:
         assert {line["run"] for line in csv.DictReader(handle)} == {first, second}
 
 
+def test_a_beginning_means_a_run_that_can_be_logged(lab: Path) -> None:
+    first, second = (RunFolder.open(guided(lab, kappa), "evaluate").path for kappa in (0.5, 1.0))
+    shutil.rmtree(lab / second.relative_to(lab))
+    name = first.name.rpartition("-")[0]  # that of the images, too
+    assert f"evaluate {first.name}" in succeed("log", "logger=csv", f"runs={name}", cwd=lab).out
+
+
 def test_tensorboard_too(lab: Path) -> None:
     succeed("log", "runs=all", "logger=tensorboard", cwd=lab)
     places = sorted(path.parent.parent.name for path in lab.glob("runs/tensorboard/*/*/events*"))
@@ -104,12 +112,13 @@ def failing(lab: Path, *words: str) -> Done:
         (["runs=all", "guidance.kappa=7"], "no finished run of train or evaluate"),
         (["runs=all", "logger.mode=disabled"], "W&B is disabled"),
         (["runs=scenes-subj01-c_g"], "is a predict run, which has no scores to log."),
+        (["train", "runs={evaluate}"], "is a run of evaluate; wanted was one of train alone."),
         (["runs=nothing"], "is called 'nothing' or begins so."),
     ],
 )
 def test_a_wrong_word_is_one_message(words: list[str], wanted: str, lab: Path) -> None:
     before = sorted(lab.rglob("*"))
-    assert wanted in failing(lab, *words).err
+    assert wanted in failing(lab, *(word.format(evaluate=ids(lab)[0]) for word in words)).err
     assert sorted(lab.rglob("*")) == before
 
 

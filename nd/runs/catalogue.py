@@ -165,12 +165,13 @@ def _of_verb(folder: Path, verb: str) -> Iterator[KnownRun]:
             yield KnownRun(RunFolder(verb, path, named[2]), named[1])
 
 
-def find_run(text: str, runs: Path) -> KnownRun:
+def find_run(text: str, runs: Path, verbs: Iterable[str] = VERBS) -> KnownRun:
     """Return the run that a word means.
 
     Args:
         text: its folder, its id or name, or an unambiguous beginning of either.
         runs: ``paths.runs``.
+        verbs: of which the beginning of a name is meant, where runs of them have it.
 
     Raises:
         UserError: no such run, with the nearest; or several, with all of them.
@@ -180,7 +181,8 @@ def find_run(text: str, runs: Path) -> KnownRun:
         return KnownRun(RunFolder(path.parent.name, path, named[2]), named[1])
     known = known_runs(runs)
     exact = [run for run in known if text in (run.id, run.path.name)]
-    found = exact or [run for run in known if run.id.startswith(text) or run.path.name.startswith(text)]
+    begun = [run for run in known if run.id.startswith(text) or run.path.name.startswith(text)]
+    found = exact or [run for run in begun if run.verb in verbs] or begun
     if len(found) == 1:
         return found[0]
     if found:
