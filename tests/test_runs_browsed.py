@@ -100,6 +100,8 @@ def test_ls_keeps_the_runs_that_have_a_value(lab: Path) -> None:
     assert count("method=takagi") == 0
     assert count("target=z", "train") == 1
     assert count("target=c", "train") == 0
+    assert count("trainer.progress=True", "guidance.layer_weights=[1.5,1.20,1.0,1,1,1]") == 5
+    assert count("guidance.layer_weights=[1.5,1.2]") == 0
     assert count("trainer.progress=true", "data.subjects=[subj01]") == 0
     chosen = succeed("ls", "scores=ssim", "evaluate", cwd=lab)
     assert "ssim" in chosen.out

@@ -231,7 +231,12 @@ def _is(value: Any, wanted: str) -> bool:
 
 
 def _equals(value: Any, text: str) -> bool:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        return shown(value) == text.lower()
+    if isinstance(value, list) and text.startswith("["):
+        parts = list(split(text.removeprefix("[").removesuffix("]")))
+        return len(parts) == len(value) and all(map(_equals, value, parts))
+    if isinstance(value, (int, float)):
         try:
             return float(text) == value
         except ValueError:
