@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from nd.config import Config
 from nd.config.application import read_command
+from nd.config.conf_files import search_path
 from nd.config.sweeps import set_up_logging
 from nd.config.words import verb_of_command
 from nd.errors import UserError
@@ -48,7 +49,7 @@ def tune(words: list[str]) -> int:
 
     with opened(stem.with_suffix(".db"), first.seed) as study:
         n_failed = search(study, space, composed, first.tune.trials, print)
-        record = recorded(study, first, shared)
+        record = recorded(study, first, [*shared, *search_path(command.reading.hydra)])
         write_json(stem.with_suffix(".json"), record)
         draw(study, space, stem.with_suffix(".png"))
     best = record["trials"][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,9 +16,11 @@ from optuna.trial import Trial, TrialState
 
 from nd import tune as verb
 from nd.config import Config
+from nd.config.application import compose
 from nd.errors import UserError
+from nd.files import read_json
 from nd.sweeps import tuning
-from nd.sweeps.tuning import RUN, Swept, completed, search
+from nd.sweeps.tuning import MEANS, RUN, VALUES, Swept, completed, search
 from nd.sweeps.work import Outcome
 
 Compose = Callable[[Mapping[str, str]], Config]
@@ -136,6 +139,30 @@ def test_values_are_tried_as_they_were_typed(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="enough"):
         verb.tune(words)
     assert seen == [(0.2, "early"), (1.0, "early+ventral")]
+
+
+def test_the_command_to_use_names_the_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 3\n", encoding="utf-8")
+
+    def search(study: Study, *_: Any) -> int:
+        for eta in ("0.2", "1"):
+            trial = study.ask()
+            for key, value in ((VALUES, {"guidance.eta": eta}), (MEANS, {"ssim": 0.5}), (RUN, eta)):
+                trial.set_user_attr(key, value)
+            trial.suggest_categorical("guidance.eta", ("0.2", "1"))
+            study.tell(trial, float(eta))
+        return 0
+
+    monkeypatch.setattr(verb, "search", search)
+    monkeypatch.setattr(verb, "draw", lambda *_: None)
+    words = ["--config-dir", str(tmp_path / "own"), "experiment=mine", f"paths.root={tmp_path}", "guidance.eta=0.2,1"]
+    assert verb.tune(words) == 0
+    (written,) = (tmp_path / "results").glob("tune-*.json")
+    given = shlex.split(read_json(written)["command"])
+    assert given[:2] == ["nd", "run"]
+    cfg = compose(given[2:])
+    assert (cfg.seed, cfg.guidance.eta) == (3, 1.0)
 
 
 @pytest.mark.parametrize(
