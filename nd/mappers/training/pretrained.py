@@ -222,8 +222,8 @@ def check_pretrained(
             )
     wanted: dict[str, Any] = asdict(network.config) | {"variant": network.variant} | dict(network.front.shape)
     there: dict[str, Any] = asdict(found.network) | {"variant": found.variant} | found.front
-    free = ("predict", "prior_sampling", "prior_steps", "dropout", "subject_dropout", "prior_drop")
-    free += ("mapper.spread",)  # of finished predictions; earlier versions recorded it among what shapes the network
+    # mapper.spread is of finished predictions; earlier versions recorded it among what shapes the network.
+    free = ("predict", "prior_sampling", "prior_steps", "dropout", "subject_dropout", "prior_drop", "mapper.spread")
     differing = [name for name in {**wanted, **there} if name not in free and wanted.get(name) != there.get(name)]
     if differing:
         listed = ", ".join(f"{name}={there.get(name)} there, {wanted.get(name)} here" for name in differing)
