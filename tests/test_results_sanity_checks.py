@@ -20,7 +20,7 @@ from nd.evaluation.brain_scores import voxel_ceiling
 from nd.evaluation.scores import Score
 from nd.metrics.diversity import diversity
 from nd.prepare import prepare
-from nd.tables.blocks import NONE_FOUND
+from nd.tables.blocks import none_found
 from nd.tables.csv_export import csv_files
 from nd.tables.formats import latex, markdown, text
 from nd.tables.sanity_checks import Finding, Judged, SanityChecks, best, better_by, has_room, judge, same_images
@@ -212,7 +212,7 @@ def test_a_table_says_it(table: Table, rows: dict[str, Scores]) -> None:
     assert "cheat: has the very scores of nearest (floor) for 40 of 40 images" in shown
     assert "cheat: no better than nearest (floor) (PixCorr 0.000 [0.000, 0.000]; low 0.0% [0.0%, 0.0%])" in shown
     assert "leak: above oracle (oracle), as no decoder can be: test targets must have leaked (PixCorr 0." in shown
-    assert NONE_FOUND not in shown
+    assert "nothing found" not in shown
     for shape in (markdown, latex):
         assert "Sanity checks: methods" in shape(table)
     line = next(line for line in shown.splitlines() if line.lstrip().startswith("leak") and "PixCorr" in line)
@@ -227,11 +227,23 @@ def test_a_table_says_it(table: Table, rows: dict[str, Scores]) -> None:
 
 def test_a_clean_table_says_so(table: Table) -> None:
     clean = Table(table.spec, table.rows, [], sanity=replace(table.sanity, findings=[]))
-    assert NONE_FOUND in text(clean)
+    every = "every method is above its floors and controls, below its oracle, and controls are at chance"
+    assert f"  nothing found: {every}\n" in text(clean)
     named = Table(
         table.spec, table.rows, [], sanity=replace(table.sanity, findings=[Finding("a", "subj01", "as it is")])
     )
     assert "  a: as it is\n" in text(named)
+
+
+def test_a_clean_table_says_nothing_of_rows_that_it_lacks(table: Table) -> None:
+    def said(*roles: str, columns: int = 2) -> str:
+        rows = [row for row in table.rows if row.row.role in ("method", *roles)]
+        return none_found(replace(table, rows=rows, spec=replace(table.spec, columns=COLUMNS[:columns])))
+
+    assert said("floor") == "nothing found: every method is above its floors"
+    assert said("oracle") == "nothing found: every method is below its oracle"
+    assert said("control") == "nothing found: every method is above its controls, and controls are at chance"
+    assert said("control", columns=1) == "nothing found: every method is above its controls"  # PixCorr has no chance
 
 
 def test_scores_are_compared_in_the_order_of_ids_whatever_that_of_lines(table: Table) -> None:

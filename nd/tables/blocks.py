@@ -16,9 +16,6 @@ from nd.tables.specs import Column
 from nd.tables.table import Table
 
 CHECKS = "Sanity checks: methods between their floors and their ceiling"
-NONE_FOUND = (
-    "nothing found: every method is above its floors and controls, below its oracle, and controls are at chance"
-)
 DIVERSITY = "Diversity: effective dimension of what was decoded, and of the true features of the same images"
 DIVERSITY_HOW = (
     "effective dimension: participation ratio of the eigenvalues of the covariance over images; a decoder that names "
@@ -129,9 +126,21 @@ def _sanity_blocks(table: Table) -> list[Block]:
     several = len(table.subjects) > 1
     head = ["", *(["subject"] if several else []), "score", "best floor", "method", "oracle", "share of the way"]
     lines = [_line(standing, table.columns, several) for standing in checks.standings]
-    findings = _sentences(checks.findings, table.columns, several) or [NONE_FOUND]
+    findings = _sentences(checks.findings, table.columns, several) or [none_found(table)]
     ceilings = [_ceiling(subject, found) for subject, found in checks.voxels.items()]
     return [Block(CHECKS, [head, *lines], [*findings, HOW, *ceilings]), *_diversity(checks.decoded, several)]
+
+
+def none_found(table: Table) -> str:
+    """Say that nothing is wrong, as far as there are rows, and a value by chance, to tell by."""
+    roles, has_chance = {row.row.role for row in table.rows}, any(table.chance(c) is not None for c in table.columns)
+    above = " and ".join(f"{role}s" for role in ("floor", "control") if role in roles)
+    said = {
+        f"above its {above}": bool(above),
+        "below its oracle": "oracle" in roles,
+        "and controls are at chance": "control" in roles and has_chance,
+    }
+    return f"nothing found: every method is {', '.join(words for words, holds in said.items() if holds)}"
 
 
 def _ceiling(subject: str, found: dict[str, Any]) -> str:
