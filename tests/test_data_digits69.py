@@ -10,6 +10,7 @@ from helpers_config import data_settings
 from helpers_digits import made_up
 from numpy.typing import NDArray
 from scipy.io import loadmat, savemat
+from scipy.sparse import csc_matrix
 
 from nd.data.digits69 import KEYS, LABELS, pieces_of, read_digits69
 from nd.data.prepared import Stimuli, Subject
@@ -31,6 +32,16 @@ def test_voxels_keep_their_trials(made_up_file: Path) -> None:
     content = made_up()
     voxels = np.concatenate([content["fmriTrn"], content["fmriTest"]]).astype(np.float32)
     np.testing.assert_array_equal(read_digits69(made_up_file).voxels, voxels)
+
+
+def test_matrices_that_matlab_holds_as_sparse_ones(made_up_file: Path, tmp_path: Path) -> None:
+    """Pixels of drawings are mostly 0, so people who edit them may well save them so."""
+    content = made_up()
+    sparse = {key: csc_matrix(content[key].astype(float)) for key in ("stimTrn", "fmriTrn")}
+    savemat(tmp_path / "sparse.mat", content | sparse)
+    found, wanted = read_digits69(tmp_path / "sparse.mat"), read_digits69(made_up_file)
+    np.testing.assert_array_equal(found.images, wanted.images)
+    np.testing.assert_array_equal(found.voxels, wanted.voxels)
 
 
 def test_prepared_files(made_up_file: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def read_mat(path: Path, names: Sequence[str], advice: str, named: str = "") -> 
         UserError: it cannot be read, or one of the arrays holds no numbers or claims more than the file can hold.
     """
     from scipy.io import loadmat, whosmat
+    from scipy.sparse import issparse
 
     named = named or str(path)
     with parsed_by_others(path, f"{named} is not a readable MATLAB 5 file", advice):
@@ -43,4 +44,5 @@ def read_mat(path: Path, names: Sequence[str], advice: str, named: str = "") -> 
             )
     with parsed_by_others(path, f"{named} is not a readable MATLAB 5 file", advice):
         content = loadmat(str(path), variable_names=list(listed))
-        return {name: np.asarray(content[name]) for name in listed}
+        found = {name: content[name] for name in listed}
+        return {name: values.toarray() if issparse(values) else np.asarray(values) for name, values in found.items()}
