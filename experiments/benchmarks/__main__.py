@@ -225,7 +225,7 @@ def where(rows: Sequence[dict[str, Any]]) -> str:
     known = "; ".join(dict.fromkeys(row["versions"] for row in rows))
     return (
         f"{quick}Medians over the turns, [least, most]. {machines}; {min(loads):g} to {max(loads):g} "
-        f"processes wanted a core meanwhile. {known}."
+        f"processes wanted a core meanwhile, the one measured among them. {known}."
     )
 
 
