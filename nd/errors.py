@@ -6,7 +6,7 @@ A message says what arrived, what was wanted and what to do. Verbs print it and 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -58,6 +58,14 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     """
     names = sorted(str(a) for a in allowed)
     return UserError(f"unknown {kind} {name!r}.{did_you_mean(name, names)} Allowed: {', '.join(names)}.")
+
+
+def report(problems: Sequence[str]) -> str:
+    """Join problems, each said once, into one message."""
+    unique = list(dict.fromkeys(problems))
+    if len(unique) == 1:
+        return unique[0]
+    return "\n".join([f"{len(unique)} problems:", *(f"  {i}. {text}" for i, text in enumerate(unique, start=1))])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

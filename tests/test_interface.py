@@ -290,6 +290,25 @@ def test_mistakes_before_anything_is_run(finished: nd.FinishedRun, tmp_path: Pat
         nd.compose("guidance.kapa=1")
 
 
+def test_fields_that_only_the_rows_of_a_table_have_are_composed_as_on_the_command_line(tmp_path: Path) -> None:
+    raw, table = tmp_path / "digits.mat", tmp_path / "digits.yaml"
+    raw.touch()
+    rows = "rows: [{label: floor, overrides: [method=mean_image]}]\n"
+    table.write_text(f"title: T\nexperiment: digits69\nsubjects: [subj01]\n{rows}", encoding="utf-8")
+    digits = (f"table={table}", f"data.file={raw}", f"paths.root={tmp_path}")
+    cfg = nd.compose(*digits)
+    assert (cfg.data.name, cfg.overrides) == ("scenes", list(digits))
+    with pytest.raises(nd.UserError, match="is not a readable MATLAB 5 file"):
+        nd.execute(cfg, progress=None)  # and so goes as far as to read it
+    unknown = r"data\.file: unknown key here: it belongs to data\.source=digits69"
+    with pytest.raises(nd.UserError, match=unknown):
+        nd.execute(cfg, "prepare")  # which works on no row
+    with pytest.raises(nd.UserError, match=unknown):
+        nd.compose("table=", f"data.file={raw}")
+    with pytest.raises(nd.UserError, match=r"method\.weights: unknown key here.*ic_gan"):
+        nd.compose(*digits, "method.weights=x")  # beside one that the row has
+
+
 def test_rows_that_fail_do_not_hide(finished: nd.FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     import nd.run
 

@@ -27,7 +27,7 @@ from nd.config.overrides import Reading, read
 from nd.config.rules import contradictions, without_effect
 from nd.config.schema import Config
 from nd.config.sweeps import NameGroup, Point, grouped, own_folder, points_of, set_up_logging
-from nd.errors import UserError
+from nd.errors import UserError, report
 from nd.launch import check_alone, is_rank_zero
 from nd.terminal import NOTE, exit_with
 
@@ -39,11 +39,13 @@ Compose = Callable[..., Config]  # a configuration and further overrides to a co
 Rows = Callable[[Config, Compose], list[Config]]  # the rows of a table that a verb works on, none without a table
 
 
-def compose(overrides: Sequence[str] = ()) -> Config:
+def compose(overrides: Sequence[str] = (), rows: Rows | None = None) -> Config:
     """Compose and check a configuration.
 
     Args:
         overrides: as on the command line, e.g. ``["experiment=scenes", "guidance.kappa=0.5"]``.
+        rows: gives the rows of a table. Where overrides that name one do not suit the composed configuration, its rows
+            are checked instead, as by a verb that works on them; composing them all takes too long to do it always.
 
     Returns:
         A fresh ``Config`` with ``overrides`` filled in.
@@ -51,18 +53,23 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: with every problem of the overrides, of the files of conf/ and between fields.
     """
-    return _compose(overrides, strict=True)
+    reading = read(overrides, search_folders(overrides))
+    found = _examine(reading.single(), reading)
+    if rows is not None and found.config.table and (found.problems or found.foreign):
+        found = _examine(reading.single(), reading, rows_of=rows)
+    if problems := [*reading.problems, *found.problems, *found.foreign.values()]:
+        raise UserError(report(problems))
+    return found.config
 
 
-def _compose(overrides: Sequence[str], name: str = "", strict: bool = False, rows: Rows | None = None) -> Config:
-    """Compose one job; unless ``strict``, fields of another choice are passed over, which rows and jobs may share.
+def _compose(overrides: Sequence[str], name: str = "", rows: Rows | None = None) -> Config:
+    """Compose one job; fields of another choice are passed over, which rows and jobs may share.
 
     Where ``rows`` are those of a table, ``check`` has examined them, and none is of the composed configuration.
     """
     reading = read(overrides, search_folders(overrides))
     found = _examine(reading.single(), reading, name, rows_of=rows and (lambda *_: []))
-    problems = [*reading.problems, *found.problems, *(found.foreign.values() if strict else ())]
-    if problems:
+    if problems := [*reading.problems, *found.problems]:
         raise UserError(report(problems))
     return found.config
 
@@ -211,14 +218,6 @@ def read_command(name: str, argv: Sequence[str], rows: Rows | None = None) -> Co
             " prints one configuration."
         )
     return Command(name, check(name, args.overrides, True, rows), rows)
-
-
-def report(problems: Sequence[str]) -> str:
-    """Join problems, each said once, into one message."""
-    unique = list(dict.fromkeys(problems))
-    if len(unique) == 1:
-        return unique[0]
-    return "\n".join([f"{len(unique)} problems:", *(f"  {i}. {text}" for i, text in enumerate(unique, start=1))])
 
 
 def _run(

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nd.config import ProtocolConfig
-from nd.config.application import report
 from nd.config.check import build
 from nd.config.composition import assemble
 from nd.config.conf_files import search_folders
 from nd.config.overrides import read
-from nd.errors import UserError
+from nd.errors import UserError, report
 from nd.metrics.measures import caption_measures
 
 CHANNELS_LAST, CHANNELS_FIRST = -1, -3

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from nd.config.application import report
 from nd.config.check import build
-from nd.errors import UserError
+from nd.errors import UserError, report
 from nd.mappers.base import FoldData, Group
 from nd.mappers.components import build_mapper
 

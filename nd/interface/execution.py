@@ -16,6 +16,7 @@ from importlib import import_module
 from nd.config import Config, application
 from nd.errors import UserError, unknown
 from nd.interface.finished_run import FinishedRun, read_run
+from nd.tables.specs import rows_of
 
 VERBS = ("run", "prepare", "extract", "train", "predict", "reconstruct", "evaluate")
 Say = Callable[[str], None]
@@ -29,7 +30,7 @@ def compose(*overrides: str) -> Config:
 
     Returns:
         A fresh configuration, to be read as ``cfg.guidance.kappa``. Compose again to change it: a row of a table is
-        composed anew from ``cfg.overrides``.
+        composed anew from ``cfg.overrides``, so with ``table=`` a field may be one that only its rows have.
 
     Raises:
         UserError: with every problem of the overrides, and the nearest name of what is unknown.
@@ -43,7 +44,7 @@ def compose(*overrides: str) -> Config:
     ...
     nd.errors.UserError: guidance.kapa: unknown key. Did you mean 'guidance.kappa'? ...
     """
-    return application.compose(overrides)
+    return application.compose(overrides, rows_of)
 
 
 def execute(cfg: Config, verb: str = "run", *, progress: Say | None = print) -> list[FinishedRun]:
@@ -65,8 +66,8 @@ def execute(cfg: Config, verb: str = "run", *, progress: Say | None = print) -> 
     """
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
-    application.check(verb, cfg.overrides)
-    if application.compose(cfg.overrides) != cfg:
+    application.check(verb, cfg.overrides, rows=rows_of if verb == "run" else None)
+    if compose(*cfg.overrides) != cfg:
         raise UserError(
             "the configuration was changed after it was composed, and the steps compose it anew. Give the change to "
             f"compose instead: nd.compose({', '.join(map(repr, cfg.overrides))}, 'group.field=value')."

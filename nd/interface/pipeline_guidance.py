@@ -19,10 +19,9 @@ from torch import Tensor
 from nd.backbone.loading import Backbone
 from nd.backbone.tower import FILTERS, BlockFeatures
 from nd.config import BackboneConfig, Config
-from nd.config.application import report
 from nd.config.check import build
 from nd.config.fields import share_of
-from nd.errors import UserError
+from nd.errors import UserError, report
 from nd.generate.guidance import FeatureGuidance, check_guidance, guided_noise, image_decoder, kappa_at, layer_weights
 from nd.generate.sampler import LOSS_SCALE, spread
 from nd.interface.array_scores import channels_last
