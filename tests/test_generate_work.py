@@ -93,6 +93,16 @@ def test_missing_pictures_are_named(tmp_path: Path) -> None:
         parts.merge([1, 2, 8], tmp_path / "images.h5", {})
 
 
+def test_what_failed_in_a_killed_run_and_is_made_since_is_no_failure(tmp_path: Path) -> None:
+    killed = Parts(tmp_path / "parts")
+    killed.fail({2: "image 2 is not finite", 8: "image 8 is not finite"})
+    again = Parts(tmp_path / "parts")
+    again.write([1, 2], pictures_of([1, 2]))
+    assert again.failures() == ["image 8 is not finite"]
+    assert again.failures() == []
+    assert again.finished() == {1, 2}
+
+
 def test_damaged_part_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     parts = Parts(tmp_path)
     path = parts.write([1, 2], pictures_of([1, 2]))

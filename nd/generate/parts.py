@@ -121,9 +121,13 @@ class Parts:
             write_text(self.folder / f"failed-{image_id:06d}.txt", message)
 
     def failures(self) -> list[str]:
-        """Return what was noted of images that failed, in their order, and forget it."""
-        files = sorted(self.folder.glob("failed-*.txt"))
-        messages = [path.read_text(encoding="utf-8") for path in files]
+        """Return what was noted of images that failed and have none, in their order, and forget all notes.
+
+        A run that was killed before it asked leaves its notes, and the next one may have made those images since.
+        """
+        files, made = sorted(self.folder.glob("failed-*.txt")), self.finished()
+        still = [path for path in files if int(path.stem.removeprefix("failed-")) not in made]
+        messages = [path.read_text(encoding="utf-8") for path in still]
         for path in files:
             path.unlink()
         if not self._files() and self.folder.is_dir():
