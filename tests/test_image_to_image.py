@@ -298,6 +298,13 @@ def test_restandardised_as_released_over_test_images_and_ours_without_them() -> 
             ["method=brain_diffuser", "method.targets=[vdvae,clip_vision]"],
             r"text_share: 0.4 needs target clip_text, but .* or set method.text_share=0.",
         ),
+        *(
+            (
+                ["method=brain_diffuser", f"method.text_share={share}", "method.targets.clip_text.target.clip=another"],
+                r"target.clip: .*'clip_text': 'another'.* must be one model.* left out of method.targets",
+            )
+            for share in (0.4, 0.0, 1.0)
+        ),
         (["method=takagi", "method.strength=0.001"], r"int\(50 \* 0.001\) = 0 steps"),
         (["method=takagi", "method.targets=[z40]"], r"generator takagi needs \['c'\] beside \['z40'\]"),
         (["method=brain_diffuser", "target.vdvae=nowhere.th"], "nowhere.th does not exist"),
