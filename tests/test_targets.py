@@ -106,7 +106,7 @@ def test_c_uses_at_most_max_captions(cfg: Config, backbone: Backbone) -> None:
 
 
 def test_c_without_caption_is_refused(cfg: Config, backbone: Backbone) -> None:
-    with pytest.raises(UserError, match="has no caption; target c needs at least one"):
+    with pytest.raises(UserError, match=r"^image 1 has no caption; target c needs at least one"):
         build_extractor("c", cfg, backbone)(texts_of([["a"], []]))
 
 

@@ -163,7 +163,7 @@ def test_clip_text_is_the_mean_over_captions_each_encoded_once(cfg: Config, back
     every = build_extractor("clip_text", with_fields(cfg, max_captions=0), backbone)
     c = text(texts_of([["never seen"]]))[0]
     np.testing.assert_allclose(every(texts_of([["a", "bb", "never seen"]]))[0], (a + bb + c) / 3, atol=1e-6)
-    with pytest.raises(UserError, match="has no caption; target clip_text needs at least one"):
+    with pytest.raises(UserError, match=r"^image 1 has no caption; target clip_text needs at least one"):
         text(texts_of([["a"], []]))
 
 

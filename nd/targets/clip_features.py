@@ -130,7 +130,7 @@ class ClipText:
 
     def __call__(self, items: Items) -> NDArray[np.float32]:
         """Features (B, T, D) float32; an image without caption is a UserError."""
-        return caption_mean(self._encode, items.captions, self.max_captions, self.name)
+        return caption_mean(self._encode, items, self.max_captions, self.name)
 
     def _encode(self, captions: list[str]) -> Tensor:
         tokens_UTD, ends_UD = self.clip.encode_text(captions)

@@ -5,7 +5,7 @@ Shapes: B batch, K captions of all its images together, U of them distinct, T to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,20 +52,20 @@ class TextCondition:
 
     def __call__(self, items: Items) -> NDArray[np.float32]:
         """Conditions (B, T, D) float32; an image without caption is a UserError."""
-        return caption_mean(self._encode, items.captions, self.max_captions, self.name)
+        return caption_mean(self._encode, items, self.max_captions, self.name)
 
     def _encode(self, captions: list[str]) -> Tensor:
         return self.backbone.encode_text(captions, self.tokens)
 
 
 def caption_mean(
-    encode: Callable[[list[str]], Tensor], captions: Sequence[list[str]], max_captions: int, target: str
+    encode: Callable[[list[str]], Tensor], items: Items, max_captions: int, target: str
 ) -> NDArray[np.float32]:
     """Average the encoded captions of each image; a caption that occurs several times is encoded once.
 
     Args:
         encode: captions to features (U, ...).
-        captions: the captions of B images.
+        items: B images with their captions.
         max_captions: captions averaged per image, the first ones; 0 means all.
         target: the target's name, for the message.
 
@@ -75,9 +75,11 @@ def caption_mean(
     Raises:
         UserError: an image has no caption.
     """
-    groups = [list(own[: max_captions or None]) for own in captions]
-    if not all(groups):
-        raise UserError(f"an image has no caption; target {target} needs at least one. Write captions into stimuli.h5.")
+    groups = [list(own[: max_captions or None]) for own in items.captions]
+    if without := [int(i) for i, own in zip(items.ids, groups, strict=True) if not own]:
+        raise UserError(
+            f"image {without[0]} has no caption; target {target} needs at least one. Write captions into stimuli.h5."
+        )
     flat = [caption for group in groups for caption in group]
     unique, where_K = np.unique(np.array(flat, dtype=object), return_inverse=True)
     with torch.inference_mode():
