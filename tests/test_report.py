@@ -166,6 +166,16 @@ def test_trained_networks_show_how_they_were_trained(table: Table, tmp_path: Pat
     assert "Learning curves" not in write_report(table, tmp_path, "nd run")[0].read_text(encoding="utf-8")
 
 
+def test_images_of_a_table_of_retrieval_alone_are_ranked_by_their_first_score(table: Table) -> None:
+    columns = [Column(metric="retrieval_c")]
+    rows = [
+        replace(row, per_image={n.replace("pixcorr", "pixcorr_decoded"): v for n, v in row.per_image.items()})
+        for row in table.rows
+    ]
+    shown = gallery(replace(table, spec=replace(table.spec, columns=columns), rows=rows), n_shown=3)
+    assert (shown.image_ids, shown.score_title) == ([7, 3, 0], "pixcorr_decoded")
+
+
 def test_a_table_without_pictures_says_so(table: Table) -> None:
     with pytest.raises(UserError, match=r"shows no images\. Name rows of it in its spec as `images:`"):
         gallery(replace(table, spec=replace(table.spec, images=[])))

@@ -66,13 +66,16 @@ def ranked_row(table: Table, subject: str, among: Collection[str] = ()) -> Table
 def ranking(table: Table, row: TableRow) -> tuple[str, str, NDArray[np.float64]]:
     """Return by which metric a row's images are ranked: PixCorr where it has that, else its first column.
 
+    Columns of retrieval have no scores per image; where a table has no others it is the first score of an image.
+
     Returns:
         The metric, its title, and a number for each image (N,), the higher the better.
     """
-    metric = next(name for name in (RANKED_BY, *(c.metric for c in table.columns)) if name in row.per_image)
+    scored = [name for name in row.per_image if name != "image_id"]
+    metric = next(name for name in (RANKED_BY, *(c.metric for c in table.columns), *scored) if name in scored)
     titles = {RANKED_BY: "PixCorr"} | {column.metric: column.title for column in table.columns}
     lower = metric in row.run.scores and row.run.scores[metric].better == "lower"
-    return metric, titles[metric], -row.per_image[metric] if lower else row.per_image[metric]
+    return metric, titles.get(metric, metric), -row.per_image[metric] if lower else row.per_image[metric]
 
 
 def gallery(table: Table, n_shown: int = N_SHOWN) -> Gallery:
