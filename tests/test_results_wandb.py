@@ -22,10 +22,11 @@ from helpers_wandb import KEY, Logged, offline_runs, read_run, server, wandb_syn
 from nd.config import Config
 from nd.data.prepared import Stimuli, stimuli_path
 from nd.errors import UserError
+from nd.evaluation.scores import read_per_image
 from nd.files import read_json, write_json
 from nd.runs.folder import RunFolder
 from nd.runs.groups import changed_keys
-from nd.tables.loggers import announce_table, check_logger, log_scores, log_sweep, log_table
+from nd.tables.loggers import announce_table, check_logger, log_scores, log_sweep, log_table, pairs_of
 from nd.tables.specs import Column, Entry, Row, TableSpec
 from nd.tables.sweep import sweep_table, write_sweep
 from nd.tables.table import collect
@@ -87,6 +88,17 @@ def test_other_ranks_log_nothing(cfg: Config, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("nd.tables.loggers.is_rank_zero", lambda trainer: False)
     log_scores(cfg, folder)
     assert offline_runs(tmp_path / "runs") == []
+
+
+def test_images_ranked_by_a_distance_begin_with_the_least(cfg: Config) -> None:
+    fake_stimuli(cfg)
+    fake_images(cfg)
+    fake_scores(cfg, {"distance": np.arange(N_IMAGES) / 10})
+    folder = RunFolder.open(cfg, "evaluate")
+    cfg.logger.images = N_IMAGES
+    found = pairs_of(cfg, folder, read_per_image(folder.path / "per_image.csv"), None)
+    assert found is not None
+    assert found.image_ids == list(range(N_IMAGES))
 
 
 # ---- asked before the work

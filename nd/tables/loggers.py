@@ -135,7 +135,9 @@ def summary_of(folder: RunFolder) -> dict[str, Any]:
 
 def pairs_of(cfg: Config, folder: RunFolder, scores: PerImage, images: Images | None) -> Pairs | None:
     """Return stimuli beside reconstructions, as many as ``logger.images`` says; None where there are none to show."""
-    chosen = evenly_ranked(scores[ranked_by(scores)], cfg.logger.images)
+    ranked = ranked_by(scores)
+    lower = read_summary(folder.path)["metrics"].get(ranked, {}).get("better") == "lower"
+    chosen = evenly_ranked(-scores[ranked] if lower else scores[ranked], cfg.logger.images)
     if not len(chosen):
         return None
     ids = scores["image_id"][chosen].astype(np.int32)
