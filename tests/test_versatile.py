@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nd.backbone.clip_pictures import to_pixels
 from nd.backbone.versatile import IMAGE, TEXT, dual_unet, grey, joined
+from nd.backbone.weights import folders_of
 from nd.errors import UserError
 
 N_IMAGE, N_TEXT, WIDTH = 17, 16, 24
@@ -128,6 +129,31 @@ def test_old_weights_are_read_as_tensors_alone(tiny: Tiny, tmp_path: Path) -> No
         torch.save(load_file(path), path.with_suffix(".bin"))
         path.unlink()
     assert torch.equal(tiny.backbone(folder).unet.conv_in.weight, tiny.backbone().unet.conv_in.weight)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, {"state_dict": {"conv_in.weight": torch.ones(1)}}, [torch.ones(1)]])
+def test_old_weights_of_something_else_are_refused(tiny: Tiny, tmp_path: Path, content: object) -> None:
+    folder = copied(tiny, tmp_path / "old")
+    path = folder / IMAGE / "diffusion_pytorch_model.safetensors"
+    torch.save(content, path.with_suffix(".bin"))
+    path.unlink()
+    said = r"cannot read the weights from .*image_unet: diffusion_pytorch_model.bin holds something other than tensors"
+    with pytest.raises(UserError, match=said):
+        _ = tiny.backbone(folder).unet
+
+
+def test_folders_that_share_parts_in_a_circle_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    one, other = copied(tiny, tmp_path / "one"), copied(tiny, tmp_path / "other")
+    index = '{"shares_parts_of": "%s"}'
+    (one / "model_index.json").write_text(index % (one / "." / "vae" / ".."), encoding="utf-8")
+    with pytest.raises(UserError, match=r"model_index.json: 'shares_parts_of' is .* leads back to this folder"):
+        _ = tiny.backbone(one).unet
+    (one / "model_index.json").write_text(index % other, encoding="utf-8")
+    assert folders_of(one) == [one, other]
+    (other / "model_index.json").write_text(index % one, encoding="utf-8")
+    for ask in (lambda: tiny.backbone(one).source, lambda: folders_of(other)):
+        with pytest.raises(UserError, match="leads back to this folder"):
+            ask()
 
 
 def test_what_is_absent_or_does_not_fit_is_named(tiny: Tiny, tmp_path: Path) -> None:

@@ -170,7 +170,9 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     with reading("the weights", folder), torch.inference_mode(False):
         if path.suffix == ".safetensors":
             return load_file(path)
-        found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise ValueError(f"{path.name} holds something other than tensors by name.")
         return found
 
 

@@ -93,14 +93,20 @@ def find_source(weights: str) -> Source:
         weights: 'package://<name>', a local folder, or a hub id '<owner>/<name>', '@<revision>' after it to pin one.
 
     Raises:
-        UserError: the package ships no such weights, or the folder is absent or not a diffusers folder.
+        UserError: the package ships no such weights, or the folder is absent, not a diffusers folder, or shares parts
+            of itself.
     """
+    return _source(weights, ())
+
+
+def _source(weights: str, before: tuple[Path, ...]) -> Source:
+    """Return a source that the folders `before` share parts of, one after the other."""
     if weights.startswith(PACKAGE):
         folder = shipped_folder(weights, "backbone.weights")
-        return Source(weights, folder, _shared(folder))
+        return Source(weights, folder, _shared(folder, before))
     local = located(weights)
     if local.is_dir():
-        shared = _shared(local)
+        shared = _shared(local, before)
         if shared is None and not any((local / part).is_dir() for part in PARTS):
             raise UserError(f"backbone.weights={weights} is not a diffusers folder: it has none of {', '.join(PARTS)}.")
         return Source(weights, local, shared)
@@ -109,11 +115,16 @@ def find_source(weights: str) -> Source:
     raise UserError(f"backbone.weights={weights}: no such folder. {_remedy('CompVis/stable-diffusion-v1-4')}")
 
 
-def _shared(folder: Path) -> Source | None:
-    """Return the folder that another one says to share parts of."""
-    index = folder / INDEX
+def _shared(folder: Path, before: tuple[Path, ...] = ()) -> Source | None:
+    """Return the folder that another one says to share parts of. UserError: following these leads in a circle."""
+    index, here = folder / INDEX, folder.resolve()
     given = read_json(index).get(SHARED) if index.is_file() else None
-    return None if given is None else find_source(str(given))
+    if here in before:
+        raise UserError(
+            f"{index}: {SHARED!r} is {given}, which leads back to this folder. Name a folder there that has the parts"
+            " that this one lacks, or take the entry out."
+        )
+    return None if given is None else _source(str(given), (*before, here))
 
 
 def folders_of(folder: Path) -> list[Path]:
