@@ -70,11 +70,12 @@ def write_predictions(path: Path, cfg: Config, split: Split, mappers: dict[str, 
 
     from nd.digests import digest_rows
     from nd.files import atomic_path
+    from nd.machine import pick_device
     from nd.mappers.folds import kept_columns, predict_fold
     from nd.sealed import seal
 
     ids = [fold.test if cfg.part == "test" else fold.val for fold in split.folds]
-    voxels, rows = Responses(cfg, ids), {}
+    voxels, rows, device = Responses(cfg, ids), {}, pick_device(cfg.trainer.accelerator)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file["image_id"] = np.concatenate(ids).astype(np.int32)
         file["fold"] = np.repeat(np.arange(len(ids), dtype=np.int32), [len(fold) for fold in ids])
@@ -83,7 +84,15 @@ def write_predictions(path: Path, cfg: Config, split: Split, mappers: dict[str, 
             rescale, own_scaling = later(one.mapper), cfg.data.test_scaling == "own"
             parts = [
                 predict_fold(
-                    own, o, voxels.of(one.roi, o.fold), command, ids[o.fold], own_scaling, rescale, one.mapper.spread
+                    own,
+                    o,
+                    voxels.of(one.roi, o.fold),
+                    command,
+                    ids[o.fold],
+                    own_scaling,
+                    rescale,
+                    one.mapper.spread,
+                    device,
                 )
                 for o in origins
             ]

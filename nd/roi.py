@@ -82,6 +82,7 @@ def rois_of(cfg: Config) -> list[str]:
 def decoders_of(cfg: Config) -> dict[str, Decoder]:
     """Return the decoders of the targets that a method's generator wants. Raises UserError where one is not trained."""
     from nd.data.prepared import open_subject, split_of
+    from nd.machine import pick_device
     from nd.mappers.checkpoint import load, saved_path
     from nd.mappers.statistics import TargetStatistics
     from nd.predict import trained
@@ -89,11 +90,11 @@ def decoders_of(cfg: Config) -> dict[str, Decoder]:
     from nd.targets.components import column_groups
     from nd.targets.store import TargetStore, store_path
 
-    split, found = split_of(cfg), dict[str, Decoder]()
+    split, device, found = split_of(cfg), pick_device(cfg.trainer.accelerator), dict[str, Decoder]()
     for target in generator_of(cfg).wants(cfg):
         own = cfg.with_target(target)
         subject, (folder, origins) = open_subject(own), trained(own, split)
-        mapper = load(saved_path(folder.path, origins[0]), origins[0], folder.command)
+        mapper = load(saved_path(folder.path, origins[0]), origins[0], folder.command, device)
         store = TargetStore(store_path(cfg, target), allowed_ids=split.folds[0].seen)
         training, groups = TargetStatistics.fit(store, split.folds[0].seen), column_groups(own.target, store.shape)
         found[target] = Decoder(mapper, subject, store.shape, training, groups)

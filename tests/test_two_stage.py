@@ -31,7 +31,7 @@ from nd.mappers.checkpoint import Origin, checkpoint_path, load, read_details, s
 from nd.mappers.training.pretrained import load_pretrained, others_of, save_pretrained
 from nd.mappers.training.stage import Stage
 from nd.mappers.two_stage import TwoStage
-from nd.predict import predict
+from nd.predict import predict, write_predictions
 from nd.runs.chain import pretrain_of
 from nd.runs.folder import RunFolder
 from nd.runs.identity import run_id
@@ -103,6 +103,28 @@ def test_restored_mapper_predicts_the_same(trained: Config) -> None:
     np.testing.assert_array_equal(first.predict(voxels, TEST_IDS), second.predict(voxels, TEST_IDS))
     loaded = load(saved_path(folder_of(trained), origin_of(trained)), origin_of(trained), "nd train")
     np.testing.assert_array_equal(loaded.predict(voxels, TEST_IDS), first.predict(voxels, TEST_IDS))
+
+
+@pytest.mark.parametrize(("accelerator", "wanted"), [("cpu", "cpu"), ("auto", "cuda")])
+def test_networks_predict_where_the_settings_say(
+    accelerator: str, wanted: str, trained: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is a GPU, too: one that was not asked for may be too small, or somebody else's."""
+    used, really = list[str](), TwoStage.predict
+
+    def noted(self: TwoStage, *given: Any) -> NDArray[np.float32]:
+        used.append(self.device.type)
+        self.device = torch.device("cpu")
+        return really(self, *given)
+
+    cfg = derive(trained, f"trainer.accelerator={accelerator}")
+    path, origin = saved_path(folder_of(cfg), origin_of(cfg)), origin_of(cfg)
+    monkeypatch.setattr(TwoStage, "predict", noted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    write_predictions(tmp_path / "predictions.h5", cfg, split_of(cfg), {"c": (RunFolder.open(cfg, "train"), [origin])})
+    assert used == [wanted]
+    assert load(path, origin, "nd train").device.type == "cpu"
 
 
 def test_prediction_of_an_image_is_its_own(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ class Mapper:
 
         Args:
             config: the mapper group.
-            device: where it is fitted, by default the CPU.
+            device: where it is fitted, by default the CPU; a trained network predicts there, too.
         """
         self.config, self.device = config, device or torch.device("cpu")
         self._arrays: dict[str, NDArray[Any]] = {}

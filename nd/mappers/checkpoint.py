@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from typing_extensions import TypedDict
 
@@ -132,12 +133,13 @@ def read_details(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def load(path: Path, wanted: Origin, train_command: str) -> Mapper:
+def load(path: Path, wanted: Origin, train_command: str, device: torch.device | None = None) -> Mapper:
     """Return a mapper for use on the voxels and target that `wanted` describes.
 
     Args:
         path: of the arrays.
         train_command: what makes the right one, for messages.
+        device: where a trained network predicts, by default the CPU; others predict there anyway.
 
     Raises:
         UserError: fitted on other voxels, another target or another split (names both and the command that trains the
@@ -149,7 +151,7 @@ def load(path: Path, wanted: Origin, train_command: str) -> Mapper:
     arrays = checked_arrays(path, content["arrays"], again)
     try:
         settings = component("mapper", content["mapper"].get("name")).settings(**content["mapper"])
-        return restore_mapper(settings, arrays, content["details"])
+        mapper = restore_mapper(settings, arrays, content["details"])
     except (
         KeyError,
         TypeError,
@@ -159,6 +161,8 @@ def load(path: Path, wanted: Origin, train_command: str) -> Mapper:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is no checkpoint of a mapper of this version ({error}). {again}") from None
+    mapper.device = device or mapper.device
+    return mapper
 
 
 def checked_arrays(

@@ -136,6 +136,7 @@ def predict_fold(
     own_scaling: bool = False,
     rescale: str = "none",
     spread: float = 1.0,
+    device: torch.device | None = None,
 ) -> NDArray[np.float32]:
     """Return predictions (N, *shape of the target) float32 by the mapper of one fold.
 
@@ -150,12 +151,13 @@ def predict_fold(
             transductive), or by mean and spread of the predictions of validation images (`train`, for trained
             mappers; those in closed form do it when they are fitted). Columns that are not kept stay 0.
         spread: factor on the distance to the mean of the training targets, afterwards.
+        device: where a trained network predicts, by default the CPU.
 
     Raises:
         UserError: the mapper was fitted on something else, is damaged, or predicts values that are not finite.
     """
     path = saved_path(folder, origin)
-    mapper = load(path, origin, train_command)
+    mapper = load(path, origin, train_command, device)
     predicted_NP = mapper.predict(mapper.scaler.restandardised(voxels_NV) if own_scaling else voxels_NV, image_ids)
     if not np.isfinite(predicted_NP).all():
         raise UserError(

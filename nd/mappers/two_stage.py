@@ -47,7 +47,7 @@ class TwoStage(Mapper):
         self.network, self.subject, self.seed, self.scale = network.eval(), subject, seed, scale
         self._arrays = {"voxel_mean": scaler.mean, "voxel_scale": scaler.scale}
         self._details, self._kept = details, None
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cpu")  # whoever knows the settings says where it predicts
 
     # ---- how voxels come in: what mappers of another front end replace -----------------------------------------------
 

@@ -20,6 +20,7 @@ from nd.data.splits import Split
 from nd.data.subject import Subject, mean_betas
 from nd.errors import UserError
 from nd.launch import is_rank_zero
+from nd.machine import pick_device
 from nd.mappers.checkpoint import checkpoint_path, is_saved, read_details, save, target_path
 from nd.mappers.folds import control_of, origin_of
 from nd.mappers.statistics import TargetStatistics, held_out_path, statistics_path
@@ -140,6 +141,7 @@ def _save(
     details |= {"pretrained_on": list(start[1].subjects) if start else []}
     scaler, scale = trained.data.scalers[subject.name], trained.scales[target]
     mapper = mapper_class(cfg.mapper).of(trained.network, target, subject.name, cfg.seed, scaler, scale, details)
+    mapper.device = pick_device(cfg.trainer.accelerator)
     predicted = mapper.predict(mean_betas(subject, own.val), own.val)
     scores = target_scores(torch.from_numpy(predicted), torch.from_numpy(own.val), features, scale)
     mapper.details()["scores"] = scores
