@@ -56,7 +56,7 @@ TABLE = [
     ("generate/sampler.py", "test_generate.py::test_engine_equals_plain_algorithm[{'schedule': 'rising'}]",
      "self.guidance.schedule, step, len(self.schedule))", "self.guidance.schedule, step + 1, len(self.schedule))"),
     ("generate/trajectories.py", "test_generate.py::test_every_step_leads_to_the_level_of_the_next",
-     "if t >= 0 else ddim.final_alpha_cumprod", "if t > 0 else ddim.final_alpha_cumprod"),
+     "after = (*alpha_bar[1:], ", "after = (*alpha_bar[:-1], "),
     ("targets/noise.py", "test_generate.py::test_noise_is_standard_normal_and_stays_what_it_is",
      "SeedSequence([seed, image_id, repeat])", "SeedSequence([seed, repeat, image_id])"),
     ("targets/vae_latent.py", "test_targets.py::test_z_is_the_posterior_mode_times_the_scaling_factor",
