@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if not given or given[0] in ("-h", "--help", "help"):
         print(overview())
         sys.exit(0 if given else 2)
-    if given[0] in ("-V", "--version"):
+    if given[0] == "-V" or "--version" in given:  # behind a verb too, where Hydra would tell its own
         print(f"nd {__version__}")
         sys.exit(0)
     name = given[0]

@@ -179,6 +179,7 @@ def test_version_and_no_verb(empty: Path) -> None:
     from nd import __version__
 
     assert nd("--version", cwd=empty).out == f"nd {__version__}\n"
+    assert nd("run", "--version", cwd=empty).out == f"nd {__version__}\n"
     bare = nd(cwd=empty)
     assert bare.code == 2
     assert "usage" in bare.out
