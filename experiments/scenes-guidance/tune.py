@@ -62,7 +62,7 @@ SEARCHED = {
     "method.targets.c.mapper.spread": ("1", "1.2", "1.4"),
     "method.targets.g.mapper.spread": ("1", "1.3", "1.6"),
     "method.strength": ("0.3", "0.45", "0.6", "0.75", "0.9"),
-    "method.cfg_scale": ("2", "3.5", "5"),
+    "method.cfg_scale": ("1.5", "2", "3.5", "5"),
     "guidance.decoder": ("full", "half"),
 }
 SCORES = ("pixcorr", "ssim", "two_way_pixels", "two_way_low", "two_way_mid", "two_way_high", "consistency_pixcorr")
