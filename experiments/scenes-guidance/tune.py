@@ -71,9 +71,10 @@ SCORES = ("pixcorr", "ssim", "two_way_pixels", "two_way_low", "two_way_mid", "tw
 def main() -> None:
     """Tune and write the record."""
     options, overrides = arguments()
-    base = [*overrides, "part=val", f"method.repeats={options.repeats}"]
+    base = [*overrides, f"method.repeats={options.repeats}"]
     if hasattr(compose(base).mapper, "refit"):  # ridge; networks never see validation images but to keep their best
         base.append("mapper.refit=false")
+    base.append("part=val")  # refused beside a mapper that is fitted again on the validation images
     started = time.monotonic()
     study = Study(base, options.images)
     found = searched(study, options.keys) if options.keys else tuned(study, options)
