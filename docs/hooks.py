@@ -1,12 +1,13 @@
 """What the site shows of the repository beside docs/: experiments with their records and images, and the notebooks.
 
 Experiments keep their paths below experiments/. A notebook is shown as its text and code, without outputs; the tests
-run it.
+run it. Pages link to both as they lie in the repository, where pages are read too; on the site both lie inside docs/.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from schema_tables import tables
 
 ROOT = Path(__file__).parent.parent
 FIELDS = "<!-- fields -->"  # where a page shows all fields of the configuration
+BESIDE = re.compile(r"\]\(((?:\.\./)*)\.\./((?:experiments|notebooks)/[^)]+)\)")  # a link out of docs/
 KINDS = (".md", ".png", ".json", ".jsonl", ".py", ".yaml", ".txt")
 
 
@@ -34,8 +36,10 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Put the fields where a page asks for them; mkdocs calls this for every page."""
+def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
+    """Put the fields where a page asks for them, and lead links where the site has files; called for every page."""
+    if not page.file.src_uri.startswith(("experiments/", "notebooks/")):
+        markdown = BESIDE.sub(lambda link: f"]({link[1]}{link[2].replace('.ipynb', '.md')})", markdown)
     return markdown.replace(FIELDS, tables()) if FIELDS in markdown else markdown
 
 

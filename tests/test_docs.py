@@ -83,10 +83,10 @@ def test_the_reference_is_made_of_the_code(site: Path) -> None:
     assert "0.1.0" in (site / "changelog.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_links_of_pages_beside_the_code_lead_somewhere(name: str) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)", (ROOT / name).read_text(encoding="utf-8"))
-    assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
+def test_links_lead_somewhere_in_the_repository(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if "://" not in target and not (page.parent / target).exists()] == []
 
 
 def test_the_spec_that_is_shown_is_one(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_spec_that_is_shown_is_one(tmp_path: Path) -> None:
 
 def test_the_page_of_tables_lists_every_spec() -> None:
     text = (DOCS / "guide" / "tables.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"\]\(\.\./experiments/(\w+)\.yaml\)", text))
+    listed = set(re.findall(r"\]\(\.\./\.\./experiments/(\w+)\.yaml\)", text))
     assert listed == {path.stem for path in (ROOT / "experiments").glob("*.yaml")} - {"default"}  # no table of its own
 
 
