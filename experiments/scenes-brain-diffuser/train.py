@@ -3,8 +3,8 @@
 Its CLIP model is the backbone's image tower, as `target.clip` reads a backbone. The UNet keeps the backbone's residual
 blocks and self-attention as they are; the cross-attention of its two branches and what follows it are trained, those
 of the image on CLIP's image tokens, those of the text on its text tokens. Stages resume from their files in the work
-folder; `--export-only` writes what these hold, `--unet-only` trains the UNet alone, as after a change of the backbone, on
-which the VDVAE does not depend. `--quick` runs all of it for a few steps. README.md has the command.
+folder; `--export-only` writes what these hold, `--unet-only` leaves out the VDVAE, which does not depend on the backbone.
+`--quick` runs all of it for a few steps. README.md has the command.
 """
 
 from __future__ import annotations
