@@ -3,7 +3,7 @@
 Its CLIP model is the backbone's image tower, as `target.clip` reads a backbone. The UNet keeps the backbone's residual
 blocks and self-attention as they are; the cross-attention of its two branches and what follows it are trained, those
 of the image on CLIP's image tokens, those of the text on its text tokens. Stages resume from their files in the work
-folder; `--export-only` writes what these hold, `--unet-only` leaves out the VDVAE, which does not depend on the backbone.
+folder; `--export-only` writes what these hold; `--unet-only` leaves out the VDVAE, which the backbone does not change.
 `--quick` runs all of it for a few steps. README.md has the command.
 """
 
