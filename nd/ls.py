@@ -35,10 +35,10 @@ def ls(words: Words) -> int:
     shared = shared if len(runs) > 1 else []
     said = {path: [word for word in own if word not in shared] for path, own in said.items()}
     chosen = words.options.get("scores", "")
-    for verb in VERBS:
-        of_verb = [run for run in runs if run.verb == verb]
-        if of_verb:
-            print(f"{verb}: {_total(of_verb)}\n{_listed(of_verb, said, chosen)}\n")
+    grouped = {verb: [run for run in runs if run.verb == verb] for verb in VERBS}
+    listed = {verb: f"{_total(of)}\n{_listed(of, said, chosen)}" for verb, of in grouped.items() if of}
+    for verb, text in listed.items():  # nothing is shown before all that was asked for is known
+        print(f"{verb}: {text}\n")
     kept, common = f"{len(runs)} of " if wanted else "", f"; all with {' '.join(shared)}" if shared else ""
     print(f"{kept}{_total(there)} in {words.paths.runs}{common}")
     return 0

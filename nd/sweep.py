@@ -23,7 +23,7 @@ from pathlib import Path
 from textwrap import indent
 
 from nd.config.application import Command, read_command
-from nd.config.overrides import Reading, quoted
+from nd.config.overrides import quoted
 from nd.config.sweeps import Point, grouped, set_up_logging
 from nd.config.words import verb_of_command
 from nd.errors import UserError
@@ -34,7 +34,6 @@ from nd.runs.folder import RunFolder
 from nd.sweeps.cost import cost_texts, costs, total_cost
 from nd.sweeps.launch import Sweep
 from nd.sweeps.listing import SweepRun, counted, listed, runs_of
-from nd.sweeps.tuning import space_of
 from nd.sweeps.work import Outcome, duration, first_line
 from nd.tables.loggers import announce_table, check_logger, log_scores
 from nd.tables.specs import rows_of
@@ -45,7 +44,6 @@ FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p")  # 
 def sweep(words: list[str]) -> int:
     """Do what is missing of a table or grid; returns the exit code."""
     command = read_command("sweep", named(words), rows_of)
-    refuse_intervals(words, command.reading)
     points = command.points()
     cfg, runs = points[0].cfg, runs_of(points)
     if kept := kept_by_rows(points):
@@ -91,16 +89,6 @@ def carried_out(points: list[Point], hydra: Sequence[str]) -> int:
     outcomes = finished | Sweep(left, hydra, points[0].cfg.fail_fast).do()
     sum_up(points)
     return close(runs, outcomes, time.monotonic() - begun)
-
-
-def refuse_intervals(words: Sequence[str], reading: Reading) -> None:
-    """Refuse values that are not listed: there is no end to the runs of an interval."""
-    intervals = [one.key for one in space_of(words, reading) if not one.values] if reading.sweeps else []
-    if intervals:
-        raise UserError(
-            f"{intervals[0]}: an interval has no values to run one after the other. List them"
-            f" ({intervals[0]}=1,2), or let nd tune choose within it."
-        )
 
 
 def named(words: Sequence[str]) -> list[str]:

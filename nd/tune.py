@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 # What keeps test images out, and what says how to tune: no part of the settings that are chosen.
 OWN = ("part", "mapper.refit", "table", "tune.trials", "tune.scores")
+# Which of them a user may type only as they are, and why.
+FIXED = {
+    "part": ("val", "settings are chosen on validation images; test images may only judge them later."),
+    "table": ("", "one configuration is tuned, not a table; give the overrides of one of its rows instead."),
+    "mapper.refit": ("false", "validation images cannot judge what is fitted again on them; leave it out."),
+}
 
 
 def tune(words: list[str]) -> int:
@@ -67,11 +73,12 @@ def validation(words: Sequence[str]) -> list[str]:
     """Return the overrides that let validation images judge, and nothing be fitted on them.
 
     Raises:
-        UserError: another part was asked for.
+        UserError: something else was asked for.
     """
     for word in words:
-        if word.startswith("part=") and word != "part=val":
-            raise UserError(f"{word}: settings are chosen on validation images; test images may only judge them later.")
+        key, _, value = word.lstrip("+").partition("=")
+        if key in FIXED and value != FIXED[key][0]:
+            raise UserError(f"{word}: {FIXED[key][1]}")
     given = [word for word in words if not word.startswith("part=")]
     command = read_command("tune", [*given, "table="])
     refits = any(hasattr(mapper, "refit") for mapper in command.compose(command.reading.single()).mappers)

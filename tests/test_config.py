@@ -228,6 +228,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("overrides=[a]", "overrides: unknown key"),
         ("hydra.searchpath=[file:///no/such/folder]", "no/such/folder is not a folder"),
         ("seed=1,2", "several values need -m"),
+        ("guidance.eta=interval(0,1)", r"guidance\.eta=interval\(0,1\): an interval is searched by nd tune"),
         ("method.targets=z,c", r"written method\.targets=\[z,c\]"),
         ("method.targets=[z,q]", r"method\.targets: 'q' is not allowed"),
         ("method.targets=z", "wanted a mapping"),

@@ -115,6 +115,7 @@ def test_ls_keeps_the_runs_that_have_a_value(lab: Path) -> None:
         (["ls", "evalute"], "nd ls: unknown verb with run folders 'evalute'. Did you mean 'evaluate'?"),
         (["ls", "state=dnoe"], "nd ls: state=dnoe: there is no such state. Did you mean 'done'?"),
         (["ls", "evaluate", "scores=pixcor"], "nd ls: unknown score 'pixcor'. Did you mean 'pixcorr'?"),
+        (["ls", "scores=pixcor"], "nd ls: unknown score 'pixcor'. Did you mean 'pixcorr'?"),
         (["ls", "-m"], "nd ls: -m: this verb takes no flags but --help."),
         (["clean", "aply=true"], "nd clean: unknown option 'aply'. Did you mean 'apply'?"),
         (["clean", "apply=yes"], "nd clean: apply=yes: true or false was wanted."),

@@ -26,7 +26,10 @@ from nd.sweeps.work import Jobs, Outcome
     [
         (["table="], "nothing to sweep: name a table"),
         (["demo", "scenes"], "one table was wanted, 2 were given: demo, scenes"),
-        (["table=", "guidance.kappa=interval(1,2)"], "guidance.kappa: an interval has no values"),
+        (
+            ["table=", "guidance.kappa=interval(1,2)"],
+            "guidance.kappa=interval(1,2): an interval is searched by nd tune alone; give values to try",
+        ),
         (["table=", "guidance.kapa=1,2"], "Did you mean 'guidance.kappa'"),
         (["table=", "guidance.kappa=1,x"], "guidance.kappa"),
     ],

@@ -26,7 +26,7 @@ from nd.config.loading import HYDRA_VERSION_BASE
 from nd.config.overrides import Reading, read
 from nd.config.rules import contradictions, without_effect
 from nd.config.schema import Config
-from nd.config.sweeps import NameGroup, Point, grouped, own_folder, points_of, set_up_logging
+from nd.config.sweeps import NameGroup, Point, grouped, interval_problems, own_folder, points_of, set_up_logging
 from nd.errors import UserError, report
 from nd.launch import check_alone, is_rank_zero
 from nd.terminal import NOTE, exit_with
@@ -175,7 +175,7 @@ def check(name: str, overrides: Sequence[str], multirun: bool = False, rows: Row
     every = [_examine(combination, reading, name, multirun, rows) for combination in reading.combinations()]
     problems = [*reading.problems, *(problem for one in every for problem in one.problems)]
     if multirun and not problems:
-        problems += launcher_problems(reading.hydra, [one.config for one in every])
+        problems += interval_problems(name, reading) or launcher_problems(reading.hydra, [one.config for one in every])
     problems += [said for key, said in every[0].foreign.items() if all(key in one.foreign for one in every)]
     if problems:
         raise UserError(report(problems))

@@ -194,7 +194,9 @@ def _read_one(
         return
     if len(values) > 1 and not multirun:
         hint = f" (a list is written {key}=[{','.join(values)}])" if key not in groups else ""
-        reading.problems.append(f"{text}: several values need -m, which runs one job for each{hint}.")
+        needs = f"several values need -m, which runs one job for each{hint}"
+        searched = "an interval is searched by nd tune" if isinstance(override.value(), IntervalSweep) else needs
+        reading.problems.append(f"{text}: {searched}.")
         return
     problems = [bad_option(key, value, folders) for value in values] if key in groups else []
     found = [problem for problem in problems if problem]

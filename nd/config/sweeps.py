@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -37,7 +39,22 @@ class Point:
     cfg: Config
 
 
+SEARCHES = "tune"  # the verb that takes intervals
+
 NameGroup = Callable[[list[Point]], str]
+
+
+def interval_problems(name: str, reading: Reading) -> list[str]:
+    """Say that nothing tries the values of an interval, but `nd tune` and a sweeper of the user's own."""
+    if name == SEARCHES or any(text.startswith("hydra/sweeper=") for text in reading.hydra):
+        return []
+    parser = OverridesParser.create()
+    return [
+        f"{one.text.lstrip('+')}: an interval is searched by nd {SEARCHES} alone; "
+        f"give values to try instead ({one.key}={','.join(one.values)})."
+        for one in reading.given
+        if len(one.values) > 1 and isinstance(parser.parse_override(one.text).value(), IntervalSweep)
+    ]
 
 
 def points_of(reading: Reading, compose: Callable[[list[str]], Config]) -> list[Point]:
