@@ -15,10 +15,11 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nd.config import NetworkConfig
+from nd.config import NetworkConfig, TrainingConfig
 from nd.errors import UserError
 from nd.mappers.network.draws import Draws
 from nd.mappers.network.trunk import key_of
+from nd.mappers.training.module import decay_groups
 from nd.mappers.volumetric.components import VolumetricSettings
 from nd.mappers.volumetric.encoder import Volume, Volumetric, VolumetricTrunk
 from nd.mappers.volumetric.recurrence import recurrence
@@ -168,6 +169,19 @@ def test_step_sizes_start_in_their_range() -> None:
     torch.manual_seed(0)
     steps = functional.softplus(SelectiveStateSpace(64, 4).dt_proj.bias).detach()
     assert 0.001 <= float(steps.min()) < 0.01 < 0.05 < float(steps.max()) <= 0.1
+
+
+def test_weights_of_a_state_space_are_decayed_and_its_rates_are_not() -> None:
+    network = torch.nn.ModuleDict({"mixer": SelectiveStateSpace(8)})
+    network.variant = "nd"  # type: ignore[assignment]
+    decayed = {
+        id(weight)
+        for group in decay_groups(network, TrainingConfig())  # type: ignore[arg-type]
+        for weight in group["params"]
+        if group["weight_decay"]
+    }
+    names = {name.removeprefix("mixer.") for name, weight in network.named_parameters() if id(weight) in decayed}
+    assert names == {f"{name}.weight" for name in ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")}
 
 
 def test_attention_is_that_of_torch() -> None:

@@ -205,15 +205,17 @@ def move_average(decay: float, averages: Any, weights: Any, n_averaged: Any) -> 
 def decay_groups(network: Network, config: TrainingConfig) -> Iterator[dict[str, Any]]:
     """Yield AdamW's groups of parameters by their decay: subject layers, other weights, and what is not decayed.
 
-    Gains and biases are exempt. Published code means the same, but goes by names: it decays the gains of layer norms in
-    a Sequential, which do not say what they are, and the subject layers' biases, and exempts whatever has "bias" in its
-    name, such as the table of the prior's relative bias (HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py:331-361).
+    Gains and biases are exempt, and the logarithms of a state space's rates, which decay would pull towards one rate
+    (as state-spaces/mamba: mamba_ssm/modules/mamba_simple.py). Published code means the same, but goes by names: it
+    decays the gains of layer norms in a Sequential, which do not say what they are, and the subject layers' biases, and
+    exempts whatever has "bias" in its name, such as the table of the prior's relative bias
+    (HaoyyLi/NeuralDiffuser@9286cad:src/train_c.py:331-361).
     """
     released = network.variant == "released"
     groups: dict[float, list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
         subject = ".subject_layers." in name
-        flat = "bias" in name and not subject if released else weight.ndim < 2
+        flat = "bias" in name and not subject if released else weight.ndim < 2 or name.endswith(".A_log")
         decay = 0.0 if flat else config.subject_decay if subject else config.weight_decay
         groups.setdefault(decay, []).append(weight)
     for decay, weights in groups.items():
