@@ -14,6 +14,7 @@ from typing import Any
 from nd.config import Config
 from nd.config.application import verb
 from nd.config.sweeps import Point
+from nd.files import located
 from nd.runs.chain import pretrain_of
 
 
@@ -108,7 +109,7 @@ def pretrained_folder(cfg: Config) -> Path | None:
     if cfg.training.stage == "pretrain" or not cfg.training.pretrain:
         return None
     if cfg.training.pretrained:
-        return Path(cfg.training.pretrained).expanduser()
+        return located(cfg.training.pretrained)
     return train_network(pretrain_of(cfg))
 
 

@@ -170,10 +170,11 @@ def test_without_a_root_the_terms_and_the_whole_tree(ask: Callable[..., Said]) -
     assert "40: subj01, subj02, subj05, subj07; 32: subj03, subj06; 30: subj04, subj08" in said.flat
 
 
-def test_a_root_that_is_no_folder(ask: Callable[..., Said], tmp_path: Path) -> None:
-    said = ask("data=nsd", f"data.root={tmp_path}/absent")
+@pytest.mark.parametrize("root", ["absent", "~nobody_of_that_name/absent"])
+def test_a_root_that_is_no_folder(root: str, ask: Callable[..., Said]) -> None:
+    said = ask("data=nsd", f"data.root={root}")
     assert said.code == 1
-    assert "absent is not a folder. Give the folder that holds the downloaded files" in said.flat
+    assert f"{root} is not a folder. Give the folder that holds the downloaded files" in said.flat
     assert "all 40 betas_session" in said.text
 
 

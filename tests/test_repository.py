@@ -137,6 +137,11 @@ def test_text_is_read_and_written_as_utf8() -> None:
     assert without_encoding("p.read_text()") == [1]
 
 
+def test_paths_of_users_are_read_in_one_place() -> None:
+    """`Path.expanduser` raises where nobody has the name after `~`; `nd.files.located` leaves such a path as it is."""
+    assert [str(path) for path in tracked("nd/*.py") if ").expanduser()" in path.read_text(encoding="utf-8")] == []
+
+
 def test_weights_are_never_unpickled() -> None:
     for path in tracked("*.py"):
         if path == Path(__file__):

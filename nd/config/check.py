@@ -161,7 +161,7 @@ def convert(value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is dict:
         return {str(key): item or {} for key, item in value.items()}
     if hint is str and str(value).startswith("~/"):
-        return str(Path(value).expanduser())
+        return str(located(value))
     return hint(value)
 
 

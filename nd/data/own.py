@@ -34,7 +34,7 @@ from nd.data.splits import Fold, subject_split
 from nd.data.stimuli import Stimuli, add_captions
 from nd.data.subject_file import check_roi
 from nd.errors import UserError
-from nd.files import sha256_json
+from nd.files import located, sha256_json
 
 LOG = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class OwnData:
         """Take the settings. UserError where a file is not there or a name cannot be a file's."""
         self.data, self.name, self.progress = cfg.data, cfg.subject.name, cfg.trainer.progress
         given = {key: str(getattr(cfg.data, key)) for key in (*TRIAL_FILES, *PLACE_FILES, "images", "captions")}
-        self.paths = {key: Path(path).expanduser() for key, path in given.items() if path}
+        self.paths = {key: located(path) for key, path in given.items() if path}
         absent = [f"data.{key}={given[key]}" for key, path in self.paths.items() if not path.exists()]
         if absent:
             raise UserError(f"not there: {', '.join(absent)}. Relative paths start at the current folder.")

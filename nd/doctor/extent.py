@@ -20,6 +20,7 @@ from nd.data.own_images import open_images
 from nd.data.prepared import Stimuli, open_subject, stimuli_path
 from nd.doctor.tree import Tree
 from nd.errors import UserError
+from nd.files import located
 
 DIGITS69_VOXELS = 3092
 
@@ -71,11 +72,11 @@ def _of_digits69(data: DataConfig) -> Extent:
 
 def _of_own(data: DataConfig) -> Extent:
     def shape() -> tuple[int, int]:
-        voxels = open_npy(Path(data.voxels).expanduser(), "float32")
+        voxels = open_npy(located(data.voxels), "float32")
         return (len(voxels), voxels.shape[1]) if voxels.ndim == 2 else (0, 0)
 
     trials, voxels = _asked(shape) if data.voxels else (0, 0)
-    images = _asked(lambda: (len(open_images(Path(data.images).expanduser()).ids), 0))[0] if data.images else 0
+    images = _asked(lambda: (len(open_images(located(data.images)).ids), 0))[0] if data.images else 0
     return Extent(images, max(0, images - data.n_test), trials, voxels)
 
 

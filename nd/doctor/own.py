@@ -14,6 +14,7 @@ from nd.data.splits import subject_split
 from nd.data.stimuli import Stimuli
 from nd.doctor.need import Need, size_text
 from nd.errors import UserError
+from nd.files import located
 
 WANTED = {
     "voxels": "responses (trials, voxels), .npy",
@@ -32,7 +33,7 @@ def own_needs(cfg: Config, absent: Collection[str], stimuli: Path) -> Iterator[N
     for key in (*WANTED, "session_ids", "test_ids", "captions", "volume", "roi_volumes", "rois"):
         given = getattr(cfg.data, key)
         if given:
-            yield Need(f"data.{key}", "ok", given, size_text(Path(given).expanduser()))
+            yield Need(f"data.{key}", "ok", given, size_text(located(given)))
         elif key in lacking:
             yield Need(f"data.{key}", "missing", "not given", WANTED[key])
     if lacking:
@@ -44,12 +45,12 @@ def own_needs(cfg: Config, absent: Collection[str], stimuli: Path) -> Iterator[N
 
 def _problems(data: DataConfig, absent: Collection[str], stimuli: Path) -> Iterator[str]:
     """What the readers say, without reading voxels or images."""
-    paths = {key: Path(given).expanduser() for key in TRIAL_FILES if (given := getattr(data, key))}
+    paths = {key: located(given) for key in TRIAL_FILES if (given := getattr(data, key))}
     trials = OwnTrials(paths, data.n_test)
 
     def check_images() -> None:
         if STIMULI in absent:
-            images = open_images(Path(data.images).expanduser())
+            images = open_images(located(data.images))
             ids, where = images.ids, f"{images.source}. {images.said_of_names()}"
         else:
             ids, where = Stimuli(stimuli).image_id, f"{stimuli}."
@@ -58,7 +59,7 @@ def _problems(data: DataConfig, absent: Collection[str], stimuli: Path) -> Itera
 
     checks: list[Callable[[], object]] = [check_images]
     if data.captions:
-        checks.append(lambda: files_of(Path(data.captions).expanduser()))
+        checks.append(lambda: files_of(located(data.captions)))
     if "voxels" in paths and "image_ids" in paths:
         checks = [lambda: trials.voxels, lambda: trials.image_id, lambda: trials.held_out, *checks]
         checks.append(lambda: subject_split(data, trials.image_id, trials.held_out))

@@ -22,6 +22,7 @@ from nd.data.nsd.volumes import read_mask
 from nd.data.splits import SESSIONS_OF
 from nd.doctor.whole import fault
 from nd.errors import UserError
+from nd.files import located
 
 STIMULI = "stimuli.h5"
 NIFTI_HEADER = 352  # bytes before the values of a NIfTI-1 file without extensions
@@ -206,11 +207,11 @@ def _other_problems(cfg: Config, root: Path | None, absent: Collection[str]) -> 
             f"split {data.split} needs {wanted} sessions of {subject}, but {had} will be prepared ({limit}scanned in "
             f"{planned}). Choose another subject or split{', or more data.sessions' if asked else ''}."
         )
-    if data.source == "nsd" and nsd.own_mask(data.mask) and not Path(data.mask).expanduser().is_file():
+    if data.source == "nsd" and nsd.own_mask(data.mask) and not located(data.mask).is_file():
         problems.append(f"data.mask={data.mask} does not exist.")
     if data.captions and STIMULI in absent:
         try:
-            captions.files_of(Path(data.captions).expanduser())
+            captions.files_of(located(data.captions))
         except UserError as error:
             problems.append(f"data.captions: {error}")
     return problems

@@ -203,7 +203,7 @@ def _published(name: str, folder: str) -> Need:
 
 def _to_fetch(weights: Weights, folder: str) -> tuple[str, str]:
     """Where the file should lie, by the name under which it is published; and what it is, and from where."""
-    place = Path(folder or "<folder>").expanduser()
+    place = located(folder or "<folder>")
     # Different repositories of a hub call their files the same.
     place = place / weights.name / weights.file if weights.hub_id else place / weights.file
     size, given = byte_text(1e6 * weights.megabytes), "" if folder else " and give protocol.weights=<folder>"

@@ -33,7 +33,7 @@ from nd.data.prepared import open_subject
 from nd.errors import UserError
 from nd.evaluation.external_files import ARRAYS, read_array, read_folder
 from nd.evaluation.reconstructions import Wanted
-from nd.files import HASH_CHARS
+from nd.files import HASH_CHARS, located
 from nd.generate.inputs import part_ids
 from nd.metrics.identification import two_way_identification
 from nd.metrics.images import check_images, n_overshooting, resize, to_float
@@ -75,7 +75,7 @@ def read_external(cfg: Config) -> ExternalImages:
             unreadable files, grey, NaN or 0-255 float pixels, sizes that differ or are not square, other contents than
             ``cfg.images_hash``.
     """
-    source, wanted = Path(cfg.images).expanduser(), wanted_of(cfg)
+    source, wanted = located(cfg.images), wanted_of(cfg)
     if source.is_dir():
         external = ExternalImages(*read_folder(source, wanted))
     elif source.suffix.lower() in ARRAYS:

@@ -21,6 +21,7 @@ from nd.backbone.clip_pictures import MEAN as CLIP_MEAN
 from nd.backbone.clip_pictures import STD as CLIP_STD
 from nd.backbone.reading import reading
 from nd.errors import UserError, unknown
+from nd.files import located
 from nd.metrics import efficientnet_lite, network_layers
 from nd.metrics.network_layers import State
 
@@ -55,7 +56,7 @@ class Weights:
     def candidates(self, folder: str) -> Iterator[Path]:
         """Every place looked at: the folder given first, then what torch hub or the Hugging Face hub keep."""
         if folder:
-            given = Path(folder).expanduser()
+            given = located(folder)
             yield from (given / name for name in (f"{self.name}.safetensors", f"{self.name}.pth", self.file))
             yield from (given / self.name / name for name in FOLDER_FILES)
         yield Path(torch.hub.get_dir()) / "checkpoints" / self.file

@@ -14,7 +14,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from nd.config import Config
-from nd.files import read_json, read_lines
+from nd.files import located, read_json, read_lines
 from nd.runs.chain import pretrain_of, steps_of
 from nd.runs.folder import RunFolder
 from nd.runs.identity import mapper_of
@@ -111,7 +111,7 @@ def stages_of(cfg: Config) -> list[Stage]:
     own, subject = RunFolder.open(cfg, "train").path, cfg.subject.name
     places = {f"training on {subject}": own}
     if cfg.training.pretrain:
-        given = Path(cfg.training.pretrained).expanduser() if cfg.training.pretrained else None
+        given = located(cfg.training.pretrained) if cfg.training.pretrained else None
         places = {"1. pretraining on others": given or RunFolder.open(pretrain_of(cfg), "train").path}
         places |= {f"2. fine-tuning on {subject}": own}
     stages = [Stage(title, curves_in(folder, cfg.target.name)) for title, folder in places.items()]

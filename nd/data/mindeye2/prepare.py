@@ -27,7 +27,7 @@ from nd.data.prepared import subject_path
 from nd.data.rows import RowFile
 from nd.data.subject_file import AGAIN, SubjectTable, check_table, lay_out, write_digests, write_rows, write_table
 from nd.errors import UserError
-from nd.files import atomic_path, sha256_file
+from nd.files import atomic_path, located, sha256_file
 from nd.hdf5 import allocate
 from nd.sealed import ROWS, seal
 
@@ -60,7 +60,7 @@ class Release:
     def __init__(self, cfg: Config) -> None:
         """Take the settings; no file is opened."""
         self.data, self.subject, self.progress = cfg.data, cfg.subject.name, cfg.trainer.progress
-        self.given = Path(cfg.data.root).expanduser() if cfg.data.root else None
+        self.given = located(cfg.data.root) if cfg.data.root else None
         self._trials: dict[str, Trials] = {}
 
     @cached_property
@@ -81,7 +81,7 @@ class Release:
     def stimuli_settings(self) -> Settings:
         """All that the stimuli file depends on; files by their size, '' where they are not there."""
         tars = [tar for subject in self.data.subjects for tar in self._tars(subject)]
-        captions = Path(self.data.captions).expanduser() if self.data.captions else self._file(tree.CAPTIONS)
+        captions = located(self.data.captions) if self.data.captions else self._file(tree.CAPTIONS)
         return {
             **self._settings(),
             "subjects": sorted(self.data.subjects),
@@ -128,7 +128,7 @@ class Release:
         if shape != (side, side, 3):
             raise UserError(f"{file} holds images of {shape[0]} x {shape[1]} pixels, but data.image_size={side}.")
         image_id = np.unique(np.concatenate([self.trials(subject).image_id for subject in self.data.subjects]))
-        captions = Path(self.data.captions).expanduser() if self.data.captions else self.root / tree.CAPTIONS
+        captions = located(self.data.captions) if self.data.captions else self.root / tree.CAPTIONS
         write_linked_stimuli(
             path,
             file=file,

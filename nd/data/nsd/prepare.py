@@ -31,7 +31,7 @@ from nd.data.pieces import Piece, Settings
 from nd.data.subject_file import AGAIN, TRIAL_COLUMNS, SubjectTable, lay_out, write_rows
 from nd.digests import digest_rows
 from nd.errors import UserError
-from nd.files import sha256_json
+from nd.files import located, sha256_json
 from nd.hdf5 import allocate, attributes_of, bad_h5
 from nd.sealed import ROWS, seal
 
@@ -48,7 +48,7 @@ def pieces_of(cfg: Config) -> list[Piece]:
     stimuli = {"source": "nsd", "subjects": list(data.subjects), "image_size": data.image_size, **_own_captions(data)}
     rule = {name: getattr(data, name) for name in ("betas", "mask", "scaling", "constant_voxels", "sessions")}
     voxels = {"source": "nsd", "subject": subject, **rule, **_own_mask(data)}
-    places = {"images": Path(data.root).expanduser() / tree.STIMULI} if data.root else {}
+    places = {"images": located(data.root) / tree.STIMULI} if data.root else {}
     return [
         Piece("stimuli.h5", stimuli, partial(_write_stimuli, data, cfg.trainer.progress), links=places),
         Piece(f"{subject}.h5", voxels, partial(_write_subject, data, subject, voxels), resumable=True),
@@ -57,13 +57,13 @@ def pieces_of(cfg: Config) -> list[Piece]:
 
 def _own_mask(data: DataConfig) -> Settings:
     """Hash of a mask that is no volume of NSD's; empty where it is not there."""
-    path = Path(data.mask).expanduser()
+    path = located(data.mask)
     return {"mask_sha256": hash_of(path) if path.is_file() else ""} if tree.own_mask(data.mask) else {}
 
 
 def _own_captions(data: DataConfig) -> Settings:
     """Hash of captions that are given, empty where there are none; nothing where those of ``data.root`` are read."""
-    source = Path(data.captions).expanduser()
+    source = located(data.captions)
     if not data.captions or (data.root and source == _captions(data.root)):
         return {}
     files = files_if_there(source)
@@ -72,7 +72,7 @@ def _own_captions(data: DataConfig) -> Settings:
 
 def _captions(root: str | Path) -> Path:
     """The folder of COCO's captions below a root."""
-    return Path(root).expanduser() / "annotations"
+    return located(root) / "annotations"
 
 
 # ---- images --------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def _write_stimuli(data: DataConfig, progress: bool, path: Path) -> None:
     image_id = np.unique(np.concatenate([one.image_id for one in trials]))
     shared = np.unique(np.concatenate([one.image_id[one.shared] for one in trials]))
     coco_id = read_coco_ids(root, image_id, shared)
-    captions = captions_for(Path(data.captions or _captions(root)).expanduser(), image_id.tolist(), coco_id.tolist())
+    captions = captions_for(located(data.captions or _captions(root)), image_id.tolist(), coco_id.tolist())
     file = root / tree.STIMULI
     side = open_images(file, tree.STIMULI_KEY).shape[0]
     if side != data.image_size:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nd.data.nsd.facts import IMAGE_SIDE, N_IMAGES, PEOPLE, TRIALS_PER_SESSION, person
 from nd.errors import UserError
+from nd.files import located
 
 STIMULI = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
 STIMULI_KEY = "imgBrick"
@@ -103,7 +104,7 @@ def check_root(root: str, source: str) -> Path:
             f"data={source} needs data.root=<folder of the downloaded files>. `nd doctor data={source}` lists what "
             "belongs there, how large it is and which terms come first."
         )
-    folder = Path(root).expanduser()
+    folder = located(root)
     if not folder.is_dir():
         raise UserError(
             f"data.root={root} is not a folder. Give the folder that holds the downloaded files; "

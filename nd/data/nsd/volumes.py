@@ -20,7 +20,7 @@ from nd.data.nsd import tree
 from nd.data.nsd.facts import person
 from nd.data.whole_numbers import RESAVED, whole_numbers
 from nd.errors import UserError, did_you_mean
-from nd.files import PACKED, parsed_by_others, unreadable
+from nd.files import PACKED, located, parsed_by_others, unreadable
 
 LOG = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def read_mask(root: Path, subject: str, mask: str) -> Mask:
         UserError: missing, damaged, empty or not of whole numbers, or nsdgeneral that is not as large as NSD's.
     """
     own = tree.own_mask(mask)
-    path = Path(mask).expanduser() if own else root / tree.roi_path(subject, mask)
+    path = located(mask) if own else root / tree.roi_path(subject, mask)
     if not path.is_file():
         names = sorted(p.name.removesuffix(".nii.gz") for p in path.parent.glob("*.nii.gz"))
         hint = "" if own else f"{did_you_mean(mask, names)} ROI volumes there: {', '.join(names) or 'none'}."
