@@ -288,6 +288,8 @@ def test_mistakes_before_anything_is_run(finished: nd.FinishedRun, tmp_path: Pat
         nd.execute(replace(cfg, seed=7))
     with pytest.raises(nd.UserError, match=r"Did you mean 'guidance.kappa'"):
         nd.compose("guidance.kapa=1")
+    with pytest.raises(nd.UserError, match=r"unknown table 'demmo'. Did you mean 'demo'"):
+        nd.compose("experiment=scenes", "table=demmo")
 
 
 def test_fields_that_only_the_rows_of_a_table_have_are_composed_as_on_the_command_line(tmp_path: Path) -> None:

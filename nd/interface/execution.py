@@ -16,7 +16,7 @@ from importlib import import_module
 from nd.config import Config, application
 from nd.errors import UserError, unknown
 from nd.interface.finished_run import FinishedRun, read_run
-from nd.tables.specs import rows_of
+from nd.tables.specs import rows_of, spec_of
 
 VERBS = ("run", "prepare", "extract", "train", "predict", "reconstruct", "evaluate")
 Say = Callable[[str], None]
@@ -44,7 +44,10 @@ def compose(*overrides: str) -> Config:
     ...
     nd.errors.UserError: guidance.kapa: unknown key. Did you mean 'guidance.kappa'? ...
     """
-    return application.compose(overrides, rows_of)
+    cfg = application.compose(overrides, rows_of)
+    if cfg.table:
+        spec_of(cfg)  # an unknown or broken table is refused here, as by the command
+    return cfg
 
 
 def execute(cfg: Config, verb: str = "run", *, progress: Say | None = print) -> list[FinishedRun]:
