@@ -115,7 +115,7 @@ def tracked(*patterns: str) -> list[Path]:
 def test_no_machine_paths() -> None:
     home = re.compile(r"(?<![\w.])/(home|Users|root|work|tmp)/\w")
     wrong = []
-    for path in tracked("*.py", "*.yaml", "*.toml", "*.md", "Makefile"):
+    for path in tracked("*.py", "*.yaml", "*.toml", "*.md", "*.json", "Makefile"):
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         wrong += [f"{path.relative_to(ROOT)}:{n}: {line.strip()}" for n, line in lines if home.search(line)]
     assert [line for line in wrong if not line.startswith("tests/test_repository.py")] == []

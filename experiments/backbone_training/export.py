@@ -59,6 +59,8 @@ def export_backbone(
     shutil.copytree(tokenizer_folder, new / "tokenizer", dirs_exist_ok=True)
     write_image_tower(new / "image_tower", clip, recipe, image_size, tokenizer)
     _write_json(new / "model_index.json", MODEL_INDEX)
+    for file in new.glob("*/config.json"):
+        forget_origin(file)
     for file in new.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that only their owner can read
     shutil.rmtree(old, ignore_errors=True)
@@ -76,6 +78,13 @@ def write_image_tower(folder: Path, clip: CLIP, recipe: ClipRecipe, image_size: 
     _write_json(folder / "open_clip_config.json", config)
     weights = {name: value.contiguous().clone() for name, value in half(clip).state_dict().items()}
     save_file(weights, str(folder / "open_clip_model.safetensors"), metadata={"format": "pt"})
+
+
+def forget_origin(config: Path) -> None:
+    """Take out of a model's config.json where its weights were read from: a path of the machine that made it."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    if values.pop("_name_or_path", None) is not None:
+        _write_json(config, values)
 
 
 def half(model: M) -> M:

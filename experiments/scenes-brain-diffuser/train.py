@@ -26,6 +26,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # backbone_training
 
+from backbone_training.export import forget_origin
 from backbone_training.loop import Draw, LossOfStep, Optimisation, fit
 from backbone_training.vdvae import fit_vdvae
 from nd.backbone.clip import Clip
@@ -215,8 +216,10 @@ def export(backbone: Backbone, unet: Any, out: Path, *, whole: bool = False) -> 
         for part in ("vae", "scheduler"):
             shutil.copytree(folder / part, out / part, dirs_exist_ok=True)
         unet.half().save_pretrained(out / IMAGE)
+        forget_origin(out / IMAGE / "config.json")
         return
     unet.save_config(out / IMAGE)
+    forget_origin(out / IMAGE / "config.json")
     state = {name: value.half().contiguous() for name, value in unet.state_dict().items() if is_trained(name)}
     save_file(state, out / IMAGE / FILES[0], metadata={"format": "pt"})
     given = backbone.config.weights
