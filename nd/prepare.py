@@ -42,8 +42,22 @@ def prepare(cfg: Config) -> Path:
         seconds = time.monotonic() - start
         print(f"wrote {cfg.data.name}: {described(written)}, {size} at {folder}, in {seconds:.0f} s")
     else:
-        print(f"{cfg.data.name} is already prepared at {folder} ({size}); nothing to do")
+        print(f"{cfg.data.name} is already prepared at {folder} ({size}); nothing to do{still_linked(cfg, folder)}")
     return folder
+
+
+def still_linked(cfg: Config, folder: Path) -> str:
+    """Say how files that were prepared as links become copies, where copies were asked for."""
+    from nd.data.links import links_of
+    from nd.hdf5 import open_h5
+
+    linked = []
+    for path in sorted(folder.glob("*.h5")) if not getattr(cfg.data, "in_place", True) else []:
+        with open_h5(path) as handle:
+            linked += [path.name] if links_of(path, handle) else []
+    if not linked:
+        return ""
+    return f". {', '.join(linked)} still read the release where it lies: remove them and prepare again to have copies"
 
 
 def looks_elsewhere(cfg: Config) -> str:

@@ -17,6 +17,7 @@ import pytest
 from helpers_config import data_settings
 from numpy.typing import NDArray
 
+from nd import prepare as verb
 from nd.config import Config
 from nd.data.mindeye2 import trials as trials_module
 from nd.data.mindeye2.prepare import pieces_of
@@ -228,6 +229,15 @@ def test_what_is_prepared_is_recognised(cfg: Config, root: Path) -> None:
     assert prepare(cfg) == []
     cfg.data.root, cfg.data.in_place = str(root / "no such folder"), False
     assert prepare(cfg) == []
+
+
+def test_copies_asked_for_too_late_are_told_how(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(cfg)
+    verb.prepare(cfg)
+    assert "still read" not in capsys.readouterr().out
+    cfg.data.in_place = False
+    verb.prepare(cfg)
+    assert "nothing to do. stimuli.h5, subj01.h5 still read the release where it lies" in capsys.readouterr().out
 
 
 def test_other_files_are_another_preparation(cfg: Config, root: Path) -> None:
