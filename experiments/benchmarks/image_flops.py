@@ -25,7 +25,7 @@ from nd.config.application import compose
 from nd.config.components import component
 from nd.generate.components import guiding_layers
 
-METHODS = ("neuraldiffuser_ridge", "minddiffuser", "brain_diffuser", "takagi", "ic_gan_scenes")
+METHODS = ("neuraldiffuser_scenes", "minddiffuser", "brain_diffuser", "takagi", "ic_gan_scenes")
 COUNTED_ITERATIONS = (1, 2)  # of a second stage: a straight line goes through them
 
 
