@@ -15,6 +15,7 @@ import pytest
 from helpers_commands import ROOT, Done, nd, succeed
 from helpers_digits import noise_file
 from helpers_gan import tiny_generator
+from helpers_scripts import load_script
 from helpers_versatile import tiny_versatile
 from PIL import Image
 
@@ -189,3 +190,11 @@ def test_a_table_without_its_data_says_what_the_doctor_says(tmp_path: Path) -> N
         assert "MISSING    small  nsd_expdesign.mat" in done.out
         assert "give data.root=<folder of the downloaded files>" in done.err
     assert not list(tmp_path.rglob("*.h5"))
+
+
+@pytest.mark.parametrize("method", ["neuraldiffuser_scenes", "neuraldiffuser", "takagi"])
+def test_settings_are_chosen_on_images_that_nothing_was_fitted_on(method: str) -> None:
+    tune = load_script("scenes-guidance/tune.py")
+    cfg = compose(tune.validation(["experiment=scenes", f"method={method}"], repeats=3))
+    assert (cfg.part, cfg.method.repeats) == ("val", 3)
+    assert not any(getattr(mapper, "refit", False) for mapper in cfg.mappers)

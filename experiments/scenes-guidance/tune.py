@@ -71,10 +71,7 @@ SCORES = ("pixcorr", "ssim", "two_way_pixels", "two_way_low", "two_way_mid", "tw
 def main() -> None:
     """Tune and write the record."""
     options, overrides = arguments()
-    base = [*overrides, f"method.repeats={options.repeats}"]
-    if hasattr(compose(base).mapper, "refit"):  # ridge; networks never see validation images but to keep their best
-        base.append("mapper.refit=false")
-    base.append("part=val")  # refused beside a mapper that is fitted again on the validation images
+    base = validation(overrides, options.repeats)
     started = time.monotonic()
     study = Study(base, options.images)
     found = searched(study, options.keys) if options.keys else tuned(study, options)
@@ -91,6 +88,14 @@ def main() -> None:
     }
     write_json(options.out, record)
     print(f"wrote {options.out}: {' '.join(f'{key} {value}' for key, value in found['chosen'].items())}")
+
+
+def validation(overrides: Sequence[str], repeats: int) -> list[str]:
+    """Return the overrides under which validation images judge, and nothing was fitted on them."""
+    base = [*overrides, f"method.repeats={repeats}"]
+    if hasattr(compose(base).mapper, "refit"):  # ridge; networks never see validation images but to keep their best
+        base.append("mapper.refit=false")
+    return [*base, "part=val"]  # which is refused beside a mapper that is fitted again on these images
 
 
 def tuned(study: Study, options: argparse.Namespace) -> dict[str, Any]:
