@@ -87,15 +87,19 @@ def _contiguous(handle: h5py.File) -> Iterator[tuple[int, int]]:
 
 
 def _is_sound(content: mmap.mmap, place: int) -> bool:
-    """Whether going through the objects of a global heap comes to its end."""
+    """Whether going through the objects of a global heap comes to its end.
+
+    HDF5 counts in 64 bits: an object that claims to reach far beyond the heap would lead it back to where it was.
+    """
     end = min(place + int.from_bytes(content[place + 8 : place + 16], "little"), len(content))
     place += 16
     while place + 16 <= end:
         number, size = int.from_bytes(content[place : place + 2], "little"), content[place + 8 : place + 16]
         n_bytes = int.from_bytes(size, "little")
-        if not number and not n_bytes:
+        step = 16 + -(-n_bytes // 8) * 8 if number else n_bytes
+        if not 0 < step <= end - place:
             return False
-        place += 16 + -(-n_bytes // 8) * 8 if number else n_bytes
+        place += step
     return True
 
 

@@ -292,6 +292,18 @@ def test_zeros_where_texts_lie_are_told(path: Path) -> None:
     faulthandler.cancel_dump_traceback_later()
 
 
+def test_a_text_that_claims_to_reach_around_is_told(path: Path) -> None:
+    """The size of the first object of the texts' heap, modulo 2 ** 64, leads HDF5 back to it, without end."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"GCOL") + 16 + 8
+    content[place : place + 8] = (2**64 - 16).to_bytes(8, "little")
+    path.write_bytes(content)
+    faulthandler.dump_traceback_later(60, exit=True)
+    with pytest.raises(UserError, match=r"x\.h5 is damaged: texts in it cannot be read"):
+        everything(path)
+    faulthandler.cancel_dump_traceback_later()
+
+
 def test_errors_of_our_own_pass_through_an_open_file(path: Path) -> None:
     with pytest.raises(ZeroDivisionError), open_h5(path):
         _ = 1 / 0
