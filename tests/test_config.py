@@ -319,6 +319,10 @@ def test_oracle_and_a_voxel_control_contradict() -> None:
             "data.test_scaling: own leaves no room for voxel weights; it needs mapper.voxel_power=0",
         ),
         (
+            [RIDGE, "mapper.intercept=false", "mapper.spread=1.2"],
+            "mapper.spread: without an intercept the mean of the training targets",
+        ),
+        (
             ["data=nsd", "layout=mindeye2"],
             "layout: mindeye2 is a form in which data=scenes is written, but data is nsd",
         ),

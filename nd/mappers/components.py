@@ -148,6 +148,11 @@ def _ridge_rules(cfg: Config) -> Iterator[str]:
             yield from _judged(mapper, "alpha", "mapper.folds of 2 or more, or one of mapper.alphas")
         if cfg.data.test_scaling == "own" and mapper.voxel_power:
             yield "data.test_scaling: own leaves no room for voxel weights; it needs mapper.voxel_power=0."
+        if mapper.spread != 1 and not mapper.intercept and mapper.rescale != "test":
+            yield (
+                "mapper.spread: without an intercept the mean of the training targets, around which predictions would"
+                " be spread, is not fitted. Leave mapper.spread=1, or give mapper.intercept=true."
+            )
         yield from (*_linear(mapper), *rescaled(mapper))
 
 
