@@ -142,9 +142,13 @@ def bad_h5(path: Path, error: Exception) -> UserError:
 def is_plain(item: h5py.h5a.AttrID | h5py.h5d.DatasetID) -> bool:
     """Whether an attribute or dataset holds numbers, truths or texts.
 
-    A damaged file may claim lists of any length or pointers, over which the library ends the whole process.
+    A damaged file may claim lists of any length or pointers, over which the library ends the whole process, or texts
+    whose characters have gigabytes each, for which it makes room.
     """
-    return item.get_type().get_class() in PLAIN
+    kind = item.get_type()
+    if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str() and kind.get_super().get_size() != 1:
+        return False
+    return kind.get_class() in PLAIN
 
 
 def attributes_of(handle: h5py.File) -> dict[str, Any]:

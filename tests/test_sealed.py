@@ -304,6 +304,17 @@ def test_a_text_that_claims_to_reach_around_is_told(path: Path) -> None:
     faulthandler.cancel_dump_traceback_later()
 
 
+def test_a_text_whose_characters_are_large_is_told(path: Path) -> None:
+    """HDF5 makes room for its length times their size."""
+    content, name = bytearray(path.read_bytes()), b"name\0\0\0\0"
+    variable, character = b"\x19\x01\x01\0\x10\0\0\0", b"\x10\0\0\0\x01\0\0\0"
+    place = content.index(name + variable + character) + len(name + variable)
+    content[place : place + 8] = b"\x13\0\0\0" + (1 << 20).to_bytes(4, "little")  # themselves texts, of 1 MB
+    path.write_bytes(content)
+    with open_h5(path) as handle, pytest.raises(UserError, match=r"x\.h5: its attribute name holds neither a number"):
+        attribute(handle, "name", str)
+
+
 def test_errors_of_our_own_pass_through_an_open_file(path: Path) -> None:
     with pytest.raises(ZeroDivisionError), open_h5(path):
         _ = 1 / 0

@@ -13,8 +13,10 @@ from helpers_sweeps import WORDS
 from nd.config import Config
 from nd.config import launchers as launching
 from nd.config.application import compose
+from nd.config.conf_files import conf_dir
 from nd.config.launchers import launcher_problems, lost_job, wait_for_others
-from nd.config.sweeps import Point
+from nd.config.overrides import read
+from nd.config.sweeps import Point, interval_problems
 from nd.sweeps import launch as doing
 from nd.sweeps.launch import Sweep
 from nd.sweeps.listing import runs_of
@@ -39,6 +41,14 @@ def test_what_is_no_sweep_is_refused(words: list[str], wanted: str, tmp_path: Pa
     assert done.code == 2
     assert wanted in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "refused"), [("basic", True), ("optuna", False), ("'optuna'", False)], ids=["basic", "own", "quoted"]
+)
+def test_an_interval_is_for_a_sweeper_that_takes_one(sweeper: str, refused: bool) -> None:
+    reading = read(["guidance.kappa=interval(1,2)", f"hydra/sweeper={sweeper}"], [conf_dir()], multirun=True)
+    assert bool(interval_problems("run", reading)) is refused
 
 
 # ---- launchers

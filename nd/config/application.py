@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from nd.config.command_line import command_line, parse, searched
 from nd.config.composition import assemble, composed_once, printed
 from nd.config.conf_files import conf_dir, search_folders, search_path
-from nd.config.launchers import LOCAL, JobFailed, chosen_launcher, launcher_problems, lost_job
+from nd.config.launchers import LOCAL, JobFailed, chosen_launcher, has_own_sweeper, launcher_problems, lost_job
 from nd.config.loading import HYDRA_VERSION_BASE
 from nd.config.overrides import Reading, read
 from nd.config.rules import contradictions, without_effect
@@ -249,7 +249,7 @@ def _run(
         return _run_hydra(function, rows, words)
     set_up_logging(reading.hydra)  # and whatever Hydra refuses is said before anything is written
     command = Command(name, reading, rows)
-    own_sweeper = any(text.startswith("hydra/sweeper=") for text in reading.hydra)
+    own_sweeper = has_own_sweeper(reading.hydra)
     own = grouped(reading, command.compose, group) if group is not None and reading.sweeps and not own_sweeper else []
     command = replace(command, own=own)
     if together is not None and not own_sweeper and chosen_launcher(reading.hydra) == LOCAL:

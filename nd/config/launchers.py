@@ -31,6 +31,7 @@ from nd.errors import UserError
 from nd.launch import n_processes
 
 LOCAL = "basic"
+GRID = "basic"  # Hydra's sweeper, which runs all combinations
 PLUGINS = {  # launcher: the package that brings it, its module, our extra
     "joblib": ("hydra-joblib-launcher", "hydra_plugins.hydra_joblib_launcher", "sweep"),
     "submitit_local": ("hydra-submitit-launcher", "hydra_plugins.hydra_submitit_launcher", "slurm"),
@@ -45,6 +46,11 @@ Task = Callable[[DictConfig], Any]
 def chosen_launcher(overrides: Sequence[str]) -> str:
     """Return the launcher that overrides for Hydra choose."""
     return _last(overrides, "hydra/launcher", LOCAL)
+
+
+def has_own_sweeper(overrides: Sequence[str]) -> bool:
+    """Return whether overrides for Hydra choose a sweeper of the user's, which finds the jobs of a sweep itself."""
+    return _last(overrides, "hydra/sweeper", GRID) != GRID
 
 
 def _last(overrides: Sequence[str], key: str, default: str) -> str:

@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from nd.config.conf_files import conf_dir
+from nd.config.launchers import has_own_sweeper
 from nd.config.loading import HYDRA_VERSION_BASE
 from nd.config.overrides import Reading, quoted
 from nd.config.schema import Config
@@ -46,7 +47,7 @@ NameGroup = Callable[[list[Point]], str]
 
 def interval_problems(name: str, reading: Reading) -> list[str]:
     """Say that nothing tries the values of an interval, but `nd tune` and a sweeper of the user's own."""
-    if name == SEARCHES or any(text.startswith("hydra/sweeper=") for text in reading.hydra):
+    if name == SEARCHES or has_own_sweeper(reading.hydra):
         return []
     parser = OverridesParser.create()
     return [
