@@ -221,6 +221,24 @@ def test_more_steps_than_the_schedule_has_timesteps_are_refused() -> None:
         build_schedule(scheduler, 1000, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("steps", "spacing", "wanted"),
+    [
+        (300, "leading", "method.steps=300: the backbone takes timesteps 3 apart from 0 on, so that the noisiest is 898"
+         " of 999. With 250 or 333 steps it lies nearer the last."),
+        (700, "leading", "timesteps 1 apart from 0 on, so that the noisiest is 700 of 999. With 500 or 1000 steps"),
+        (50, "leading", ""), (30, "leading", ""), (999, "leading", ""),
+        (300, "trailing", ""), (300, "linspace", ""),
+    ],
+)  # fmt: skip
+def test_steps_that_begin_far_below_the_last_timestep_are_told(
+    steps: int, spacing: str, wanted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_schedule(DDIMScheduler(**SD_SCHEDULE, timestep_spacing=spacing), steps, 0.5)
+    assert wanted in caplog.text
+    assert bool(caplog.text) is bool(wanted)
+
+
 @pytest.mark.parametrize(("steps", "strength"), [(1, 0.5), (10, 0.0), (10, 1.2)])
 def test_schedule_without_steps_is_refused(steps: int, strength: float) -> None:
     with pytest.raises(UserError, match=r"method\.strength.* leave .* steps"):

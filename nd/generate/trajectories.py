@@ -11,6 +11,7 @@ B images, R repeats, S samples, C h w latent; z latents, eps predicted noise, x0
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from torch import Tensor
 from nd.config.fields import share_of
 from nd.errors import UserError
 from nd.targets.noise import keyed_normal
+
+log = logging.getLogger(__name__)
 
 DUMMY_DRAWS = 40  # of the released code between two repeats
 
@@ -123,6 +126,8 @@ def build_schedule(
             f"method.steps={steps}: moved by the backbone's steps_offset ({ddim.config['steps_offset']}), sampling "
             f"would begin at timestep {timesteps[0]}, and the last is {last}. Give fewer steps."
         )
+    if last - every[0] >= 2 * jump:
+        _warn_of_lost_levels(steps, jump, every[0], last)
     alpha_bar = tuple(float(ddim.alphas_cumprod[t]) for t in timesteps)
     end = timesteps[-1] - jump
     # Each step leads to the level of the next one: timesteps that are not spaced as leading ones are no jump apart.
@@ -131,6 +136,18 @@ def build_schedule(
     if slot_above:
         noised_to += every[-n - 1] - timesteps[0] if n < steps else jump
     return Schedule(tuple(timesteps), alpha_bar, after, float(ddim.alphas_cumprod[min(noised_to, last)]))
+
+
+def _warn_of_lost_levels(steps: int, jump: int, first: int, last: int) -> None:
+    """Say that a schedule begins more than a step below the last timestep, and which numbers of steps do not."""
+    n = last + 1
+    whole = [other for other in range(1, n + 1) if n % other < n // other]
+    log.warning(
+        "method.steps=%d: the backbone takes timesteps %d apart from 0 on, so that the noisiest is %d of %d. With %d or %d"
+        " steps it lies nearer the last.",
+        *(steps, jump, first, last),
+        *(max(other for other in whole if other < steps), min(other for other in whole if other > steps)),
+    )
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
