@@ -143,8 +143,8 @@ def _warn_of_lost_levels(steps: int, jump: int, first: int, last: int) -> None:
     n = last + 1
     whole = [other for other in range(1, n + 1) if n % other < n // other]
     log.warning(
-        "method.steps=%d: the backbone takes timesteps %d apart from 0 on, so that the noisiest is %d of %d. With %d or %d"
-        " steps it lies nearer the last.",
+        "method.steps=%d: the backbone takes timesteps %d apart from 0 on, so that the noisiest is %d of %d. With %d "
+        "or %d steps it lies nearer the last.",
         *(steps, jump, first, last),
         *(max(other for other in whole if other < steps), min(other for other in whole if other > steps)),
     )
