@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from nd.cli import main
@@ -26,6 +27,7 @@ from nd.digests import digest_bytes
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
 PATIENCE_S = 1800.0
+torch.set_num_threads(1)  # OpenMP's threads do not come along into a fork, which would wait for them without end
 
 
 def remember_compositions(folder: Path) -> None:
