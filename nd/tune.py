@@ -75,10 +75,10 @@ def validation(words: Sequence[str]) -> list[str]:
     Raises:
         UserError: something else was asked for.
     """
-    for word in words:
-        key, _, value = word.lstrip("+").partition("=")
-        if key in FIXED and value != FIXED[key][0]:
-            raise UserError(f"{word}: {FIXED[key][1]}")
+    last = {word.lstrip("+").partition("=")[0]: word for word in words}  # what Hydra takes of one given twice
+    for key, (wanted, why) in FIXED.items():
+        if key in last and last[key].partition("=")[2] != wanted:
+            raise UserError(f"{last[key]}: {why}")
     given = [word for word in words if not word.startswith("part=")]
     command = read_command("tune", [*given, "table="])
     refits = any(hasattr(mapper, "refit") for mapper in command.compose(command.reading.single()).mappers)
