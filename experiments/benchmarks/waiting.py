@@ -1,7 +1,7 @@
 """How threads wait for each other: guided sampling alone, and beside other programs that keep every core busy.
 
     command   python experiments/benchmarks/waiting.py [--ways lanes shared/10000 shared/300000] [--turns 3]
-    time      4 minutes for each way on 2 CPU cores, which must be idle; shared/300000 takes longer
+    time      11 minutes for each way on 2 CPU cores, which must be idle; shared/300000 takes longer
 
 Parts of a batch run side by side, one thread for each (``lanes``, nd.generate.lanes), or every operation is shared by
 all threads (``shared``), which spin so many times before they sleep: 10000 is nd.threads.SETTING, 300000 OpenMP's own
