@@ -16,7 +16,7 @@ from nd.data.mat import read_mat
 from nd.errors import UserError
 
 VALUES = np.arange(24, dtype=np.float32).reshape(4, 6)
-SINGLE, DOUBLE, UNKNOWN = 7, 9, 8  # types of elements
+SINGLE, UNKNOWN = 7, 8  # types of elements
 
 
 def read(path: Path, *names: str) -> dict[str, Any]:

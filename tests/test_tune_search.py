@@ -173,10 +173,8 @@ def test_the_command_to_use_names_the_folder_of_ones_own(tmp_path: Path, monkeyp
         (["table=demo", "seed=1,2"], "table=demo: one configuration is tuned, not a table"),
         (["mapper.refit=true", "seed=1,2"], "mapper.refit=true: validation images cannot judge what is fitted again"),
         (["table=", "table=demo", "seed=1,2"], "table=demo: one configuration is tuned, not a table"),
-        (
-            ["table=demo", "part=test", "table=", "part=val"],
-            "nothing to choose: give several values",
-        ),  # the last counts
+        # of a key given twice the last counts
+        (["table=demo", "part=test", "table=", "part=val"], "nothing to choose: give several values"),
         ([], "nothing to choose: give several values"),
         (["guidance.kappa=interval(3,1)"], "guidance.kappa"),
         (["guidance.kappa=tag(log,interval(0,1))"], "guidance.kappa: 0 to 1 is no interval on a logarithmic scale"),

@@ -1,7 +1,7 @@
 """Arrays of numbers in MATLAB 5 files; anything else in them is left unread.
 
-SciPy trusts what the elements of a file say of themselves: a type that does not exist, or more bytes than follow, ends
-the whole process. So they are gone through before (MAT-File Format, MathWorks: "Level 5 MAT-File Format").
+SciPy trusts what the elements of a file say of themselves: numbers of a type that does not exist, or another element
+where they are lacking, end the whole process. So they are gone through before (MathWorks, MAT-File Format, Level 5).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ HEADER = 128  # bytes; the last two say in which order the bytes of numbers are
 MATRIX, COMPRESSED = 14, 15  # types of elements
 NUMERIC = {1, 2, 3, 4, 5, 6, 7, 9, 12, 13}  # types of elements that hold whole or floating-point numbers
 SPARSE, CLASSES = 5, range(5, 16)  # classes of matrices: sparse, and all of numbers
+Order = Literal["little", "big"]  # of the bytes of a number
 COMPLEX = 0x800  # flag of a matrix that has imaginary parts too
 
 
@@ -71,7 +72,7 @@ def _check_elements(content: bytes) -> None:
     """Raise ValueError where a matrix of numbers is not what SciPy takes it for."""
     if 0 in content[:4]:  # MATLAB 4 has no elements
         return
-    order = "little" if content[HEADER - 2 : HEADER] == b"IM" else "big"
+    order: Order = "little" if content[HEADER - 2 : HEADER] == b"IM" else "big"
     for kind, element in _elements(content[HEADER:], order):
         inside = [(kind, element)]
         if kind == COMPRESSED:
@@ -82,7 +83,7 @@ def _check_elements(content: bytes) -> None:
                 _check_matrix(matrix, order)
 
 
-def _check_matrix(matrix: bytes, order: Any) -> None:
+def _check_matrix(matrix: bytes, order: Order) -> None:
     """Go through flags, sides, name and numbers of a matrix; one of another class is not read."""
     flags = int.from_bytes(matrix[8:12], order)
     if (flags & 0xFF) not in CLASSES:
@@ -96,7 +97,7 @@ def _check_matrix(matrix: bytes, order: Any) -> None:
             raise ValueError(f"a matrix holds numbers of the unknown type {kind}")
 
 
-def _elements(content: bytes, order: Any) -> Iterator[tuple[int, bytes]]:
+def _elements(content: bytes, order: Order) -> Iterator[tuple[int, bytes]]:
     """Yield type and bytes of each element; of up to four bytes, type and size may share one number."""
     place = 0
     while place + 8 <= len(content):
