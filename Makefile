@@ -39,7 +39,7 @@ lint: $(READY) ## style and spelling
 	$(BIN)/codespell nd conf experiments scripts docs notebooks README.md CHANGELOG.md CONTRIBUTING.md Makefile
 
 type: $(READY) ## static types
-	$(BIN)/mypy nd
+	MYPY_NUM_WORKERS=$(WORKERS) $(BIN)/mypy nd
 
 # Whole files go to whichever worker is free, in the order of tests/conftest.py; what a file's tests share is made once.
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder

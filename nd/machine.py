@@ -7,6 +7,7 @@ import platform
 import resource
 import socket
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,16 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Return the installed versions of the packages whose arithmetic can change a result, by name."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: _version(name) for name in PACKAGES}
+    return {name: version for name, version in found.items() if version}
+
+
+@cache  # read from files of the installation, for every run folder of a table
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def device() -> dict[str, Any]:

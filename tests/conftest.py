@@ -63,9 +63,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let the collector pass over the modules that are loaded by now: going through them took a twelfth of all time."""
+    """Let the collector pass over the modules that are loaded by now: going through them took a twelfth of all time.
+
+    And look for what is left of the tests as seldom as the command line does.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_sessionfinish() -> None:
@@ -78,11 +82,14 @@ def as_if_first() -> None:
     """What earlier tests of the same process drew or set up for log lines changes nothing: which they are is chance."""
     torch.manual_seed(0)
     np.random.seed(0)
-    logging.disable(logging.NOTSET)
-    logging.getLogger().setLevel(logging.WARNING)
+    if logging.root.manager.disable != logging.NOTSET:
+        logging.disable(logging.NOTSET)
+    if logging.root.level != logging.WARNING:
+        logging.root.setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.split(".")[0] == "nd":
-            logger.setLevel(logging.NOTSET)
+            if logger.level != logging.NOTSET:  # setting it goes through every logger there is
+                logger.setLevel(logging.NOTSET)
             logger.disabled, logger.propagate = False, True
 
 

@@ -9,6 +9,7 @@ import math
 import typing
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def build(values: dict[str, Any], origin: Origin = lambda key: "") -> tuple[Conf
     checked, typed = Checked(), dict[str, Any]()
     known = {one.name: one for one in fields(Config)}
     checked.problems += [unknown_key(key, origin(key)) for key in values if key not in known or key in FILLED_IN]
-    hints = typing.get_type_hints(Config)
+    hints = _hints(Config)
     for name, one in known.items():
         if name not in values or name in FILLED_IN:
             continue
@@ -82,13 +83,19 @@ def restored(values: dict[str, Any]) -> tuple[Config, Checked]:
     return config, checked
 
 
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """Types of the fields of a dataclass, whose texts are compiled anew each time Python is asked."""
+    return typing.get_type_hints(kind)
+
+
 def build_group(group: str, values: Any, checked: Checked, origin: Origin = lambda key: "") -> Any:
     """Return the dataclass of one group, of the type that the choice in it asks for; None where it is no mapping."""
     if not isinstance(values, dict):
         checked.problems.append(f"{group}: {values!r} was given, wanted a group of fields ({group}.<field>=value).")
         return None
     kind = settings_type(group, values, checked.problems)
-    hints, own = typing.get_type_hints(kind), {one.name: one for one in fields(kind)}
+    hints, own = _hints(kind), {one.name: one for one in fields(kind)}
     typed: dict[str, Any] = {}
     for key, value in values.items():
         dotted = f"{group}.{key}"

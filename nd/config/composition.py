@@ -16,16 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nd.config.check import Checked, build, build_group
 from nd.config.components import CHOSEN_BY, KINDS, found, not_a_component
 from nd.config.conf_files import keep_texts, origin_of, search_folders, search_path
+from nd.config.grammar import parsed
 from nd.config.known import PARTS_OF_DECODING, per_target
-from nd.config.loading import load_conf
+from nd.config.loading import load_conf, read_yaml
 from nd.config.overrides import bad_option, foreign_key, group_names
 from nd.config.schema import Config, Decoding
 
@@ -99,7 +98,7 @@ def _assemble(overrides: list[str]) -> Composed:
 
 
 def _field_of(text: str) -> tuple[str, Any]:
-    override = OverridesParser.create().parse_override(text)
+    override = parsed(text)
     return override.key_or_group, override.value()
 
 
@@ -172,7 +171,7 @@ def _said(
         group, _, name = key.partition(".")
         for folder in folders:
             file = folder / group / f"{choices.get(group, '')}.yaml"
-            if file.is_file() and name in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}):
+            if file.is_file() and name in (read_yaml(file) or {}):
                 problems.append(f"{said[key]} ({file.relative_to(folder.parent)})")
     return {key: text for key, text in said.items() if key in given}
 
@@ -206,11 +205,10 @@ def _decode(
     _apply(job, [(key, value) for key, value in given if key.partition(".")[0] in (*PARTS_OF_DECODING, "subject")])
     _apply(job, [(inner if inner != "roi" else "subject.roi", value) for inner, value in _given_for(name, given)])
     job.target.name = name
-    values, _ = _resolved(job)
     own = Checked()
-    parts = {part: build_group(part, values.get(part, {}), own) for part in PARTS_OF_DECODING}
+    parts = {part: build_group(part, _resolved(job, part)[0], own) for part in PARTS_OF_DECODING}
     checked.problems += [problem for problem in own.problems if problem not in checked.problems]
-    return Decoding(**parts, roi=str(values["subject"]["roi"]))
+    return Decoding(**parts, roi=str(_resolved(job, "subject")[0]["roi"]))
 
 
 def _change_target(job: DictConfig, name: str, chosen: str, folders: Sequence[Path]) -> None:
@@ -224,7 +222,7 @@ def _change_target(job: DictConfig, name: str, chosen: str, folders: Sequence[Pa
 
 def _target_file(name: str, folders: Sequence[Path]) -> dict[str, Any]:
     files = [folder / "target" / f"{name}.yaml" for folder in folders]
-    loaded = [yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in files if file.is_file()]
+    loaded = [read_yaml(file) or {} for file in files if file.is_file()]
     return next((one for one in loaded if isinstance(one, dict)), {})
 
 
@@ -256,13 +254,15 @@ def _overlay(job: DictConfig, name: str, recipe: dict[str, Any], problems: list[
             job[part] = OmegaConf.merge(job[part], value)
 
 
-def _resolved(job: DictConfig) -> tuple[dict[str, Any], list[str]]:
-    """Return plain values with interpolations resolved; a broken one is a problem and leaves its text."""
+def _resolved(job: DictConfig, group: str = "") -> tuple[Any, list[str]]:
+    """Return plain values, of one group or all, with interpolations resolved; a broken one is a problem and text."""
     try:
-        return OmegaConf.to_container(job, resolve=True), []  # type: ignore[return-value]
+        chosen = job.get(group, {}) if group else job
+        return OmegaConf.to_container(chosen, resolve=True) if OmegaConf.is_config(chosen) else chosen, []
     except OmegaConfBaseException as error:
         problem = f"{error.full_key}: {str(error).splitlines()[0]}."
-        return OmegaConf.to_container(job, resolve=False), [problem]  # type: ignore[return-value]
+        plain: Any = OmegaConf.to_container(job, resolve=False)
+        return plain.get(group, {}) if group else plain, [problem]
 
 
 def printed(config: Config) -> str:

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,9 @@ from nd.config.known import BASES, FILLED_IN, group_type
 from nd.config.schema import Config
 
 HYDRA_VERSION_BASE = "1.3"
+# Groups of Hydra's own node, which is laid aside here: reading them took a fifth of a composition.
+OF_HYDRA = ("env", "help", "hydra_help", "hydra_logging", "job_logging", "launcher", "output", "sweeper")
+WITHOUT = [f"~hydra/{group}" for group in OF_HYDRA]
 
 
 class ReadOnce(ConfigRepository):
@@ -34,6 +37,10 @@ class ReadOnce(ConfigRepository):
     """
 
     read: ClassVar[dict[tuple[str, ...], bytes]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce:
+        """Return itself: Hydra would copy all it has in store, and this one serves a single composition anyway."""
+        return self
 
     def load_config(self, config_path: str) -> Any:
         """Return a copy of what a file holds; Hydra changes what it gets."""
@@ -46,22 +53,28 @@ class ReadOnce(ConfigRepository):
         return pickle.loads(self.read[key])
 
 
+@cache
+def read_yaml(file: Path) -> Any:
+    """Return what a file of conf/ holds, read once in a process too; whoever asks must not change it."""
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
 @lru_cache(maxsize=256)
 def load_conf(
     overrides: tuple[str, ...], further: tuple[Path, ...] = ()
 ) -> tuple[bytes, dict[str, str], tuple[str, ...]]:
     """Return the composed ``DictConfig``, pickled, every group's chosen option, and problems of composition itself."""
     path = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in further)}]"] if further else []
-    texts = [text for text in overrides if not text.startswith("hydra.")] + path
+    texts = [text for text in overrides if not text.startswith("hydra.")] + path + WITHOUT
     try:
         with _own_hydra() as own:
             loaded = own.compose_config("config", texts, RunMode.RUN, from_shell=False)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         return pickle.dumps(OmegaConf.create()), {}, (f"conf: {' '.join(str(error).split())}",)
     choices = {str(k): str(v) for k, v in loaded.hydra.runtime.choices.items()}
-    job = OmegaConf.masked_copy(loaded, [key for key in loaded if key != "hydra"])
-    OmegaConf.set_struct(job, False)
-    return pickle.dumps(job), choices, ()
+    OmegaConf.set_struct(loaded, False)
+    del loaded["hydra"]
+    return pickle.dumps(loaded), choices, ()
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import (
     ChoiceSweep,
     Glob,
@@ -31,6 +30,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
+from nd.config.grammar import parsed
 from nd.config.known import PARTS_OF_DECODING, Known, known_field, known_fields, per_target
 from nd.errors import did_you_mean
 
@@ -137,7 +137,7 @@ def read(overrides: Sequence[str], folders: Sequence[Path], multirun: bool = Fal
             key, text = "subject.name", f"subject.name={raw}"  # people of own data have no file in conf/subject
         known = known_field(key.lstrip("+")) if key.lstrip("+") not in groups else None
         try:
-            override = OverridesParser.create().parse_override(text)
+            override = parsed(text)
         except HydraException as error:
             if known is not None and known.text and equals:  # any text is a text: paths with brackets, accents, quotes
                 key = key.lstrip("+")
@@ -248,7 +248,7 @@ def _values(override: Override, text: str, known: Known | None, options: list[st
 
 
 def _parsed(raw: str) -> Any:
-    return OverridesParser.create().parse_override(f"x={raw}").value()
+    return parsed(f"x={raw}").value()
 
 
 def _typed(value: Any, raw: str, known: Known | None) -> str:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from nd.config.conf_files import conf_dir
+from nd.config.grammar import parsed
 from nd.config.launchers import has_own_sweeper
 from nd.config.loading import HYDRA_VERSION_BASE
 from nd.config.overrides import Reading, quoted
@@ -49,12 +49,11 @@ def interval_problems(name: str, reading: Reading) -> list[str]:
     """Say that nothing tries the values of an interval, but `nd tune` and a sweeper of the user's own."""
     if name == SEARCHES or has_own_sweeper(reading.hydra):
         return []
-    parser = OverridesParser.create()
     return [
         f"{one.text.lstrip('+')}: an interval is searched by nd {SEARCHES} alone; "
         f"give values to try instead ({one.key}={','.join(one.values)})."
         for one in reading.given
-        if len(one.values) > 1 and isinstance(parser.parse_override(one.text).value(), IntervalSweep)
+        if len(one.values) > 1 and isinstance(parsed(one.text).value(), IntervalSweep)
     ]
 
 

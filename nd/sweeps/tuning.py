@@ -13,10 +13,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 
 from nd.config import Config
+from nd.config.grammar import parsed
 from nd.config.overrides import Reading
 from nd.errors import UserError, unknown
 from nd.evaluation.scores import RunScores, read_scores
@@ -70,8 +70,8 @@ def space_of(words: Sequence[str], reading: Reading) -> list[Swept]:
         UserError: no key has several values, or an interval cannot be searched.
     """
     listed = {one.key: one.values for one in reading.given if len(one.values) > 1}
-    parsed = (OverridesParser.create().parse_override(word) for word in words if _key(word) in listed)
-    sweeps = {override.key_or_group: override.value() for override in parsed}
+    given = [parsed(word) for word in words if _key(word) in listed]
+    sweeps = {override.key_or_group: override.value() for override in given}
     found = [_swept(key, sweeps.get(key), values) for key, values in listed.items()]
     if not found:
         raise UserError(

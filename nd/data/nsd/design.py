@@ -180,8 +180,11 @@ def _coco_column(path: Path) -> dict[int, int]:
         raise UserError(f"{path} is missing. `nd doctor data=nsd` lists what belongs below data.root.")
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
-            return {int(row["nsdId"]): int(row["cocoId"]) for row in csv.DictReader(handle)}
+            rows = csv.reader(handle)  # a third of the time that rows by name take: there are 73,000
+            names = next(rows, [])
+            nsd_id, coco_id = names.index("nsdId"), names.index("cocoId")
+            return {int(row[nsd_id]): int(row[coco_id]) for row in rows if row}
     except OSError as error:
         raise unreadable(path, error) from None
-    except (KeyError, ValueError, TypeError, csv.Error) as error:
+    except (IndexError, ValueError, csv.Error) as error:
         raise UserError(f"{path} is not NSD's list of images: its columns nsdId and cocoId ({error}). {MEND}") from None
