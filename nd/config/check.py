@@ -95,7 +95,7 @@ def build_group(group: str, values: Any, checked: Checked, origin: Origin = lamb
         checked.problems.append(f"{group}: {values!r} was given, wanted a group of fields ({group}.<field>=value).")
         return None
     kind = settings_type(group, values, checked.problems)
-    hints, own = _hints(kind), {one.name: one for one in fields(kind)}
+    hints, own = _hints(kind), {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
     typed: dict[str, Any] = {}
     for key, value in values.items():
         dotted = f"{group}.{key}"
