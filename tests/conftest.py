@@ -54,6 +54,11 @@ SLOW = [
 ]  # fmt: skip
 
 
+def pytest_configure() -> None:
+    """Have the collector go through what is left as seldom as the command line does."""
+    gc.set_threshold(50_000, 20, 20)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files are dealt out to the workers in this order: what takes longest must not begin last."""
     for item in items:
@@ -63,13 +68,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let the collector pass over the modules that are loaded by now: going through them took a twelfth of all time.
-
-    And look for what is left of the tests as seldom as the command line does.
-    """
+    """Let the collector pass over the modules that are loaded by now: going through them took a twelfth of all time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_sessionfinish() -> None:

@@ -1,9 +1,6 @@
 """A linear world, small enough to train on in a second: subjects, images and features in the prepared formats.
 
 Image i has a latent vector; every number of a target is a linear function of it, every voxel another one and noise.
-
-``python helpers_training.py STAGE EPOCH WHEN [OVERRIDE ...]`` runs ``nd train`` and kills itself at the end of an epoch
-of a stage, before or after its checkpoint is written.
 """
 
 from __future__ import annotations
@@ -11,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,8 +207,9 @@ def die_in(stage: str, epoch: int, when: str) -> None:
     Checkpoints.on_train_epoch_end = deadly  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
+def train_and_die(stage: str, epoch: int, when: str, overrides: list[str]) -> None:
+    """``nd train`` in a process that is killed on the way; see ``die_in``."""
     from nd.train import main
 
-    die_in(sys.argv[1], int(sys.argv[2]), sys.argv[3])
-    main(sys.argv[4:])
+    die_in(stage, epoch, when)
+    main(overrides)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers_gathering import N_VOXELS, SHAPE, Linear, batches, run, trained
 from torch import Tensor
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
 
 from nd.data.batch import Batch, SubjectBatch
 from nd.mappers.training import mixco
@@ -19,7 +19,7 @@ from nd.mappers.training.mixco import gather, gather_subject
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    spawn(run, (2, str(folder)), nprocs=2)
+    start_processes(run, (2, str(folder)), nprocs=2, start_method="fork")  # which need not import everything anew
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -12,10 +12,12 @@ import pytest
 from helpers_training import SHAPES, SMALL, assert_close, curve_of, pretrained, weights_of
 from torch import Tensor
 
+import nd.launch
 import nd.lightning
 from nd.config import TrainerConfig
 from nd.config.application import compose
 from nd.errors import UserError
+from nd.launch import n_processes
 from nd.mappers.training.fit import Files
 from nd.runs.chain import pretrain_of
 from nd.runs.folder import RunFolder
@@ -54,8 +56,15 @@ def weights_at(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in weights_of(path).items() if not name.endswith("to_k.bias")}
 
 
-def test_two_processes_equal_one(given: list[str], tmp_path: Path) -> None:
-    """Curve, weights and what is made of them, with several subjects, contrasts, MixCo, dropout and the prior."""
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_two_processes_equal_one(start: str, given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curve, weights and what is made of them, with several subjects, contrasts, MixCo, dropout and the prior.
+
+    A fork, which has all imported, takes half the time of the process that users get; that one is tested among the
+    slow tests.
+    """
+    if start == "fork":
+        monkeypatch.setattr(nd.launch, "_strategy", lambda cfg: "ddp_fork" if n_processes(cfg) > 1 else "auto")
     cfgs = [compose([*given, *ALL, *PRIOR, CLIPPED, *more]) for more in ([], TWO)]
     one, two = (pretrained(cfg, tmp_path / name, *SHAPES) for cfg, name in zip(cfgs, ("one", "two"), strict=True))
     curves = [curve_of(tmp_path / name) for name in ("one", "two")]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers_training import EVERYTHING, SMALL, curve_of, finetuned, identical
+from helpers_training import EVERYTHING, SMALL, curve_of, finetuned, identical, train_and_die
 
 import nd.mappers.training.callbacks as callbacks
 import nd.mappers.training.fit as fit
@@ -23,9 +21,8 @@ from nd.runs.chain import pretrain_of
 from nd.runs.folder import RunFolder
 from nd.train import train
 
-HERE = Path(__file__).parent
 # Where a training is killed: its stage, the epoch, and whether the epoch's checkpoint had been written.
-KILLS = {"pretrain": ("pretrain", "1", "after"), "finetune": ("finetune", "2", "before")}
+KILLS = {"pretrain": ("pretrain", 1, "after"), "finetune": ("finetune", 2, "before")}
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +35,14 @@ def killed(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """Overrides of a killed run of each kind, and of the same run left alone, which goes on meanwhile."""
     root = tmp_path_factory.mktemp("killed")
     overrides = {name: [*given, *EVERYTHING, f"paths.runs={root / name}"] for name in (*KILLS, "alone")}
-    command = [sys.executable, str(HERE / "helpers_training.py")]
-    surroundings = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    runs = [
-        subprocess.Popen(
-            [*command, *KILLS[name], *overrides[name]], env=surroundings, stderr=subprocess.PIPE, text=True
-        )
-        for name in KILLS
-    ]
+    forks = get_context("fork")  # which need not import everything anew
+    runs = [forks.Process(target=train_and_die, args=(*kill, overrides[name])) for name, kill in KILLS.items()]
+    for run in runs:
+        run.start()
     train(compose(overrides["alone"]))
     for run in runs:
-        errors = run.communicate(timeout=200)[1]
-        assert run.returncode == -signal.SIGKILL, errors
+        run.join(200)
+        assert run.exitcode == -signal.SIGKILL
     return overrides
 
 

@@ -22,7 +22,7 @@ from nd.config.command_line import command_line, parse, searched
 from nd.config.composition import assemble, composed_once, printed
 from nd.config.conf_files import conf_dir, search_folders, search_path
 from nd.config.launchers import LOCAL, JobFailed, chosen_launcher, has_own_sweeper, launcher_problems, lost_job
-from nd.config.loading import HYDRA_VERSION_BASE
+from nd.config.loading import HYDRA_VERSION_BASE, reading_once
 from nd.config.overrides import Reading, read
 from nd.config.rules import contradictions, without_effect
 from nd.config.schema import Config
@@ -283,7 +283,7 @@ def _run_hydra(function: Verb, rows: Rows | None, argv: list[str]) -> int:
                 raise
             errors.append(error)
 
-    with command_line([given[0], *argv]):
+    with command_line([given[0], *argv]), reading_once():
         try:
             hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(conf_dir()), config_name="config")(task)()
         except HydraException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 import hydra
 import yaml
+from hydra._internal import config_loader_impl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -31,7 +33,7 @@ WITHOUT = [f"~hydra/{group}" for group in OF_HYDRA]
 
 
 class ReadOnce(ConfigRepository):
-    """Reads a file of conf/ once in a process, and not anew for every row of a table.
+    """Reads a file of conf/ once in a process, and not anew for every row of a table and job of a sweep.
 
     Copies are made by pickle, here and of what is composed: of OmegaConf's nodes that takes a fifth of a deep copy.
     """
@@ -39,8 +41,8 @@ class ReadOnce(ConfigRepository):
     read: ClassVar[dict[tuple[str, ...], bytes]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce:
-        """Return itself: Hydra would copy all it has in store, and this one serves a single composition anyway."""
-        return self
+        """Return one whose sources can be changed apart; Hydra would copy all it has in store with them."""
+        return copy.copy(self)
 
     def load_config(self, config_path: str) -> Any:
         """Return a copy of what a file holds; Hydra changes what it gets."""
@@ -51,6 +53,16 @@ class ReadOnce(ConfigRepository):
             except UnicodeDecodeError as error:
                 raise HydraException(f"{config_path} is no UTF-8 text ({error}). Save it again as UTF-8.") from error
         return pickle.loads(self.read[key])
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Let a Hydra application that runs meanwhile read so too: it composes twice before a job, and anew for each."""
+    config_loader_impl.ConfigRepository = ReadOnce
+    try:
+        yield
+    finally:
+        config_loader_impl.ConfigRepository = ConfigRepository
 
 
 @cache
