@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers_commands import succeed
 
 from nd.config import components, known
 from nd.config.application import compose
@@ -49,9 +50,10 @@ def given(tmp_path: Path) -> list[str]:
     return ["method=tiles", *small, *rest, f"paths.root={tmp_path}"]
 
 
+@pytest.mark.usefixtures("found_here")
 def test_a_method_from_outside_runs_resumes_and_has_its_own_identity(installed: Path, tmp_path: Path) -> None:
-    first = nd(installed, "run", *given(tmp_path))
-    assert first.returncode == 0, first.stderr
+    """Run here, where everything is imported already, and gone on with by a process of its own."""
+    succeed("run", *given(tmp_path), cwd=tmp_path)
     (scores,) = tmp_path.glob("runs/evaluate/*tiles*/scores.json")
     metrics = json.loads(scores.read_text(encoding="utf-8"))["metrics"]
     assert metrics["pixcorr"]["lo"] > 0, "mean greys are decoded"
