@@ -58,11 +58,11 @@ class ReadOnce(ConfigRepository):
 @contextmanager
 def reading_once() -> Iterator[None]:
     """Let a Hydra application that runs meanwhile read so too: it composes twice before a job, and anew for each."""
-    config_loader_impl.ConfigRepository = ReadOnce
+    config_loader_impl.ConfigRepository = ReadOnce  # type: ignore[misc]
     try:
         yield
     finally:
-        config_loader_impl.ConfigRepository = ConfigRepository
+        config_loader_impl.ConfigRepository = ConfigRepository  # type: ignore[misc]
 
 
 @cache
