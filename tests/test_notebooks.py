@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the cells of a notebook in an empty folder; returns its names."""
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    monkeypatch.setenv("ND_OVERRIDES", f"debug=fast debug.limit_images=6 trainer.progress=false paths.root={root}")
+    monkeypatch.setenv("ND_OVERRIDES", f"debug=fast debug.limit_images=4 trainer.progress=false paths.root={root}")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
@@ -59,7 +59,7 @@ def test_every_notebook_has_a_test() -> None:
 def test_guidance_is_shown(run: Run) -> None:
     names = run("first_steps")
     assert list(names["rows"]) == ["stimulus", "kappa 0", "kappa 0.3", "kappa 1", "kappa 3", "true features"]
-    assert all(images.shape == (6, 64, 64, 3) for images in names["rows"].values())
+    assert all(images.shape == (4, 64, 64, 3) for images in names["rows"].values())
     moved = [values.mean() for values in names["change"].values()]
     assert moved[0] == 0
     assert 0 < moved[1] < moved[2] < moved[3]

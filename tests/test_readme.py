@@ -53,7 +53,7 @@ LONG = (
     "method=neuraldiffuser", "method=takagi", "data=scenes_", "experiment=digits69", "nd sweep experiment=", "nd tune",
     "nd run -m",
 )  # fmt: skip
-SMALL = ["debug=fast", "debug.limit_images=3", "trainer.progress=false"]
+SMALL = ["debug=fast", "debug.limit_images=2", "trainer.progress=false"]
 
 
 def test_every_line_is_tested() -> None:

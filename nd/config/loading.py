@@ -71,7 +71,7 @@ def read_yaml(file: Path) -> Any:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def load_conf(
     overrides: tuple[str, ...], further: tuple[Path, ...] = ()
 ) -> tuple[bytes, dict[str, str], tuple[str, ...]]:
