@@ -101,11 +101,11 @@ def plain_sample(backbone: Backbone, cfg: Config, z0: Tensor, c: Tensor, g: Tens
     for step, t in enumerate(timesteps):
         abar = float(scheduler.alphas_cumprod[t])
         leaf = z.detach().requires_grad_(True)
-        with torch.enable_grad():
+        with torch.set_grad_enabled(step < n_guided):
             eps_cond = backbone.unet(leaf, t, encoder_hidden_states=c[None]).sample
-            through = eps_cond if cfg.guidance.through_unet else eps_cond.detach()
-            loss = plain_loss(backbone, leaf, through, abar, g)
-            (gradient,) = torch.autograd.grad(loss, leaf)
+            if step < n_guided:
+                through = eps_cond if cfg.guidance.through_unet else eps_cond.detach()
+                (gradient,) = torch.autograd.grad(plain_loss(backbone, leaf, through, abar, g), leaf)
         eps_uncond = backbone.unet(z, t, encoder_hidden_states=uncond).sample
         eps = eps_uncond + cfg.method.cfg_scale * (eps_cond.detach() - eps_uncond)
         share = {"constant": 1.0, "falling": 1 - step / n, "rising": (step + 1) / n}[cfg.guidance.schedule]

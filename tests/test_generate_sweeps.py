@@ -264,13 +264,14 @@ def test_multirun_samples_the_grid_at_once_and_equals_single_runs(
     assert left.value.code == 0
     assert batches == [4, 4, 4]  # three batches of images, four points each: nothing was sampled a second time
     monkeypatch.setattr(GuidedSampler, "sample", sample)
-    for kappa in (0.3, 0.6):
-        for eta in (0.4, 1):
-            point = [*folder, f"guidance.kappa={kappa}", f"guidance.eta={eta}"]
-            together = pictures(compose(point))
-            alone = verb.reconstruct(compose([*point, f"paths.runs={copied_runs(tmp_path)}"]))
-            with h5py.File(alone / "images.h5") as file:
-                assert np.abs(file["images"][:].astype(int) - together).max() <= 1
+    points = {(kappa, eta): [*folder, f"guidance.kappa={kappa}", f"guidance.eta={eta}"]
+              for kappa in (0.3, 0.6) for eta in (0.4, 1)}  # fmt: skip
+    together = {values: pictures(compose(point)) for values, point in points.items()}
+    assert len({images.tobytes() for images in together.values()}) == 4
+    for values in ((0.3, 1), (0.6, 0.4)):
+        alone = verb.reconstruct(compose([*points[values], f"paths.runs={copied_runs(tmp_path)}"]))
+        with h5py.File(alone / "images.h5") as file:
+            assert np.abs(file["images"][:].astype(int) - together[values]).max() <= 1
 
 
 def counted_method(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
