@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import errno
 import gc
@@ -32,16 +33,10 @@ ROOT = Path(__file__).parent.parent
 LONGEST = [
     f"test_{name}.py"
     for name in (
-        "experiments",
-        "sweeps",
-        "readme",
-        "notebooks",
-        "training_distributed",
-        "training_resume",
-        "end_to_end",
-        "two_stage",
+        "experiments", "sweeps", "readme", "notebooks", "training_distributed", "training_resume", "end_to_end",
+        "two_stage", "verbs", "volumetric_training", "training", "train_predict", "volumetric",
     )
-]
+]  # fmt: skip
 
 
 # Files all of whose tests take long: `make test` leaves them to `make test-slow`.
@@ -55,8 +50,13 @@ SLOW = [
 
 
 def pytest_configure() -> None:
-    """Have the collector go through what is left as seldom as the command line does."""
+    """Have the collector go through what is left as seldom as the command line does; at its end a worker not at all.
+
+    There it takes ten seconds to take apart all that was loaded. What was registered later is done before.
+    """
     gc.set_threshold(50_000, 20, 20)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        atexit.register(os._exit, 0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
