@@ -146,6 +146,22 @@ def test_a_folder_of_ones_own_joins_conf(probe: tuple[str, ...], tmp_path: Path,
     )
 
 
+def test_a_sweep_is_asked_for_by_flag_or_override_and_by_no_file(
+    probe: tuple[str, ...], tmp_path: Path, empty: Path
+) -> None:
+    done = apart("seed=1,2", "hydra.mode=MULTIRUN", cwd=empty, program=probe)
+    assert done.returncode == 0, done.stderr
+    assert [line[:5] for line in done.stdout.splitlines() if line.startswith("ran")] == ["ran 1", "ran 2"]
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nhydra:\n  mode: MULTIRUN\n"
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(text, encoding="utf-8")
+    done = nd("train", "--config-dir", str(tmp_path / "own"), "experiment=mine", cwd=empty)
+    assert (done.code, "conf: a file sets hydra.mode=MULTIRUN; take it out. A sweep is run by -m." in done.err) == (
+        2,
+        True,
+    )
+
+
 def test_help_explains_every_verb_group_and_field_and_is_quick(empty: Path) -> None:
     begun = time.monotonic()
     overview = apart("--help", cwd=empty)

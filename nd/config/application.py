@@ -239,6 +239,7 @@ def _run(
     if args.hydra_help or args.shell_completion or args.info:
         return _run_hydra(function, rows, [*flags, *args.overrides])
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+    flags = ["--multirun"] if multirun and not args.cfg else flags
     reading = check(name, args.overrides, multirun, rows)
     if args.cfg == "job" and not multirun:
         print(printed(_compose(reading.single() + reading.hydra, name, rows=rows)), end="")

@@ -15,6 +15,7 @@ import hydra
 import yaml
 from hydra._internal import config_loader_impl
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -57,12 +58,18 @@ class ReadOnce(ConfigRepository):
 
 @contextmanager
 def reading_once() -> Iterator[None]:
-    """Let a Hydra application that runs meanwhile read so too: it composes twice before a job, and anew for each."""
+    """Let a Hydra application that runs meanwhile read so too: it composes anew for each job.
+
+    Nor does it compose everything once more to look for a mode in it: the command line has it, `load_conf` no file.
+    """
+    get_mode = Hydra.get_mode
     config_loader_impl.ConfigRepository = ReadOnce  # type: ignore[misc]
+    Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
     try:
         yield
     finally:
         config_loader_impl.ConfigRepository = ConfigRepository  # type: ignore[misc]
+        Hydra.get_mode = get_mode  # type: ignore[method-assign]
 
 
 @cache
@@ -83,6 +90,9 @@ def load_conf(
             loaded = own.compose_config("config", texts, RunMode.RUN, from_shell=False)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         return pickle.dumps(OmegaConf.create()), {}, (f"conf: {' '.join(str(error).split())}",)
+    if loaded.hydra.mode is not None:
+        said = f"conf: a file sets hydra.mode={loaded.hydra.mode.name}; take it out. A sweep is run by -m."
+        return pickle.dumps(OmegaConf.create()), {}, (said,)
     choices = {str(k): str(v) for k, v in loaded.hydra.runtime.choices.items()}
     OmegaConf.set_struct(loaded, False)
     del loaded["hydra"]
