@@ -30,7 +30,7 @@ subjects: [subj01]
 rows:
   - {label: mean image, role: floor, overrides: [method=mean_image]}
   - label: kappa {kappa}, eta {eta}
-    overrides: [method=neuraldiffuser_ridge]
+    overrides: [method=neuraldiffuser_scenes]
     grid: {guidance.kappa: [0, 1, 3, 10], guidance.eta: [0.1, 0.2, 0.4, 0.6, 0.8, 1]}
 """
 N_POINTS, N_RUNS = 25, 11

@@ -62,7 +62,7 @@ def test_the_table_holds_what_every_run_scored(undisturbed: Place) -> None:
 
 def test_a_point_is_what_it_is_alone(undisturbed: Place, fresh: Place) -> None:
     fresh.succeed(
-        "run", *WORDS, "table=", "method=neuraldiffuser_ridge", "guidance.kappa=3", "guidance.eta=1", *fresh.paths
+        "run", *WORDS, "table=", "method=neuraldiffuser_scenes", "guidance.kappa=3", "guidance.eta=1", *fresh.paths
     )
     (line,) = [
         line
