@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import builtins
 import errno
 import gc
@@ -50,13 +49,8 @@ SLOW = [
 
 
 def pytest_configure() -> None:
-    """Have the collector go through what is left as seldom as the command line does; at its end a worker not at all.
-
-    There it takes ten seconds to take apart all that was loaded. What was registered later is done before.
-    """
+    """Have the collector go through what is left as seldom as the command line does."""
     gc.set_threshold(50_000, 20, 20)
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        atexit.register(os._exit, 0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
