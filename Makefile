@@ -10,6 +10,8 @@ EXTRAS ?= dev,docs
 WORKERS ?= 2
 MINUTES ?= 10
 ND := $(BIN)/nd
+# Tests start hundreds of Python processes: a machine that keeps no bytecode would have each of them compile nd again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint type tests faults bench wheel lock format docs doctor reproduce-table clean
