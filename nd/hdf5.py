@@ -26,6 +26,7 @@ NAMED = re.compile(r"object '([^']+)' doesn't exist")  # in HDF5's own message
 WRITE_AGAIN = "Fetch or write it again."
 SEARCHED = 64 << 20  # bytes of a file that are searched for heaps: 37 ms of one core
 PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM)  # a truth is an enumeration
+SEARCHED_AT_ONCE = 4 << 20  # bytes that are searched sooner than it is asked what is to be passed by
 HEAP = b"GCOL\x01\0\0\0"  # begins a global heap, which holds texts; then its size in 8 bytes, and its objects
 
 
@@ -65,7 +66,8 @@ def _check_heaps(handle: h5py.File, path: Path) -> None:
     Contiguous datasets are passed by, so that of large files little is read; where much is left, nothing is.
     """
     place, size = 0, path.stat().st_size
-    passed = sorted((begin, end) for begin, end in _contiguous(handle) if end <= size)
+    large = _contiguous(handle) if size > SEARCHED_AT_ONCE else ()
+    passed = sorted((begin, end) for begin, end in large if end <= size)
     if size - sum(end - begin for begin, end in passed) > SEARCHED:
         return
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -51,6 +51,7 @@ SLOW = [
 def pytest_configure() -> None:
     """Have the collector go through what is left as seldom as the command line does."""
     gc.set_threshold(50_000, 20, 20)
+    os.fsync = lambda handle: None  # no test cuts the power; waiting for the disk took a hundredth of all time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import public_file
 
-from nd.config import components, known
+from nd.config import components, composition, known
 from nd.files import read_json
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
@@ -82,7 +82,7 @@ def forgotten() -> Iterator[None]:
     """Components that a notebook adds are looked for, and forgotten afterwards."""
 
     def forget() -> None:
-        for cached in (components.found, known.known_fields):
+        for cached in (components.found, known.known_fields, composition.decoded):
             cached.cache_clear()
 
     forget()

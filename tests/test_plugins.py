@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers_commands import succeed
 
-from nd.config import components, known
+from nd.config import components, composition, known
 from nd.config.application import compose
 from nd.config.help import verb_help
 from nd.errors import UserError
@@ -72,7 +72,7 @@ def found_here(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 def forget() -> None:
-    for cached in (components.found, known.known_fields, measures.measures, measures.columns):
+    for cached in (components.found, known.known_fields, composition.decoded, measures.measures, measures.columns):
         cached.cache_clear()
 
 

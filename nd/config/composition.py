@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -189,26 +190,42 @@ def _decode(
         recipe = {}
     by_hand = {text.partition("=")[0] for text in chosen}
     recipe = {part: value for part, value in recipe.items() if not _overruled(part, by_hand)}
-    options = {part: recipe[part] for part in PARTS_OF_DECODING if isinstance(recipe.get(part), str)}
-    loaded, choices, problems = load_conf(chosen, tuple(folders[1:]))
-    wrong = tuple(text for part, value in options.items() if (text := bad_option(part, value, folders)))
-    if wrong:
-        problems = wrong
-    elif others := tuple(f"{part}={value}" for part, value in options.items() if choices.get(part) != value):
-        loaded, choices, problems = load_conf((*chosen, *others), tuple(folders[1:]))
+    own = [(key, value) for key, value in given if key.partition(".")[0] in (*PARTS_OF_DECODING, "subject")]
+    own += [(inner if inner != "roi" else "subject.roi", value) for inner, value in _given_for(name, given)]
+    decoding, problems = decoded(name, pickle.dumps((recipe, own)), chosen, tuple(folders))
     checked.problems += [problem for problem in problems if problem not in checked.problems]
-    if problems:
-        return None
-    job = pickle.loads(loaded)
+    return copy.deepcopy(decoding)
+
+
+@lru_cache(maxsize=1024)
+def decoded(
+    name: str, said: bytes, chosen: tuple[str, ...], folders: tuple[Path, ...]
+) -> tuple[Decoding | None, Sequence[str]]:
+    """Return how a target is decoded and what is wrong with it, once for rows and jobs that differ in other fields.
+
+    Args:
+        name: of the target.
+        said: pickled, what the recipe says of the target and the fields that were given.
+        chosen: options of groups that were given.
+        folders: of conf/ and what joins it.
+    """
+    recipe, given = pickle.loads(said)
+    options = {part: recipe[part] for part in PARTS_OF_DECODING if isinstance(recipe.get(part), str)}
+    loaded, choices, wrong = load_conf(chosen, folders[1:])
+    bad = tuple(text for part, value in options.items() if (text := bad_option(part, value, folders)))
+    if bad:
+        wrong = bad
+    elif others := tuple(f"{part}={value}" for part, value in options.items() if choices.get(part) != value):
+        loaded, choices, wrong = load_conf((*chosen, *others), folders[1:])
+    if wrong:
+        return None, wrong
+    job, own = pickle.loads(loaded), Checked()
     _change_target(job, name, choices.get("target", ""), folders)
-    _overlay(job, name, recipe, checked.problems)
-    _apply(job, [(key, value) for key, value in given if key.partition(".")[0] in (*PARTS_OF_DECODING, "subject")])
-    _apply(job, [(inner if inner != "roi" else "subject.roi", value) for inner, value in _given_for(name, given)])
+    _overlay(job, name, recipe, own.problems)
+    _apply(job, given)
     job.target.name = name
-    own = Checked()
     parts = {part: build_group(part, _resolved(job, part)[0], own) for part in PARTS_OF_DECODING}
-    checked.problems += [problem for problem in own.problems if problem not in checked.problems]
-    return Decoding(**parts, roi=str(_resolved(job, "subject")[0]["roi"]))
+    return Decoding(**parts, roi=str(_resolved(job, "subject")[0]["roi"])), own.problems
 
 
 def _change_target(job: DictConfig, name: str, chosen: str, folders: Sequence[Path]) -> None:

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import time
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -70,19 +71,26 @@ class AnyManifest(TypedDict, total=False):
     attempts: int
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(PACKAGE_ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, check=True, timeout=20, text=True, errors="replace").stdout
-
-
 def git_state() -> dict[str, Any]:
-    """Return revision, whether tracked files differ from it, and a hash of the difference; empty without a checkout."""
+    """Return revision, whether tracked files differ from it, and a hash of the difference; empty without a checkout.
+
+    As they are when a process asks first: what is changed later it does not run.
+    """
+    return dict(_state_of(PACKAGE_ROOT))
+
+
+@cache
+def _state_of(package: Path) -> dict[str, Any]:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, check=True, timeout=20, text=True, errors="replace").stdout
+
     try:
-        top = Path(_git("rev-parse", "--show-toplevel").strip())
-        if top / "nd" != PACKAGE_ROOT:  # installed below somebody else's repository, whose revision says nothing
+        top = Path(git("rev-parse", "--show-toplevel").strip())
+        if top / "nd" != package:  # installed below somebody else's repository, whose revision says nothing
             return {}
-        difference = _git("diff", "HEAD", "--", "nd", "conf", "experiments")
-        revision = _git("rev-parse", "HEAD").strip()
+        difference = git("diff", "HEAD", "--", "nd", "conf", "experiments")
+        revision = git("rev-parse", "HEAD").strip()
     except (OSError, subprocess.SubprocessError):
         return {}
     digest = hashlib.sha256(difference.encode()).hexdigest()[:12] if difference else ""
