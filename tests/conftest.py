@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.unraisableexception import gc_collect_iterations_key
 from helpers_config import data_settings
 
 # Before anything loads a BLAS. Tests run side by side, so a second thread would only wait; and sums are then split
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 LONGEST = [
     f"test_{name}.py"
     for name in (
-        "experiments", "sweeps", "readme", "notebooks", "training_distributed", "training_resume", "end_to_end",
+        "experiments", "sweeps", "readme", "notebooks", "training_distributed", "training_resume",
         "two_stage", "verbs", "volumetric_training", "training", "train_predict", "volumetric",
     )
 ]  # fmt: skip
@@ -42,14 +43,15 @@ LONGEST = [
 SLOW = [
     f"test_{name}.py"
     for name in (
-        "cycle_training", "image_to_image_runs", "image_to_image_size", "roi_scenes", "sweeps", "sweeps_failures",
-        "sweeps_processes", "tune",
+        "cycle_training", "end_to_end", "image_to_image_runs", "image_to_image_size", "roi_scenes", "sweeps",
+        "sweeps_failures", "sweeps_processes", "tune",
     )
 ]  # fmt: skip
 
 
-def pytest_configure() -> None:
-    """Have the collector go through what is left as seldom as the command line does."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the collector go through what is left as seldom as the command line does, and not when all is over."""
+    config.stash[gc_collect_iterations_key] = 0
     gc.set_threshold(50_000, 20, 20)
     os.fsync = lambda handle: None  # no test cuts the power; waiting for the disk took a hundredth of all time
 

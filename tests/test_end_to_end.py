@@ -44,7 +44,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_a_killed_run_resumes_to_identical_images(uninterrupted: Path, tmp_path: Path) -> None:
     """What comes before sampling is there already; processes that die there have tests of their own."""
     folder = tmp_path / "killed"

@@ -66,6 +66,7 @@ def test_guidance_is_shown(run: Run) -> None:
     assert names["oracle"].summary["oracle"]
 
 
+@pytest.mark.slow
 def test_a_table_is_read(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     names = run("read_a_table")
     assert len(names["rows"]) == 9
