@@ -608,6 +608,18 @@ def test_a_command_composes_once_what_it_checks_and_then_runs(tmp_path: Path, mo
     assert len(made) == 4
 
 
+def test_a_list_of_defaults_may_name_another_choice(tmp_path: Path) -> None:
+    """As Hydra has it; the choices are looked up only where a file asks for them."""
+    (tmp_path / "config.yaml").write_text("defaults: [{a: x}, {b: '${a}'}]", encoding="utf-8")
+    for name in ("a/x", "a/y", "b/x", "b/y"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(f"of: {name}", encoding="utf-8")
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        for given, wanted in (([], "x"), (["a=y"], "y")):
+            composed = OmegaConf.to_container(hydra.compose("config", given))
+            assert composed == {"a": {"of": f"a/{wanted}"}, "b": {"of": f"b/{wanted}"}}
+
+
 @pytest.mark.parametrize("method", ["neuraldiffuser", "neuraldiffuser_ridge", "minddiffuser", "souldiffuser"])
 def test_a_field_of_a_targets_mapper_keeps_the_mapper_that_the_recipe_names(method: str) -> None:
     recipe = compose([f"method={method}"])

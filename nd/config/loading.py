@@ -85,7 +85,7 @@ def _choices_where_asked(overrides: Any, defaults: list[Any], self_added: bool) 
     return None
 
 
-defaults_list._create_interpolation_map = _choices_where_asked
+defaults_list._create_interpolation_map = _choices_where_asked  # type: ignore[assignment]
 
 
 @cache
