@@ -5,9 +5,6 @@ Shapes: T trials, I images of a subject's list, N = 73,000 images.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,27 +47,20 @@ def write_info(
     repeats = np.zeros((len(SUBJECTS), N_IMAGES, shown.shape[1]), np.int64)
     for k, images in enumerate(lists - 1):
         seen[k, images], repeats[k, images] = 1, shown
-    is_shared = np.isin(np.arange(N_IMAGES), shared - 1)
-    ids = range(N_IMAGES)
-    columns: dict[str, Sequence[object]] = {
-        "": ids,
-        "cocoId": coco.tolist(),
-        "cocoSplit": [SPLITS[k] for k in split_of_images()],
-        "cropBox": ["(0, 0, 0, 0)"] * N_IMAGES,
-        "loss": [0.0] * N_IMAGES,
-        "nsdId": ids,
-        "flagged": [False] * N_IMAGES,
-        "BOLD5000": [False] * N_IMAGES,
-        "shared1000": is_shared.tolist(),
-    }
-    columns |= {f"subject{k}": row.tolist() for k, row in enumerate(seen, 1)}
-    for k, table in enumerate(repeats, 1):
-        columns |= {f"subject{k}_rep{r}": column.tolist() for r, column in enumerate(table.T)}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    write_text(root / STIM_INFO, text.getvalue())
+    is_shared = np.isin(np.arange(N_IMAGES), shared - 1).tolist()
+    numbers = np.concatenate([seen.T, repeats.transpose(1, 0, 2).reshape(N_IMAGES, -1)], 1)
+    names = ["cocoId", "cocoSplit", "cropBox", "loss", "nsdId", "flagged", "BOLD5000", "shared1000"]
+    names += [f"subject{k + 1}" for k in range(len(seen))]
+    names += [f"subject{k + 1}_rep{r}" for k in range(len(seen)) for r in range(shown.shape[1])]
+    ends = [",".join("0" * numbers.shape[1])] * N_IMAGES  # most images are shown to nobody here
+    for image in np.flatnonzero(numbers.any(1)):
+        ends[image] = ",".join(map(str, numbers[image].tolist()))
+    of_image = zip(coco.tolist(), split_of_images(), is_shared, ends, strict=True)
+    rows = [
+        f'{image},{number},{SPLITS[part]},"(0, 0, 0, 0)",0.0,{image},False,False,{is_one},{end}'
+        for image, (number, part, is_one, end) in enumerate(of_image)
+    ]
+    write_text(root / STIM_INFO, "\n".join([",".join(["", *names]), *rows, ""]))
 
 
 def trials_by_position(order: NDArray[np.integer], n_images: int) -> NDArray[np.int64]:
