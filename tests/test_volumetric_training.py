@@ -83,7 +83,7 @@ def mapper_of(cfg: Config) -> Volumetric:
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [["mapper.voxel_numbers=true"], CUBES])
+@pytest.mark.parametrize("more", [pytest.param(["mapper.voxel_numbers=true"], marks=pytest.mark.slow), CUBES])
 def test_it_learns_and_not_where_there_is_nothing_to_learn(given: list[str], more: list[str], tmp_path: Path) -> None:
     """Validation images are told apart after a second of training; by exchanged targets they are not."""
     long = ["training.pretrain=false", "training.epochs=25", "training.lr=5e-3", *more]
