@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from nd.cli import main
 
@@ -28,11 +31,23 @@ class Done:
 
 def nd(*words: str, cwd: Path) -> Done:
     """Run ``nd WORDS`` in the folder ``cwd``, in this process."""
+    return ended(lambda: main(list(words)), cwd)
+
+
+def program(script: str, *words: str, cwd: Path) -> Done:
+    """Run ``python SCRIPT WORDS`` in the folder ``cwd``, in this process."""
+    with mock.patch.object(sys, "argv", [script, *words]):
+        return ended(lambda: runpy.run_path(script, run_name="__main__"), cwd)
+
+
+def ended(call: Callable[[], object], cwd: Path) -> Done:
+    """Return how a call ended in the folder ``cwd``, and what it printed."""
     with chdir(cwd), redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         try:
-            main(list(words))
+            call()
         except SystemExit as end:
             return Done(int(end.code or 0), out.getvalue(), err.getvalue())
+    return Done(0, out.getvalue(), err.getvalue())
 
 
 def succeed(*words: str, cwd: Path) -> Done:
