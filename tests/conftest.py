@@ -56,6 +56,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.fsync = lambda handle: None  # no test cuts the power; waiting for the disk took a hundredth of all time
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even read files of which no test would be run."""
+    return True if collection_path.name in SLOW and "not slow" in config.option.markexpr else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files are dealt out to the workers in this order: what takes longest must not begin last."""
     for item in items:

@@ -251,6 +251,7 @@ def pictures(cfg: Config) -> np.ndarray:
         return file["images"][:].astype(int)
 
 
+@pytest.mark.slow
 def test_multirun_samples_the_grid_at_once_and_equals_single_runs(
     folder: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

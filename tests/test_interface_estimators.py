@@ -156,6 +156,7 @@ print(fitted.score(voxels, targets.astype(float)))
 """
 
 
+@pytest.mark.slow
 def test_without_scikit_learn(tmp_path: Path) -> None:
     file = tmp_path / "predicted.npy"
     command = [sys.executable, "-c", WITHOUT, str(file)]

@@ -51,7 +51,7 @@ SHOWN = [name for name in EXPERIMENTS if any(line.startswith(f"nd run experiment
 FORMS = ("nsd", "mindeye2")  # of files that Scenes can be written in
 LONG = (
     "method=neuraldiffuser", "method=takagi", "data=scenes_", "experiment=digits69", "nd sweep experiment=", "nd tune",
-    "nd run -m",
+    "nd run -m", "data=own method=",
 )  # fmt: skip
 SMALL = ["debug=fast", "debug.limit_images=2", "trainer.progress=false"]
 
@@ -121,7 +121,7 @@ def run_small(words: list[str], folder: Path) -> str:
 
 
 def marked(line: str) -> Any:
-    """A line as a parameter; one that trains, or runs a table on another data set, takes long."""
+    """A line as a parameter; one that trains, or runs a table or chain on another data set, takes long."""
     return pytest.param(line, marks=pytest.mark.slow if any(word in line for word in LONG) else ())
 
 
