@@ -10,7 +10,7 @@ EXTRAS ?= dev,docs
 WORKERS ?= 2
 MINUTES ?= 10
 ND := $(BIN)/nd
-# Tests start hundreds of Python processes: a machine that keeps no bytecode would have each of them compile nd again.
+# Tests start Python processes: where no bytecode is kept, each of them would compile nd again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -33,7 +33,7 @@ demo: $(READY) ## reconstruct the embedded world end to end: table, report and p
 	$(ND) table experiment=scenes
 	$(ND) report experiment=scenes
 
-test: $(READY) ## lint, types and tests, side by side: tests wait for processes and disks a tenth of the time
+test: $(READY) ## lint, types and tests, side by side
 	$(MAKE) --no-print-directory --jobs 3 lint type tests
 
 lint: $(READY) ## style and spelling

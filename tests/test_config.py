@@ -30,7 +30,7 @@ RIDGE = "method=neuraldiffuser_ridge"
 OPTIONS = [
     (group, option)
     for group in GROUPS
-    if group not in ("method", "experiment")  # each of which PAIRS composes
+    if group != "method"  # each of which PAIRS composes
     for option in group_options(group, [CONF])
 ]
 OF_AREAS = ("takagi", "souldiffuser")  # methods that decode from areas, of which the file of digits69 knows none

@@ -89,7 +89,6 @@ def assignments(n: int) -> list[dict[str, str]]:
 def test_one_device_is_one_whole_run_whatever_stands_in_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("nd.runs.manifest.git_state", dict)  # asks git for every run
     for number, variables in enumerate([*LEFT_BEHIND, *assignments(12)[-12:]]):
         surround(monkeypatch, variables)
         before = dict(os.environ)

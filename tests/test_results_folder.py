@@ -278,6 +278,7 @@ def test_a_missing_run_says_what_to_run(cfg: Config) -> None:
 def test_without_a_checkout_there_is_no_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(manifest, "PACKAGE_ROOT", tmp_path)
     assert manifest.git_state() == {}
+    manifest._state_of.cache_clear()
     monkeypatch.setenv("PATH", "")
     assert manifest.git_state() == {}
 

@@ -159,7 +159,6 @@ def test_half_a_reference_is_refused_by_its_key() -> None:
 
 
 def test_run_folders_keep_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nd.runs.manifest.git_state", dict)  # asks git for every run
     monkeypatch.setattr("nd.runs.manifest.versions", dict)  # asks every package
     names = texts(70, seed=2)[::2]
     cfg, folders = config(tmp_path), set()
