@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import errno
 import gc
@@ -13,21 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.logging import catching_logs
 from _pytest.unraisableexception import gc_collect_iterations_key
-from helpers_config import data_settings
+
+if TYPE_CHECKING:
+    from helpers_sweeps import Place
+
+    from nd.config import BackboneConfig, Config
 
 # Before anything loads a BLAS. Tests run side by side, so a second thread would only wait; and sums are then split
 # alike in the processes that tests compare.
 os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")})
-
-import numpy as np
-import torch
-
-from nd.config import BackboneConfig, Config
-from nd.data.prepared import data_folder
-
-if TYPE_CHECKING:
-    from helpers_sweeps import Place
 
 ROOT = Path(__file__).parent.parent
 LONGEST = [
@@ -52,8 +49,25 @@ SLOW = [
 def pytest_configure(config: pytest.Config) -> None:
     """Have the collector go through what is left as seldom as the command line does, and not when all is over."""
     config.stash[gc_collect_iterations_key] = 0
+    gc.disable()  # until all is imported
     gc.set_threshold(50_000, 20, 20)
     os.fsync = lambda handle: None  # no test cuts the power; waiting for the disk took a hundredth of all time
+    catching_logs.__enter__ = caught_at_the_root  # type: ignore[method-assign]
+
+
+def caught_at_the_root(self: Any) -> Any:
+    """Begin to catch messages, as pytest does, but for those of loggers that pass none on.
+
+    Looking for these among a thousand loggers, six times a test, took a sixtieth of all time.
+    """
+    root = logging.getLogger()
+    root.addHandler(self.handler)
+    self.attached_loggers.append(root)
+    if self.level is not None:
+        self.handler.setLevel(self.level)
+        self.orig_level = root.level
+        root.setLevel(min(root.level, self.level))
+    return self.handler
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -71,26 +85,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Let the collector pass over the modules that are loaded by now: going through them took a twelfth of all time."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
-def pytest_sessionfinish() -> None:
-    """Let them be taken apart when Python ends."""
-    gc.unfreeze()
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let modules be taken apart when Python ends; a worker of several leaves them, and what libraries say of that.
+
+    All of its results are told by then; taking apart took the last seven seconds of a run.
+    """
+    if hasattr(session.config, "workerinput"):
+        atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
+    else:
+        gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
 def as_if_first() -> None:
     """What earlier tests of the same process drew or set up for log lines changes nothing: which they are is chance."""
-    torch.manual_seed(0)
+    import numpy as np
+    from torch import default_generator
+
+    default_generator.manual_seed(0)  # torch.manual_seed would note the stack, for a GPU that might come
     np.random.seed(0)
     if logging.root.manager.disable != logging.NOTSET:
         logging.disable(logging.NOTSET)
     if logging.root.level != logging.WARNING:
         logging.root.setLevel(logging.WARNING)
-    for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.split(".")[0] == "nd":
+    for name in [name for name in logging.root.manager.loggerDict if name == "nd" or name.startswith("nd.")]:
+        if isinstance(logger := logging.root.manager.loggerDict[name], logging.Logger):
             if logger.level != logging.NOTSET:  # setting it goes through every logger there is
                 logger.setLevel(logging.NOTSET)
             logger.disabled, logger.propagate = False, True
@@ -142,6 +165,10 @@ def nsd_shared_ids() -> Path:
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A configuration whose Scenes folder is prepared: 2 subjects, 60 + 12 images, 2 repeats. Read only."""
+    from helpers_config import data_settings
+
+    from nd.config import Config
+    from nd.data.prepared import data_folder
     from nd.scenes.world import pieces_of
 
     data = data_settings(subjects=["subj01", "subj02"], n_train=60, n_val=10, n_test=12, n_repeats=2, n_voxels=150)
