@@ -8,11 +8,10 @@ import re
 import shutil
 import struct
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import h5py
 import nibabel
@@ -30,7 +29,7 @@ from nd.data.mindeye2 import tree as mindeye2
 from nd.data.nsd import tree
 from nd.data.nsd.facts import PEOPLE
 from nd.data.prepared import Stimuli, Subject, stimuli_path, subject_path
-from nd.doctor import training, weights
+from nd.doctor import weights
 from nd.doctor.extent import Extent, images_seen
 from nd.doctor.memory import memory_estimate, store_bytes, target_numbers, target_shapes
 from nd.doctor.need import byte_text
@@ -40,8 +39,6 @@ from nd.doctor.whole import fault
 from nd.mappers.arrays import LARGE_BYTES
 from nd.mappers.base import FoldData, Group
 from nd.mappers.components import build_mapper
-from nd.mappers.training import memory
-from nd.mappers.training.memory import Estimate, training_bytes
 from nd.prepare import prepare
 from nd.scenes.as_mindeye2 import write_mindeye2
 from nd.scenes.as_nsd import write_nsd
@@ -67,23 +64,6 @@ class Said:
         found = [line for line in self.lines if re.search(pattern, line)]
         assert len(found) == 1, f"{len(found)} lines with {pattern!r} in:\n{self.text}"
         return found[0]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def counted_once() -> Iterator[None]:
-    """What training takes depends on the network alone, and is counted once for all the doctors that ask."""
-    known: dict[str, Estimate] = {}
-
-    def once(*given: Any, **how: Any) -> Estimate:
-        key = repr((given, how))
-        if key not in known:
-            known[key] = training_bytes(*given, **how)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (memory, training):
-            patch.setattr(module, "training_bytes", once)
-        yield
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from nd.mappers.network.draws import Draws
 from nd.mappers.network.heads import TargetSlice, slices_of
 from nd.mappers.network.network import Network
 from nd.mappers.network.prior import DiffusionPrior
+from nd.mappers.training import memory
 from nd.mappers.training.losses import absolute_error, soft_clip, soft_contrastive, squared_error
 from nd.mappers.training.memory import Estimate, largest_levers, training_bytes
 
@@ -88,6 +89,27 @@ def test_parameters_and_states() -> None:
     assert (found.parameters, found.states) == (n_parameters, 16 * n_parameters)
     assert found.total == found.states + found.activations
     assert training_bytes(SMALL, PARTS, N_VOXELS, 8, aux_width=24, ema=True).states == 20 * n_parameters
+
+
+def test_a_network_is_counted_once_for_equal_settings_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    count = memory.activation_bytes
+    monkeypatch.setattr(memory, "activation_bytes", lambda *given: made.append(0) or count(*given))
+    memory._counted.cache_clear()
+    one = training_bytes(SMALL, PARTS, N_VOXELS, 4)
+    assert training_bytes(replace(SMALL), list(PARTS), dict(N_VOXELS), 4) == one
+    assert training_bytes(SMALL, PARTS, N_VOXELS, 4, ema=True).states > one.states
+    assert len(made) == 1
+    others = [
+        training_bytes(SMALL, PARTS, N_VOXELS, 5),
+        training_bytes(SMALL, PARTS, N_VOXELS | {"subj02": 201}, 4),
+        training_bytes(SMALL, PARTS[:-1], N_VOXELS, 4),
+        training_bytes(SMALL, PARTS, N_VOXELS, 4, variant="released"),
+        training_bytes(SMALL, PARTS, N_VOXELS, 4, aux_width=24),
+        training_bytes(replace(SMALL, hidden=65), PARTS, N_VOXELS, 4),
+    ]
+    assert len(made) == 7
+    assert len({one, *others}) == 7
 
 
 def test_states_are_what_adam_holds() -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -78,15 +80,21 @@ def training_bytes(
         ema: whether a running mean of the weights is kept.
         precision: as ``TrainingConfig``.
     """
-    with torch.device("meta"):
-        network = Network(config, slices, front, variant, aux_width)
-    n_parameters = sum(weights.numel() for weights in network.parameters())
+    n_parameters, activations = _counted(pickle.dumps((config, tuple(slices), front, batch_size, variant, aux_width)))
     states = n_parameters * (STATE_BYTES + EMA_BYTES * ema)
-    activations = activation_bytes(network, batch_size)
     if precision.endswith("mixed"):
         activations = int(MIXED_SHARE * activations) + MIXED_WEIGHT_BYTES * n_parameters
     wide = 2 if precision == "64-true" else 1
     return Estimate(n_parameters, wide * states, wide * activations)
+
+
+@lru_cache(maxsize=64)
+def _counted(given: bytes) -> tuple[int, int]:
+    """Count parameters and kept bytes once for the folds, rows and jobs whose pickled settings and sizes are equal."""
+    config, slices, front, batch_size, variant, aux_width = pickle.loads(given)
+    with torch.device("meta"):
+        network = Network(config, slices, front, variant, aux_width)
+    return sum(weights.numel() for weights in network.parameters()), activation_bytes(network, batch_size)
 
 
 def activation_bytes(network: Network, batch_size: int) -> int:
