@@ -9,6 +9,9 @@ from pathlib import Path
 
 import hydra
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
 from nd.config import Config, SubjectConfig, composition
@@ -623,6 +626,28 @@ def test_a_list_of_defaults_may_name_another_choice(tmp_path: Path) -> None:
         for given, wanted in (([], "x"), (["a=y"], "y")):
             composed = OmegaConf.to_container(hydra.compose("config", given))
             assert composed == {"a": {"of": f"a/{wanted}"}, "b": {"of": f"b/{wanted}"}}
+
+
+def test_files_that_do_not_fit_are_told_apart(tmp_path: Path) -> None:
+    """They are merged in one go, and where that fails one by one, so that Hydra can say which it is."""
+    (tmp_path / "config.yaml").write_text("defaults: [{a: x}, {b: y}]", encoding="utf-8")
+    for name, text in (("a/x", "list: [1]"), ("b/y", "# @package a\nlist: {of: 1}"), ("b/z", "# @package a\nmore: 2")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert OmegaConf.to_container(hydra.compose("config", ["b=z"])) == {"a": {"list": [1], "more": 2}}
+        with pytest.raises(HydraException, match=r"In 'b/y': .*\nCannot merge DictConfig with ListConfig"):
+            hydra.compose("config")
+
+
+def test_what_one_file_gives_two_places_is_changed_in_one_of_them() -> None:
+    """Copies by pickle, where Hydra makes deep ones."""
+    given = ConfigResult("main", "x", OmegaConf.create({"a": {"b": 1}}), {"package": "p.q"})
+    one, other = (ConfigLoaderImpl._embed_result_config(given, place) for place in (None, "other"))
+    assert given.config == {"a": {"b": 1}}
+    one.config.p.q.a.b = 2
+    assert (one.config, other.config) == ({"p": {"q": {"a": {"b": 2}}}}, {"other": {"a": {"b": 1}}})
+    assert ConfigLoaderImpl._embed_result_config(given, "") is given
 
 
 @pytest.mark.parametrize("method", ["neuraldiffuser", "neuraldiffuser_ridge", "minddiffuser", "souldiffuser"])

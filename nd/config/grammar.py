@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+import copy
+from functools import cache, lru_cache
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -13,8 +14,13 @@ def _parser() -> OverridesParser:
     return OverridesParser.create()
 
 
+@lru_cache(maxsize=4096)
+def _read(text: str) -> Override:
+    return _parser().parse_override(text)
+
+
 def parsed(text: str) -> Override:
-    """Return what ``key=value`` says.
+    """Return what ``key=value`` says; a text is read once, rows of a table and jobs of a sweep share most.
 
     Args:
         text: one override, as given on the command line.
@@ -25,4 +31,4 @@ def parsed(text: str) -> Override:
     Raises:
         HydraException: text that Hydra's grammar does not know.
     """
-    return _parser().parse_override(text)
+    return copy.deepcopy(_read(text))

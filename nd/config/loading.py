@@ -6,21 +6,24 @@ import copy
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import hydra
+import omegaconf.base
 import yaml
 from hydra._internal import config_loader_impl, defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nd.config.conf_files import conf_dir
@@ -86,6 +89,39 @@ def _choices_where_asked(overrides: Any, defaults: list[Any], self_added: bool) 
 
 
 defaults_list._create_interpolation_map = _choices_where_asked  # type: ignore[assignment]
+_file_by_file = ConfigLoaderImpl._compose_config_from_defaults_list
+
+
+def _merged_at_once(self: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> DictConfig:
+    """Return what all files hold together, merged in one go: Hydra corrects the whole tree's parents after each file.
+
+    Where something does not fit, Hydra goes file by file and says which it is.
+    """
+    whole = OmegaConf.create(flags={"no_deepcopy_set_nodes": True})
+    try:
+        whole.merge_with(*(self._load_single_config(one, repo).config for one in defaults))
+    except (OmegaConfBaseException, HydraException):
+        return _file_by_file(self, defaults, repo)
+    whole._set_flag("no_deepcopy_set_nodes", None)
+    read: Any = SimpleNamespace(_load_single_config=lambda **_: SimpleNamespace(config=whole))
+    return _file_by_file(read, defaults[:1], repo)
+
+
+def _embedded(result: Any, package: str | None) -> Any:
+    """Return what a file holds at its place in the whole, copied by pickle too."""
+    place = result.header["package"] if package is None else package
+    if not place:
+        return result
+    whole = OmegaConf.create(flags={"no_deepcopy_set_nodes": True})
+    OmegaConf.update(whole, place, pickle.loads(pickle.dumps(result.config)), merge=False)
+    whole._set_flag("no_deepcopy_set_nodes", None)
+    return replace(result, config=whole)
+
+
+ConfigLoaderImpl._compose_config_from_defaults_list = _merged_at_once  # type: ignore[method-assign]
+ConfigLoaderImpl._embed_result_config = staticmethod(_embedded)  # type: ignore[assignment, method-assign]
+# What a text of conf/ refers to is parsed once in a process, and not for each configuration that holds it.
+omegaconf.base.parse = lru_cache(maxsize=1024)(omegaconf.base.parse)
 
 
 @cache
