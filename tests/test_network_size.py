@@ -12,6 +12,7 @@ from nd.mappers.network.draws import Draws
 from nd.mappers.network.heads import TargetSlice, slices_of
 from nd.mappers.network.network import Network
 from nd.mappers.network.prior import DiffusionPrior
+from nd.mappers.network.trunk import SubjectLayers
 from nd.mappers.training import memory
 from nd.mappers.training.losses import absolute_error, soft_clip, soft_contrastive, squared_error
 from nd.mappers.training.memory import Estimate, largest_levers, training_bytes
@@ -95,7 +96,7 @@ def test_a_network_is_counted_once_for_equal_settings_and_sizes(monkeypatch: pyt
     made: list[int] = []
     count = memory.activation_bytes
     monkeypatch.setattr(memory, "activation_bytes", lambda *given: made.append(0) or count(*given))
-    memory._counted.cache_clear()
+    memory._counted_once.cache_clear()
     one = training_bytes(SMALL, PARTS, N_VOXELS, 4)
     assert training_bytes(replace(SMALL), list(PARTS), dict(N_VOXELS), 4) == one
     assert training_bytes(SMALL, PARTS, N_VOXELS, 4, ema=True).states > one.states
@@ -110,6 +111,9 @@ def test_a_network_is_counted_once_for_equal_settings_and_sizes(monkeypatch: pyt
     ]
     assert len(made) == 7
     assert len({one, *others}) == 7
+    of_its_own = SubjectLayers(N_VOXELS, shape={"said by": lambda: 0})
+    assert training_bytes(SMALL, PARTS, of_its_own, 4) == one
+    assert len(made) == 8
 
 
 def test_states_are_what_adam_holds() -> None:

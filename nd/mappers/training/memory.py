@@ -80,7 +80,11 @@ def training_bytes(
         ema: whether a running mean of the weights is kept.
         precision: as ``TrainingConfig``.
     """
-    n_parameters, activations = _counted(pickle.dumps((config, tuple(slices), front, batch_size, variant, aux_width)))
+    given = (config, tuple(slices), front, batch_size, variant, aux_width)
+    try:
+        n_parameters, activations = _counted_once(pickle.dumps(given))
+    except (pickle.PicklingError, AttributeError, TypeError):  # a front from outside need not go through pickle
+        n_parameters, activations = _counted(*given)
     states = n_parameters * (STATE_BYTES + EMA_BYTES * ema)
     if precision.endswith("mixed"):
         activations = int(MIXED_SHARE * activations) + MIXED_WEIGHT_BYTES * n_parameters
@@ -89,9 +93,20 @@ def training_bytes(
 
 
 @lru_cache(maxsize=64)
-def _counted(given: bytes) -> tuple[int, int]:
-    """Count parameters and kept bytes once for the folds, rows and jobs whose pickled settings and sizes are equal."""
-    config, slices, front, batch_size, variant, aux_width = pickle.loads(given)
+def _counted_once(given: bytes) -> tuple[int, int]:
+    """Count for folds, rows and jobs whose pickled settings and sizes are equal."""
+    return _counted(*pickle.loads(given))
+
+
+def _counted(
+    config: NetworkConfig,
+    slices: Sequence[TargetSlice],
+    front: Front | Mapping[str, int],
+    batch_size: int,
+    variant: str,
+    aux_width: int,
+) -> tuple[int, int]:
+    """Return how many parameters there are, and how many bytes autograd keeps; arguments as of `training_bytes`."""
     with torch.device("meta"):
         network = Network(config, slices, front, variant, aux_width)
     return sum(weights.numel() for weights in network.parameters()), activation_bytes(network, batch_size)
