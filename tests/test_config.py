@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 import re
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import cycle
 from pathlib import Path
 
 import hydra
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
@@ -19,7 +22,7 @@ from nd.config.application import check, compose, derive
 from nd.config.components import KINDS, found
 from nd.config.fields import declared
 from nd.config.known import FILLED_IN, group_type, known_fields
-from nd.config.loading import schema_defaults
+from nd.config.loading import ReadOnce, schema_defaults
 from nd.config.overrides import group_names, group_options, read
 from nd.data.components import PUBLISHED
 from nd.errors import UserError
@@ -648,6 +651,24 @@ def test_what_one_file_gives_two_places_is_changed_in_one_of_them() -> None:
     one.config.p.q.a.b = 2
     assert (one.config, other.config) == ({"p": {"q": {"a": {"b": 2}}}}, {"other": {"a": {"b": 1}}})
     assert ConfigLoaderImpl._embed_result_config(given, "") is given
+
+
+def test_settings_of_a_plug_in_that_was_imported_anew_are_copied_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their class is not the one of its name then, as in the process of a launcher's job."""
+
+    @dataclass
+    class Settings:
+        n_jobs: int = 1
+
+    given = ConfigResult("main", "x", OmegaConf.structured(Settings), {"package": "launcher"})
+    with pytest.raises(AttributeError, match="local object"):
+        pickle.dumps(given)
+    embedded = ConfigLoaderImpl._embed_result_config(given, None)
+    embedded.config.launcher.n_jobs = 2
+    assert (given.config.n_jobs, embedded.config.launcher.n_jobs) == (1, 2)
+    assert OmegaConf.get_type(embedded.config.launcher) is Settings
+    monkeypatch.setattr(ConfigRepository, "load_config", lambda *_: given)
+    assert ReadOnce(ConfigSearchPathImpl()).load_config("x") is given
 
 
 @pytest.mark.parametrize("method", ["neuraldiffuser", "neuraldiffuser_ridge", "minddiffuser", "souldiffuser"])

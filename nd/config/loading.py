@@ -53,10 +53,24 @@ class ReadOnce(ConfigRepository):
         key = (*(source.path for source in self.sources), config_path)
         if key not in self.read:
             try:
-                self.read[key] = pickle.dumps(super().load_config(config_path))
+                found = super().load_config(config_path)
             except UnicodeDecodeError as error:
                 raise HydraException(f"{config_path} is no UTF-8 text ({error}). Save it again as UTF-8.") from error
+            if (pickled := _pickled(found)) is None:
+                return found  # which Hydra has copied from what is in store
+            self.read[key] = pickled
         return pickle.loads(self.read[key])
+
+
+def _pickled(value: Any) -> bytes | None:
+    """Return a value pickled; None where it holds settings of a class that is not found by its name.
+
+    So it is with a launcher's in the process of a job: Hydra imports plugins anew, and the class is another one then.
+    """
+    try:
+        return pickle.dumps(value)
+    except (pickle.PicklingError, AttributeError):
+        return None
 
 
 @contextmanager
@@ -113,7 +127,9 @@ def _embedded(result: Any, package: str | None) -> Any:
     if not place:
         return result
     whole = OmegaConf.create(flags={"no_deepcopy_set_nodes": True})
-    OmegaConf.update(whole, place, pickle.loads(pickle.dumps(result.config)), merge=False)
+    pickled = _pickled(result.config)
+    own = copy.deepcopy(result.config) if pickled is None else pickle.loads(pickled)
+    OmegaConf.update(whole, place, own, merge=False)
     whole._set_flag("no_deepcopy_set_nodes", None)
     return replace(result, config=whole)
 
