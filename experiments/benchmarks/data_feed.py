@@ -34,7 +34,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from rows import COUNTED, WALL_TIME, Asked, Row
+from rows import MEASURED, WALL_TIME, Asked, Row
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -92,7 +92,7 @@ def measure(asked: Asked) -> list[Row]:
         *rows,
         Row(case="a subject opened", unit="s", ours=[turn["open_s"] for turn in turns], clock=WALL_TIME),
         Row(case="memory that all reading adds", unit="MiB", ours=[turn["feed_mib"] for turn in turns],
-            peer="the files", theirs=[n_mib], clock=COUNTED),
+            peer="the files", theirs=[n_mib], clock=MEASURED),
     ]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from data_feed import watched
 from numpy.typing import NDArray
-from rows import COUNTED, Asked, Row
+from rows import MEASURED, Asked, Row
 from threadpoolctl import threadpool_limits
 
 from nd.files import write_json
@@ -77,7 +77,7 @@ def measure(asked: Asked) -> list[Row]:
                         clock=asked.clock, note=f"coefficients differ by {found['apart']:.0e} at most"))  # fmt: skip
     memory = added_memory(sizes, sizes.columns)
     case = f"a fit of {memory['columns']} columns of 1,000 x 2,000: memory added"
-    return [*rows, Row(case=case, unit="MiB", ours=[memory["added_mib"]], clock=COUNTED)]
+    return [*rows, Row(case=case, unit="MiB", ours=[memory["added_mib"]], clock=MEASURED)]
 
 
 LARGER = ((2000, 4000, 300, 450), (2000, 4000, 60, 1500))  # images, voxels, columns, chosen voxels

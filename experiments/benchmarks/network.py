@@ -36,7 +36,7 @@ import pytorch_lightning as pl
 import torch
 from data_feed import REPEATS, watched, write_store, write_subject_file
 from extraction import CLOCK, matmul_rate
-from rows import COUNTED, WALL_TIME, Asked, Row
+from rows import MEASURED, WALL_TIME, Asked, Row
 from torch.utils.flop_counter import FlopCounterMode
 
 from nd.config import Config
@@ -92,7 +92,7 @@ def measure(asked: Asked) -> list[Row]:
         Row(case=case, unit="samples/s", ours=[found["samples_per_s"]], more=True, clock=WALL_TIME),
         Row(case=f"{case}: waiting for data", unit="of the time", ours=[found["waiting"]], clock=WALL_TIME),
         Row(case=f"{case}: memory", unit="MiB", ours=[found["peak_mib"]], peer="estimate",
-            theirs=[found["estimated_mib"]], clock=COUNTED),
+            theirs=[found["estimated_mib"]], clock=MEASURED),
         Row(case=case, unit="of torch.mm's rate", ours=[rate], more=True, clock=WALL_TIME),
     ]  # fmt: skip
 

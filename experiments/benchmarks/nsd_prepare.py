@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from rows import COUNTED, WALL_TIME, Asked, Row
+from rows import MEASURED, WALL_TIME, Asked, Row
 
 from nd.data.nsd.facts import PEOPLE, TRIALS_PER_SESSION
 from nd.data.prepared import Stimuli, Subject, write_stimuli, write_subject
@@ -44,7 +44,7 @@ def measure(asked: Asked) -> list[Row]:
         seconds, added_mb = found(parsed(["--sessions", sessions, *small]))
         case = f"nd prepare data=nsd, {sessions} session{'s' * (sessions != '1')} of NSD's size"
         rows += [Row(case=f"{case}: a session", unit="s", ours=[seconds / int(sessions)], clock=WALL_TIME),
-                 Row(case=f"{case}: memory beyond modules", unit="MB", ours=[added_mb], clock=COUNTED)]  # fmt: skip
+                 Row(case=f"{case}: memory beyond modules", unit="MB", ours=[added_mb], clock=MEASURED)]  # fmt: skip
     return rows
 
 

@@ -39,7 +39,7 @@ from himalaya.backend import set_backend
 from himalaya.kernel_ridge import KernelRidgeCV
 from himalaya.ridge import RidgeCV
 from numpy.typing import NDArray
-from rows import COUNTED, Asked, Row, in_turns
+from rows import MEASURED, Asked, Row, in_turns
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.model_selection import GridSearchCV
 
@@ -121,7 +121,7 @@ def measure(asked: Asked) -> list[Row]:
     found = memory(sizes)
     size = " x ".join(str(n) for n in sizes.nsd[:2]) + f" -> {sizes.nsd[2]}"
     return [*rows, Row(case=f"ridge, {size}, targets mapped: memory", unit="MiB", ours=[found["fit"]["rss_anon_mib"]],
-                       peer="voxels and targets", theirs=[found["inputs_mib"]], clock=COUNTED)]  # fmt: skip
+                       peer="voxels and targets", theirs=[found["inputs_mib"]], clock=MEASURED)]  # fmt: skip
 
 
 def turned(asked: Asked, turns: int, case: str, ours: Callable[[], Any], peer: str, theirs: Callable[[], Any]) -> Row:

@@ -31,7 +31,8 @@ PACKAGES = (
     "nd", "torch", "numpy", "scipy", "h5py", "diffusers", "transformers", "open_clip_torch", "hydra-core",
     "himalaya", "scikit-learn", "scikit-image", "fastl2lir",
 )  # fmt: skip
-CPU_TIME, WALL_TIME, COUNTED = "processor", "clock", "counted"
+CPU_TIME, WALL_TIME = "processor", "clock"
+MEASURED, COUNTED = "measured", "counted"  # no time: memory of a process; operations, or bytes of what has no contents
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Row:
         peer: what it is held against; empty where there is nothing.
         theirs: the peer's figures, one a turn of ours, or one for all turns.
         more: whether more is better.
-        clock: "processor", "clock" or "counted".
+        clock: "processor" or "clock" of a time; "measured" or "counted" of what is none.
         note: what a reader must know besides.
     """
 
@@ -166,7 +167,7 @@ def peak_gb() -> float:
 
 def peak_row(case: str = "peak memory of the process") -> Row:
     """Return the row of ``peak_gb``."""
-    return Row(case=case, unit="GB", ours=[peak_gb()], clock=COUNTED)
+    return Row(case=case, unit="GB", ours=[peak_gb()], clock=MEASURED)
 
 
 # ---- where it was measured ------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import torch
 from data_feed import watched
-from rows import COUNTED, Asked, Row
+from rows import COUNTED, MEASURED, Asked, Row
 from sampler import Shell, inputs
 
 from nd.config.application import compose
@@ -77,7 +77,7 @@ def measured(asked: Asked, dtype: str, side: int) -> Iterator[Row]:
         given = inputs(sampler, 1, 1)[:3]
         rises = [rise(sampler, given, asked.device) / GB for _ in range(asked.pick(1, 2))]
         case = f"a guided sample at {side} px, {name}, {dtype}: measured"
-        yield Row(case=case, unit="GB", ours=rises, peer="counted", theirs=[need / GB], clock="measured")
+        yield Row(case=case, unit="GB", ours=rises, peer="counted", theirs=[need / GB], clock=MEASURED)
         del sampler, module, given
 
 
