@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import errno
 import logging
-import mmap
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,12 @@ import numpy as np
 
 from nd.errors import UserError, is_raised_in
 from nd.files import unreadable
+from nd.hdf5_texts import WRITE_AGAIN, check_texts
 
 log = logging.getLogger(__name__)
 
 NAMED = re.compile(r"object '([^']+)' doesn't exist")  # in HDF5's own message
-WRITE_AGAIN = "Fetch or write it again."
-SEARCHED = 64 << 20  # bytes of a file that are searched for heaps: 37 ms of one core
 PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM)  # a truth is an enumeration
-SEARCHED_AT_ONCE = 4 << 20  # bytes that are searched sooner than it is asked what is to be passed by
-HEAP = b"GCOL\x01\0\0\0"  # begins a global heap, which holds texts; then its size in 8 bytes, and its objects
 
 
 @contextmanager
@@ -49,7 +45,7 @@ def open_h5(path: Path, **options: Any) -> Iterator[h5py.File]:
         raise bad_h5(path, error) from None
     try:
         with handle:
-            _check_heaps(handle, path)
+            check_texts(handle, path)
             yield handle
     except (UserError, MemoryError):
         raise
@@ -58,51 +54,6 @@ def open_h5(path: Path, **options: Any) -> Iterator[h5py.File]:
             raise
         log.debug("h5py fails on %s", path, exc_info=error)
         raise UserError(f"{path} is damaged: {_part_of(error)} cannot be read. {WRITE_AGAIN}") from None
-
-
-def _check_heaps(handle: h5py.File, path: Path) -> None:
-    """Raise UserError where HDF5 would read a text of an open file without end: an empty object steps nowhere.
-
-    Contiguous datasets are passed by, so that of large files little is read; where much is left, nothing is.
-    """
-    place, size = 0, path.stat().st_size
-    large = _contiguous(handle) if size > SEARCHED_AT_ONCE else ()
-    passed = sorted((begin, end) for begin, end in large if end <= size)
-    if size - sum(end - begin for begin, end in passed) > SEARCHED:
-        return
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for begin, end in [*passed, (size, size)]:
-            while (place := content.find(HEAP, place, begin)) >= 0:
-                if not _is_sound(content, place):
-                    raise UserError(f"{path} is damaged: texts in it cannot be read. {WRITE_AGAIN}")
-                place += len(HEAP)
-            place = end
-
-
-def _contiguous(handle: h5py.File) -> Iterator[tuple[int, int]]:
-    """Yield first byte and end of each contiguous dataset of a file; damaged ones are told when they are read."""
-    for name in handle:
-        with suppress(Exception):
-            found = handle[name].id
-            if isinstance(found, h5py.h5d.DatasetID) and found.get_offset():
-                yield found.get_offset(), found.get_offset() + found.get_storage_size()
-
-
-def _is_sound(content: mmap.mmap, place: int) -> bool:
-    """Whether going through the objects of a global heap comes to its end.
-
-    HDF5 counts in 64 bits: an object that claims to reach far beyond the heap would lead it back to where it was.
-    """
-    end = min(place + int.from_bytes(content[place + 8 : place + 16], "little"), len(content))
-    place += 16
-    while place + 16 <= end:
-        number, size = int.from_bytes(content[place : place + 2], "little"), content[place + 8 : place + 16]
-        n_bytes = int.from_bytes(size, "little")
-        step = 16 + -(-n_bytes // 8) * 8 if number else n_bytes
-        if not 0 < step <= end - place:
-            return False
-        place += step
-    return True
 
 
 def _is_of_writing(error: Exception) -> bool:

@@ -29,7 +29,7 @@ ORDER = [
         "nd.terminal",
         "nd.threads",
     },
-    {"nd.hdf5", "nd.sealed", "nd.h5_values"},
+    {"nd.hdf5_texts", "nd.hdf5", "nd.sealed", "nd.h5_values"},
     {"nd.config", "nd.launch", "nd.lightning", "nd.processes"},
     {"nd.data"},
     {"nd.scenes"},

@@ -304,6 +304,48 @@ def test_a_text_that_claims_to_reach_around_is_told(path: Path) -> None:
     faulthandler.cancel_dump_traceback_later()
 
 
+@pytest.mark.parametrize("layout", ["earliest", "latest"])
+@pytest.mark.parametrize("held", ["attribute", "list", "of a dataset", "dataset"])
+def test_a_text_that_claims_gigabytes_is_told(layout: str, held: str, tmp_path: Path) -> None:
+    """HDF5 makes room for what is claimed where a text is used, 4 GB at most, and reads it."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver=layout) as handle:
+        handle["texts"] = np.array([["a"], ["twelve bytes" if held == "dataset" else "b"]], dtype=object)
+        of = handle["texts"].attrs if held == "of a dataset" else handle.attrs
+        if held != "dataset":
+            of.create("name", ["a", "twelve bytes"] if held == "list" else "twelve bytes", dtype=h5py.string_dtype())
+    with open_h5(path) as handle:
+        assert handle["texts"].asstr()[0, 0] == "a"
+    content = path.read_bytes()
+    place = (12).to_bytes(4, "little") + content.index(b"GCOL").to_bytes(8, "little")
+    assert content.count(place) == 1
+    path.write_bytes(content.replace(place, (len(content) + 1).to_bytes(4, "little") + place[4:]))
+    # what is written as "latest" has sums over attributes, which HDF5 checks itself
+    told = r"x\.h5 is damaged: texts in it cannot be read" + r"|x\.h5 is damaged: a part of it" * (layout == "latest")
+    with pytest.raises(UserError, match=told), open_h5(path):
+        pass
+
+
+def test_an_attribute_of_texts_without_any_is_none(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as handle:
+        handle.attrs["none"] = h5py.Empty(h5py.string_dtype())
+        handle.attrs["next"] = np.full(8, 255, np.uint8)
+    with open_h5(tmp_path / "x.h5") as handle:
+        assert handle.attrs["none"].shape is None
+
+
+def test_names_and_shapes_like_an_attributes_are_no_text(tmp_path: Path) -> None:
+    """What describes a type lies among other bytes too, where nothing follows that could be read."""
+    from nd.hdf5_texts import TEXT_TYPE
+
+    path = tmp_path / "x.h5"
+    for before in (b"", b"\0" * 9, b"\x03\0\x02\0\x08\0\xff\xff\x01n\0", b"\x01\0\xff\xff\x08\0\x08\0n\0\0\0\0\0\0\0"):
+        with h5py.File(path, "w") as handle:
+            handle["bytes"] = np.frombuffer(before + TEXT_TYPE, np.uint8)
+        with open_h5(path) as handle:
+            assert len(handle["bytes"][()]) == len(before) + 8
+
+
 def test_a_text_whose_characters_are_large_is_told(path: Path) -> None:
     """HDF5 makes room for its length times their size."""
     content, name = bytearray(path.read_bytes()), b"name\0\0\0\0"
