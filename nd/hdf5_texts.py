@@ -54,9 +54,14 @@ def check_texts(handle: h5py.File, path: Path) -> None:
 
 
 def _contiguous(handle: h5py.File, size: int, texts: bool = False) -> Iterator[tuple[int, int]]:
-    """Yield first byte and end of each contiguous dataset; damaged ones are told when they are read."""
+    """Yield first byte and end of each contiguous dataset; damaged ones are told when they are read.
+
+    One that is linked may lie in another file.
+    """
     for name in handle:
         with suppress(Exception):
+            if not isinstance(handle.get(name, getlink=True), h5py.HardLink):
+                continue
             found = handle[name].id
             if isinstance(found, h5py.h5d.DatasetID) and found.get_offset() and (not texts or _is_text(found)):
                 begin, end = found.get_offset(), found.get_offset() + found.get_storage_size()

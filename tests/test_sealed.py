@@ -326,6 +326,18 @@ def test_a_text_that_claims_gigabytes_is_told(layout: str, held: str, tmp_path: 
         pass
 
 
+def test_linked_texts_are_looked_for_in_no_wrong_file(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "texts.h5", "w") as handle:
+        handle["texts"] = np.array(["a", "b"], dtype=object)
+        place = handle["texts"].id.get_offset()
+    with h5py.File(tmp_path / "x.h5", "w") as handle:
+        handle["texts"] = h5py.ExternalLink("texts.h5", "texts")
+        handle["bytes"] = np.full(2 * place, 255, np.uint8)
+        assert handle["bytes"].id.get_offset() <= place, "the place in the other file is of these here"
+    with open_h5(tmp_path / "x.h5") as handle:
+        assert handle["texts"].asstr()[:].tolist() == ["a", "b"]
+
+
 def test_an_attribute_of_texts_without_any_is_none(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as handle:
         handle.attrs["none"] = h5py.Empty(h5py.string_dtype())
